@@ -1,0 +1,196 @@
+"Dynamic value references: what is found, what stays literal, what is put in, what is refused."
+import json
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_nb.errors import MlopsError
+from mlops_nb.references import TIME_PARTS, as_inputs, find, literals, parse, resolve, time_part
+
+ROOT = Path(__file__).parents[2]
+START = datetime(2013, 3, 31, 23, 59, 58, 123456, tzinfo=UTC)
+
+
+def context(**values) -> dict:
+    return {
+        "job": {"id": 7, "name": "train", "run_id": 12, "repair_count": 0, "start_time": START,
+                "parameters": {"as_of": "2013-04-01", "a-b": "dash", "model{}": "braces"},
+                "trigger": {"type": "TABLE", "time": START - timedelta(hours=1),
+                            "table_update": {"updated_tables": ["dev.flights.predictions"]}}},
+        "task": {"name": "deploy", "run_id": 14, "execution_count": 2},
+        "tasks": {"train": {"values": values, "result_state": "TIMEDOUT", "error_code": None, "run_id": 13,
+                            "execution_count": 1}},
+        "workspace": {"id": "0", "url": "http://127.0.0.1:8080"},
+    }
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("{{job.id}}", "7"), ("{{job.name}}", "train"), ("{{job.run_id}}", "12"), ("{{job.repair_count}}", "0"),
+    ("{{job.parameters.as_of}}", "2013-04-01"), ("{{job.parameters.`a-b`}}", "dash"),
+    ("{{job.parameters.`model{}`}}", "braces"), ("{{job.`name`}}", "train"),
+    ("{{job.trigger.type}}", "TABLE"), ("{{job.trigger.time.hour}}", "22"),
+    ("{{job.trigger.table_update.updated_tables}}", '["dev.flights.predictions"]'),
+    ("{{task.name}}", "deploy"), ("{{task.run_id}}", "14"), ("{{task.execution_count}}", "2"),
+    ("{{tasks.train.result_state}}", "timedout"), ("{{tasks.train.error_code}}", ""), ("{{tasks.train.run_id}}", "13"),
+    ("{{workspace.id}}", "0"), ("{{workspace.url}}", "http://127.0.0.1:8080"),
+    ("{{job_id}} {{run_id}} {{parent_run_id}} {{task_key}} {{start_date}}", "7 14 12 deploy 2013-03-31"),
+    ("job_{{job.run_id}}", "job_12"), ("{{job.id}}{{job.id}}", "77"), ("{{{job.id}}}", "{7}"),
+])
+def test_every_kind_of_reference(text, expected):
+    assert resolve(text, context()) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "", "{}", "{{}}", "{{job.id}", "{job.id}}", "{{ job.id }}", "{{job.id+1}}", "{{job..id}}", "{{.job}}", "{{job.id.}}",
+    "{{job-id}}", "{{jobs.id}}", "{{Job.id}}", "{{var.catalog}}", "{{job_id.x}}", "{{job.parameters.a-b}}",
+    "{{job.parameters.`a-b}}", "{{jöb.id}}", "{{\njob.id}}"])
+def test_unknown_namespaces_and_broken_syntax_stay_as_written(text):
+    assert resolve(text, context()) == text
+    assert find(text) == []
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{{job.naem}}", r"\{\{job.naem\}\}: no 'naem' in job\n  did you mean 'name'\? there are: id, name"),
+    ("{{job}}", "job has parts"), ("{{job.parameters}}", "job.parameters has parts\n.*as_of"),
+    ("{{job.parameters.asof}}", "no 'asof' in job.parameters\n  did you mean 'as_of'"),
+    ("{{job.id.x}}", "job.id is one value"), ("{{job.start_time}}", "job.start_time has parts\n.*iso_date"),
+    ("{{job.start_time.iso_dat}}", "no 'iso_dat' in job.start_time\n  did you mean 'iso_date'"),
+    ("{{job.start_time.year.x}}", "job.start_time.year is one value"),
+    ("{{tasks.trian.values.x}}", "no task 'trian' that ran before this one\n.*train"),
+    ("{{tasks.train.values.modle}}", "task 'train' set no value 'modle'; it set: metrics, model"),
+    ("{{tasks.train.values}}", "tasks.train.values has parts"), ("{{tasks.train}}", "tasks.train has parts"),
+    ("{{tasks.train.valeus.x}}", "no 'valeus' in tasks.train\n  did you mean 'values'"),
+    ("{{tasks.train.values.metrics.auc}}", "tasks.train.values.metrics is one value"),
+    ("{{input}}", "only the task inside a for_each_task has an input"), ("{{input.x}}", "only the task inside"),
+    ("{{backfill.iso_date}}", "this run is no backfill"),
+    ("{{job.trigger.file_arrival.location}}", "no 'file_arrival' in job.trigger"),
+])
+def test_a_wrong_name_in_a_known_namespace_says_what_exists(text, message):
+    with pytest.raises(MlopsError, match=message):
+        resolve({"deep": [f"before {text} after"]}, context(model="m", metrics={"auc": 0.7}))
+
+
+def test_a_task_that_set_nothing_is_named():
+    with pytest.raises(MlopsError, match="task 'train' set no value 'x'; it set none"):
+        resolve("{{tasks.train.values.x}}", context())
+
+
+def test_a_namespace_the_caller_does_not_know_is_an_error_and_not_literal():
+    with pytest.raises(MlopsError, match="nothing is known of 'workspace' here"):
+        resolve("{{workspace.url}}", {"job": {}})
+
+
+def test_what_is_put_in_is_not_searched_again():
+    assert resolve("{{tasks.train.values.x}}", context(x="{{job.id}} \\1 \\g<0>")) == "{{job.id}} \\1 \\g<0>"
+
+
+def test_nested_values_keep_their_shape_and_the_original_is_untouched():
+    value = {"{{job.id}}": ["{{job.id}}", 3, None, True, {"x": ("{{job.id}}",)}]}
+    assert resolve(value, context()) == {"{{job.id}}": ["7", 3, None, True, {"x": ["7"]}]}
+    assert value == {"{{job.id}}": ["{{job.id}}", 3, None, True, {"x": ("{{job.id}}",)}]}
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+                           max_leaves=6)
+
+
+@given(json_values)
+def test_a_task_value_that_is_no_string_arrives_as_json(value):
+    text = resolve("{{tasks.train.values.x}}", context(x=value))
+    assert isinstance(text, str) and json.loads(text) == value
+
+
+@given(st.text(), st.text(st.characters(exclude_characters="`"), min_size=1))
+def test_any_name_can_be_quoted_and_any_string_arrives_as_it_is(value, name):
+    found = context()
+    found["job"]["parameters"][name] = value
+    assert resolve(f"<{{{{job.parameters.`{name}`}}}}>", found) == f"<{value}>"
+
+
+@given(st.text("{}`. jobid_", max_size=30))
+def test_no_soup_of_braces_breaks_it(text):
+    found = find(text)
+    assert [reference.text for reference in found] == [t for t in literals_and_references(text) if parse(t)]
+
+
+def literals_and_references(text: str) -> list[str]:  # by hand: leftmost opening braces first, names tried greedily
+    out, i = [], 0
+    while (i := text.find("{{", i)) >= 0:
+        ends = [j + 2 for j in range(i + 2, len(text) - 1) if text[j:j + 2] == "}}" and shape(text[i + 2:j])]
+        if ends: out.append(text[i:ends[0]]); i = ends[0]
+        else: i += 1
+    return out
+
+
+def shape(inside: str) -> bool:  # names and dots, without a regular expression
+    names, quoted, name = [], False, ""
+    for letter in inside:
+        if letter == "`": quoted = not quoted; name += letter
+        elif letter == "." and not quoted: names.append(name); name = ""
+        else: name += letter
+    names.append(name)
+    plain = [n for n in names if n and all(c.isascii() and (c.isalnum() or c == "_") for c in n)]
+    ticked = [n for n in names if len(n) > 2 and n[0] == n[-1] == "`" and n.count("`") == 2]
+    return not quoted and len(plain) + len(ticked) == len(names)
+
+
+@given(st.datetimes(min_value=datetime(1971, 1, 1), max_value=datetime(2100, 1, 1)),
+       st.integers(-14 * 60, 14 * 60))
+def test_time_parts_are_those_of_utc(moment, minutes):
+    local = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    utc = time.gmtime(int(local.timestamp() // 1))
+    expected = {"iso_date": time.strftime("%Y-%m-%d", utc), "iso_datetime": time.strftime("%Y-%m-%dT%H:%M:%SZ", utc),
+                "iso_weekday": utc.tm_wday + 1, "is_weekday": utc.tm_wday not in (5, 6), "year": utc.tm_year,
+                "month": utc.tm_mon, "day": utc.tm_mday, "hour": utc.tm_hour, "minute": utc.tm_min, "second": utc.tm_sec}
+    seen = {part: time_part(local, part) for part in TIME_PARTS}
+    milliseconds = seen.pop("timestamp_ms")
+    assert seen == expected
+    whole = datetime.fromtimestamp(milliseconds // 1000, UTC) + timedelta(milliseconds=milliseconds % 1000)
+    assert timedelta() <= local - whole < timedelta(milliseconds=1)
+
+
+def test_a_time_without_a_zone_is_refused():
+    with pytest.raises(ValueError, match="no time zone"): time_part(datetime(2013, 1, 1), "hour")
+
+
+def test_backfill_takes_time_parts():
+    assert resolve("{{backfill.iso_date}}", {"backfill": START}) == "2013-03-31"
+
+
+def test_inputs_from_text_list_and_reference():
+    assert as_inputs("[1, 2]") == as_inputs([1, 2]) == as_inputs(resolve("{{tasks.train.values.x}}", context(x=[1, 2])))
+    assert as_inputs(resolve("{{tasks.train.values.x}}", context(x="[1, 2]"))) == [1, 2]
+    assert as_inputs("[]") == []
+
+
+@pytest.mark.parametrize("value, message", [
+    ("", "are no JSON"), ("a,b", "are no JSON"), ('{"a": 1}', "no list"), ("3", "no list"), (None, "no list"),
+    ({"a": 1}, "no list")])
+def test_inputs_that_are_no_list(value, message):
+    with pytest.raises(MlopsError, match=message): as_inputs(value)
+
+
+def test_fields_of_an_input():
+    element = {"code": "EWR", "gates": {"a": 3}, "open": True}
+    assert resolve("{{input}}", {"input": element}) == json.dumps(element)
+    assert resolve("{{input.code}} {{input.gates.a}} {{input.open}}", {"input": element}) == "EWR 3 true"
+    assert resolve("{{input}}", {"input": "JFK"}) == "JFK"
+    with pytest.raises(MlopsError, match="no 'cod' in input\n  did you mean 'code'"):
+        resolve("{{input.cod}}", {"input": element})
+    with pytest.raises(MlopsError, match="input is one value"): resolve("{{input.code}}", {"input": "JFK"})
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "resources").glob("*.job.yml")), ids=lambda f: f.stem)
+def test_the_projects_own_jobs_hold_no_slip(file):
+    assert literals(yaml.safe_load(file.read_text())) == []
+
+
+def test_literals_are_listed_in_order():
+    assert literals({"a": "{{job.id}} {{ job.id }}", "b": ["{{today}} {{x.`y`}}"]}) == [
+        "{{ job.id }}", "{{today}}", "{{x.`y`}}"]
