@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'ACTIVE', 'owner', 'is_alive', 'now', 'RunStore', 'insert', 'active_runs', 'begin_run', 'take_place',
-           'update_run', 'save_task', 'save_deliveries', 'as_it_is', 'get_run', 'list_runs', 'list_tasks',
+           'update_run', 'save_task', 'save_deliveries', 'reopen_run', 'as_it_is', 'get_run', 'list_runs', 'list_tasks',
            'latest_attempts']
 
 # %% ../nbs/platform/09_runs.ipynb #34dda9fd
@@ -36,14 +36,14 @@ def is_alive(owner_name: str | None) -> bool:
     except psutil.NoSuchProcess: return False
     return f"{process.create_time():.2f}" == began and process.status() != psutil.STATUS_ZOMBIE
 
-# %% ../nbs/platform/09_runs.ipynb #24d502f6
+# %% ../nbs/platform/09_runs.ipynb #bec8d26a
 SCHEMA = """
 create table if not exists runs (
   run_id integer primary key autoincrement, job text not null, target text not null,
   parameters text not null, variables text not null, trigger_type text not null, trigger_time integer not null,
   life_cycle_state text not null, result_state text, state_message text default '',
   start_time integer not null, end_time integer, repair_count integer not null default 0,
-  parent_run_id integer, owner text);
+  parent_run_id integer, tasks text not null default '[]', owner text);
 create table if not exists tasks (
   run_id integer not null, task_key text not null, attempt_number integer not null,
   life_cycle_state text not null, result_state text, state_message text default '',
@@ -140,6 +140,20 @@ def save_deliveries(store: RunStore, run_id: int, task_key: str | None, deliveri
         for d in deliveries:
             insert(connection, "deliveries", dict(run_id=run_id, task_key=task_key, event=d.event, destination=d.to,
                                                   ok=int(d.ok), detail=d.detail, time=now()))
+
+# %% ../nbs/platform/09_runs.ipynb #bf59d873
+def reopen_run(store: RunStore, run_id: int) -> dict:  # the row as it was
+    "Take an ended or killed run over, to repair it; MlopsError if it still runs or has nothing to repair."
+    run = get_run(store, run_id)
+    if run["life_cycle_state"] in ACTIVE:
+        raise MlopsError(f"run {run_id} of job {run['job']!r} is still running", "cancel it with Ctrl-C where it runs")
+    if run["result_state"] == "SUCCESS": raise MlopsError(f"run {run_id} of job {run['job']!r} succeeded: nothing to repair")
+    with store.connect() as connection:
+        taken = connection.execute("update runs set life_cycle_state = 'QUEUED', owner = ?, repair_count = repair_count + 1, "
+                                   "result_state = null, end_time = null where run_id = ? and repair_count = ?",
+                                   (owner(), run_id, run["repair_count"])).rowcount
+    if not taken: raise MlopsError(f"run {run_id} is being repaired by another process")
+    return run
 
 # %% ../nbs/platform/09_runs.ipynb #41b4b89e
 def as_it_is(run: dict) -> dict:

@@ -1,0 +1,73 @@
+# The front door. CI calls these targets and nothing else of weight.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-notebooks test-unit test-integration test-spark bench check ui lab lock clean
+.SHELLFLAGS := -eu -c
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook imports for twice as long
+
+PYTHON ?= python3
+UV := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help:  ## what there is to do
+	@echo "make TARGET, with TARGET one of"; \
+	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## the environment in .venv, from requirements.lock (other targets do this by themselves)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "environment: $(VENV) from requirements.lock (about 1.3 GB; a minute, less when packages are cached)"
+	@$(PYTHON) -m venv $(VENV) >$(VENV).log 2>&1 || { cat $(VENV).log; rm -rf $(VENV) $(VENV).log; \
+	  echo "This Python cannot make environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@rm -f $(VENV).log; $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+demo: $(READY)  ## a year of production on the real flights of 2013: train, score, monitor, retrain
+	@$(BIN)/mlops run demo
+
+test: test-notebooks test-unit test-integration  ## every test that a plain machine can run
+
+# $(call suite,name,seconds it may take,command)
+define suite
+	@echo "── $(1) (budget $(2) s)"; began=$$(date +%s); $(3); took=$$(( $$(date +%s) - began )); \
+	echo "── $(1): $$took s of $(2) s$$([ $$took -le $(2) ] || echo ', OVER BUDGET')"
+endef
+
+test-notebooks: $(READY)
+	$(call suite,notebooks,120,$(BIN)/nbdev_test --path nbs --n_workers 2)
+
+test-unit: $(READY)
+	$(call suite,unit,60,$(BIN)/python -m pytest -q tests/unit)
+
+test-integration: $(READY)
+	$(call suite,integration,600,$(BIN)/python -m pytest -q tests/integration)
+
+test-spark: $(READY)  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
+	$(call suite,engines,240,$(BIN)/python -m pytest -q tests/engines)
+
+bench: $(READY)  ## how long things take, beside a peer, in one run
+	@$(BIN)/python benchmarks/run.py
+
+check: $(READY)  ## notebooks clean, export current, code tidy, bundle valid
+	@$(BIN)/nbdev_clean --fname nbs; $(BIN)/nbdev_export
+	@git diff --exit-code --stat -- nbs mlops_nb pyproject.toml settings.ini || { \
+	  echo "notebooks were not clean, or mlops_nb not exported: commit what nbdev_clean and nbdev_export changed"; exit 1; }
+	@$(BIN)/ruff check --quiet . && $(BIN)/mlops validate && $(BIN)/mlops validate -t prod
+
+ui: $(READY)  ## MLflow's pages for what was trained here
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///.mlops/mlflow.db
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+lock: $(READY)  ## requirements.lock anew, from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --extra local --extra dev --extra flights --universal --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+
+clean:  ## delete the environment and all local state
+	rm -rf $(VENV) .mlops .pytest_cache .ruff_cache
