@@ -114,7 +114,7 @@ def engine(report: Any,  # called with (number of the cell, how many there are)
 
     return Engine
 
-# %% ../nbs/platform/11_supervisor.ipynb #16aae6f1
+# %% ../nbs/platform/11_supervisor.ipynb #8b244779
 def execute(notebook: Path, copy: Path, parameters: dict,  # typed already
             report: Any = lambda cell, of: None) -> Outcome:
     "Execute `notebook` into `copy` and say how it ended; every code cell must have run."
@@ -125,7 +125,7 @@ def execute(notebook: Path, copy: Path, parameters: dict,  # typed already
 
     papermill_engines.register("supervised", engine(report, TextCap()))
     try: done = papermill.execute_notebook(notebook, copy, parameters, engine_name="supervised", kernel_name="python3",
-                                           cwd=notebook.parent, progress_bar=False, autosave_cell_every=0)
+                                           language="python", cwd=notebook.parent, progress_bar=False, autosave_cell_every=0)
     except PapermillExecutionError as error: return explain(error, notebook.name, copy)
     except DeadKernelError:
         return Outcome("FAILED", f"the kernel of {notebook.name} died (killed, or out of memory)\n  executed copy: {copy}",
@@ -204,7 +204,7 @@ def end_strays(folder: Path) -> int:  # how many were ended
     psutil.wait_procs(strays, timeout=5)
     return len(strays)
 
-# %% ../nbs/platform/11_supervisor.ipynb #4b4916a4
+# %% ../nbs/platform/11_supervisor.ipynb #9ee8d9ae
 class Supervised:
     "A notebook being executed in its own process, seen from the runner."
 
@@ -226,9 +226,11 @@ class Supervised:
 
     def wait(self, report: Any = lambda cell, of: None) -> Outcome:
         "Pass on its reports until it ends."
-        for line in self.process.stdout:
-            with contextlib.suppress(json.JSONDecodeError): report(**json.loads(line))  # half a line from a killed process
+        with self.process.stdout as reports:
+            for line in reports:
+                with contextlib.suppress(json.JSONDecodeError): report(**json.loads(line))  # half a line of a killed process
         code = self.process.wait()
+        self.stop()
         written = self.folder / "outcome.json"
         if written.exists(): return Outcome(**json.loads(written.read_text()))
         end_strays(self.folder)

@@ -1,0 +1,57 @@
+"""Small projects for tests: a bundle and notebooks of their own in a temporary folder."""
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+
+def pytest_runtest_makereport(item, call):
+    "Under MLOPS_STRICT=1 a test that skips for something that can be installed is a failure."
+    if call.excinfo and call.excinfo.errisinstance(pytest.skip.Exception) and os.environ.get("MLOPS_STRICT") == "1":
+        reason = str(call.excinfo.value)
+        call.excinfo = pytest.ExceptionInfo.from_exc_info(
+            (AssertionError, AssertionError(f"skipped under MLOPS_STRICT=1: {reason}"), call.excinfo.tb))
+
+
+class Project:
+    "A bundle with one target `dev` (and `prod`), its jobs and its notebooks."
+
+    def __init__(self, root: Path):
+        self.root, self.jobs = root, {}
+        self.path("databricks.yml").write_text(yaml.safe_dump({
+            "bundle": {"name": "small"}, "include": ["resources/*.yml"],
+            "variables": {"catalog": {"default": "${bundle.target}"}, "schema": {"default": "s"}},
+            "targets": {"dev": {"default": True}, "prod": {}}}))
+        self.job("empty", [])
+
+    def path(self, name: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def notebook(self, name: str, *cells: str, parameters: str = "") -> dict:
+        "Write a notebook; returns the notebook_task that runs it."
+        code = [nbformat.v4.new_code_cell(c) for c in cells]
+        if parameters: code.insert(0, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+        nbformat.write(nbformat.v4.new_notebook(cells=code), self.path(f"nbs/{name}.ipynb"))
+        return {"notebook_path": f"../nbs/{name}.ipynb"}
+
+    def job(self, key: str, tasks: list, **settings) -> None:
+        "Add a job to the bundle."
+        self.jobs[key] = {"name": key, "tasks": tasks} | settings
+        jobs = {k: v for k, v in self.jobs.items() if v["tasks"]}
+        self.path("resources/jobs.yml").write_text(yaml.safe_dump({"resources": {"jobs": jobs}} if jobs else {}))
+
+    def home(self, **options):
+        "What a runner in this process needs."
+        from mlops_nb import bundle, env, jobs
+        return jobs.Home(env.load_env(root=self.root), bundle.load(self.root), **options)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for name in ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_TASK", "MLFLOW_TRACKING_URI"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    return Project(tmp_path)

@@ -1,0 +1,111 @@
+"""Notebooks that misbehave, each executed for real: the attempt ends, says why, and leaves no process behind."""
+import os
+import sys
+import time
+
+import psutil
+import pytest
+
+from mlops_nb.supervisor import OUTPUT_CAP, Supervised, end_strays
+
+
+@pytest.fixture
+def begin(project):
+    "Start a notebook of these cells under supervision."
+    def begin(*cells, timeout_seconds=None, parameters=None):
+        project.notebook("n", *cells)
+        told = {"notebook": str(project.root / "nbs/n.ipynb"), "notebook_parameters": parameters or {},
+                "timeout_seconds": timeout_seconds}
+        return Supervised(project.root / "attempt", told)
+    return begin
+
+
+def processes_of(folder):
+    "Every process that carries the attempt in its environment."
+    def mine(p):
+        try: return p.environ().get("MLOPS_TASK") == str(folder) and p.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error: return False
+    return [p for p in psutil.process_iter() if mine(p)]
+
+
+RUNAWAY = "import subprocess; subprocess.Popen(['setsid', 'sh', '-c', 'sleep 600 & sleep 600']); print('started')"
+
+
+def test_an_error_names_notebook_cell_and_the_executed_copy(begin, project):
+    outcome = begin("x = 1", "def f(): raise KeyError('no such origin')", "f()").wait()
+    assert outcome.result_state == "FAILED" and outcome.error_name == "KeyError" and outcome.cell == 3
+    assert outcome.message.splitlines() == ["KeyError: 'no such origin'", "  in n.ipynb, cell [3] `f()`",
+                                            f"  executed copy: {project.root / 'attempt/notebook.ipynb'}"]
+    assert "no such origin" in (project.root / "attempt/notebook.ipynb").read_text()
+
+
+def test_a_users_mistake_is_told_in_its_own_words(begin):
+    outcome = begin("from mlops_nb.errors import MlopsError", "raise MlopsError('no data for 2014-05-01', 'the last day is 2013-12-31')").wait()
+    assert outcome.message.startswith("no data for 2014-05-01\n  the last day is 2013-12-31\n  in n.ipynb")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lets a process adopt orphans")
+def test_a_notebook_that_hangs_is_ended_with_all_it_started(begin, project):
+    outcome = begin(RUNAWAY, "import time; time.sleep(600)", timeout_seconds=6).wait()
+    assert outcome.result_state == "TIMEDOUT" and "timed out after 6 s" in outcome.message
+    assert processes_of(project.root / "attempt") == []
+    assert "started" in (project.root / "attempt/notebook.ipynb").read_text()  # how far it came is kept
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lets a process adopt orphans")
+def test_a_notebook_that_succeeds_leaves_nothing_running_either(begin, project):
+    assert begin(RUNAWAY).wait().result_state == "SUCCESS"
+    assert processes_of(project.root / "attempt") == []
+
+
+def test_leaving_half_way_is_a_failure(begin):
+    outcome = begin("import sys", "sys.exit(0)", "print('never')").wait()
+    assert outcome.result_state == "FAILED" and "1 code cells never ran, from `print('never')` on" in outcome.message
+
+
+def test_fifty_megabytes_of_output_are_cut(begin, project):
+    outcome = begin("for i in range(500): print('x' * 100_000)", "print('the end')").wait()
+    copy = project.root / "attempt/notebook.ipynb"
+    assert outcome.result_state == "SUCCESS" and copy.stat().st_size < OUTPUT_CAP + 100_000
+    assert "output cut here" in copy.read_text()
+
+
+def test_a_killed_kernel_is_a_failure_that_says_so(begin):
+    outcome = begin("import os, signal", "os.kill(os.getpid(), signal.SIGKILL)").wait()
+    assert outcome.result_state == "FAILED" and "the kernel of n.ipynb died" in outcome.message
+
+
+def test_a_killed_supervisor_is_a_failure_and_its_kernel_ends(begin, project):
+    running = begin("import time; open('here', 'w').close(); time.sleep(600)")
+    wait_for(project.root / "nbs/here")
+    running.process.kill()
+    outcome = running.wait()
+    assert outcome.result_state == "FAILED" and "no word (killed, or out of memory)" in outcome.message
+    assert end_strays(project.root / "attempt") == 0  # wait() has ended the kernel already
+
+
+def test_stop_cancels(begin, project):
+    running = begin(RUNAWAY, "import time; open('here', 'w').close(); time.sleep(600)")
+    wait_for(project.root / "nbs/here")
+    running.stop()
+    assert running.wait().result_state == "CANCELED" and processes_of(project.root / "attempt") == []
+
+
+def test_reports_follow_the_cells(begin):
+    seen = []
+    begin("1", "2").wait(lambda cell, of: seen.append((cell, of)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_parameters_arrive_typed_whatever_happens_to_the_environment(begin, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    outcome = begin("import os; assert days == 28 and 'PYTHONDONTWRITEBYTECODE' not in os.environ", parameters={"days": 28}).wait()
+    assert outcome.result_state == "SUCCESS", outcome.message
+
+
+def wait_for(path, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.1)
+    assert os.path.exists(path)

@@ -1,0 +1,185 @@
+"""The rules of a job's graph, with notebooks replaced by functions; tests/integration runs real ones."""
+import json
+import threading
+import time
+
+import pytest
+
+from mlops_nb import jobs, runs
+from mlops_nb.errors import MlopsError
+from mlops_nb.supervisor import Outcome
+
+
+@pytest.fixture
+def acts(monkeypatch):
+    "What each task does: task_key -> function of its step; everything else succeeds. Keeps who ran, in order."
+    behaviour, ran = {}, []
+
+    def run_notebook(step):
+        ran.append(step.key)
+        act = behaviour.get(step.task["task_key"], lambda step: Outcome("SUCCESS"))
+        return act(step)
+
+    monkeypatch.setitem(jobs.RUN, "notebook_task", run_notebook)
+    monkeypatch.setattr(jobs, "prepare", lambda env: None)
+    behaviour["ran"] = ran
+    return behaviour
+
+
+def task(project, key, *after, **settings):
+    return {"task_key": key, "notebook_task": project.notebook("any", "1"),
+            "depends_on": [a if isinstance(a, dict) else {"task_key": a} for a in after]} | settings
+
+
+def fails(step): return Outcome("FAILED", "as told")
+
+
+def gives(**values):
+    def act(step):
+        step.folder.mkdir(parents=True)
+        (step.folder / "values.json").write_text(json.dumps(values))
+        return Outcome("SUCCESS")
+    return act
+
+
+def run(project, key="job", given=None, **options):
+    begun = jobs.begin(project.home(), key, given or {}, **options)
+    return begun, jobs.finish(begun)
+
+
+def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, acts):
+    project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c"), task(project, "d", "b", "c", run_if="ALL_DONE")])
+    acts["a"] = fails
+    begun, result = run(project)
+    assert begun.states == {"a": "FAILED", "b": "UPSTREAM_FAILED", "c": "SUCCESS", "d": "SUCCESS"}
+    assert result == "SUCCESS_WITH_FAILURES"  # the only leaf succeeded
+    assert begun.row["result_state"] == result and "as told" in begun.row["state_message"]
+
+
+def test_retries_count_attempts_and_the_last_one_decides(project, acts):
+    project.job("job", [task(project, "a", max_retries=2)])
+    acts["a"] = lambda step: Outcome("SUCCESS" if step.attempt == 2 else "FAILED", f"attempt {step.attempt}")
+    begun, result = run(project)
+    assert result == "SUCCESS" and acts["ran"] == ["a", "a", "a"]
+    assert [t["result_state"] for t in runs.list_tasks(begun.home.store, begun.run_id)] == ["FAILED", "FAILED", "SUCCESS"]
+
+
+def test_a_timeout_is_retried_only_when_asked(project, acts):
+    project.job("job", [task(project, "a", max_retries=1), task(project, "b", max_retries=1, retry_on_timeout=True)])
+    acts["a"] = acts["b"] = lambda step: Outcome("TIMEDOUT")
+    run(project)
+    assert sorted(acts["ran"]) == ["a", "b", "b"]
+
+
+def test_values_reach_conditions_and_the_chosen_branch_runs(project, acts):
+    project.job("job", [
+        task(project, "check"),
+        {"task_key": "bad", "depends_on": [{"task_key": "check"}], "condition_task":
+         {"left": "{{tasks.check.values.violations}}", "op": "GREATER_THAN", "right": "2"}},
+        task(project, "alarm", {"task_key": "bad", "outcome": "true"}), task(project, "rest", {"task_key": "bad", "outcome": "false"})])
+    acts["check"] = gives(violations=10)
+    begun, result = run(project)
+    assert begun.states == {"check": "SUCCESS", "bad": "SUCCESS", "alarm": "SUCCESS", "rest": "EXCLUDED"} and result == "SUCCESS"
+
+
+def test_for_each_runs_every_element_and_names_those_that_failed(project, acts):
+    inner = {"task_key": "one", "notebook_task": project.notebook("any", "1")}
+    project.job("job", [{"task_key": "each", "for_each_task": {"inputs": '["EWR", "JFK", "LGA"]', "concurrency": 2, "task": inner}}])
+    acts["one"] = lambda step: Outcome("FAILED", "no runway") if step.input == "JFK" else Outcome("SUCCESS")
+    begun, result = run(project)
+    assert sorted(acts["ran"]) == ["each[0]", "each[1]", "each[2]"] and result == "FAILED"
+    assert "1 of 3 elements failed\n  each[1] (JFK): no runway" in begun.row["state_message"]
+
+
+def test_a_called_job_gets_its_parameters_and_its_failure_is_the_callers(project, acts):
+    project.job("child", [task(project, "inside")], parameters=[{"name": "version", "default": "0"}])
+    project.job("job", [task(project, "make"), {"task_key": "call", "depends_on": [{"task_key": "make"}], "run_job_task": {
+        "job_id": "${resources.jobs.child.id}", "job_parameters": {"version": "{{tasks.make.values.version}}"}}}])
+    acts["make"], seen = gives(version=7), []
+    acts["inside"] = lambda step: seen.append(step.run.parameters) or Outcome("FAILED", "no such version")
+    begun, result = run(project)
+    assert seen == [{"version": "7"}] and result == "FAILED"
+    child = runs.list_runs(begun.home.store, "child")[0]
+    assert child["parent_run_id"] == begun.run_id and child["trigger_type"] == "RUN_JOB_TASK"
+    assert "no such version" in begun.row["state_message"]
+
+
+def test_a_value_that_no_task_set_fails_the_task_that_asks_for_it(project, acts):
+    project.job("job", [task(project, "a"), {"task_key": "b", "depends_on": [{"task_key": "a"}], "condition_task":
+                        {"left": "{{tasks.a.values.sum}}", "op": "EQUAL_TO", "right": "1"}}])
+    acts["a"] = gives(total=1)
+    begun, result = run(project)
+    assert result == "FAILED" and "sum" in begun.row["state_message"] and "total" in begun.row["state_message"]
+
+
+def test_only_runs_what_was_asked_for(project, acts):
+    project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c", "b")])
+    run(project, only=["b+"])
+    assert acts["ran"] == ["b", "c"]
+    with pytest.raises(MlopsError, match="no task 'bb'"): run(project, only=["bb"])
+
+
+def test_repair_runs_again_what_failed_and_what_follows_with_the_values_of_before(project, acts):
+    project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c", "b")])
+    acts["a"], acts["b"] = gives(x=1), fails
+    begun, result = run(project)
+    assert result == "FAILED"
+    acts["b"] = lambda step: Outcome("SUCCESS" if step.run.values("a") == {"x": 1} else "FAILED")
+    again = jobs.reopen(project.home(), begun.run_id)
+    assert jobs.finish(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
+    row = runs.get_run(again.home.store, begun.run_id)
+    assert (row["result_state"], row["repair_count"]) == ("SUCCESS", 1)
+    with pytest.raises(MlopsError, match="succeeded: nothing to repair"): jobs.reopen(project.home(), begun.run_id)
+
+
+def test_repair_goes_on_inside_the_called_job(project, acts):
+    project.job("child", [task(project, "first"), task(project, "second", "first")])
+    project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
+    acts["second"] = fails
+    begun, _ = run(project)
+    del acts["second"]
+    assert jobs.finish(jobs.reopen(project.home(), begun.run_id)) == "SUCCESS"
+    assert acts["ran"] == ["first", "second", "second"]
+    assert len(runs.list_runs(begun.home.store, "child")) == 1
+
+
+def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
+    running, free = threading.Event(), threading.Event()
+    acts["a"] = lambda step: running.set() or free.wait(20) and Outcome("SUCCESS")
+    project.job("job", [task(project, "a")])
+    project.job("impatient", [task(project, "a")], queue={"enabled": False})
+    for key, expected in (("job", "SUCCESS"), ("impatient", "MAXIMUM_CONCURRENT_RUNS_REACHED")):
+        running.clear(), free.clear()
+        first, second = (jobs.begin(project.home(), key, {}) for _ in range(2))
+        ends = {}
+        threads = [threading.Thread(target=lambda n, r, ends=ends: ends.update({n: jobs.finish(r)}), args=(n, r))
+                   for n, r in (("first", first), ("second", second))]
+        threads[0].start(); assert running.wait(10)
+        threads[1].start(); time.sleep(0.3)
+        assert acts["ran"].count("a") == (1 if key == "job" else 3)  # the second has not begun
+        free.set()
+        for thread in threads: thread.join(20)
+        assert ends == {"first": "SUCCESS", "second": expected}
+
+
+def test_a_job_over_its_time_is_stopped(project, acts):
+    project.job("job", [task(project, "a"), task(project, "b", "a")], timeout_seconds=1)
+    def wait_for_stop(step):
+        while not step.run.stopped: time.sleep(0.05)
+        return Outcome("CANCELED")
+    acts["a"] = wait_for_stop
+    begun, result = run(project)
+    assert result == "TIMEDOUT" and begun.states == {"a": "CANCELED", "b": "CANCELED"}
+
+
+def test_what_home_cannot_run_is_refused_before_anything_starts(project, acts):
+    project.job("child", [{"task_key": "query", "sql_task": {"warehouse_id": "w", "query": {"query_id": "q"}}}])
+    project.job("job", [task(project, "a"), {"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
+    with pytest.raises(MlopsError, match="task 'query' of job 'child' is a sql_task, which cannot run at home"): run(project)
+    assert runs.list_runs(project.home().store) == [] and acts["ran"] == []
+
+
+def test_a_misspelt_parameter_leaves_no_run(project, acts):
+    project.job("job", [task(project, "a")], parameters=[{"name": "as_of", "default": "latest"}])
+    with pytest.raises(MlopsError, match="no parameter 'asof' in job 'job'\n  did you mean 'as_of'"): run(project, given={"asof": "1"})
+    assert runs.list_runs(project.home().store) == []
