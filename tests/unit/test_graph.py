@@ -41,8 +41,9 @@ def test_names_are_databricks_own(ours, theirs):
 
 # run_if, written as a table of words: the ends of all dependencies as sorted letters (C cancelled, D disabled,
 # F failed, S succeeded, X excluded), and for each run_if the first pattern that is found in them.
-LETTER = {"SUCCESS": "S", "SUCCESS_WITH_FAILURES": "S", "EXCLUDED": "X", "DISABLED": "D", "FAILED": "F", "TIMEDOUT": "F",
-          "UPSTREAM_FAILED": "F", "MAXIMUM_CONCURRENT_RUNS_REACHED": "F", "CANCELED": "C", "UPSTREAM_CANCELED": "C"}
+LETTER = {"SUCCESS": "S", "SUCCESS_WITH_FAILURES": "S", "EXCLUDED": "X", "DISABLED": "D", "FAILED": "F",
+          "TIMEDOUT": "F", "UPSTREAM_FAILED": "F", "MAXIMUM_CONCURRENT_RUNS_REACHED": "F", "CANCELED": "C",
+          "UPSTREAM_CANCELED": "C"}
 ALL_EXCLUDED = ("^X+$", "EXCLUDED")
 RULES = {
     "ALL_SUCCESS": [ALL_EXCLUDED, ("D", "DISABLED"), ("F", "UPSTREAM_FAILED"), ("C", "UPSTREAM_CANCELED"), ("", "run")],
@@ -228,7 +229,8 @@ def test_with_the_default_run_if_a_task_runs_when_all_above_it_succeeded(tasks, 
 
 @given(graphs(), st.data())
 def test_any_run_comes_to_an_end_and_to_a_result(tasks, data):
-    tasks = [t | {"run_if": data.draw(st.sampled_from(list(RunIf))), "disabled": data.draw(st.booleans())} for t in tasks]
+    some_run_if, some_truth = st.sampled_from(list(RunIf)), st.booleans()
+    tasks = [t | {"run_if": data.draw(some_run_if), "disabled": data.draw(some_truth)} for t in tasks]
     ends = st.sampled_from(["FAILED", "TIMEDOUT", "CANCELED", "SUCCESS"])
     states = run(tasks, data.draw(st.dictionaries(st.sampled_from([t["task_key"] for t in tasks]), ends)))
     assert set(states) == {t["task_key"] for t in tasks}
@@ -284,7 +286,8 @@ def test_conditions(left, op, right, expected):
     assert condition(left, op, right) is expected
 
 
-@pytest.mark.parametrize("text", ["", "late", "nan", "inf", "-Infinity", "1_000", "1,5", "0x10", "true", "１", "1 2", None])
+@pytest.mark.parametrize("text", ["", "late", "nan", "inf", "-Infinity", "1_000", "1,5", "0x10", "true", "１", "1 2",
+                                  None])
 @pytest.mark.parametrize("op", ["GREATER_THAN", "GREATER_THAN_OR_EQUAL", "LESS_THAN", "LESS_THAN_OR_EQUAL"])
 def test_only_numbers_are_compared_as_numbers(text, op):
     with pytest.raises(MlopsError, match="is no number"): condition(text, op, "1")

@@ -46,8 +46,8 @@ def test_every_kind_of_reference(text, expected):
 
 
 @pytest.mark.parametrize("text", [
-    "", "{}", "{{}}", "{{job.id}", "{job.id}}", "{{ job.id }}", "{{job.id+1}}", "{{job..id}}", "{{.job}}", "{{job.id.}}",
-    "{{job-id}}", "{{jobs.id}}", "{{Job.id}}", "{{var.catalog}}", "{{job_id.x}}", "{{job.parameters.a-b}}",
+    "", "{}", "{{}}", "{{job.id}", "{job.id}}", "{{ job.id }}", "{{job.id+1}}", "{{job..id}}", "{{.job}}",
+    "{{job.id.}}", "{{job-id}}", "{{jobs.id}}", "{{Job.id}}", "{{var.catalog}}", "{{job_id.x}}", "{{job.parameters.a-b}}",
     "{{job.parameters.`a-b}}", "{{jöb.id}}", "{{\njob.id}}"])
 def test_unknown_namespaces_and_broken_syntax_stay_as_written(text):
     assert resolve(text, context()) == text
@@ -147,7 +147,8 @@ def test_time_parts_are_those_of_utc(moment, minutes):
     utc = time.gmtime(int(local.timestamp() // 1))
     expected = {"iso_date": time.strftime("%Y-%m-%d", utc), "iso_datetime": time.strftime("%Y-%m-%dT%H:%M:%SZ", utc),
                 "iso_weekday": utc.tm_wday + 1, "is_weekday": utc.tm_wday not in (5, 6), "year": utc.tm_year,
-                "month": utc.tm_mon, "day": utc.tm_mday, "hour": utc.tm_hour, "minute": utc.tm_min, "second": utc.tm_sec}
+                "month": utc.tm_mon, "day": utc.tm_mday, "hour": utc.tm_hour, "minute": utc.tm_min,
+                "second": utc.tm_sec}
     seen = {part: time_part(local, part) for part in TIME_PARTS}
     milliseconds = seen.pop("timestamp_ms")
     assert seen == expected

@@ -1,0 +1,549 @@
+"Notifications against real servers of this machine: receivers that answer, refuse, fail, hang, drip, and eavesdrop."
+import datetime
+import email
+import email.policy
+import ipaddress
+import json
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+
+from mlops_nb import notify
+from mlops_nb.errors import MlopsError
+from mlops_nb.graph import ResultState
+from mlops_nb.notify import Notice, destinations, event_of, mail_server, notifications, payload, send
+
+BODY = payload("on_failure", 7, "train", 13, parent_run_id=12, task_key="deploy", workspace_id=5)
+PASSWORD = "hunter2-%/@:é"
+
+
+@pytest.fixture(autouse=True)
+def plain_surroundings(monkeypatch):
+    proxies = [name for word in ("http", "https", "all") for name in (f"{word}_proxy", f"{word}_proxy".upper())]
+    for name in ("MLOPS_SMTP", "MLOPS_DESTINATIONS", "MLOPS_TASK", *proxies):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(notify, "PAUSE", 0.05)
+
+
+# --- who is told
+
+def job(**settings) -> dict:
+    return {"name": "train", "email_notifications": {event: [f"{event}@example.org"] for event in notify.EVENTS},
+            "webhook_notifications": {event: [{"id": f"{event}-hook"}] for event in notify.EVENTS}} | settings
+
+
+@pytest.mark.parametrize("event", notify.EVENTS)
+def test_each_event_has_its_own_receivers(event):
+    assert notifications(job(), event) == [Notice(event, "email", f"{event}@example.org"),
+                                           Notice(event, "webhook", f"{event}-hook")]
+    assert notifications({"name": "train"}, event) == []
+    assert notifications(job(email_notifications=None, webhook_notifications={}), event) == []
+
+
+def test_a_task_has_receivers_and_settings_of_its_own():
+    mute = {"no_alert_for_skipped_runs": True, "no_alert_for_canceled_runs": True}
+    assert notifications(job(), "on_failure", task={"task_key": "a"}) == []
+    loud = job(task_key="a")
+    assert len(notifications(job(notification_settings=mute), "on_failure", task=loud, state="CANCELED")) == 2
+    assert notifications(job(), "on_failure", task=loud | {"notification_settings": mute}, state="CANCELED") == []
+    assert notifications(job(), "on_failure", task=loud | {"condition_task": {}}) == []
+
+
+SKIPPED = {"UPSTREAM_FAILED", "UPSTREAM_CANCELED", "MAXIMUM_CONCURRENT_RUNS_REACHED"}
+CANCELLED = {"CANCELED", "UPSTREAM_CANCELED"}
+
+
+@pytest.mark.parametrize("skipped, cancelled, last_only", list(product([False, True], repeat=3)))
+def test_silence_is_kept_as_asked(skipped, cancelled, last_only):
+    settings = {"no_alert_for_skipped_runs": skipped, "no_alert_for_canceled_runs": cancelled,
+                "alert_on_last_attempt": last_only}
+    task = job(task_key="a", notification_settings=settings)
+    for state, last in product(map(str, ResultState), [False, True]):
+        silent = (state in SKIPPED and skipped) or (state in CANCELLED and cancelled) or (last_only and not last)
+        told = notifications({}, "on_failure", task, state=state, attempt=1, last_attempt=last)
+        assert len(told) == (0 if silent else 2), (state, last)
+        assert len(notifications({}, "on_success", task, state=state, attempt=1, last_attempt=last)) == 2
+    for attempt in (0, 1, 2):
+        silent = last_only and attempt > 0
+        assert len(notifications({}, "on_start", task, attempt=attempt)) == (0 if silent else 2)
+
+
+def test_the_old_place_of_a_setting_is_for_email_alone():
+    old = job()
+    old["email_notifications"]["no_alert_for_skipped_runs"] = True
+    kinds = lambda event, state: [n.kind for n in notifications(old, event, state=state)]
+    assert kinds("on_failure", "MAXIMUM_CONCURRENT_RUNS_REACHED") == ["webhook"]
+    assert kinds("on_failure", "FAILED") == ["email", "webhook"]
+    assert kinds("on_success", "SUCCESS") == ["email", "webhook"]
+
+
+def test_one_receiver_named_twice_is_told_once():
+    twice = {"email_notifications": {"on_start": ["a", "b", "a"]},
+             "webhook_notifications": {"on_start": [{"id": 1}] * 2}}
+    assert [n.to for n in notifications(twice, "on_start")] == ["a", "b", "1"]
+
+
+def test_the_end_of_a_run_is_an_event():
+    assert {str(state): event_of(state) for state in ResultState} == {
+        "SUCCESS": "on_success", "SUCCESS_WITH_FAILURES": "on_success", "EXCLUDED": None, "DISABLED": None,
+        "FAILED": "on_failure", "TIMEDOUT": "on_failure", "CANCELED": "on_failure", "UPSTREAM_FAILED": "on_failure",
+        "UPSTREAM_CANCELED": "on_failure", "MAXIMUM_CONCURRENT_RUNS_REACHED": "on_failure"}
+    with pytest.raises(MlopsError, match="no notification event 'jobs.on_start'"): notifications(job(), "jobs.on_start")
+
+
+# --- what they are told
+
+@pytest.mark.parametrize("event", notify.EVENTS)
+def test_the_body_is_databricks_own(event):
+    assert payload(event, 7, "train", 12) == {
+        "event_type": f"jobs.{event}", "workspace_id": "0", "run": {"run_id": "12"},
+        "job": {"job_id": "7", "name": "train"}}
+    assert payload(event, 7, "train", 13, parent_run_id=12, task_key="deploy", workspace_id=5) == {
+        "event_type": f"jobs.{event}", "workspace_id": "5", "run": {"run_id": "13", "parent_run_id": "12"},
+        "job": {"job_id": "7", "name": "train"}, "task": {"task_key": "deploy"}}
+
+
+# --- where they are
+
+def test_destinations_from_the_state_folder_or_where_the_variable_says(tmp_path, monkeypatch):
+    assert destinations(tmp_path) == {}
+    (tmp_path / "destinations.json").write_text('{"a": {"url": "http://a"}}')
+    assert destinations(tmp_path) == {"a": {"url": "http://a"}}
+    other = tmp_path / "other.json"
+    monkeypatch.setenv("MLOPS_DESTINATIONS", str(other))
+    with pytest.raises(MlopsError, match="other.json cannot be read"): destinations(tmp_path)
+    other.write_text('{"b": {"url": "http://b", "username": "u", "password": "p"}}')
+    assert list(destinations(tmp_path)) == ["b"]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "cannot be read"), ("[]", "holds no destinations"), ('{"a": "http://a"}', "is no map of texts"),
+    ('{"a": {"url": 3}}', "is no map of texts"), ('{"a": {"username": "u"}}', "has no url"),
+    ('{"a": {"url": "u", "pasword": "x"}}', "no field 'pasword'.*\n  did you mean 'password'")])
+def test_a_file_of_destinations_with_a_mistake(text, message, tmp_path):
+    (tmp_path / "destinations.json").write_text(text)
+    with pytest.raises(MlopsError, match=message): destinations(tmp_path)
+
+
+# --- webhooks
+
+class Hook(BaseHTTPRequestHandler):
+    "Answers as the server's `script` says, one entry a request, the last one for ever; keeps what it got."
+
+    def do_POST(self):
+        at = self.server
+        with at.lock: at.open += 1; at.most = max(at.most, at.open); number = len(at.got); at.got.append(self)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answer = at.script[min(number, len(at.script) - 1)]
+        if callable(answer): answer(self)
+        else: self.answer(*answer if isinstance(answer, tuple) else (answer,))
+        with at.lock: at.open -= 1
+
+    do_GET = do_POST
+
+    def answer(self, status: int, reason: str | None = None, **headers):
+        self.send_response(status, reason)
+        for name, value in headers.items(): self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_): pass
+
+
+@pytest.fixture
+def hook():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    server.daemon_threads, server.block_on_close = True, False
+    server.script, server.got, server.lock, server.open, server.most = [200], [], threading.Lock(), 0, 0
+    server.stop = threading.Event()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.stop.set(); server.shutdown(); server.server_close(); thread.join()
+
+
+def tell(url: str, tmp_path, seconds: float = 1.0, **more) -> notify.Delivery:
+    known = {"chat": {"url": url, **more}}
+    [delivery] = send([Notice("on_failure", "webhook", "chat")], BODY, known, tmp_path, seconds)
+    assert (delivery.event, delivery.to) == ("on_failure", "chat")
+    return delivery
+
+
+def url_of(server, path: str = "/") -> str: return f"http://127.0.0.1:{server.server_port}{path}"
+
+
+def test_a_webhook_gets_the_body(hook, tmp_path):
+    delivery = tell(url_of(hook, "/T0/abc?x=1"), tmp_path)
+    assert delivery.ok and delivery.detail == "200 OK"
+    [got] = hook.got
+    assert (got.command, got.path, got.headers["Content-Type"]) == ("POST", "/T0/abc?x=1", "application/json")
+    assert json.loads(got.body) == BODY and "Authorization" not in got.headers
+
+
+def test_basic_authentication_and_secrets_by_reference(hook, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLOPS_SECRET_HOOKS_CHAT_URL", url_of(hook, "/T0/secret-path"))
+    monkeypatch.setenv("MLOPS_SECRET_HOOKS_PASSWORD", PASSWORD)
+    delivery = tell("secrets/hooks/chat-url", tmp_path, username="ann", password="secrets/hooks/password")
+    assert delivery.ok
+    kind, text = hook.got[0].headers["Authorization"].split()
+    assert kind == "Basic" and b64decode(text).decode() == f"ann:{PASSWORD}"
+    assert hook.got[0].path == "/T0/secret-path"
+
+
+@pytest.mark.parametrize("script, ok, calls, detail", [
+    ([204], True, 1, "204 No Content"), ([500, 200], True, 2, "200 OK"), ([503, 500], False, 2, "answered 500"),
+    ([429, 200], True, 2, "200 OK"), ([404], False, 1, "answered 404 Not Found"), ([401], False, 1, "answered 401"),
+    ([500, 404], False, 2, "answered 404")])
+def test_answers(script, ok, calls, detail, hook, tmp_path):
+    hook.script = script
+    delivery = tell(url_of(hook), tmp_path)
+    assert (delivery.ok, len(hook.got)) == (ok, calls)
+    assert detail in delivery.detail
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status, hook, tmp_path):
+    hook.script = [lambda request: request.answer(status, Location=url_of(hook, "/elsewhere")), 200]
+    delivery = tell(url_of(hook), tmp_path)
+    assert not delivery.ok and len(hook.got) == 1 and "a redirect" in delivery.detail
+
+
+def test_a_dead_port(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        delivery = tell(f"http://127.0.0.1:{free.getsockname()[1]}/", tmp_path)
+    assert not delivery.ok and "refused" in delivery.detail
+
+
+def test_a_host_that_does_not_exist(tmp_path):
+    assert not tell("http://no-such-host.invalid/", tmp_path).ok
+
+
+def test_a_server_that_hangs_is_left_in_time(hook, tmp_path):
+    hook.script = [lambda request: hook.stop.wait(20)]
+    began = time.monotonic()
+    delivery = tell(url_of(hook), tmp_path, seconds=0.3)
+    assert time.monotonic() - began < 2 and len(hook.got) == 2
+    assert not delivery.ok and delivery.detail == "no answer in time"
+
+
+def test_a_server_that_drips_is_left_in_time(hook, tmp_path):
+    def drip(request):
+        while not hook.stop.wait(0.1):
+            try: request.wfile.write(b"x")
+            except OSError: return
+    hook.script = [drip]
+    began = time.monotonic()
+    delivery = tell(url_of(hook), tmp_path, seconds=0.3)
+    assert time.monotonic() - began < 2.5
+    assert not delivery.ok and delivery.detail == "no answer in time"
+
+
+@pytest.mark.parametrize("answer, calls, detail", [
+    (b"", 2, "RemoteDisconnected"), (b"hello\r\n\r\n", 1, "BadStatusLine")])
+def test_a_server_that_speaks_no_http(answer, calls, detail, hook, tmp_path):
+    hook.script = [lambda request: request.wfile.write(answer)]
+    delivery = tell(url_of(hook), tmp_path)
+    assert not delivery.ok and detail in delivery.detail and len(hook.got) == calls
+
+
+@pytest.mark.parametrize("url", [
+    "ftp://example.org/T0-secret", "file:///etc/hostname?T0-secret", "example.org/T0-secret", "http:///T0-secret",
+    "http://ann:T0-secret@127.0.0.1/", "http://127.0.0.1:T0-secret/", "http://127.0.0.1/T0-secret x",
+    "http://[T0-secret", "T0-secret", "http://127.0.0.1:99999/T0-secret", "http://127.0.0.1:1/T0-secret\r\nX: y",
+    "http://é\x00/T0-secret", ""])
+def test_a_bad_url_is_recorded_without_being_quoted(url, tmp_path):
+    delivery = tell(url, tmp_path)
+    assert not delivery.ok and "T0-secret" not in delivery.detail and delivery.detail
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_receiver_that_sends_the_secrets_back(status, hook, tmp_path):
+    def echo(request): request.answer(status, f"got {request.headers['Authorization']} hunter2 {url_of(hook, '/T0')}")
+    hook.script = [echo]
+    delivery = tell(url_of(hook, "/T0"), tmp_path, username="ann", password="hunter2")
+    assert delivery.ok is (status == 200)
+    assert "got Basic *** *** ***" in delivery.detail and "hunter2" not in delivery.detail
+
+
+def test_a_long_answer_is_cut(hook, tmp_path):
+    hook.script = [(404, "x" * 5000)]
+    assert len(tell(url_of(hook), tmp_path).detail) == 300
+
+
+def test_an_unknown_destination_and_a_missing_secret(tmp_path):
+    one, two = send([Notice("on_start", "webhook", "caht"), Notice("on_start", "webhook", "key")], BODY,
+                    {"chat": {"url": "http://a"}, "key": {"url": "secrets/a/b"}}, tmp_path)
+    assert not one.ok and "no notification destination 'caht' here; did you mean 'chat'" in one.detail
+    assert not two.ok and "no secret 'secrets/a/b'" in two.detail
+
+
+def test_one_bad_receiver_keeps_nobody_waiting_and_order_is_kept(hook, tmp_path):
+    hook.script = [200]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0)); silent.listen()
+        known = {"good": {"url": url_of(hook)}, "silent": {"url": f"http://127.0.0.1:{silent.getsockname()[1]}"}}
+        notices = [Notice("on_start", "webhook", to) for to in ("silent", "good", "none", "silent", "good")]
+        began = time.monotonic()
+        deliveries = send(notices, BODY, known, tmp_path, seconds=0.4)
+    assert [d.to for d in deliveries] == ["silent", "good", "none", "silent", "good"]
+    assert [d.ok for d in deliveries] == [False, True, False, False, True]
+    assert time.monotonic() - began < 2
+
+
+def test_only_so_many_at_once(hook, tmp_path):
+    def slowly(request): time.sleep(0.05); request.answer(200)
+    hook.script = [slowly]
+    deliveries = send([Notice("on_start", "webhook", "chat")] * 30, BODY, {"chat": {"url": url_of(hook)}}, tmp_path)
+    assert all(d.ok for d in deliveries) and len(hook.got) == 30
+    assert 1 < hook.most <= notify.AT_ONCE
+
+
+@pytest.mark.parametrize("body", [{}, {"run": {}}, BODY | {"x": object()}])
+@pytest.mark.parametrize("kind", ["email", "webhook", "fax"])
+def test_send_never_raises(kind, body, tmp_path):
+    [delivery] = send([Notice("on_start", kind, "a")], body, {"a": {}}, tmp_path)
+    assert isinstance(delivery.detail, str)
+
+
+def test_nothing_to_send(tmp_path):
+    assert send([], BODY, {}, tmp_path) == []
+
+
+# --- e-mail
+
+class MailHandler(socketserver.StreamRequestHandler):
+    "A mail server that keeps what it hears; the server's `script` gives its answers, by command, each for one use."
+
+    def say(self, text: str):
+        self.wfile.write(f"{text}\r\n".encode())
+
+    def handle(self):
+        at = self.server
+        with at.lock: at.calls += 1
+        try: self.talk(at)
+        except OSError: pass
+        finally: self.connection.close()
+
+    def talk(self, at):
+        if self.next_answer("connect", "220 here"): return
+        while line := self.rfile.readline().decode().strip():
+            at.heard.append(line)
+            command = line.split()[0].upper()
+            if command == "EHLO":
+                secure = isinstance(self.connection, ssl.SSLSocket)
+                more = ["AUTH PLAIN"] * (secure or at.plain_auth) + ["STARTTLS"] * bool(at.tls and not secure)
+                self.say("\r\n".join(f"250-{word}" for word in ["here", *more]) + "\r\n250 8BITMIME")
+            elif command == "STARTTLS":
+                self.say("220 go on")
+                self.connection = at.tls.wrap_socket(self.connection, server_side=True)
+                self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+            elif command == "AUTH": self.next_answer("AUTH", "235 welcome")
+            elif command == "DATA":
+                self.say("354 go on")
+                lines = []
+                while (data := self.rfile.readline()) not in (b".\r\n", b""): lines.append(data)
+                at.mails.append(email.message_from_bytes(b"".join(lines), policy=email.policy.default))
+                self.next_answer("DATA", "250 taken")
+            elif command == "QUIT": self.say("221 bye"); return
+            else: self.next_answer(command, "250 fine")
+
+    def next_answer(self, command: str, usual: str) -> bool:  # True: the talk is over
+        answers = self.server.script.get(command, [])
+        answer = answers.pop(0) if answers else usual
+        if answer is None: self.server.stop.wait(20); return True
+        self.say(answer)
+        return command == "connect" and not answer.startswith("220")
+
+
+class MailServer(socketserver.ThreadingTCPServer):
+    allow_reuse_address, daemon_threads, block_on_close = True, True, False
+
+
+@pytest.fixture
+def post_office(monkeypatch):
+    server = MailServer(("127.0.0.1", 0), MailHandler)
+    server.heard, server.mails, server.script, server.calls = [], [], {}, 0
+    server.tls, server.plain_auth, server.lock, server.stop = None, False, threading.Lock(), threading.Event()
+    server.at = f"127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("MLOPS_SMTP", server.at)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.stop.set(); server.shutdown(); server.server_close(); thread.join()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):  # files of a certificate for 127.0.0.1 that signs itself
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+              .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
+              .not_valid_after(now + datetime.timedelta(days=1))
+              .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+              .add_extension(x509.BasicConstraints(ca=True, path_length=None), True).sign(key, hashes.SHA256()))
+    folder = tmp_path_factory.mktemp("certificate")
+    public, private = folder / "public.pem", folder / "private.pem"
+    public.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                          serialization.NoEncryption()))
+    return SimpleNamespace(public=public, private=private)
+
+
+def write_to(*addresses: str, tmp_path, body: dict = BODY, seconds: float = 1.0) -> list[notify.Delivery]:
+    return send([Notice("on_failure", "email", to) for to in addresses], body, {}, tmp_path, seconds)
+
+
+def test_an_email_arrives_once_for_each_address(post_office, tmp_path):
+    deliveries = write_to("ann@example.org", "bob@example.org", tmp_path=tmp_path)
+    assert [(d.to, d.ok, d.detail) for d in deliveries] == [
+        (to, True, f"sent by {post_office.at}") for to in ("ann@example.org", "bob@example.org")]
+    assert sorted(mail["To"] for mail in post_office.mails) == ["ann@example.org", "bob@example.org"]
+    mail = post_office.mails[0]
+    assert mail["Subject"] == "Task deploy of job train failed" and mail["From"] == "mlops@127.0.0.1"
+    assert mail["Date"] and mail["Message-ID"]
+    assert "mlops runs show 12" in mail.get_content()
+    assert not (tmp_path / "outbox").exists()
+
+
+def test_the_subject_says_what_happened():
+    subjects = {event: notify.email_text(payload(event, 7, "train", 12))[0] for event in notify.EVENTS}
+    assert subjects == {"on_start": "Job train started", "on_success": "Job train succeeded",
+                        "on_failure": "Job train failed",
+                        "on_duration_warning_threshold_exceeded": "Job train runs longer than expected"}
+
+
+def test_a_password_goes_out_encrypted(post_office, certificate, tmp_path, monkeypatch):
+    post_office.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    post_office.tls.load_cert_chain(certificate.public, certificate.private)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.public))
+    monkeypatch.setenv("MLOPS_SMTP", f"ann%40example.org:hunter2-%25%2F%40%3A@{post_office.at}")
+    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+    assert delivery.ok and "hunter2" not in delivery.detail
+    assert post_office.heard.index("STARTTLS") < next(i for i, line in enumerate(post_office.heard) if "AUTH" in line)
+    [told] = [line.split()[-1] for line in post_office.heard if line.startswith("AUTH PLAIN")]
+    assert b64decode(told).decode() == "\0ann@example.org\0hunter2-%/@:"
+    assert post_office.mails[0]["From"] == "ann@example.org"
+
+
+def test_a_certificate_nobody_vouches_for(post_office, certificate, tmp_path, monkeypatch):
+    post_office.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    post_office.tls.load_cert_chain(certificate.public, certificate.private)
+    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{post_office.at}")
+    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+    assert not delivery.ok and "certificate" in delivery.detail.lower()
+    assert not post_office.mails and not any("AUTH" in line for line in post_office.heard)
+
+
+def test_a_password_never_goes_out_in_the_clear(post_office, tmp_path, monkeypatch):
+    post_office.plain_auth = True
+    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{post_office.at}")
+    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+    assert not delivery.ok and "no encryption" in delivery.detail
+    assert not post_office.mails and not any("AUTH" in line for line in post_office.heard)
+
+
+def test_a_refused_login_is_not_tried_again_and_its_answer_is_blotted(post_office, certificate, tmp_path, monkeypatch):
+    post_office.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    post_office.tls.load_cert_chain(certificate.public, certificate.private)
+    post_office.script = {"AUTH": ["535 hunter2 is wrong"] * 4}
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.public))
+    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{post_office.at}")
+    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+    assert not delivery.ok and "535" in delivery.detail and "hunter2" not in delivery.detail
+    assert post_office.calls == 1
+
+
+@pytest.mark.parametrize("script, ok, calls", [
+    ({"DATA": ["451 later"]}, True, 2), ({"DATA": ["451 later"] * 2}, False, 2), ({"DATA": ["554 spam"] * 2}, False, 1),
+    ({"MAIL": ["421 busy"]}, True, 2), ({"RCPT": ["550 nobody"] * 2}, False, 1), ({"connect": ["421 busy"]}, True, 2),
+    ({"connect": ["554 go away"] * 2}, False, 1), ({"connect": ["not mail"]}, False, 1)])
+def test_answers_of_the_mail_server(script, ok, calls, post_office, tmp_path):
+    post_office.script = {command: list(answers) for command, answers in script.items()}
+    [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+    assert (delivery.ok, post_office.calls) == (ok, calls), delivery.detail
+
+
+@pytest.mark.parametrize("where", ["connect", "RCPT", "DATA"])
+def test_a_mail_server_that_hangs(where, post_office, tmp_path):
+    post_office.script = {where: [None, None]}
+    began = time.monotonic()
+    [delivery] = write_to("ann@example.org", tmp_path=tmp_path, seconds=0.3)
+    assert not delivery.ok and delivery.detail == "no answer in time"
+    assert time.monotonic() - began < 2.5
+
+
+def test_a_dead_mail_server(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLOPS_SMTP", f"127.0.0.1:{free.getsockname()[1]}")
+        [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+    assert not delivery.ok and "refused" in delivery.detail
+
+
+@pytest.mark.parametrize("text", ["mail.example.org", "ann:hunter2@", "ann:hunter2@mail:port", "ann:hunter2@mail:99999",
+                                  "smtp://ann:hunter2@mail:25", "ann:hunter2@mail:25/x", "ann:hun/ter2@mail:25", ":25",
+                                  "ann:hunter2@[mail:25"])
+def test_a_mail_server_that_cannot_be_read(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLOPS_SMTP", text)
+    [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+    assert not delivery.ok and delivery.detail == "MLOPS_SMTP is not of the form user:password@host:port"
+
+
+def test_the_password_of_the_mail_server_may_be_a_secret_and_is_not_shown(monkeypatch):
+    monkeypatch.setenv("MLOPS_SECRET_MAIL_TOKEN", "hunter2")
+    server = mail_server("ann:secrets%2Fmail%2Ftoken@mail:587")
+    assert server.password == "hunter2" and "hunter2" not in repr(server)
+
+
+def test_without_a_mail_server_every_email_is_kept(tmp_path):
+    deliveries = write_to("ann@example.org", "ann@example.org", tmp_path=tmp_path)
+    assert all(d.ok and d.detail.startswith("kept in outbox/") for d in deliveries)
+    files = sorted((tmp_path / "outbox").iterdir())
+    assert [f"outbox/{file.name}" for file in files] == sorted(d.detail.split()[2].rstrip(",") for d in deliveries)
+    mail = email.message_from_bytes(files[0].read_bytes(), policy=email.policy.default)
+    assert (mail["To"], mail["Subject"]) == ("ann@example.org", "Task deploy of job train failed")
+
+
+def test_an_outbox_that_cannot_be_written(tmp_path):
+    (tmp_path / "outbox").write_text("in the way")
+    [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+    assert not delivery.ok and "FileExistsError" in delivery.detail
+
+
+def test_no_line_can_be_smuggled_into_the_head_of_an_email(post_office, tmp_path):
+    sly = payload("on_failure", 7, "train\r\nBcc: eve@example.org", 12)
+    good, bad = write_to("ann@example.org", "ann@example.org\r\nBcc: eve@example.org", tmp_path=tmp_path, body=sly)
+    assert good.ok and not bad.ok
+    [mail] = post_office.mails
+    assert mail["Bcc"] is None and mail["Subject"] == "Job train Bcc: eve@example.org failed"
+    assert [line for line in post_office.heard if line.upper().startswith("RCPT")] == ["rcpt TO:<ann@example.org>"]
+
+
+def test_letters_beyond_ascii(post_office, tmp_path):
+    [delivery] = write_to("ann@example.org", tmp_path=tmp_path, body=payload("on_start", 7, "Zürich 東京", 12))
+    assert delivery.ok
+    assert post_office.mails[0]["Subject"] == "Job Zürich 東京 started"
+    assert "Zürich 東京" in post_office.mails[0].get_content()
+
+
+# --- cost
+
+def test_what_the_command_line_imports_stays_light():
+    heavy = ["smtplib", "ssl", "email.message", "urllib.request", "http.client", "rich", "yaml", "databricks"]
+    code = ("import sys; import mlops_nb.references, mlops_nb.graph, mlops_nb.notify; "
+            f"print(sorted(m for m in {heavy} if m in sys.modules))")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
