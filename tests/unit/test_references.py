@@ -47,8 +47,8 @@ def test_every_kind_of_reference(text, expected):
 
 @pytest.mark.parametrize("text", [
     "", "{}", "{{}}", "{{job.id}", "{job.id}}", "{{ job.id }}", "{{job.id+1}}", "{{job..id}}", "{{.job}}",
-    "{{job.id.}}", "{{job-id}}", "{{jobs.id}}", "{{Job.id}}", "{{var.catalog}}", "{{job_id.x}}", "{{job.parameters.a-b}}",
-    "{{job.parameters.`a-b}}", "{{jöb.id}}", "{{\njob.id}}"])
+    "{{job.id.}}", "{{job-id}}", "{{jobs.id}}", "{{Job.id}}", "{{var.catalog}}", "{{job_id.x}}",
+    "{{job.parameters.a-b}}", "{{job.parameters.`a-b}}", "{{jöb.id}}", "{{\njob.id}}"])
 def test_unknown_namespaces_and_broken_syntax_stay_as_written(text):
     assert resolve(text, context()) == text
     assert find(text) == []

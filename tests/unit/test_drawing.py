@@ -1,0 +1,131 @@
+"The picture of a job: what tasks get and give, read from the YAML and from the notebooks' code."
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from mlops_nb import bundle
+from mlops_nb.drawing import COMPUTED, draw, gets, gives, layers, mermaid, never_set, picture, uses, values_set
+from mlops_nb.errors import MlopsError
+
+
+def notebook(folder, *cells: str, kind: str = "code"):
+    file = folder / "a.ipynb"
+    file.write_text(json.dumps({"cells": [{"cell_type": kind, "metadata": {}, "source": cell} for cell in cells]}))
+    return file
+
+
+@pytest.mark.parametrize("code, names", [
+    ("task.set_value('a', 1)", ["a"]), ("set_value('a', 1)", ["a"]),
+    ("mlops_nb.task.set_value(value=1, key='a')", ["a"]),
+    ("dbutils.jobs.taskValues.set(key='a', value=1)", ["a"]), ("dbutils.jobs.taskValues.set('a', 1)", ["a"]),
+    ("def f():\n  if x: task.set_value('a', 1)\n  task.set_value('b', 1)\n  task.set_value('a', 2)", ["a", "b"]),
+    ("task.set_value(name, 1)", [COMPUTED]), ("task.set_value(f'a{i}', 1)", [COMPUTED]),
+    ("task.set_value()", [COMPUTED]),
+    ("# task.set_value('a', 1)", []), ("'''\ntask.set_value('a', 1)\n'''", []), ("task.get_value('x', 'a')", []),
+    ("settings.set('a', 1)", []), ("%pip install x\ntask.set_value('a', 1)", ["a"]), ("!ls\n?x", []),
+    ("for x in y:\n    %time f()\n    task.set_value('a', x)", ["a"]),
+    ("x = (7\n  % 2)\ntask.set_value('a', x)", ["a"]),
+    ("%%sql\nselect 1", []), ("", [])])
+def test_values_are_found_in_the_code(code, names, tmp_path):
+    assert values_set(notebook(tmp_path, "x = 1", code)) == names
+    assert values_set(notebook(tmp_path, code, kind="markdown")) == []
+
+
+def test_a_notebook_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(MlopsError, match="a.ipynb, cell 2, line 1: "):
+        values_set(notebook(tmp_path, "x = 1", "x = = 1"))
+    with pytest.raises(MlopsError, match="no.ipynb cannot be read"): values_set(tmp_path / "no.ipynb")
+    (tmp_path / "half.ipynb").write_text('{"cells": [')
+    with pytest.raises(MlopsError, match="half.ipynb cannot be read"): values_set(tmp_path / "half.ipynb")
+
+
+JOB = {
+    "parameters": [{"name": "as_of", "default": "latest"}, {"name": "unseen", "default": "x"}],
+    "tasks": [
+        {"task_key": "last", "depends_on": [{"task_key": "loop"}], "run_if": "ALL_DONE", "disabled": True,
+         "notebook_task": {"notebook_path": "last.ipynb", "base_parameters": {"of": "{{tasks.first.values.b}}"}}},
+        {"task_key": "loop", "depends_on": [{"task_key": "first"}], "for_each_task": {
+            "inputs": "{{tasks.first.values.list}}",
+            "task": {"task_key": "one", "notebook_task": {"notebook_path": "one.ipynb",
+                                                          "base_parameters": {"at": "{{input}}", "as_of": "never"}}}}},
+        {"task_key": "first", "notebook_task": {"notebook_path": "[first].ipynb"}},
+    ]}
+DECLARED = {"[first].ipynb": {"as_of": 1}, "one.ipynb": {"as_of": 1, "at": 1}, "last.ipynb": {"of": 1}}
+GETS = {"first": {"as_of": "latest"}, "loop": {"at": "{{input}}", "as_of": "latest"},
+        "last": {"of": "{{tasks.first.values.b}}"}}
+
+
+def printed(renderable, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_what_tasks_get_and_give():
+    assert gets(JOB, DECLARED.get) == GETS
+    assert gives(JOB, lambda path: [path]) == {"first": ["[first].ipynb"], "loop": [], "last": ["last.ipynb"]}
+    assert gets({"tasks": []}, DECLARED.get) == gives({"tasks": []}, list) == {}
+    assert uses(JOB) == [("last", "first", "b"), ("loop", "first", "list")]
+
+
+def test_what_is_used_and_never_set():
+    assert never_set(JOB, {"first": ["b", "list"]}) == []
+    assert never_set(JOB, {"first": ["b"]}) == [("loop", "first", "list")]
+    assert never_set(JOB, {"first": [COMPUTED]}) == []
+    assert never_set(JOB, {}) == [("last", "first", "b"), ("loop", "first", "list")]
+
+
+def test_rows_follow_the_dependencies():
+    assert layers(JOB["tasks"]) == [["first"], ["loop"], ["last"]]
+    assert layers([{"task_key": "b"}, {"task_key": "a"}]) == [["b", "a"]] and layers([]) == []
+    wide = [{"task_key": "z", "depends_on": [{"task_key": "a"}, {"task_key": "b"}]}, {"task_key": "a"},
+            {"task_key": "b", "depends_on": [{"task_key": "a"}]}]
+    assert layers(wide) == [["a"], ["b"], ["z"]]
+
+
+def test_the_picture_shows_it_all_and_takes_no_name_for_markup():
+    text = printed(picture(JOB, GETS, {"first": ["b", "more"], "loop": [], "last": []}))
+    for words in ("[first].ipynb", "as_of = latest", "b -> last", "more", "of = {{tasks.first.values.b}}",
+                  "for each of {{tasks.first.values.list}}: one.ipynb", "loop, run_if ALL_DONE",
+                  "list, which the notebook of first does not set"):
+        assert words in text, words
+    assert text.index("─ first ─") < text.index("─ loop ─") < text.index("─ last ─") and text.count("▼") == 2
+    assert printed(picture({"tasks": []}, {}, {})).strip() == ""
+
+
+def test_the_picture_fits_a_narrow_terminal():
+    assert max(map(len, printed(picture(JOB, GETS, gives(JOB, lambda path: [])), width=50).splitlines())) <= 50
+
+
+def test_mermaid():
+    assert mermaid(JOB, {"first": ["list"]}).splitlines() == [
+        "flowchart TD", '  t0["last: last.ipynb"]', '  t1["loop: for each of {{tasks.first.values.list}}: one.ipynb"]',
+        '  t2["first: [first].ipynb"]', "  t1 --> t0", '  t2 -->|"list"| t1', '  t2 -.->|"b (not set)"| t0']
+    quotes = {"tasks": [{"task_key": "a", "condition_task": {"left": '"<x>"', "op": "EQUAL_TO", "right": "1"}},
+                        {"task_key": "b", "depends_on": [{"task_key": "a", "outcome": "false"}],
+                         "run_job_task": {"job_id": 7}}]}
+    assert mermaid(quotes, names={"7": "deploy"}).splitlines()[1:] == [
+        '  t0["a: if #quot;#lt;x#gt;#quot; EQUAL_TO 1"]', '  t1["b: job deploy"]', '  t0 -->|"false"| t1']
+
+
+def test_a_job_of_a_bundle(project):
+    train = project.notebook("train", "task.set_value('model_version', 3)", parameters='as_of: str = "latest"')
+    deploy = project.notebook("deploy", "pass", parameters='version: str = ""')
+    project.job("deploy", [{"task_key": "deploy", "notebook_task": deploy}])
+    project.job("train", [
+        {"task_key": "train", "notebook_task": train},
+        {"task_key": "hand_over", "depends_on": [{"task_key": "train"}], "run_job_task": {
+            "job_id": "${resources.jobs.deploy.id}",
+            "job_parameters": {"version": "{{tasks.train.values.model_version}}"}}},
+    ], parameters=[{"name": "as_of", "default": "2013-04-01"}, {"name": "target", "default": "${bundle.target}"}])
+    text = printed(draw(bundle.load(project.root), "train"))
+    for words in ("nbs/train.ipynb", "as_of = 2013-04-01", "model_version -> hand_over", "job deploy",
+                  "version = {{tasks.train.values.model_version}}"):
+        assert words in text, words
+    assert "target" not in text and "does not set" not in text
+    project.job("there", [{"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/Shared/a"}}],
+                parameters=[{"name": "as_of", "default": "latest"}])
+    assert "as_of = latest" in printed(draw(bundle.load(project.root), "there"))
+    with pytest.raises(MlopsError, match="no job 'trian'"): draw(bundle.load(project.root), "trian")
