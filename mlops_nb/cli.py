@@ -116,7 +116,7 @@ def show_run(run_id: Annotated[int, typer.Argument(help="The run's number.")]) -
         out.print(f"[dim]{delivery['event']} to {escape(delivery['destination'])}[/] {state} [dim]{escape(delivery['detail'])}[/]")
     out.print(progress.where_to_look(env.load_env(row["target"]), row))
 
-# %% ../nbs/platform/31_cli.ipynb #e3c38a5a
+# %% ../nbs/platform/31_cli.ipynb #ced509d2
 jobs_app = typer.Typer(help="The jobs of the bundle.", invoke_without_command=True)
 app.add_typer(jobs_app, name="jobs")
 
@@ -127,10 +127,10 @@ def list_jobs(context: typer.Context, target: Target = None) -> None:
     from rich.table import Table
 
     from mlops_nb import bundle
-    table = Table("job", "what for", "parameters", "tasks", box=None, pad_edge=False, header_style="dim")
+    table = Table("job", "what for", "tasks", "parameters", box=None, pad_edge=False, header_style="dim")
     for key, job in sorted(bundle.load(target=target).jobs.items()):
-        parameters = "  ".join(f"{p['name']}={p['default']}" for p in job.get("parameters", []))
-        table.add_row(f"[bold]{key}[/]", job.get("description", ""), escape(parameters), " ".join(t["task_key"] for t in job["tasks"]))
+        table.add_row(f"[bold]{key}[/]", job.get("description", ""), " ".join(t["task_key"] for t in job["tasks"]),
+                      " ".join(p["name"] for p in job.get("parameters", [])))
     out.print(table)
 
 @jobs_app.command("show")
@@ -139,7 +139,7 @@ def show_job(job: Annotated[str, typer.Argument(help="A job of the bundle.")], t
     from mlops_nb import bundle, drawing
     out.print(drawing.draw(bundle.load(target=target), job))
 
-# %% ../nbs/platform/31_cli.ipynb #64fb89be
+# %% ../nbs/platform/31_cli.ipynb #a5e99a76
 @app.command()
 def validate(target: Target = None, var: Var = None) -> None:
     "Check the bundle: every job, notebook, parameter, reference and schedule."
@@ -147,7 +147,7 @@ def validate(target: Target = None, var: Var = None) -> None:
     from mlops_nb.checks import check
     loaded = bundle.load(target=target, variables=pairs("--var", var))
     problems = check(loaded)
-    for problem in problems: err.print(escape(str(problem)))
+    for problem in problems: err.print(escape(str(problem)), highlight=False, soft_wrap=True)
     if problems: raise typer.Exit(1)
     out.print(f"bundle [bold]{loaded.name}[/], target [bold]{loaded.target}[/]: {len(loaded.jobs)} jobs, no problem")
 

@@ -31,7 +31,7 @@ def installed(package: str) -> str | None:
     try: return metadata.version(package)
     except metadata.PackageNotFoundError: return None
 
-# %% ../nbs/platform/30_doctor.ipynb #65379d43
+# %% ../nbs/platform/30_doctor.ipynb #e093785b
 def check_python(version: tuple = tuple(sys.version_info[:3])) -> Finding:
     "Whether this Python is one of those that the lock file was made for."
     seen = ".".join(map(str, version))
@@ -43,7 +43,7 @@ def check_engine(engine: str) -> Finding:
     package, extra = {"sail": ("pysail", "local"), "spark": ("pyspark", "spark"),
                       "databricks": ("databricks-connect", "databricks")}[engine]
     if not (version := installed(package)):
-        return Finding(f"engine {engine}", "wrong", f"{package} is not installed", f"pip install 'mlops_nb[{extra}]'")
+        return Finding(f"engine {engine}", "wrong", f"{package} is not installed", f"uv pip install -e '.[{extra}]'")
     if engine == "spark" and not shutil.which("java") and "SPARK_REMOTE" not in os.environ:
         return Finding("engine spark", "wrong", f"pyspark {version}, but no java", "apt-get install openjdk-17-jre-headless")
     return Finding(f"engine {engine}", "ok", f"{package} {version}")
@@ -55,7 +55,7 @@ def check_disk(folder: Path, needed: float = 2.0  # GiB that a demo with its env
     state = "ok" if free >= needed else "wrong"
     return Finding("disk", state, f"{free:.1f} GiB free at {folder}", "" if state == "ok" else f"free {needed:.0f} GiB")
 
-# %% ../nbs/platform/30_doctor.ipynb #cf53faca
+# %% ../nbs/platform/30_doctor.ipynb #7e57d28e
 def check_port(port: int, used_by: str) -> Finding:
     "Whether a port of this machine is free for what would listen there."
     with socket.socket() as probe:
@@ -78,14 +78,14 @@ def check_extra(extra: str) -> Finding:
     needs = f"; needs {', '.join(lacking)}" if lacking else ""
     if version and not lacking: return Finding(f"extra {extra}", "ok", f"{package} {version}: {purpose}")
     alone = ", in an environment of its own" if extra in ("spark", "databricks") else ""
-    return Finding(f"extra {extra}", "missing", f"{purpose}{needs}", f"pip install 'mlops_nb[{extra}]'{alone}")
+    return Finding(f"extra {extra}", "missing", f"{purpose}{needs}", f"uv pip install -e '.[{extra}]'{alone}")
 
-# %% ../nbs/platform/30_doctor.ipynb #7a3ec347
+# %% ../nbs/platform/30_doctor.ipynb #5bb3a79c
 def check_one_pyspark() -> Finding:
     "Whether exactly one distribution owns the module pyspark."
     owners = [p for p in ("pyspark", "pyspark-client", "databricks-connect") if installed(p)]
     if len(owners) == 1: return Finding("pyspark", "ok", f"{owners[0]} {installed(owners[0])}")
-    if not owners: return Finding("pyspark", "wrong", "none installed", "pip install 'mlops_nb[local]'")
+    if not owners: return Finding("pyspark", "wrong", "none installed", "uv pip install -e '.[local]'")
     return Finding("pyspark", "wrong", f"{' and '.join(owners)} overwrite each other", f"pip uninstall {' '.join(owners)}, then install one")
 
 # %% ../nbs/platform/30_doctor.ipynb #f9b0a973

@@ -92,10 +92,11 @@ def test_a_slip_is_answered_with_what_exists(project, mlops, words, answer):
     assert not (project.root / ".mlops/runs").exists()
 
 
-def test_a_parameter_of_the_wrong_type_fails_its_task_and_says_which(project, mlops):
+def test_a_parameter_of_the_wrong_type_is_refused_before_anything_runs(project, mlops):
     project.job("job", [notebook_task("one", project.notebook("one", "1", parameters="days: int = 1"))],
                 parameters=[{"name": "days", "default": "1"}])
-    assert "parameter 'days' takes int, not 'many'" in mlops("run", "job", "--param", "days=many", code=1)
+    assert "parameter 'days' takes int, not 'many'" in mlops("run", "job", "--param", "days=many", code=2)
+    assert "no runs yet" in mlops("runs")
 
 
 def test_a_failed_run_says_where_and_how_to_go_on(project, mlops):
