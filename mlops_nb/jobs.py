@@ -8,7 +8,7 @@ __all__ = ['RUNS_AT_HOME', 'GOOD', 'RUN', 'kind_of', 'nested_tasks', 'refuse_wha
            'earlier_child', 'attempt_once', 'wants_retry', 'run_task', 'begin_ready', 'begin_thread', 'settle',
            'run_graph', 'begin', 'reopen', 'wait_for_place', 'close', 'summary', 'finish', 'tell']
 
-# %% ../nbs/platform/12_jobs.ipynb #cc1eb67c
+# %% ../nbs/platform/12_jobs.ipynb #63417fc2
 import json
 import queue
 import threading
@@ -26,7 +26,7 @@ from .errors import MlopsError, unknown
 from .home import Home, prepare, wait_for_sending
 from .notebooks import notebook_parameters
 from .supervisor import Outcome, Supervised, end_strays
-from .task import convert
+from .task import MISSING, convert
 
 # %% ../nbs/platform/12_jobs.ipynb #ffe10f26
 RUNS_AT_HOME = ("notebook_task", "condition_task", "for_each_task", "run_job_task")
@@ -74,7 +74,9 @@ def job_parameters(job: dict,
     "The job's parameters: what was given, else the default with its references resolved."
     return references.resolve({p["name"]: p["default"] for p in job.get("parameters", [])} | given, context)
 
-# %% ../nbs/platform/12_jobs.ipynb #1bb46682
+# %% ../nbs/platform/12_jobs.ipynb #5a9832eb
+GOOD = ("SUCCESS", "SUCCESS_WITH_FAILURES")
+
 @dataclass
 class JobRun:
     "A run of one job: what it was given, and how far it is."
@@ -117,15 +119,21 @@ class JobRun:
         about = {"id": str(self.key), "name": self.job.get("name", self.key), "run_id": self.run_id,
                  "repair_count": row["repair_count"], "parameters": self.parameters, "start_time": at(row["start_time"]),
                  "trigger": {"type": row["trigger_type"], "time": at(row["trigger_time"])}}
-        tasks = {task["task_key"]: {"values": self.values(task["task_key"]), "result_state": self.states.get(task["task_key"], ""),
-                                    "execution_count": self.attempts.get(task["task_key"], -1) + 1} for task in self.tasks}
+        tasks = {task["task_key"]: self.about_task(task["task_key"]) for task in self.tasks}
         return {"job": about, "tasks": tasks, "workspace": {"id": "local", "url": str(self.home.env.root)}}
+
+    def about_task(self, task_key: str) -> dict:
+        "What `{{tasks.<task_key>.…}}` means."
+        state = self.states.get(task_key, "")
+        code = "" if not state else "SUCCESS" if state in GOOD else "RUN_EXECUTION_ERROR"
+        return {"values": self.values(task_key), "result_state": state, "error_code": code, "run_id": self.run_id,
+                "execution_count": self.attempts.get(task_key, -1) + 1}
 
 def at(milliseconds: int) -> datetime:
     "A time of the run store as a datetime in UTC."
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
-# %% ../nbs/platform/12_jobs.ipynb #074e044a
+# %% ../nbs/platform/12_jobs.ipynb #fe11222d
 @dataclass
 class Step:
     "One attempt of a task."
@@ -133,7 +141,7 @@ class Step:
     task: dict
     key: str  # the task_key; `key[3]` for the fourth element of a for_each
     attempt: int
-    input: Any = None  # the element of a for_each
+    input: Any = MISSING  # the element of a for_each
 
     @property
     def folder(self) -> Path: return self.run.folder(self.key, self.attempt)
@@ -141,7 +149,7 @@ class Step:
     def resolve(self, value: Any) -> Any:
         "The value with its references replaced by what they mean for this step."
         here = {"task": {"name": self.key, "run_id": self.run.run_id, "execution_count": self.attempt + 1}}
-        element = {} if self.input is None else {"input": self.input}
+        element = {} if self.input is MISSING else {"input": self.input}
         return references.resolve(value, self.run.context() | here | element)
 
     def save(self, **values) -> None:
@@ -210,8 +218,7 @@ def earlier_child(step: Step) -> int | None:  # run_id
             return task["child_run_id"] if same else None
     return None
 
-# %% ../nbs/platform/12_jobs.ipynb #e034a150
-GOOD = ("SUCCESS", "SUCCESS_WITH_FAILURES")
+# %% ../nbs/platform/12_jobs.ipynb #e4d2f820
 RUN = {"notebook_task": run_notebook, "condition_task": run_condition, "for_each_task": run_for_each, "run_job_task": run_child}
 
 def attempt_once(step: Step) -> Outcome:
@@ -357,11 +364,12 @@ def finish(run: JobRun) -> str:  # result state
     run.home.display.run_ends(run, result)
     return result
 
-# %% ../nbs/platform/12_jobs.ipynb #66fe1001
-def tell(run: JobRun, event: str, task: dict | None = None,
+# %% ../nbs/platform/12_jobs.ipynb #ac83ed59
+def tell(run: JobRun, event: str | None, task: dict | None = None,
          state: str | None = None,  # result state of what ended
          last: bool = True) -> None:  # whether no attempt of the task follows
     "Send the notifications of an event in the background and keep what became of them."
+    if event is None: return  # what was excluded or disabled is no event
     key = task and task["task_key"]
     notices = notify.notifications(run.job, event, task, state, run.attempts.get(key, 0), last)
     if not notices: return
