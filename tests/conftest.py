@@ -53,5 +53,4 @@ class Project:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     for name in ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_TASK", "MLFLOW_TRACKING_URI"): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     return Project(tmp_path)
