@@ -8,7 +8,7 @@ __all__ = ['RUNS_AT_HOME', 'GOOD', 'RUN', 'kind_of', 'nested_tasks', 'refuse_wha
            'earlier_child', 'attempt_once', 'wants_retry', 'run_task', 'begin_ready', 'begin_thread', 'settle',
            'run_graph', 'begin', 'reopen', 'wait_for_place', 'close', 'summary', 'finish', 'tell']
 
-# %% ../nbs/platform/12_jobs.ipynb #63417fc2
+# %% ../nbs/platform/12_jobs.ipynb #4022c540
 import json
 import queue
 import threading
@@ -23,7 +23,7 @@ from typing import Any
 from . import graph, notify, references, runs
 from .bundle import Bundle, job_id
 from .errors import MlopsError, unknown
-from .home import Home, prepare, wait_for_sending
+from .home import Home, wait_for_sending
 from .notebooks import notebook_parameters
 from .supervisor import Outcome, Supervised, end_strays
 from .task import MISSING, convert
@@ -293,7 +293,7 @@ def run_graph(run: JobRun) -> str:  # result state
         begin_ready(run, waiting, finished)
     return run.stopped or str(graph.job_result(run.tasks, run.states))
 
-# %% ../nbs/platform/12_jobs.ipynb #cd92a88e
+# %% ../nbs/platform/12_jobs.ipynb #3130e25e
 def begin(home: Home, key: str,  # of the job
           given: dict,  # parameters, name -> string
           parent: JobRun | None = None, only: list[str] | None = None,  # task keys, as in run-now
@@ -303,7 +303,6 @@ def begin(home: Home, key: str,  # of the job
     refuse_what_home_lacks(home.bundle, key)
     check_given(home.env.root, key, job, given)
     tasks = graph.subset(job["tasks"], graph.select(job["tasks"], only))
-    prepare(home.env)
     run_id = runs.begin_run(home.store, key, home.bundle.target, given, home.variables,
                             "RUN_JOB_TASK" if parent else "ONE_TIME", trigger_time, parent and parent.run_id)
     run = JobRun(home, key, run_id, tasks, parent=parent)

@@ -21,7 +21,6 @@ def acts(monkeypatch):
         return act(step)
 
     monkeypatch.setitem(jobs.RUN, "notebook_task", run_notebook)
-    monkeypatch.setattr(jobs, "prepare", lambda env: None)
     behaviour["ran"] = ran
     return behaviour
 
