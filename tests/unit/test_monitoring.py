@@ -1,0 +1,281 @@
+"""Profiles, quality, drift and thresholds, against SciPy, scikit-learn and pandas as judges."""
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
+
+from mlops_nb import drift, monitoring, profiles, quality, thresholds
+from mlops_nb.errors import MlopsError
+from mlops_nb.profiles import GROUP, Monitor
+
+MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
+pairs = st.integers(1, 12).flatmap(lambda k: st.tuples(*[st.lists(st.integers(0, 60), min_size=k, max_size=k)] * 2)).filter(
+    lambda two: sum(two[0]) and sum(two[1])).map(lambda two: tuple(np.array(c) for c in two))
+
+
+@given(pairs)
+def test_ks_test_is_scipys(two):
+    now, then = two
+    assume(min(now.sum(), then.sum()) > 2)  # SciPy divides by zero for single rows
+    values = np.arange(len(now))
+    judge = stats.ks_2samp(np.repeat(values, now), np.repeat(values, then), method="asymp")
+    assert drift.ks_test(now, then)["statistic"] == pytest.approx(judge.statistic)
+
+
+@pytest.mark.parametrize("shift", [0, 20, 40, 80])
+def test_p_value_of_large_windows_is_scipys(shift):
+    now, then = np.random.default_rng(1).multinomial(5000, np.full(100, 0.01), size=2)
+    now[:50] += shift // 4
+    judge = stats.ks_2samp(np.repeat(np.arange(100), now), np.repeat(np.arange(100), then), method="asymp")
+    assert drift.ks_test(now, then)["pvalue"] == pytest.approx(judge.pvalue, rel=0.05)
+
+
+@given(pairs, st.lists(st.floats(0.01, 50), min_size=12, max_size=12))
+def test_wasserstein_distance_is_scipys(two, steps):
+    now, then = two
+    values = np.cumsum(steps)[:len(now)]
+    assert drift.wasserstein_distance(values, now, then) == pytest.approx(stats.wasserstein_distance(values, values, now, then), abs=1e-9)
+
+
+def stability_index_of_rows(now, then):
+    "The textbook on single rows: bins open at both ends between the deciles of the base."
+    edges = np.unique(np.quantile(then, np.arange(1, 10) / 10, method="inverted_cdf"))
+    bins = [np.bincount(np.searchsorted(edges, rows, side="left"), minlength=len(edges) + 1) / len(rows) for rows in (now, then)]
+    p, q = (np.maximum(b, drift.SMALLEST) for b in bins)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+@given(pairs)
+def test_population_stability_index_is_the_textbooks(two):
+    now, then = two
+    values = np.arange(len(now))
+    expected = stability_index_of_rows(np.repeat(values, now), np.repeat(values, then))
+    assert drift.population_stability_index(now, then) == pytest.approx(expected)
+
+
+def test_population_stability_index_counts_a_bin_that_emptied():
+    assert drift.population_stability_index(np.array([0, 10]), np.array([5, 5])) == pytest.approx(0.5 * math.log(2) + (1e-4 - 0.5) * math.log(2e-4))
+
+
+@given(pairs)
+def test_distances_of_categories_are_scipys(two):
+    now, then = two
+    p, q = now / now.sum(), then / then.sum()
+    assert drift.js_distance(now, then) == pytest.approx(jensenshannon(p, q, base=2), abs=1e-7)
+    assert drift.tv_distance(now, then) == pytest.approx(1 - np.minimum(p, q).sum())
+    assert drift.l_infinity_distance(now, then) == pytest.approx(max(abs(a - b) for a, b in zip(p, q, strict=True)))
+    assert 0 <= drift.l_infinity_distance(now, then) <= drift.tv_distance(now, then) + 1e-12 <= 1 + 1e-9
+
+
+@given(pairs)
+def test_chi_squared_test_is_scipys(two):
+    now, then = two
+    kept = (now + then) > 0
+    mine = drift.chi_squared_test(now, then)
+    if kept.sum() < 2: return assert_nothing_differs(mine)
+    judge = stats.chi2_contingency(np.array([now, then])[:, kept], correction=False)
+    assert (mine["statistic"], mine["pvalue"]) == (pytest.approx(judge.statistic, abs=1e-9), pytest.approx(judge.pvalue, abs=1e-9))
+
+
+def assert_nothing_differs(test): assert test == {"statistic": 0.0, "pvalue": 1.0}
+
+
+@given(pairs)
+def test_nothing_drifts_from_itself(two):
+    counts, _ = two
+    values = np.arange(len(counts))
+    assert drift.ks_test(counts, 3 * counts)["statistic"] == pytest.approx(0)
+    for distance in (drift.population_stability_index, drift.js_distance, drift.tv_distance, drift.l_infinity_distance):
+        assert distance(counts, 3 * counts) == pytest.approx(0, abs=1e-7)
+    assert drift.wasserstein_distance(values, counts, 3 * counts) == pytest.approx(0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40))
+def test_class_scores_are_scikit_learns(pairs):
+    predicted, label = map(list, zip(*pairs, strict=True))
+    counts = pd.DataFrame({"prediction": predicted, "label": label}).value_counts().rename("n").reset_index()
+    mine = quality.class_scores(counts)
+    assert mine["accuracy_score"] == pytest.approx(sklearn.metrics.accuracy_score(label, predicted))
+    for average in ("weighted", "macro"):
+        judge = sklearn.metrics.precision_recall_fscore_support(label, predicted, average=average, zero_division=0)
+        assert [mine[s][average] for s in ("precision", "recall", "f1_score")] == pytest.approx(judge[:3])
+    assert sum(cell["count"] for cell in mine["confusion_matrix"]) == len(pairs)
+
+
+def test_a_prediction_that_is_missing_is_wrong():
+    counts = pd.DataFrame({"prediction": ["a", None], "label": ["a", "a"], "n": [3, 1]})
+    assert quality.class_scores(counts)["accuracy_score"] == 0.75
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=300))
+def test_quantiles_are_those_of_the_rows(rows):
+    values, counts = np.unique(np.array(rows, dtype=float), return_counts=True)
+    mine = profiles.quantiles(values, counts, min(rows), max(rows))
+    assert len(mine) == 1001 and mine[500] == np.quantile(rows, 0.5, method="inverted_cdf")
+    assert mine == np.quantile(rows, profiles.POINTS, method="inverted_cdf").tolist()
+
+
+def test_a_group_without_values_has_no_quantiles():
+    assert profiles.quantiles(np.array([]), np.array([]), np.nan, np.nan) is None
+
+
+@pytest.mark.parametrize("granularity", ["1 day", "1 week", "3 weeks", "1 month", "1 year"])
+@given(st.datetimes(datetime(2012, 1, 1), datetime(2016, 1, 1)), st.sampled_from(["America/New_York", "Europe/Berlin", "UTC", "Asia/Kolkata"]))
+def test_windows_follow_each_other_from_midnight_to_midnight(granularity, moment, zone):
+    number, unit = profiles.parts(granularity)
+    local = pd.Timestamp(moment)
+    day = {"day": local.normalize(), "week": local.normalize() - pd.Timedelta(days=local.weekday()), "month": local.normalize().replace(day=1),
+           "year": local.normalize().replace(month=1, day=1)}[unit].to_pydatetime()
+    step = {"day": pd.DateOffset(days=1), "week": pd.DateOffset(weeks=number), "month": pd.DateOffset(months=1), "year": pd.DateOffset(years=1)}[unit]
+    start = day.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    expected = (pd.Timestamp(day) + step).to_pydatetime().replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    assert profiles.window_end(start, granularity, zone) == expected
+
+
+def test_short_windows_are_counted_in_utc():
+    start = datetime(2013, 11, 3, 5, tzinfo=UTC)  # New York's clock goes back an hour at 06:00 UTC
+    assert profiles.window_end(start, "1 hour", "America/New_York") == start + timedelta(hours=1)
+    assert profiles.window_end(start, "30 minutes", "America/New_York") == start + timedelta(minutes=30)
+
+
+@pytest.mark.parametrize("wrong", ["monthly", "2 months", "0 weeks", "1 weekly", "", "minutes", "5 minute s"])
+def test_an_unknown_granularity_lists_what_exists(wrong):
+    with pytest.raises(MlopsError, match="there are: 5 minutes, 30 minutes, 1 hour"): profiles.parts(wrong)
+
+
+def test_a_monitor_is_read_from_a_bundles_resource():
+    log = {"timestamp_col": "at", "model_id_col": "version", "prediction_col": "warning", "label_col": "late", "prediction_proba_col": "prediction",
+           "problem_type": "PROBLEM_TYPE_CLASSIFICATION", "granularities": ["1 day"]}
+    assert profiles.as_monitor({"inference_log": log}, time_zone="America/New_York") == MONITOR
+    with pytest.raises(MlopsError, match="no setting 'label_column'.*\n.*'label_col'"): profiles.as_monitor({"inference_log": {"label_column": "x"}})
+
+
+def test_types_without_a_profile_are_named():
+    field = lambda name, kind: SimpleNamespace(name=name, dataType=SimpleNamespace(simpleString=lambda: kind))
+    rows = SimpleNamespace(schema=SimpleNamespace(fields=[field("a", "decimal(10,2)"), field("b", "struct<x:int>"), field("c", "map<string,int>")]))
+    assert profiles.data_types(rows, ["a"]) == {"a": "decimal(10,2)"} and profiles.kind_of("decimal(10,2)") == "number"
+    with pytest.raises(MlopsError, match="'b' holds struct<x:int>, which has no profile"): profiles.data_types(rows, ["a", "b"])
+
+
+# comparisons
+
+def described(*windows, base=(), version="1", **more):
+    rows = [("INPUT", w) for w in windows] + [("BASELINE", None) for _ in base]
+    frame = pd.DataFrame([dict(zip(GROUP, (kind, start, version, None, None), strict=True)) for kind, start in rows])
+    return frame.assign(column_name="x", **more)
+
+
+def test_a_window_is_compared_with_the_last_one_that_has_rows():
+    found = list(drift.comparisons(described(3, 1, 7)))
+    assert [(kind, row.window_start, base.window_start) for kind, row, base in found] == [("CONSECUTIVE", 3, 1), ("CONSECUTIVE", 7, 3)]
+
+
+def test_versions_and_slices_are_compared_with_their_own():
+    one, two = described(1, base=[0]), described(1, 2, version="2")
+    sliced = described(1, base=[0]).assign(slice_key="origin", slice_value="JFK")
+    other = described(2).assign(slice_key="origin", slice_value="EWR")
+    found = [(row.model_id, row.slice_value, kind) for kind, row, base in drift.comparisons(pd.concat([one, two, sliced, other]))]
+    assert sorted(map(str, found)) == sorted(map(str, [("1", None, "BASELINE"), ("1", "JFK", "BASELINE"), ("2", None, "CONSECUTIVE")]))
+
+
+def test_a_month_of_nulls_has_differences_but_no_distance():
+    counts = pd.DataFrame([dict(zip(GROUP, ("INPUT", m, "1", None, None), strict=True)) | {
+        "column_name": "x", "bucket": b, "n": 10, "mean": 1.0} for m, b in ((1, 1.0), (2, None))])
+    frame = described(1, 2, count=[10, 10], avg=[1.0, None], percent_null=[0.0, 100.0], percent_zeros=[0.0, 0.0], percent_distinct=[10.0, 0.0])
+    drifted = drift.number_drift(counts, frame).iloc[0]
+    assert drifted.percent_null_delta == 100 and "ks_test" not in drifted
+
+
+# thresholds
+
+def measured(*log_losses, base=0.40, count=5000, version="1"):
+    starts = [datetime(2013, 4 + i, 1, 4, tzinfo=UTC) for i in range(len(log_losses))]
+    rows = [("BASELINE", None, base), *zip(["INPUT"] * len(starts), starts, log_losses, strict=True)]
+    profile = pd.DataFrame([dict(zip(GROUP, (kind, pd.Timestamp(start), version, None, None), strict=True)) | {
+        "column_name": ":table", "count": count, "log_loss": loss, "f1_score": {"weighted": 1 - loss, "macro": 0.5}} for kind, start, loss in rows])
+    moved = profile[profile.log_type == "INPUT"].drop(columns=["log_loss", "count", "f1_score"]).assign(
+        drift_type="BASELINE", column_name="prediction", ks_test=[{"statistic": loss, "pvalue": 0.0} for loss in log_losses])
+    return monitoring.Measured(profile, moved)
+
+
+def flags(seen, **threshold): return thresholds.judge(seen, thresholds.Threshold(**threshold)).broken.tolist()
+
+
+def test_a_limit_itself_is_kept():
+    assert flags(measured(0.40, 0.44, 0.45), metric="log_loss", at_most=0.44) == [False, False, True]
+    assert flags(measured(0.40, 0.44, 0.45), metric="f1_score.weighted", at_least=0.56) == [False, False, True]
+
+
+def test_a_limit_in_the_baselines_own_value():
+    assert flags(measured(0.43, 0.45), metric="log_loss", at_most=1.1, times_baseline=True) == [False, True]
+    assert flags(measured(0.43, 0.45, base=0.5), metric="log_loss", at_most=1.1, times_baseline=True) == [False, False]
+
+
+def test_each_version_has_its_own_baseline():
+    one, two = measured(0.45, base=0.40), measured(0.45, base=0.50, version="2")
+    both = monitoring.Measured(*(pd.concat([getattr(one, part), getattr(two, part)], ignore_index=True) for part in ("profile", "drift")))
+    judged = thresholds.judge(both, thresholds.Threshold("log_loss", at_most=1.1, times_baseline=True))
+    assert judged.broken.droplevel(0).to_dict() == {"1": True, "2": False}
+
+
+def test_a_version_without_baseline_breaks_no_relative_limit():
+    seen = measured(0.9)
+    seen = replace(seen, profile=seen.profile[seen.profile.log_type == "INPUT"])
+    assert flags(seen, metric="log_loss", at_most=1.1, times_baseline=True) == [False]
+
+
+def test_all_versions_together_and_slices_are_not_judged():
+    seen = measured(0.9)
+    for change in ({"model_id": "*"}, {"slice_key": "origin", "slice_value": "JFK"}):
+        assert flags(replace(seen, profile=seen.profile.assign(**change)), metric="log_loss", at_most=0.1) == []
+
+
+def test_metrics_of_drift_are_those_against_the_baseline():
+    seen = measured(0.1, 0.3)
+    consecutive = seen.drift.assign(drift_type="CONSECUTIVE", ks_test=[{"statistic": 1.0, "pvalue": 0.0}] * 2)
+    seen = replace(seen, drift=pd.concat([seen.drift, consecutive], ignore_index=True))
+    judged = thresholds.judge(seen, thresholds.Threshold("ks_test.statistic", at_most=0.2, column="prediction", min_rows=0))
+    assert judged.value.tolist() == [0.1, 0.3]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_small_windows_are_not_judged(count, min_rows):
+    assume(count != min_rows)
+    assert flags(measured(0.9, count=count), metric="log_loss", at_most=0.1, min_rows=min_rows) == [count > min_rows]
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"metric": "log_loss"}, "no limit"), ({"metric": "log_loss", "at_most": 1, "at_least": 0}, "two limits"),
+    ({"metric": "log_loss", "at_least": None}, "no limit"), ({"metric": "log_loss", "limit": 1}, "no setting 'limit' in a threshold")])
+def test_a_wrong_threshold_is_an_error(wrong, message):
+    with pytest.raises(MlopsError, match=message): thresholds.read_thresholds([wrong])
+
+
+@pytest.mark.parametrize("granularity, name", [("1 month", "2013-05"), ("1 day", "2013-05-31"), ("1 year", "2013"), ("2 weeks", "2013-05-31"),
+                                               ("1 hour", "2013-06-01 03:00")])
+def test_windows_are_named_in_their_time_zone(granularity, name):
+    assert thresholds.window_name(datetime(2013, 6, 1, 3, tzinfo=UTC), granularity, "America/New_York") == name
+
+
+def test_violations_come_in_the_order_of_time():
+    found = thresholds.violations(measured(0.3, 0.6, 0.5), [thresholds.Threshold("log_loss", at_most=0.44), thresholds.Threshold("f1_score.weighted", at_least=0.45)],
+                                  MONITOR, "1 month")
+    assert [(v["window"], v["metric"], v["version"], v["value"]) for v in found] == [
+        ("2013-05", "f1_score.weighted", "1", 0.4), ("2013-05", "log_loss", "1", 0.6), ("2013-06", "log_loss", "1", 0.5)]
+
+
+def test_arrow_keeps_nothing_as_null():
+    frame = pd.DataFrame({"count": [1.0, np.nan], "avg": [0.1 + 0.2, np.nan], "window": [None, {"start": datetime(2013, 1, 1, tzinfo=UTC), "end": None}]})
+    table = monitoring.as_arrow(frame, {k: v for k, v in monitoring.profile_columns("version").items() if k in ("count", "avg", "window", "log_loss")})
+    assert table["count"].to_pylist() == [1, None] and table["avg"].to_pylist() == [0.3, None] and table["log_loss"].null_count == 2
