@@ -23,9 +23,9 @@ from .yaml_files import Node, Place, change, join_by, merge, node_of, places, pl
 
 # %% auto #0
 __all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'find_root', 'included', 'refuse_twice',
-           'read_file', 'read_files', 'refuse_unknown_names', 'targets_of', 'choose_target', 'lay_target',
-           'refuse_shared_keys', 'job_id', 'with_id', 'git_details', 'current_user', 'workspace_defaults', 'add_known',
-           'scope_of', 'read_overrides', 'finish', 'pause', 'Bundle', 'load', 'target_names']
+           'read_file', 'read_files', 'map_of', 'entries_of', 'refuse_unknown_names', 'targets_of', 'choose_target',
+           'lay_target', 'refuse_shared_keys', 'job_id', 'with_id', 'git_details', 'current_user', 'workspace_defaults',
+           'add_known', 'scope_of', 'read_overrides', 'finish', 'pause', 'Bundle', 'load', 'target_names']
 
 # %% ../nbs/platform/01_bundle.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -37,11 +37,13 @@ def find_root(start: Path | None = None) -> Path:  # the folder that holds datab
         if (folder / FILE).is_file(): return folder
     raise MlopsError(f"no {FILE} in {start} or above it", "run this inside a project, or name its folder")
 
-# %% ../nbs/platform/01_bundle.ipynb #2c2044b3
+# %% ../nbs/platform/01_bundle.ipynb #4edc3b35
 def included(root: Path, tree: Node) -> list[str]:  # file names relative to `root`, each once
     "The files that a databricks.yml includes, in the order of its patterns."
     names: dict[str, None] = {}
-    for node in (tree.get("include") or Node([], tree.place)).value or []:
+    patterns = tree.get("include") or Node([], tree.place)
+    if not isinstance(patterns.value, list | None): raise MlopsError(f"{patterns.place}: include is a list of files")
+    for node in patterns.value or []:
         found = sorted(glob.glob(str(node.value), root_dir=root))
         if not found or os.path.isabs(node.value):
             raise MlopsError(f"{node.place}: include {node.value!r} matches no file", f"it is relative to {root}")
@@ -79,7 +81,18 @@ def read_files(root: Path) -> Node:
         tree = merge(tree, more)
     return tree
 
-# %% ../nbs/platform/01_bundle.ipynb #8f12158e
+# %% ../nbs/platform/01_bundle.ipynb #0d596aff
+def map_of(node: Node) -> dict[str, Node]:
+    "The entries of a map; nothing counts as an empty one."
+    if isinstance(node.value, dict | None): return node.value or {}
+    raise MlopsError(f"{node.place}: a map is needed here, not {plain(node)!r}")
+
+def entries_of(tree: Node, *names: str) -> dict[str, Node]:
+    "The entries of the map that a few names lead to, empty if there is none."
+    for name in names: tree = map_of(tree).get(name) or Node({}, tree.place)
+    return map_of(tree)
+
+# %% ../nbs/platform/01_bundle.ipynb #c6d3a1c3
 TOP_LEVEL = frozenset(("artifacts", "bundle", "environments", "experimental", "include", "permissions", "presets",
                        "python", "resources", "run_as", "scripts", "sync", "targets", "variables", "workspace"))
 TARGET_FIELDS = frozenset(("artifacts", "bundle", "cluster_id", "compute_id", "default", "git", "mode", "permissions",
@@ -88,24 +101,19 @@ VARIABLE_FIELDS = frozenset(("default", "description", "lookup", "type"))
 
 def refuse_unknown_names(tree: Node) -> None:
     "One error for every unknown name at the top level, in a target, in the definition of a variable."
-    targets, variables = (tree.get(name) or Node({}, tree.place) for name in ("targets", "variables"))
     looked_at = [("top-level key", TOP_LEVEL, tree)]
-    looked_at += [("field of a target", TARGET_FIELDS, node) for node in (targets.value or {}).values()]
-    looked_at += [("field of a variable", VARIABLE_FIELDS, node) for node in (variables.value or {}).values()]
-    errors = []
-    for kind, known, node in looked_at:
-        if not isinstance(node.value, dict | None): raise MlopsError(f"{node.place}: a map is needed here")
-        errors += [unknown(kind, name, known, where=str(child.place))
-                   for name, child in (node.value or {}).items() if name not in known]
+    looked_at += [("field of a target", TARGET_FIELDS, node) for node in entries_of(tree, "targets").values()]
+    looked_at += [("field of a variable", VARIABLE_FIELDS, node) for node in entries_of(tree, "variables").values()]
+    errors = [unknown(kind, name, known, where=str(child.place)) for kind, known, node in looked_at
+              for name, child in map_of(node).items() if name not in known]
     if errors: raise errors[0] if len(errors) == 1 else MlopsError("\n".join(map(str, errors)))
 
-# %% ../nbs/platform/01_bundle.ipynb #4344ac62
+# %% ../nbs/platform/01_bundle.ipynb #56a58bfa
 def targets_of(tree: Node) -> dict[str, Node]:
     "The targets by name; a bundle without any has one, `default`."
     if tree.get("environments"):
         raise MlopsError(f"{tree.get('environments').place}: environments is the old name of targets", "rename it")
-    targets = tree.get("targets")
-    return dict(targets.value) if targets and targets.value else {"default": Node({}, tree.place)}
+    return entries_of(tree, "targets") or {"default": Node({}, tree.place)}
 
 def choose_target(targets: Mapping[str, Node], name: str | None = None) -> str:
     "The target of that name; without a name the only one, or the one that says `default: true`."
@@ -134,12 +142,12 @@ def lay_target(tree: Node, name: str) -> Node:
     entries["bundle"] = merge(entries.get("bundle") or Node({}, tree.place), Node(given, target.place), "bundle")
     return Node(entries, tree.place)
 
-# %% ../nbs/platform/01_bundle.ipynb #2915868e
+# %% ../nbs/platform/01_bundle.ipynb #6d4972d2
 def refuse_shared_keys(tree: Node) -> None:
     "One error if two kinds of resources share a key."
     first: dict[str, tuple[str, Node]] = {}
-    for kind, nodes in ((tree.get("resources") or tree).value or {}).items() if tree.get("resources") else ():
-        for key, node in (nodes.value or {}).items() if isinstance(nodes.value, dict) else ():
+    for kind, nodes in entries_of(tree, "resources").items():
+        for key, node in map_of(nodes).items():
             if key in first:
                 kind_before, before = first[key]
                 raise MlopsError(f"{node.place}: the key {key!r} is used for {kind} and for {kind_before}",
@@ -181,7 +189,7 @@ def current_user() -> str:
     try: return getuser()
     except (OSError, KeyError, ImportError): return "unknown"
 
-# %% ../nbs/platform/01_bundle.ipynb #48188d95
+# %% ../nbs/platform/01_bundle.ipynb #d6949867
 def workspace_defaults(user: str, host: str = "") -> dict[str, Any]:
     "What a workspace section says if nobody says otherwise; these are Databricks' own defaults."
     short = re.sub(r"[\W_]+", "_", user.split("@")[0].lower()).strip("_")
@@ -201,39 +209,39 @@ def add_known(tree: Node, user: str, host: str, git: Mapping[str, str]) -> Node:
 
 def scope_of(tree: Node, variables: Mapping[str, Node]) -> Node:
     "What references can see."
-    empty = Node({}, tree.place)
-    resources = {kind: Node({key: with_id(kind, key, node) for key, node in (nodes.value or {}).items()}, nodes.place)
-                 for kind, nodes in ((tree.get("resources") or empty).value or {}).items()}
-    return Node({"var": Node(dict(variables), tree.place), "resources": Node(resources, tree.place),
-                 **{name: tree.get(name) or empty for name in ("artifacts", "bundle", "workspace")}}, tree.place)
+    resources = {kind: Node({key: with_id(kind, key, node) for key, node in map_of(nodes).items()}, nodes.place)
+                 for kind, nodes in entries_of(tree, "resources").items()}
+    known = {name: entries_of(tree, name) for name in ("artifacts", "bundle", "workspace")}
+    known |= {"resources": resources, "var": dict(variables)}
+    return Node({name: Node(entries, tree.place) for name, entries in known.items()}, tree.place)
 
-# %% ../nbs/platform/01_bundle.ipynb #22a56163
+# %% ../nbs/platform/01_bundle.ipynb #9505893e
 def read_overrides(root: Path, target: str) -> dict[str, Node]:
     "The values of a person's own file for a target, if there is one."
     name = f".databricks/bundle/{target}/variable-overrides.json"
     if not (root / name).is_file(): return {}
-    try: json.loads((root / name).read_text())
+    try: return map_of(node_of(json.loads((root / name).read_text(encoding="utf-8")), Place(name)))
     except ValueError as error: raise MlopsError(f"{name}: {error}", 'it holds {"variable": value, ...}') from None
-    return read_file(root, name).value
 
-# %% ../nbs/platform/01_bundle.ipynb #27068f1f
+# %% ../nbs/platform/01_bundle.ipynb #e31ba886
 _JOB = "resources.jobs.*"
 _KEYED = {f"{_JOB}.tasks": "task_key", f"{_JOB}.job_clusters": "job_cluster_key", f"{_JOB}.parameters": "name",
           "resources.*.*.grants": "principal"}
 _PATHS = ("notebook_task.notebook_path", "spark_python_task.python_file", "sql_task.file.path")
-_TEXTS = ("notebook_task.base_parameters.*", "run_job_task.job_parameters.*", "condition_task.left",
-          "condition_task.right", "for_each_task.inputs")
+_TEXTS = ("task_key", "depends_on.*.task_key", "depends_on.*.outcome", "notebook_task.base_parameters.*",
+          "run_job_task.job_parameters.*", "condition_task.left", "condition_task.right", "for_each_task.inputs")
 
 def _root_relative(node: Node) -> Node:
     "A path beside its YAML file as a path from the root."
-    text = str(node.value)
-    if text.startswith("/") or "://" in text: return node
+    text = node.value
+    if not isinstance(text, str) or text.startswith("/") or "://" in text: return node
     return Node(posixpath.normpath(posixpath.join(posixpath.dirname(node.place.file), text)), node.place)
 
 def _as_text_node(node: Node) -> Node:
     return node if isinstance(node.value, dict | list | None) else Node(as_text(node.value), node.place)
 
 def _without_repeats(node: Node) -> Node:
+    if not isinstance(node.value, list): return node
     return Node(list({str(plain(item)): item for item in reversed(node.value)}.values())[::-1], node.place)
 
 # %% ../nbs/platform/01_bundle.ipynb #f4073e1f
@@ -297,7 +305,7 @@ class Bundle:
         while key and key not in self.places: key = re.sub(r"(^|\.)[^.\[]*$|\[\d+\]$", "", key)
         return self.places.get(key) or Place(FILE)
 
-# %% ../nbs/platform/01_bundle.ipynb #a57d93d7
+# %% ../nbs/platform/01_bundle.ipynb #56431f77
 def load(root: Path | None = None,  # the project's folder or one inside it
          target: str | None = None,  # None: the default one
          variables: Mapping[str, Any] | None = None,  # what `--var` gave
@@ -308,8 +316,7 @@ def load(root: Path | None = None,  # the project's folder or one inside it
     refuse_unknown_names(files)
     targets = targets_of(files)
     target = choose_target(targets, target)
-    own = targets[target].get("variables")
-    defined = definitions((files.get("variables") or Node({}, files.place)).value or {}, own.value or {} if own else {})
+    defined = definitions(entries_of(files, "variables"), entries_of(targets[target], "variables"))
     values = variable_values(defined, variables or {}, os.environ, read_overrides(root, target))
     tree = lay_target(files, target)
     refuse_shared_keys(tree)

@@ -124,14 +124,14 @@ def _node(node: yaml.Node, file: str, target: bool = False, key: str = "", above
         return Node([_node(item, file, target, key or "-", above) for item in node.value], place)
     return Node(_scalar(node, place), place)
 
-# %% ../nbs/platform/00_yaml_files.ipynb #7f205ccb
+# %% ../nbs/platform/00_yaml_files.ipynb #ea40c05e
 def read_yaml(text: str, file: str) -> Node:  # a map, empty if the text is
     "Reads one YAML (or JSON) document; errors name the line."
     try: root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark, begun = error.problem_mark or error.context_mark, error.context_mark or error.problem_mark
         why = " ".join(filter(None, [error.context, error.problem]))
-        raise MlopsError(f"{file}:{mark.line + 1}: {why}", f"column {mark.column + 1}") from None
+        raise MlopsError(f"{file}:{mark.line + 1}: {why}", f"what is being read begins at line {begun.line + 1}") from None
     except yaml.YAMLError as error: raise MlopsError(f"{file}: {error}") from None
     node = Node({}, Place(file, 1)) if root is None else _node(root, file)
     if node.value is None: return Node({}, node.place)

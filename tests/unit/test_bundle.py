@@ -1,0 +1,740 @@
+"""A bundle as one target has it: files, targets, variables, references."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import bundle
+from mlops_nb.bundle import find_root, job_id, load, target_names
+from mlops_nb.errors import MlopsError
+from mlops_nb.yaml_files import read_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_from_outside(monkeypatch):
+    for name in os.environ:
+        if name.startswith("BUNDLE_VAR_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes files of a bundle and returns its root; a bare text is databricks.yml without its name."""
+
+    def files(text="", **more):
+        for name, content in {"databricks_yml": "bundle: {name: example}\n" + dedent(text), **more}.items():
+            path = tmp_path / name.replace("__", "/").replace("_yml", ".yml").replace("_json", ".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(dedent(content))
+        return tmp_path
+
+    return files
+
+
+def refused(root, message, **options):
+    with pytest.raises(MlopsError) as error:
+        load(root, **options)
+    assert message in str(error.value), str(error.value)
+
+
+# files
+
+
+def test_the_root_is_found_from_inside_and_missed_elsewhere(write, tmp_path_factory):
+    root = write()
+    (root / "nbs" / "deep").mkdir(parents=True)
+    assert find_root(root / "nbs" / "deep") == root.resolve() == load(root / "nbs").root
+    with pytest.raises(MlopsError, match="no databricks.yml in"):
+        find_root(tmp_path_factory.mktemp("elsewhere"))
+
+
+def test_includes_are_read_in_order_and_once(write):
+    root = write(
+        "include: [resources/*.yml, resources/a.yml]\nresources: {jobs: {c: {name: c}}}",
+        resources__b_yml="resources: {jobs: {b: {name: b}}}",
+        resources__a_yml="resources: {jobs: {a: {name: a}}}",
+    )
+    assert list(load(root).jobs) == ["c", "a", "b"]
+    assert str(load(root).place("resources.jobs.b.name")) == "resources/b.yml:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("include: [resorces/*.yml]", "databricks.yml:2: include 'resorces/*.yml' matches no file"),
+        ("include: [missing.yml]", "include 'missing.yml' matches no file"),
+        ("include: [/etc/hosts]", "matches no file"),
+        ("include: ['*.txt']", "matches note.txt, which is not YAML"),
+        ("include: a.yml", "databricks.yml:2: include is a list of files"),
+    ],
+)
+def test_bad_includes(write, text, message):
+    (write(text) / "note.txt").write_text("")
+    refused(write(text), message)
+
+
+def test_only_the_root_file_includes(write):
+    refused(
+        write("include: [a.yml]", a_yml="include: [b.yml]", b_yml=""), "a.yml:1: only databricks.yml can include files"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (
+            "resources: {jobs: {a: {name: a}}}",
+            "resources: {jobs: {a: {tags: {}}}}",
+            "b.yml:1: resources.jobs.a is defined twice\n  first at a.yml:1",
+        ),
+        ("variables: {x: {default: 1}}", "variables: {x: {default: 2}}", "variables.x.default is defined twice"),
+        (
+            "resources: {jobs: {a: {name: a}}}",
+            "resources: {schemas: {a: {name: a}}}",
+            "the key 'a' is used for schemas and for jobs",
+        ),
+        ("resources: {jobs: [1]}", "resources: {jobs: {a: {}}}", "resources.jobs is a map here and a list at a.yml:1"),
+    ],
+)
+def test_what_two_files_must_not_do(write, one, other, message):
+    refused(write("include: [a.yml, b.yml]", a_yml=one, b_yml=other), message)
+
+
+def test_errors_of_yaml_name_file_and_line(write):
+    refused(
+        write("include: [a.yml]", a_yml="resources:\n  jobs:\n  - a: [1"),
+        "a.yml:4: while parsing a flow sequence did not find expected ',' or ']'\n"
+        "  what is being read begins at line 3",
+    )
+    refused(
+        write("variables:\n  a: {default: 1}\n  a: {default: 2}"),
+        "databricks.yml:4: the key 'a' stands twice in this map\n  the first is at line 3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("varaibles: {}", "no top-level key 'varaibles' in databricks.yml:2\n  did you mean 'variables'?"),
+        (
+            "targets: {dev: {vairables: {}}}",
+            "no field of a target 'vairables' in databricks.yml:2\n  did you mean 'variables'?",
+        ),
+        (
+            "variables: {a: {defualt: 1}}",
+            "no field of a variable 'defualt' in databricks.yml:2\n  did you mean 'default'?",
+        ),
+        ("targets: [dev]", "a map is needed here"),
+        ("variables: {a: text}", "a map is needed here"),
+        ("resources: {jobs: [a]}", "a map is needed here"),
+        ("environments: {dev: {}}", "environments is the old name of targets"),
+    ],
+)
+def test_misspelt_and_misshapen_sections(write, text, message):
+    refused(write(text), message)
+
+
+def test_several_slips_are_told_at_once(write):
+    with pytest.raises(MlopsError) as error:
+        load(write("targest: {}\nvaraibles: {}"))
+    assert "'targest'" in str(error.value) and "'varaibles'" in str(error.value)
+
+
+@pytest.mark.parametrize("first", ["bundle: {}", "bundle:", "resources: {}", "bundle: {name: '${var.x}'}"])
+def test_a_bundle_needs_a_literal_name(tmp_path, first):
+    (tmp_path / "databricks.yml").write_text(first + "\nvariables: {x: {default: a}}\n")
+    refused(tmp_path, "the bundle has no name")
+
+
+# targets
+
+TWO = "targets: {dev: {}, prod: {default: true}}"
+
+
+def test_choosing_a_target(write):
+    assert load(write(TWO)).target == "prod" and load(write(TWO), "dev").target == "dev"
+    assert load(write("targets: {only: }")).target == "only" and load(write("")).target == "default"
+    assert target_names(write(TWO)) == ["dev", "prod"] == list(load(write(TWO)).targets)
+    refused(write(TWO), "no target 'prd' in databricks.yml\n  did you mean 'prod'? there are: dev, prod", target="prd")
+    refused(write("targets: {a: {}, b: {}}"), "which target? none says default: true\n  there are: a, b")
+    refused(write("targets: {a: {default: true}, b: {default: true}}"), "which target? several say default: true")
+
+
+def test_a_target_is_laid_over_the_rest(write):
+    loaded = load(
+        write("""
+        workspace: {host: https://example.org}
+        permissions: [{level: CAN_VIEW, group_name: all}]
+        run_as: {user_name: somebody}
+        resources:
+          jobs:
+            score:
+              name: score
+              max_concurrent_runs: 1
+              tags: {team: flights, stage: none}
+              tasks:
+                - {task_key: a, max_retries: 1, notebook_task: {notebook_path: a.ipynb, base_parameters: {x: '1'}}}
+                - {task_key: b, depends_on: [{task_key: a}], notebook_task: {notebook_path: b.ipynb}}
+              job_clusters: [{job_cluster_key: small, new_cluster: {num_workers: 1, spark_version: a}}]
+              parameters: [{name: days, default: '1'}, {name: target, default: x}]
+              email_notifications: {on_failure: [one]}
+          schemas:
+            flights: {name: flights, catalog_name: main, grants: [{principal: readers, privileges: [SELECT]}]}
+        targets:
+          prod:
+            mode: production
+            run_as: {service_principal_name: robot}
+            permissions: [{level: CAN_RUN, group_name: some}]
+            resources:
+              jobs:
+                score:
+                  max_concurrent_runs: 4
+                  tags: {stage: prod}
+                  tasks:
+                    - {task_key: b, max_retries: 3}
+                    - {task_key: a, notebook_task: {base_parameters: {y: '2'}}}
+                    - {task_key: c, depends_on: [{task_key: b}], notebook_task: {notebook_path: c.ipynb}}
+                  job_clusters: [{job_cluster_key: small, new_cluster: {num_workers: 8}}]
+                  parameters: [{name: days, default: '7'}]
+                  email_notifications: {on_failure: [two]}
+              schemas:
+                flights:
+                  grants:
+                    - {principal: readers, privileges: [SELECT, EXECUTE]}
+                    - {principal: writers, privileges: [MODIFY]}
+        """),
+        "prod",
+    )
+    assert loaded.data["bundle"] == {"name": "example", "target": "prod", "mode": "production", "git": {}}
+    assert loaded.data["run_as"] == {"service_principal_name": "robot"}
+    assert [item["group_name"] for item in loaded.data["permissions"]] == ["all", "some"]
+    assert loaded.job("score") == {
+        "name": "score",
+        "max_concurrent_runs": 4,
+        "tags": {"team": "flights", "stage": "prod"},
+        "tasks": [
+            {
+                "task_key": "a",
+                "max_retries": 1,
+                "notebook_task": {"notebook_path": "a.ipynb", "base_parameters": {"x": "1", "y": "2"}},
+            },
+            {
+                "task_key": "b",
+                "depends_on": [{"task_key": "a"}],
+                "notebook_task": {"notebook_path": "b.ipynb"},
+                "max_retries": 3,
+            },
+            {"task_key": "c", "depends_on": [{"task_key": "b"}], "notebook_task": {"notebook_path": "c.ipynb"}},
+        ],
+        "job_clusters": [{"job_cluster_key": "small", "new_cluster": {"num_workers": 8, "spark_version": "a"}}],
+        "parameters": [{"name": "days", "default": "7"}, {"name": "target", "default": "x"}],
+        "email_notifications": {"on_failure": ["one", "two"]},
+    }
+    assert loaded.data["resources"]["schemas"]["flights"]["grants"] == [
+        {"principal": "readers", "privileges": ["SELECT", "EXECUTE"]},
+        {"principal": "writers", "privileges": ["MODIFY"]},
+    ]
+
+
+def test_keys_are_joined_after_their_references_are_resolved(write):
+    loaded = load(
+        write("""
+        variables: {key: {default: a}}
+        resources: {jobs: {score: {tasks: [{task_key: a, max_retries: 1}]}}}
+        targets: {dev: {resources: {jobs: {score: {tasks: [{task_key: '${var.key}', max_retries: 2}]}}}}}
+        """)
+    )
+    assert loaded.job("score")["tasks"] == [{"task_key": "a", "max_retries": 2}]
+
+
+def test_a_target_of_another_shape_is_refused(write):
+    refused(
+        write("resources: {jobs: {a: {tasks: []}}}\ntargets: {dev: {resources: {jobs: {a: {tasks: {}}}}}}"),
+        "databricks.yml:3: resources.jobs.a.tasks is a map here and a list at databricks.yml:2",
+    )
+
+
+# variables
+
+VARIABLES = """
+    variables:
+      name: {default: own}
+      size: {default: 1}
+      loud: {default: false}
+      many: {type: complex, default: [a]}
+      needed: {description: nobody says}
+    targets:
+      dev: {variables: {needed: dev}}
+      prod: {variables: {needed: prod, name: {default: of target}, many: [b, c]}}
+    """
+
+
+def test_the_first_that_says_something_counts(write, monkeypatch):
+    root = write(
+        VARIABLES,
+        **{
+            ".databricks__bundle__prod__variable-overrides_json": json.dumps(
+                {"name": "of file", "many": ["d"], "size": 7}
+            )
+        },
+    )
+    assert load(root, "dev").variables == {"name": "own", "size": 1, "loud": False, "many": ["a"], "needed": "dev"}
+    assert load(root, "prod").variables == {
+        "name": "of file",
+        "size": 7,
+        "loud": False,
+        "many": ["d"],
+        "needed": "prod",
+    }
+    monkeypatch.setenv("BUNDLE_VAR_name", "of environment")
+    assert load(root, "prod").variables["name"] == "of environment"
+    assert load(root, "prod", {"name": "of command line"}).variables["name"] == "of command line"
+    assert load(write(VARIABLES), "dev", {"size": "3", "loud": "true"}).variables["size"] == 3
+
+
+def test_a_target_gives_a_variable_its_value(write):
+    variables = load(write(VARIABLES), "prod").variables
+    assert (variables["name"], variables["many"]) == ("of target", ["b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variables": {"nam": "x"}}, "no variable 'nam' in --var\n  did you mean 'name'?"),
+        ({"variables": {"size": "big"}}, "--var: the variable 'size' takes a value like 1, not 'big'"),
+        ({"variables": {"loud": "1"}}, "--var: the variable 'loud' takes a value like False, not '1'"),
+        ({"variables": {"many": "a,b"}}, "the variable 'many' takes a map or a list, which cannot be given as text"),
+        ({"variables": {"name": ["a"]}}, "the variable 'name' takes a single value"),
+    ],
+)
+def test_bad_values_from_the_command_line(write, options, message):
+    refused(write(VARIABLES), message, target="dev", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variables: {a: {}}", "the variable 'a' has no value\n  set it for the target"),
+        ("variables: {a: }", "the variable 'a' has no value"),
+        ("variables: {a: {default: }}", "the variable 'a' has no value"),
+        ("targets: {dev: {variables: {a: 1}}}", "no variable 'a' in databricks.yml:2"),
+        ("variables: {a: {default: [1]}}", "databricks.yml:2: the variable 'a' takes a single value"),
+        ("variables: {a: {type: complex, default: 1}}", "databricks.yml:2: the variable 'a' takes a map or a list"),
+        ("variables: {a: {type: list, default: 1}}", "the variable 'a' has the type 'list'"),
+        (
+            "variables: {a: {lookup: {cluster_policy: small}}}",
+            "databricks.yml:2: the variable 'a' is looked up in a workspace, and there is none at home\n"
+            "  give its value: --var a=..., or BUNDLE_VAR_a=",
+        ),
+    ],
+)
+def test_bad_definitions(write, text, message):
+    refused(write(text), message)
+
+
+def test_a_bad_overrides_file(write):
+    name = ".databricks__bundle__default__variable-overrides_json"
+    refused(
+        write("variables: {a: {default: 1}}", **{name: '{"b": 1}'}),
+        "no variable 'b' in variable-overrides.json\n  there is only a",
+    )
+    refused(write("", **{name: "{"}), "variable-overrides.json: Expecting property name")
+    refused(write("", **{name: "[]"}), "a map is needed here")
+
+
+def test_a_variable_that_is_looked_up_takes_a_value(write, monkeypatch):
+    root = write("variables: {policy: {lookup: {cluster_policy: small}}}")
+    assert load(root, variables={"policy": "A1"}).variables == {"policy": "A1"}
+    monkeypatch.setenv("BUNDLE_VAR_policy", "B2")
+    assert load(root).variables == {"policy": "B2"}
+
+
+def test_a_target_turns_a_lookup_into_a_value_and_back(write):
+    text = """
+        variables: {a: {lookup: {job: x}}, b: {default: y}}
+        targets: {one: {variables: {a: z}}, two: {variables: {a: z, b: {lookup: {job: y}}}}}
+        """
+    assert load(write(text), "one").variables == {"a": "z", "b": "y"}
+    refused(write(text), "the variable 'b' is looked up", target="two")
+
+
+# references
+
+
+def resolved(root, **options):
+    return load(root, **options).job("a")["name"]
+
+
+def test_references_to_everything_known(write, monkeypatch):
+    monkeypatch.setattr(bundle, "current_user", lambda: "Ana.B@example.org")
+    monkeypatch.setenv("DATABRICKS_HOST", "https://home.example.org")
+    name = """
+      - ${bundle.name} ${bundle.target} ${bundle.mode}
+      - ${var.catalog}.${var.deep.schemas[1].name}
+      - ${workspace.current_user.userName} ${workspace.current_user.short_name}
+      - ${workspace.root_path} ${workspace.file_path} ${workspace.host}
+      - ${resources.jobs.b.id} ${resources.jobs.b.name} ${resources.schemas.s.id} ${resources.registered_models.m.id}
+      - ${artifacts.wheel.path}"""
+    loaded = load(
+        write(
+            """
+        variables:
+          catalog: {default: "${var.prefix}_main"}
+          prefix: {default: "${bundle.target}"}
+          deep: {type: complex, default: {schemas: [{name: x}, {name: "${var.prefix}_y"}]}}
+        artifacts: {wheel: {path: ./dist}}
+        resources:
+          jobs: {a: {name: "PLACE"}, b: {name: "b of ${var.catalog}"}}
+          schemas: {s: {name: s, catalog_name: "${var.catalog}"}}
+          registered_models: {m: {name: m, schema_name: s, catalog_name: "${var.catalog}"}}
+        targets: {dev: {mode: development}}
+        """.replace('"PLACE"', json.dumps(name))
+        )
+    )
+    assert loaded.job("a")["name"].split("\n      - ")[1:] == [
+        "example dev development",
+        "dev_main.dev_y",
+        "Ana.B@example.org ana_b",
+        "/Workspace/Users/Ana.B@example.org/.bundle/example/dev "
+        "/Workspace/Users/Ana.B@example.org/.bundle/example/dev/files https://home.example.org",
+        f"{job_id('b')} b of dev_main dev_main.s dev_main.s.m",
+        "./dist",
+    ]
+
+
+def test_a_whole_text_takes_the_value_itself(write):
+    loaded = load(
+        write("""
+        variables:
+          tags: {type: complex, default: {team: "${bundle.name}"}}
+          tasks: {type: complex, default: [{task_key: one, timeout_seconds: "${var.seconds}"}]}
+          seconds: {default: 60}
+        resources:
+          jobs: {a: {tags: "${var.tags}", tasks: "${var.tasks}", timeout_seconds: "${var.seconds}", name: "${var.seconds} s"}}
+        """)
+    )
+    assert loaded.job("a") == {
+        "tags": {"team": "example"},
+        "tasks": [{"task_key": "one", "timeout_seconds": 60}],
+        "timeout_seconds": 60,
+        "name": "60 s",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["{{job.parameters.as_of}}", "${HOME}", "$var.x", "${}", "a {{tasks.x.values.y}} ${PATH} b", "$${HOME}"]
+)
+def test_what_is_no_reference_of_a_bundle_stays(write, text):
+    assert resolved(write(f"resources: {{jobs: {{a: {{name: {json.dumps(text)}}}}}}}")) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "${var.catlog}",
+            "no variable 'catlog' in ${var.catlog}, at resources.jobs.a.name (a.yml:4)\n  did you mean 'catalog'?",
+        ),
+        (
+            "x ${bundle.nam}",
+            "no field 'nam' in ${bundle.nam}, at resources.jobs.a.name (a.yml:4)\n  did you mean 'name'?",
+        ),
+        ("${vars.catalog}", "no namespace 'vars'"),
+        (
+            "${resources.job.a.id}",
+            "no kind of resource 'job' in ${resources.job.a.id}, at resources.jobs.a.name (a.yml:4)\n"
+            "  did you mean 'jobs'?",
+        ),
+        (
+            "${resources.jobs.aa.id}",
+            "no job 'aa' in ${resources.jobs.aa.id}, at resources.jobs.a.name (a.yml:4)\n  did you mean 'a'?",
+        ),
+        ("${resources.jobs.a.idd}", "no field 'idd'"),
+        ("${workspace.current_user.username}", "did you mean 'userName'?"),
+        ("${var.catalog.x}", "no field 'x' in ${var.catalog.x}"),
+        ("${var.many[2]}", "no field '2' in ${var.many[2]}, at resources.jobs.a.name (a.yml:4)\n  there are: 0, 1"),
+        ("x ${var.many}", "only a single value can stand inside a text, not ['p', 'q']"),
+        ("${var.catalog", None),
+        ("${ var.catalog }", "resources.jobs.a.name (a.yml:4): ${ var.catalog } is no reference"),
+        ("${var}", "${var} is no reference"),
+        ("${resources.jobs.a.name}", "in a circle: resources.jobs.a.name -> resources.jobs.a.name"),
+        ("${var.round}", "in a circle: var.round -> var.about -> var.round"),
+    ],
+)
+def test_references_that_lead_nowhere(write, text, message):
+    root = write(
+        """
+        include: [a.yml]
+        variables:
+          catalog: {default: main}
+          many: {type: complex, default: [p, q]}
+          round: {default: '${var.about}'}
+          about: {default: main}
+        targets: {one: {}, two: {variables: {about: '${var.round}'}}}
+        """,
+        a_yml=f"resources:\n  jobs:\n    a:\n      name: {json.dumps(text)}\n",
+    )
+    if message is None:
+        assert resolved(root, target="one") == text
+    else:
+        refused(root, message, target="two" if "round" in text else "one")
+
+
+def test_a_circle_that_nobody_asks_for_is_refused_as_well(write):
+    refused(write("variables: {a: {default: '${var.b}'}, b: {default: 'x ${var.a}'}}"), "in a circle")
+
+
+def test_branch_and_commit(write):
+    root = write("resources: {jobs: {a: {name: '${bundle.git.branch} ${bundle.git.commit}'}}}")
+    assert resolved(root) == " "
+    git = lambda *command: subprocess.run(
+        ["git", "-C", str(root), *command], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    git("init", "-q", "-b", "topic")
+    git("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "--allow-empty", "-m", "first")
+    assert resolved(root) == f"topic {git('rev-parse', 'HEAD')}"
+
+
+# the finished bundle
+
+
+def test_paths_are_rewritten_from_where_they_stand(write):
+    task = "{task_key: %s, notebook_task: {notebook_path: %s}}"
+    root = write(
+        "include: [resources/*.yml]\nvariables: {where: {default: ../nbs/v.ipynb}}",
+        resources__a_yml=f"""
+        resources:
+          jobs:
+            a:
+              tasks:
+                - {task % ("up", "../nbs/a.ipynb")}
+                - {task % ("beside", "./b.ipynb")}
+                - {task % ("workspace", "/Workspace/c.ipynb")}
+                - {task % ("variable", '"${var.where}"')}
+                - {{task_key: loop, for_each_task: {{inputs: '[1]', task: {task % ("inner", "../nbs/d.ipynb")}}}}}
+                - {{task_key: script, spark_python_task: {{python_file: ../src/e.py}}}}
+            b: {{git_source: {{git_url: x}}, tasks: [{task % ("git", "nbs/a")}]}}
+        targets: {{dev: {{resources: {{jobs: {{a: {{tasks: [{task % ("of_target", "../nbs/t.ipynb")}]}}}}}}}}}}
+        """,
+    )
+    tasks = {task["task_key"]: task for task in load(root).job("a")["tasks"]}
+    found = {key: task["notebook_task"]["notebook_path"] for key, task in tasks.items() if "notebook_task" in task}
+    assert found == {
+        "up": "nbs/a.ipynb",
+        "beside": "resources/b.ipynb",
+        "workspace": "/Workspace/c.ipynb",
+        "variable": "nbs/v.ipynb",
+        "of_target": "nbs/t.ipynb",
+    }
+    assert tasks["loop"]["for_each_task"]["task"]["notebook_task"]["notebook_path"] == "nbs/d.ipynb"
+    assert tasks["script"]["spark_python_task"]["python_file"] == "src/e.py"
+    assert load(root).job("b")["tasks"][0]["notebook_task"]["notebook_path"] == "nbs/a"
+
+
+def test_what_databricks_takes_as_text_is_text(write):
+    loaded = load(
+        write("""
+        resources:
+          jobs:
+            a:
+              parameters: [{name: n, default: 1}, {name: t, default: true}, {name: d, default: 2013-04-01}]
+              tasks:
+                - {task_key: 1, notebook_task: {notebook_path: a.ipynb, base_parameters: {x: 1.5, y: false}}}
+                - task_key: 2
+                  depends_on: [{task_key: 1, outcome: true}]
+                  condition_task: {left: 1, right: 2, op: EQUAL_TO}
+        """)
+    ).job("a")
+    assert [item["default"] for item in loaded["parameters"]] == ["1", "true", "2013-04-01"]
+    assert loaded["tasks"][0]["task_key"] == "1" and loaded["tasks"][0]["notebook_task"]["base_parameters"] == {
+        "x": "1.5",
+        "y": "false",
+    }
+    assert loaded["tasks"][1]["depends_on"] == [{"task_key": "1", "outcome": "true"}]
+    assert loaded["tasks"][1]["condition_task"] == {"left": "1", "right": "2", "op": "EQUAL_TO"}
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("development", "PAUSED"), ("production", None), ("preset", "UNPAUSED")]
+)
+def test_development_pauses_what_does_not_say(write, target, status):
+    root = write("""
+        resources: {jobs: {a: {schedule: {timezone_id: UTC}}, b: {trigger: {pause_status: UNPAUSED}}}}
+        targets:
+          development: {mode: development}
+          production: {mode: production}
+          preset: {presets: {trigger_pause_status: UNPAUSED}}
+        """)
+    jobs = load(root, target).jobs
+    assert jobs["a"]["schedule"].get("pause_status") == status and jobs["b"]["trigger"]["pause_status"] == "UNPAUSED"
+
+
+def test_jobs_by_key_and_by_id(write):
+    loaded = load(write("resources: {jobs: {train: {}, deploy: {name: d}}}"))
+    assert (
+        loaded.job("deploy") == {"name": "d"}
+        and loaded.job_by_id(job_id("train")) == loaded.job_by_id(str(job_id("train"))) == "train"
+    )
+    with pytest.raises(MlopsError, match="no job 'trian' in example\n  did you mean 'train'"):
+        loaded.job("trian")
+    with pytest.raises(MlopsError, match=r"no job with the id 7 in example\n  there are: \d+ \(deploy\)"):
+        loaded.job_by_id(7)
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_ids_of_jobs_are_positive_and_stable(one, other):
+    assert 0 < job_id(one) < 2**32 and (one != other or job_id(one) == job_id(other))
+
+
+def test_ids_are_the_same_in_another_process():
+    command = [sys.executable, "-c", "from mlops_nb.bundle import job_id; print(job_id('train'))"]
+    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) == job_id("train")
+
+
+# whatever is written, a sentence is the answer
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from(["", "a", "${var.a}", "${bundle.name}", "${x.y}", "{{job.id}}"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["a", "default", "name", "task_key", "jobs"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+GOOD = {
+    "bundle": {"name": "example"},
+    "include": [],
+    "variables": {"a": {"default": "1"}, "b": {"type": "complex", "default": ["${var.a}"]}},
+    "workspace": {"root_path": "/Workspace/x"},
+    "artifacts": {"w": {"path": "."}},
+    "permissions": [{"level": "CAN_VIEW", "group_name": "g"}],
+    "resources": {
+        "jobs": {
+            "j": {
+                "name": "j",
+                "tags": {"a": "b"},
+                "schedule": {"quartz_cron_expression": "0 0 6 * * ?", "timezone_id": "UTC"},
+                "parameters": [{"name": "p", "default": "1"}],
+                "permissions": [{"level": "CAN_VIEW", "group_name": "g"}],
+                "tasks": [
+                    {
+                        "task_key": "t",
+                        "depends_on": [{"task_key": "u", "outcome": "true"}],
+                        "notebook_task": {"notebook_path": "a.ipynb", "base_parameters": {"p": "1"}},
+                    },
+                    {
+                        "task_key": "u",
+                        "condition_task": {"left": "1", "op": "EQUAL_TO", "right": "{{job.parameters.p}}"},
+                    },
+                    {
+                        "task_key": "v",
+                        "for_each_task": {
+                            "inputs": "[1]",
+                            "task": {"task_key": "w", "run_job_task": {"job_id": "${resources.jobs.j.id}"}},
+                        },
+                    },
+                ],
+            }
+        },
+        "schemas": {"s": {"name": "s", "grants": [{"principal": "p", "privileges": ["SELECT"]}]}},
+    },
+    "targets": {
+        "dev": {
+            "mode": "development",
+            "variables": {"a": "2"},
+            "resources": {"jobs": {"j": {"tasks": [{"task_key": "t"}]}}},
+        }
+    },
+}
+
+
+def spots(value, path=()):
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from spots(value[key], (*path, key))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from([spot for spot in spots(GOOD) if spot]), junk)
+def test_any_mistake_is_answered_with_a_sentence(tmp_path_factory, spot, value):
+    from mlops_nb.checks import check
+
+    tree = json.loads(json.dumps(GOOD))
+    inside = tree
+    for key in spot[:-1]:
+        inside = inside[key]
+    inside[spot[-1]] = value
+    root = tmp_path_factory.getbasetemp() / "mistakes"
+    root.mkdir(exist_ok=True)
+    (root / "databricks.yml").write_text(json.dumps(tree))
+    try:
+        assert all(str(problem) for problem in check(load(root)))
+    except MlopsError as error:
+        assert error.message
+
+
+# this project's own
+
+
+def without_target(jobs, target):
+    """The jobs without the one value that has to differ: each job's parameter `target`."""
+    jobs = json.loads(json.dumps(jobs))
+    for job in jobs.values():
+        for parameter in job.get("parameters", []):
+            if parameter["name"] == "target":
+                assert parameter.pop("default") == target
+    return jobs
+
+
+def test_staging_and_prod_differ_in_declared_variables_only():
+    prod = load(ROOT, "prod")
+    assert load(ROOT, "staging").jobs != prod.jobs
+    staging = load(ROOT, "staging", variables=prod.variables)
+    assert staging.variables == prod.variables
+    assert without_target(staging.jobs, "staging") == without_target(prod.jobs, "prod")
+    assert {kind: value for kind, value in staging.data["resources"].items() if kind != "jobs"} == {
+        kind: value for kind, value in prod.data["resources"].items() if kind != "jobs"
+    }
+
+
+@pytest.mark.parametrize("target", target_names(ROOT))
+def test_no_reference_is_left_in_our_own_bundle(target):
+    loaded = load(ROOT, target)
+    assert "${" not in json.dumps(loaded.data) and loaded.variables["catalog"] == target
+    for job in loaded.jobs.values():
+        for task in job["tasks"]:
+            if "run_job_task" in task:
+                assert loaded.job_by_id(task["run_job_task"]["job_id"]) in loaded.jobs
+
+
+def test_each_line_of_our_own_bundle_is_where_it_is_said_to_be():
+    loaded = load(ROOT)
+    for key in ("train", "monitor"):
+        place = loaded.place(f"resources.jobs.{key}.tasks[0].task_key")
+        line = (ROOT / place.file).read_text().splitlines()[place.line - 1]
+        assert line.strip() == f"- task_key: {key}"
+    assert loaded.place("resources.jobs.train.tasks[9].nothing[3].here").file == "resources/train.job.yml"
+
+
+def test_importing_the_bundle_and_its_checks_is_cheap():
+    heavy = ["databricks.sdk", "croniter", "papermill", "pandas", "mlflow", "pyspark", "numpy", "IPython"]
+    code = f"import sys, mlops_nb.bundle, mlops_nb.checks; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_read_is_the_same_however_often():
+    text = (ROOT / "databricks.yml").read_text()
+    assert read_yaml(text, "a") == read_yaml(text, "a") and load(ROOT) == load(ROOT)

@@ -1,0 +1,541 @@
+"""What is wrong with a bundle, before it runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlops_nb.bundle import job_id, load, target_names
+from mlops_nb.checks import Problem, check, check_job, check_jobs
+from mlops_nb.errors import MlopsError
+from mlops_nb.notebooks import Parameter, notebook_parameters, parameter_cell
+
+ROOT = Path(__file__).parents[2]
+TRAIN = {"task_key": "train", "notebook_task": {"notebook_path": "train.ipynb"}}
+SCORE = {"task_key": "score", "depends_on": [{"task_key": "train"}], "notebook_task": {"notebook_path": "score.ipynb"}}
+IF = {"task_key": "if", "condition_task": {"left": "1", "op": "EQUAL_TO", "right": "1"}}
+PARAMETERS = [{"name": "as_of", "default": "latest"}]
+JOB = {"name": "job", "parameters": PARAMETERS, "tasks": [TRAIN, SCORE]}
+
+
+def notebook(source: str, **more) -> str:
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source.splitlines(keepends=True)}
+    return json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": "# A"}, cell | more]})
+
+
+@pytest.fixture
+def said(tmp_path):
+    """What the checks say of a job `job` and what else is in the bundle: key path below the job, message, hint."""
+    (tmp_path / "train.ipynb").write_text(notebook('as_of: str = "latest"  # the day\ndays: int = 28'))
+    (tmp_path / "score.ipynb").write_text(notebook("rows = 10"))
+
+    def find(job: dict | None = None, jobs: dict | None = None, **bundle) -> list[tuple[str, str, str]]:
+        every = ({"job": JOB | (job or {})} if jobs is None else {}) | (jobs or {})
+        tree = {"bundle": {"name": "example"}, "resources": {"jobs": every}} | bundle
+        (tmp_path / "databricks.yml").write_text(json.dumps(tree, indent=1))
+        return [(p.key.removeprefix("resources.jobs.job."), p.message, p.hint) for p in check(load(tmp_path))]
+
+    find.root = tmp_path
+    return find
+
+
+def tasks(*changed: dict) -> dict:
+    return {"tasks": list(changed)}
+
+
+def one(task: dict = TRAIN, **more) -> dict:
+    return tasks(task | more)
+
+
+def test_a_job_that_is_right(said):
+    assert said() == []
+    assert (
+        said(
+            {
+                "permissions": [{"level": "CAN_VIEW", "group_name": "all"}],
+                "max_concurrent_runs": 1,
+                "tags": {"a": "b"},
+                "schedule": {
+                    "quartz_cron_expression": "0 0 6 ? * MON",
+                    "timezone_id": "Europe/Berlin",
+                    "pause_status": "PAUSED",
+                },
+                "environments": [{"environment_key": "e", "spec": {"environment_version": "4"}}],
+                "parameters": [
+                    *PARAMETERS,
+                    {"name": "trigger_date", "default": "{{job.trigger.time.iso_date}}"},
+                    {"name": "n", "default": "7"},
+                ],
+                "tasks": [
+                    TRAIN | {"environment_key": "e", "max_retries": 2, "run_if": "ALL_DONE"},
+                    IF | {"depends_on": [{"task_key": "train"}]},
+                    SCORE | {"depends_on": [{"task_key": "if", "outcome": "true"}]},
+                    {
+                        "task_key": "each",
+                        "depends_on": [{"task_key": "if", "outcome": "false"}],
+                        "for_each_task": {
+                            "inputs": "{{tasks.train.values.days}}",
+                            "concurrency": 2,
+                            "task": {
+                                "task_key": "day",
+                                "notebook_task": {
+                                    "notebook_path": "train.ipynb",
+                                    "base_parameters": {"days": "{{job.parameters.n}}", "as_of": "{{input.day}}"},
+                                },
+                            },
+                        },
+                    },
+                ],
+            }
+        )
+        == []
+    )
+
+
+SHAPE = [
+    (
+        one(notebok_task={}),
+        [("tasks[0].notebok_task", "no field 'notebok_task' in Task", "did you mean 'notebook_task'?")],
+    ),
+    (one(run_if="NEVER"), [("tasks[0].run_if", "'NEVER' is no RunIf", "there are: ALL_DONE")]),
+    ({"timeout_seconds": "1h"}, [("timeout_seconds", "'1h' stands where a whole number belongs", "")]),
+    ({"schedule": {"timezone_id": "UTC"}}, [("schedule", "quartz_cron_expression is missing", "")]),
+    ({"tasks": []}, [("resources.jobs.job", "the job has no tasks", "")]),
+    ({"tasks": "train"}, [("tasks", "'train' stands where a list belongs", "")]),
+    (
+        {"permissions": [{"level": "CAN_LOOK", "group_name": "a"}]},
+        [("permissions[0]", "'CAN_LOOK' is no level", "there are: CAN_MANAGE")],
+    ),
+    (
+        {"permissions": [{"level": "CAN_VIEW"}]},
+        [("permissions[0]", "a permission is a level and one name", "of user_name")],
+    ),
+    (one({"task_key": "a"}), [("tasks[0]", "the task does nothing: it has no type", "such as notebook_task")]),
+    (
+        one(condition_task=IF["condition_task"]),
+        [("tasks[0]", "the task is condition_task and notebook_task at once", "a task is of one type")],
+    ),
+    (
+        one(
+            {
+                "task_key": "a",
+                "for_each_task": {
+                    "inputs": "[1]",
+                    "task": {"task_key": "b", "for_each_task": {"inputs": "[1]", "task": TRAIN}},
+                },
+            }
+        ),
+        [("tasks[0].for_each_task.task", "a for_each_task inside a for_each_task", "Databricks runs one level")],
+    ),
+]
+KEYS = [
+    (tasks(TRAIN, TRAIN, SCORE), [("tasks[1]", "task_key 'train' is used twice", "keep one")]),
+    ({"parameters": PARAMETERS * 2}, [("parameters[1]", "name 'as_of' is used twice", "keep one")]),
+    (
+        {"environments": [{"environment_key": "e"}] * 2},
+        [("environments[1]", "environment_key 'e' is used twice", "keep one")],
+    ),
+    (
+        one(environment_key="gpu") | {"environments": [{"environment_key": "cpu"}]},
+        [("tasks[0].environment_key", "no 'gpu' in the job's environments", "did you mean 'cpu'?")],
+    ),
+    (
+        one(job_cluster_key="big"),
+        [("tasks[0].job_cluster_key", "no 'big' in the job's job_clusters", "there are none")],
+    ),
+]
+ORDER = [
+    (
+        tasks(TRAIN, SCORE | {"depends_on": [{"task_key": "trian"}]}),
+        [("tasks[1].depends_on[0].task_key", "no task 'trian'", "did you mean 'train'?")],
+    ),
+    (
+        tasks(TRAIN | {"depends_on": [{"task_key": "score"}]}, SCORE),
+        [("tasks", "tasks wait for each other: ", "take one depends_on away")],
+    ),
+    (one(depends_on=[{"task_key": "train"}]), [("tasks", "tasks wait for each other: train -> train", "take one")]),
+    (
+        tasks(TRAIN, SCORE | {"depends_on": [{"task_key": "train", "outcome": "true"}]}),
+        [("tasks[1].depends_on[0].outcome", "the task 'train' has no outcome", "only a condition_task has")],
+    ),
+    (
+        tasks(IF, TRAIN | {"depends_on": [{"task_key": "if", "outcome": "yes"}]}),
+        [("tasks[1].depends_on[0].outcome", "'yes' is no outcome", 'it is "true"')],
+    ),
+]
+NOTEBOOKS = [
+    (
+        one({"task_key": "a", "notebook_task": {"notebook_path": "trian.ipynb"}}),
+        [("tasks[0].notebook_task.notebook_path", "no notebook trian.ipynb", "did you mean 'train.ipynb'?")],
+    ),
+    (
+        one({"task_key": "a", "notebook_task": {"notebook_path": "nbs/a.ipynb"}}),
+        [("tasks[0].notebook_task.notebook_path", "no notebook nbs/a.ipynb", "there are none")],
+    ),
+    (
+        one({"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/a"}}),
+        [("tasks[0].notebook_task.notebook_path", "/Workspace/a is a path in a workspace", "")],
+    ),
+    (
+        one({"task_key": "a", "notebook_task": {"notebook_path": "broken.ipynb"}}),
+        [("tasks[0].notebook_task.notebook_path", "broken.ipynb is no notebook", "it is JSON")],
+    ),
+    (
+        one(
+            {
+                "task_key": "a",
+                "for_each_task": {
+                    "inputs": "[1]",
+                    "task": {"task_key": "b", "notebook_task": {"notebook_path": "gone.ipynb"}},
+                },
+            }
+        ),
+        [("tasks[0].for_each_task.task.notebook_task.notebook_path", "no notebook gone.ipynb", "")],
+    ),
+]
+SCHEDULES = [
+    (
+        {"schedule": {"quartz_cron_expression": "30 5 * * *", "timezone_id": "UTC"}},
+        [("schedule.quartz_cron_expression", "'30 5 * * *' has 5 fields", "second")],
+    ),
+    (
+        {"schedule": {"quartz_cron_expression": "0 30 5 * * *", "timezone_id": "UTC"}},
+        [
+            (
+                "schedule.quartz_cron_expression",
+                "'0 30 5 * * *': exactly one of day-of-month and day-of-week is ?",
+                "such as",
+            )
+        ],
+    ),
+    (
+        {"schedule": {"quartz_cron_expression": "0 61 5 * * ?", "timezone_id": "UTC"}},
+        [("schedule.quartz_cron_expression", "'0 61 5 * * ?': '61' is no minute", "it is between 0 and 59")],
+    ),
+    (
+        {"schedule": {"quartz_cron_expression": "0 0 5 31 4 ?", "timezone_id": "UTC"}},
+        [("schedule.quartz_cron_expression", "'0 0 5 31 4 ?' never fires", "")],
+    ),
+    (
+        {"schedule": {"quartz_cron_expression": "0 0 5 * * ?", "timezone_id": "Europe/Berln"}},
+        [("schedule.timezone_id", "no time zone 'Europe/Berln'", "did you mean 'Europe/Berlin'?")],
+    ),
+]
+
+
+def base(**parameters):
+    return one({"task_key": "a", "notebook_task": {"notebook_path": "train.ipynb", "base_parameters": parameters}})
+
+
+INPUTS = [
+    (
+        base(as_off="x"),
+        [
+            (
+                "tasks[0].notebook_task.base_parameters.as_off",
+                "train.ipynb declares no parameter 'as_off'",
+                "did you mean 'as_of'?",
+            )
+        ],
+    ),
+    (
+        base(days="many"),
+        [
+            (
+                "tasks[0].notebook_task.base_parameters.days",
+                "parameter 'days' takes int, not 'many'",
+                "write a whole number",
+            )
+        ],
+    ),
+    (
+        {"parameters": [*PARAMETERS, {"name": "asof", "default": ""}]},
+        [("parameters[1]", "no notebook of the job declares the parameter 'asof'", "did you mean 'as_of'?")],
+    ),
+    (
+        {"parameters": [*PARAMETERS, {"name": "rows", "default": "few"}]},
+        [("parameters[1].default", "parameter 'rows' takes int, not 'few'", "write a whole")],
+    ),
+    (
+        one() | {"parameters": [{"name": "rows", "default": "1"}]},
+        [("parameters[0]", "no notebook of the job declares the parameter 'rows'", "there are: as_of, days")],
+    ),
+    (
+        base(days="{{job.parameters.dyas}}") | {"parameters": [{"name": "n", "default": "1"}]},
+        [
+            (
+                "tasks[0].notebook_task.base_parameters.days",
+                "{{job.parameters.dyas}}: no 'dyas' in job.parameters",
+                "there is only n",
+            ),
+            ("parameters[0]", "no notebook of the job declares the parameter 'n'", ""),
+        ],
+    ),
+    (
+        base(as_of="{{tasks.tran.values.x}}"),
+        [("tasks[0].notebook_task.base_parameters.as_of", "{{tasks.tran.values.x}}: no task 'tran'", "")],
+    ),
+    (
+        tasks(TRAIN, base(as_of="{{tasks.train.values.x}}")["tasks"][0]),
+        [
+            (
+                "tasks[1].notebook_task.base_parameters.as_of",
+                "{{tasks.train.values.x}}: the task 'train' does not run before this one",
+                "add it to depends_on",
+            )
+        ],
+    ),
+    (
+        base(as_of="{{tasks.a.values.x}}"),
+        [
+            (
+                "tasks[0].notebook_task.base_parameters.as_of",
+                "{{tasks.a.values.x}}: the task 'a' does not run before",
+                "",
+            )
+        ],
+    ),
+    (
+        tasks(
+            TRAIN,
+            SCORE
+            | {
+                "notebook_task": {
+                    "notebook_path": "train.ipynb",
+                    "base_parameters": {"as_of": "{{tasks.train.value.x}}"},
+                }
+            },
+        ),
+        [
+            (
+                "tasks[1].notebook_task.base_parameters.as_of",
+                "{{tasks.train.value.x}}: no 'value' in tasks.train",
+                "did you mean 'values'?",
+            )
+        ],
+    ),
+    (
+        base(as_of="{{job.naem}}"),
+        [("tasks[0].notebook_task.base_parameters.as_of", "{{job.naem}}: no 'naem' in job", "did you mean 'name'?")],
+    ),
+    (
+        base(as_of="{{job.start_time.isodate}}"),
+        [
+            (
+                "tasks[0].notebook_task.base_parameters.as_of",
+                "{{job.start_time.isodate}}: no 'isodate' in job.start_time",
+                "did you mean 'iso_date'?",
+            )
+        ],
+    ),
+    (
+        base(as_of="{{input}}"),
+        [("tasks[0].notebook_task.base_parameters.as_of", "{{input}} has no loop around it", "")],
+    ),
+    (
+        {"parameters": [{"name": "as_of", "default": "{{tasks.train.values.x}}"}]},
+        [("parameters[0].default", "{{tasks.train.values.x}}: the task 'train' does not run before this one", "")],
+    ),
+    (base(as_of="{{ not a reference }} {{strange.thing}}"), []),
+]
+
+
+@pytest.mark.parametrize(("job", "expected"), [*SHAPE, *KEYS, *ORDER, *NOTEBOOKS, *SCHEDULES, *INPUTS])
+def test_each_mistake_is_found_and_nothing_else(said, job, expected):
+    (said.root / "broken.ipynb").write_text(notebook("as_of: str = 'x'")[:-30])
+    if "parameters" not in job:
+        job = {"parameters": []} | job
+    found = said(job)
+    assert [key for key, _, _ in found] == [key for key, _, _ in expected], found
+    for (_, message, hint), (_, said_message, said_hint) in zip(found, expected, strict=True):
+        assert message.startswith(said_message) and hint.startswith(said_hint)
+
+
+def test_all_mistakes_are_told_at_once(said):
+    found = said(
+        tasks(TRAIN | {"run_if": "x"}, SCORE | {"depends_on": [{"task_key": "y"}]})
+        | {"naem": "z", "max_concurrent_runs": "1"}
+    )
+    assert {key for key, _, _ in found} == {
+        "tasks[0].run_if",
+        "tasks[1].depends_on[0].task_key",
+        "naem",
+        "max_concurrent_runs",
+    }
+
+
+def test_parameters_that_others_may_read_are_no_mistake(said):
+    sql = {"task_key": "sql", "sql_task": {"warehouse_id": "1", "query": {"query_id": "1"}}}
+    (said.root / "script.py").write_text("# Databricks notebook source")
+    script = {"task_key": "script", "notebook_task": {"notebook_path": "script.py"}}
+    git = {"git_source": {"git_url": "https://example.org", "git_provider": "gitHub"}}
+    extra = {"parameters": [{"name": "other", "default": "x"}]}
+    assert said(extra) != []
+    for more in (tasks(TRAIN, sql), tasks(TRAIN, script), git):
+        assert said(extra | more) == []
+
+
+def run(job: str, **parameters) -> dict:
+    return {
+        "task_key": f"run_{job}",
+        "run_job_task": {"job_id": f"${{resources.jobs.{job}.id}}", "job_parameters": parameters},
+    }
+
+
+def test_jobs_that_run_jobs(said):
+    leaf = {"parameters": PARAMETERS, "tasks": [TRAIN]}
+    chain = lambda *names: (
+        {name: tasks(run(below)) for name, below in zip(names, names[1:], strict=False)} | {names[-1]: leaf}
+    )
+    assert said(jobs=chain("a", "b", "c", "d")) == []
+    assert [message for _, message, _ in said(jobs=chain("a", "b", "c", "d", "e"))] == [
+        "jobs run jobs, 4 deep: a -> b -> c -> d -> e"
+    ]
+    circle = said(jobs={"a": tasks(run("b")), "b": tasks(run("c")), "c": tasks(run("b"))})
+    assert [(key, message) for key, message, _ in circle] == [
+        ("resources.jobs.b.tasks", "jobs run each other: b -> c -> b")
+    ]
+    assert [message for _, message, _ in said(jobs={"a": tasks(run("a"))})] == ["jobs run each other: a -> a"]
+    inner = {"task_key": "each", "for_each_task": {"inputs": "[1]", "task": run("a")}}
+    assert [message for _, message, _ in said(jobs={"a": tasks(inner)})] == ["jobs run each other: a -> a"]
+
+
+def test_what_a_job_hands_to_a_job(said):
+    leaf = {"parameters": PARAMETERS, "tasks": [TRAIN]}
+    assert said(jobs={"a": tasks(run("leaf", as_of="{{job.run_id}}")), "leaf": leaf}) == []
+    assert said(jobs={"a": tasks(run("leaf", asof="x")), "leaf": leaf}) == [
+        (
+            "resources.jobs.a.tasks[0].run_job_task.job_parameters.asof",
+            "the job 'leaf' declares no parameter 'asof'",
+            "did you mean 'as_of'? there is only as_of",
+        )
+    ]
+    assert said(jobs={"a": tasks({"task_key": "x", "run_job_task": {"job_id": 7}}), "leaf": leaf}) == [
+        (
+            "resources.jobs.a.tasks[0].run_job_task.job_id",
+            "no job of this bundle has the id 7",
+            "write one of ${resources.jobs.a.id}, ${resources.jobs.leaf.id}",
+        )
+    ]
+    assert said(jobs={"a": tasks({"task_key": "x", "run_job_task": {"job_id": job_id("leaf")}}), "leaf": leaf}) == []
+
+
+@pytest.mark.parametrize(
+    ("bundle", "key", "message", "hint"),
+    [
+        ({"resources": {"jbos": {}}}, "resources.jbos", "no kind of resource 'jbos'", "did you mean 'jobs'?"),
+        ({"resources": {"schemas": {"s": None}}}, "resources.schemas.s", "a resource is a map", "it is empty"),
+        (
+            {"targets": {"dev": {"mode": "produktion"}}},
+            "bundle.mode",
+            "no mode 'produktion'",
+            "did you mean 'production'?",
+        ),
+        (
+            {"targets": {"dev": {"mode": "production"}}},
+            "bundle.mode",
+            "the target 'dev' is in production and has no workspace.root_path",
+            "",
+        ),
+        (
+            {"python": {"resources": ["a:b"]}},
+            "python",
+            "resources written in Python are not read here",
+            "write them in YAML",
+        ),
+    ],
+)
+def test_mistakes_of_the_whole_bundle(said, bundle, key, message, hint):
+    (found,) = said(**({"resources": {}} | bundle))
+    assert found[:2] == (key, message) and found[2].startswith(hint)
+
+
+def test_production_with_a_place_is_no_mistake(said):
+    assert said(targets={"prod": {"mode": "production", "workspace": {"root_path": "/Workspace/Shared/x"}}}) == []
+
+
+def test_a_problem_names_the_line(said):
+    said(one(run_if="x"))
+    (problem,) = check(load(said.root))
+    line = (said.root / problem.file).read_text().splitlines()[problem.line - 1]
+    assert '"run_if": "x"' in line
+    assert str(problem).startswith(
+        f"databricks.yml:{problem.line}: resources.jobs.job.tasks[0].run_if: 'x' is no RunIf\n  there are"
+    )
+    assert str(Problem("a.yml", "x", "wrong")) == "a.yml: x: wrong"
+
+
+def test_one_job_and_all_jobs(said):
+    said(jobs={"a": one(run_if="x") | {"parameters": []}, "b": one(run_if="y") | {"parameters": []}})
+    loaded = load(said.root)
+    assert [p.message for p in check_job(loaded, "b")] == ["'y' is no RunIf"] and len(check_jobs(loaded)) == 2
+    with pytest.raises(MlopsError, match="no job 'c'"):
+        check_job(loaded, "c")
+
+
+def test_a_duplicate_that_the_target_brings_is_joined_and_one_in_a_file_is_not(said):
+    assert said(targets={"dev": {"resources": {"jobs": {"job": tasks({"task_key": "train", "max_retries": 2})}}}}) == []
+    found = said(
+        tasks(TRAIN, SCORE, SCORE),
+        targets={"dev": {"resources": {"jobs": {"job": tasks({"task_key": "score", "max_retries": 2})}}}},
+    )
+    assert [message for _, message, _ in found] == ["task_key 'score' is used twice"]
+
+
+# parameters of a notebook
+
+
+def test_the_parameters_of_a_notebook(tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_text(
+        notebook(
+            '#| comment\ntarget: str = "dev"  # which target, "dev" # or prod\nlimit: int | None = None\n'
+            'share: float = -0.5\ntune = False\nwords = "# no comment"\nimport os\nprint(target)\nlate: int'
+        )
+    )
+    assert notebook_parameters(path) == {
+        "target": Parameter("target", "str", "dev", 'which target, "dev" # or prod'),
+        "limit": Parameter("limit", "int | None"),
+        "share": Parameter("share", "float", -0.5),
+        "tune": Parameter("tune", "", False),
+        "words": Parameter("words", "", "# no comment"),
+        "late": Parameter("late", "int"),
+    }
+    types = {name: parameter.type for name, parameter in notebook_parameters(path).items()}
+    assert types == {"target": str, "limit": int | None, "share": float, "tune": bool, "words": str, "late": int}
+
+
+def test_only_a_code_cell_with_the_tag_counts(tmp_path):
+    path = tmp_path / "a.ipynb"
+    for more in ({"metadata": {}}, {"metadata": {"tags": ["other"]}}, {"cell_type": "markdown"}):
+        path.write_text(notebook("x = 1", **more))
+        assert parameter_cell(path) == "" and notebook_parameters(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no notebook"),
+        ("{}", "is no notebook"),
+        ("[1]", "is no notebook"),
+        ('{"cells": ', "is it truncated?"),
+        (notebook("x = )"), "the cell tagged parameters is no Python"),
+        (notebook("x = date.today()"), "the parameter 'x' has the default date.today()"),
+        (json.dumps({"cells": json.loads(notebook("x = 1"))["cells"] * 2}), "has 2 cells tagged parameters"),
+    ],
+)
+def test_a_notebook_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "a.ipynb").write_text(content)
+    with pytest.raises(MlopsError) as error:
+        notebook_parameters(tmp_path / "a.ipynb")
+    assert message in str(error.value) and "a.ipynb" in str(error.value)
+    with pytest.raises(MlopsError, match="is no notebook"):
+        notebook_parameters(tmp_path / "gone.ipynb")
+
+
+# this project's own
+
+
+@pytest.mark.parametrize("target", target_names(ROOT))
+def test_our_own_bundle_has_no_problem(target):
+    assert [str(problem) for problem in check(load(ROOT, target))] == []

@@ -1,0 +1,144 @@
+"""YAML read into values that know their place, and merged."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_nb.errors import MlopsError
+from mlops_nb.yaml_files import join_by, merge, node_of, places, plain, read_yaml
+
+text = st.text(
+    st.characters(
+        codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\x85\u2028\u2029\ufeff\ufffe\uffff"
+    )
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=20
+)
+
+
+@given(st.dictionaries(text, values))
+def test_json_is_yaml(value):
+    assert plain(read_yaml(json.dumps(value, indent=1, ensure_ascii=False), "a.json")) == value
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("on", "on"),
+        ("yes", "yes"),
+        ("NO", "NO"),
+        ("True", True),
+        ("2013-04-01", "2013-04-01"),
+        ("12:30", "12:30"),
+        ("007", 7),
+        ("0x10", 16),
+        ("0o10", 8),
+        ("1_000", "1_000"),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("1e3", 1000.0),
+        ("+1", 1),
+        ("", None),
+        ("~", None),
+        ("'1'", "1"),
+        ('"true"', "true"),
+        ("!!str 1", "1"),
+        ("-", "-"),
+        ("1.2.3", "1.2.3"),
+        (".", "."),
+    ],
+)
+def test_plain_scalars_are_those_of_yaml_1_2(written, meant):
+    if written == "-":
+        written = "'-'"
+    found = plain(read_yaml(f"a: {written}", "a.yml"))["a"]
+    assert found == meant and type(found) is type(meant)
+
+
+def test_anchors_and_merge_keys():
+    node = read_yaml("base: &base {a: 1, b: {c: 2}}\njob:\n  b: 3\n  <<: *base\n", "a.yml")
+    assert plain(node)["job"] == {"a": 1, "b": 3}
+    assert node.get("job").get("b").place.line == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3", "a.yml:3"),
+        ("a: 1\n  b: 2", "a.yml:2: mapping values are not allowed"),
+        ("a: 1\nb:\n  c: 1\n  c: 2", "a.yml:4: the key 'c' stands twice in this map\n  the first is at line 3"),
+        ("- a", "a.yml:1: a map is needed"),
+        ("a: *nobody", "a.yml:1: found undefined alias"),
+        ("a: 1\n---\nb: 2", "a.yml:2: expected a single document"),
+        ("a: !date 1", "a.yml:1: cannot read '1' as !date"),
+        ("a: &x [*x]", "a.yml:1: an alias"),
+        ("? [a]\n: 1", "a.yml:1: a key must be text"),
+        ("a: \x01", "a.yml: "),
+    ],
+)
+def test_what_is_no_yaml_is_an_error_with_its_line(source, message):
+    with pytest.raises(MlopsError) as error:
+        read_yaml(source, "a.yml")
+    assert message in str(error.value)
+
+
+def test_an_empty_file_is_an_empty_map():
+    assert plain(read_yaml("", "a.yml")) == plain(read_yaml("# nothing\n", "a.yml")) == {}
+
+
+def test_places_name_the_line_of_every_value():
+    found = places(read_yaml("a:\n  - b: 1\n  - c:\n      d: 2\ntargets:\n  dev: {}\n", "a.yml"))
+    assert {key: place.line for key, place in found.items()} == {
+        "": 1,
+        "a": 1,
+        "a[0]": 2,
+        "a[0].b": 2,
+        "a[1]": 3,
+        "a[1].c": 3,
+        "a[1].c.d": 4,
+        "targets": 5,
+        "targets.dev": 6,
+    }
+    assert [key for key, place in found.items() if place.target] == ["targets", "targets.dev"]
+
+
+@given(st.dictionaries(st.sampled_from("abc"), values), st.dictionaries(st.sampled_from("abc"), values))
+def test_merge_keeps_what_only_one_side_says(under, over):
+    place = read_yaml("", "a.yml").place
+    try:
+        merged = plain(merge(node_of(under, place), node_of(over, place)))
+    except MlopsError:
+        return
+    assert merged.keys() == under.keys() | over.keys()
+    for name in under.keys() ^ over.keys():
+        assert merged[name] == (under | over)[name]
+    for name in under.keys() & over.keys():
+        if isinstance(under[name], list) and isinstance(over[name], list):
+            assert merged[name] == under[name] + over[name]
+        elif not isinstance(over[name], dict) and over[name] is not None:
+            assert merged[name] == over[name]
+
+
+def test_shapes_that_do_not_merge_are_named():
+    under, over = read_yaml("jobs:\n  a: {b: 1}", "under.yml"), read_yaml("jobs:\n  a: 1", "over.yml")
+    with pytest.raises(MlopsError, match="over.yml:2: jobs.a is a single value here and a map at under.yml:2"):
+        merge(under, over)
+
+
+def test_only_a_target_is_joined_into_what_stands_outside():
+    tree = read_yaml(
+        "items: [{k: a, n: 1}, {k: a, n: 2}, {n: 3}]\ntargets: {items: [{k: a, m: 4}, {k: b}, {k: b}, {n: 5}]}", "a.yml"
+    )
+    both = merge(tree.get("items"), tree.get("targets").get("items"))
+    assert plain(join_by(both, "k")) == [
+        {"k": "a", "n": 1, "m": 4},
+        {"k": "a", "n": 2},
+        {"n": 3},
+        {"k": "b"},
+        {"k": "b"},
+        {"n": 5},
+    ]
