@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WINDOW', 'SCORES', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'Measured', 'stack_frames', 'summaries', 'summary_drift',
            'measure_groups', 'watched_columns', 'measure', 'profile_columns', 'drift_columns', 'window', 'steady',
-           'as_arrow', 'profile_metrics', 'drift_metrics', 'write_metrics']
+           'as_arrow', 'profile_metrics', 'drift_metrics', 'as_rows', 'write_metrics']
 
 # %% ../nbs/platform/28_monitoring.ipynb #bc32de91
 from collections.abc import Iterable, Mapping
@@ -163,11 +163,16 @@ def drift_metrics(measured: Measured, monitor: Monitor, granularity: str) -> pa.
         frame[name] = [window(s, granularity, monitor.time_zone) for s in frame.get(start, [])]
     return as_arrow(frame.assign(granularity=granularity, monitor_version=0), drift_columns(monitor.model_id_col))
 
-# %% ../nbs/platform/28_monitoring.ipynb #6c5316ba
+# %% ../nbs/platform/28_monitoring.ipynb #229ca297
+def as_rows(spark, table: pa.Table):  # -> DataFrame
+    "An Arrow table in Spark, which takes none without rows."
+    if table.num_rows: return spark.createDataFrame(table)
+    return spark.createDataFrame(pa.Table.from_pylist([dict.fromkeys(table.column_names)], schema=table.schema)).where("false")
+
 def write_metrics(spark, env: Env, table: str,  # the table that is watched; its name begins those of the metric tables
                   measured: Measured, monitor: Monitor, granularity: str, commit: int = 0) -> None:
     "Replace the metrics of this granularity."
     where = f"granularity = {sql_text(granularity)}"
     for name, metrics in (("profile", profile_metrics(measured, monitor, granularity, commit)),
                           ("drift", drift_metrics(measured, monitor, granularity))):
-        tables.replace(spark, env, f"{table}_{name}_metrics", spark.createDataFrame(metrics), where)
+        tables.replace(spark, env, f"{table}_{name}_metrics", as_rows(spark, metrics), where)

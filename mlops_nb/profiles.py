@@ -158,7 +158,7 @@ def stacked(types: Mapping[str, str], wanted: tuple) -> str:  # SQL: pairs of a 
     chosen = [f"{sql_text(n)}, {value(n, t)}" for n, t in types.items() if kind_of(t) in wanted]
     return f"stack({len(chosen)}, {', '.join(chosen)}) AS (column_name, value)"
 
-# %% ../nbs/platform/25_profiles.ipynb #ccad1047
+# %% ../nbs/platform/25_profiles.ipynb #5e0a9ca8
 PLACED = """
 WITH counted AS (SELECT {group}, column_name, value, count(*) AS n FROM {{rows}} GROUP BY {group}, column_name, value),
 placed AS (SELECT *, value IS NULL OR isnan(value) AS missing,
@@ -174,6 +174,7 @@ def count_numbers(groups, types: Mapping[str, str]) -> pd.DataFrame:  # by GROUP
     "How many values of each numeric column fall into each bucket, and what they add up to."
     rows = groups.selectExpr(*GROUP, stacked(types, ("number", "time")))
     found = groups.sparkSession.sql(PLACED.format(group=", ".join(GROUP), buckets=BUCKETS), rows=rows).toArrow().to_pandas()
+    if found.empty: raise MlopsError("there are no rows to be watched", "predict some first")
     found["mean"] = found.centre + found["shift"] / found.n  # of the values in a bucket
     return as_groups(found).sort_values([*GROUP, "column_name", "bucket"], na_position="first", ignore_index=True)
 
@@ -214,7 +215,7 @@ def with_percents(table: pd.DataFrame) -> pd.DataFrame:
         if counted in table: table[f"percent_{name}"] = 100 * table[counted] / table["count"]
     return table
 
-# %% ../nbs/platform/25_profiles.ipynb #8ffa01a5
+# %% ../nbs/platform/25_profiles.ipynb #0a7c9250
 FREQUENT = 100  # how many values a profile keeps
 
 def count_texts(groups, types: Mapping[str, str]) -> pd.DataFrame:  # by GROUP, column_name and value
@@ -222,6 +223,7 @@ def count_texts(groups, types: Mapping[str, str]) -> pd.DataFrame:  # by GROUP, 
     rows = groups.selectExpr(*GROUP, stacked(types, ("text",)))
     keys = [*GROUP, "column_name", "value"]
     found = rows.groupBy(*keys).count().toArrow().to_pandas().rename(columns={"count": "n"})
+    if found.empty: raise MlopsError("there are no rows to be watched", "predict some first")
     return as_groups(found).sort_values([*keys[:-1], "n", "value"], ascending=[True] * 6 + [False, True], ignore_index=True)
 
 def describe_texts(counts: pd.DataFrame,  # what `count_texts` returns
