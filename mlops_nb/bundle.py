@@ -64,12 +64,20 @@ def refuse_twice(under: Node, over: Node, key: str = "") -> None:
     elif whole or not (isinstance(under.value, list | None) or isinstance(over.value, list | None)):
         raise MlopsError(f"{over.place}: {key} is defined twice", f"first at {under.place}: keep one of them")
 
-# %% ../nbs/platform/01_bundle.ipynb #ff2ebcd1
+# %% ../nbs/platform/01_bundle.ipynb #9db60725
+TOP_LEVEL = frozenset(("artifacts", "bundle", "environments", "experimental", "include", "permissions", "presets",
+                       "python", "resources", "run_as", "scripts", "sync", "targets", "variables", "workspace"))
+TARGET_FIELDS = frozenset(("artifacts", "bundle", "cluster_id", "compute_id", "default", "git", "mode", "permissions",
+                           "presets", "resources", "run_as", "sync", "variables", "workspace"))
+VARIABLE_FIELDS = frozenset(("default", "description", "lookup", "type"))
+
+# %% ../nbs/platform/01_bundle.ipynb #86c7b78f
 def read_file(root: Path, name: str) -> Node:
-    "One YAML file of the bundle."
+    "One YAML file of the bundle, without entries that only hold an anchor."
     try: text = (root / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
-    return read_yaml(text, name)
+    tree, anchors = read_yaml(text, name), set(re.findall(r"^([\w-]+):\s*&", text, re.MULTILINE)) - TOP_LEVEL
+    return Node({key: node for key, node in tree.value.items() if key not in anchors}, tree.place)
 
 def read_files(root: Path) -> Node:
     "databricks.yml and all that it includes, as one tree, before any target."
@@ -92,13 +100,7 @@ def entries_of(tree: Node, *names: str) -> dict[str, Node]:
     for name in names: tree = map_of(tree).get(name) or Node({}, tree.place)
     return map_of(tree)
 
-# %% ../nbs/platform/01_bundle.ipynb #c6d3a1c3
-TOP_LEVEL = frozenset(("artifacts", "bundle", "environments", "experimental", "include", "permissions", "presets",
-                       "python", "resources", "run_as", "scripts", "sync", "targets", "variables", "workspace"))
-TARGET_FIELDS = frozenset(("artifacts", "bundle", "cluster_id", "compute_id", "default", "git", "mode", "permissions",
-                           "presets", "resources", "run_as", "sync", "variables", "workspace"))
-VARIABLE_FIELDS = frozenset(("default", "description", "lookup", "type"))
-
+# %% ../nbs/platform/01_bundle.ipynb #65fd3db5
 def refuse_unknown_names(tree: Node) -> None:
     "One error for every unknown name at the top level, in a target, in the definition of a variable."
     looked_at = [("top-level key", TOP_LEVEL, tree)]
@@ -223,9 +225,10 @@ def read_overrides(root: Path, target: str) -> dict[str, Node]:
     try: return map_of(node_of(json.loads((root / name).read_text(encoding="utf-8")), Place(name)))
     except ValueError as error: raise MlopsError(f"{name}: {error}", 'it holds {"variable": value, ...}') from None
 
-# %% ../nbs/platform/01_bundle.ipynb #e31ba886
+# %% ../nbs/platform/01_bundle.ipynb #ed91af76
 _JOB = "resources.jobs.*"
 _KEYED = {f"{_JOB}.tasks": "task_key", f"{_JOB}.job_clusters": "job_cluster_key", f"{_JOB}.parameters": "name",
+          "resources.pipelines.*.clusters": "label", "resources.apps.*.resources": "name",
           "resources.*.*.grants": "principal"}
 _PATHS = ("notebook_task.notebook_path", "spark_python_task.python_file", "sql_task.file.path")
 _TEXTS = ("task_key", "depends_on.*.task_key", "depends_on.*.outcome", "notebook_task.base_parameters.*",

@@ -13,7 +13,7 @@ from .errors import MlopsError, unknown
 from .yaml_files import Node, Place, node_of, plain, read_yaml
 
 # %% auto #0
-__all__ = ['definitions', 'from_text', 'choose_value', 'variable_values', 'look_up', 'as_text', 'resolve']
+__all__ = ['definitions', 'from_text', 'choose_value', 'variable_values', 'look_up', 'as_text', 'refuse_references', 'resolve']
 
 # %% ../nbs/platform/00_substitutions.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -118,7 +118,7 @@ def look_up(ref: str, scope: Node, where: str, trail: tuple = ()) -> Node:
         node, seen = step, f"{seen}.{name}".lstrip(".")
     return resolve(node, scope, seen, (*trail, ref))
 
-# %% ../nbs/platform/00_substitutions.ipynb #005948f9
+# %% ../nbs/platform/00_substitutions.ipynb #382eb1d7
 def as_text(value: Any, where: str = "") -> str:
     "A single value as YAML would write it: `true`, not `True`."
     if isinstance(value, dict | list) or value is None:
@@ -138,16 +138,25 @@ def _resolve_text(node: Node, scope: Node, key: str, trail: tuple) -> Node:
     if whole:
         found = value_of(whole)
         return Node(found.value, node.place) if found else node
+    if re.search(r"\$\{[^}]*\$\{", node.value):
+        raise MlopsError(f"{where}: {node.value!r} has a reference inside of a reference", "name the whole path")
     def text_of(match: re.Match) -> str:
         found = value_of(match)
         return as_text(plain(found), where) if found else match[0]
     return Node(_REFERENCE.sub(text_of, node.value), node.place)
 
-# %% ../nbs/platform/00_substitutions.ipynb #c7cbc3c8
+# %% ../nbs/platform/00_substitutions.ipynb #70f412c1
+def refuse_references(names: Mapping[str, Node], scope: Node) -> None:
+    "A name stays as it is written, so one with a reference in it would not be what it seems."
+    for name, node in names.items():
+        if any(match[1].split(".")[0] in scope.value for match in _REFERENCE.finditer(name)):
+            raise MlopsError(f"{node.place}: the key {name!r} holds a reference", "only values can hold references")
+
 def resolve(node: Node, scope: Node, key: str = "", trail: tuple = ()) -> Node:
     "The tree with its references replaced."
     if isinstance(node.value, str): return _resolve_text(node, scope, key, trail) if "${" in node.value else node
     if isinstance(node.value, dict):
+        refuse_references(node.value, scope)
         return Node({name: resolve(child, scope, f"{key}.{name}".lstrip("."), trail)
                      for name, child in node.value.items()}, node.place)
     if isinstance(node.value, list):

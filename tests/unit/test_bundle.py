@@ -489,6 +489,19 @@ def test_references_that_lead_nowhere(write, text, message):
         refused(root, message, target="two" if "round" in text else "one")
 
 
+def test_references_where_none_can_be(write):
+    nested = "variables: {a: {default: x}, x: {default: y}, b: {default: '${var.${var.a}}'}}"
+    refused(write(nested), "has a reference inside of a reference")
+    refused(write("resources: {jobs: {'${bundle.name}_job': {}}}"), "the key '${bundle.name}_job' holds a reference")
+    assert load(write("resources: {jobs: {a: {tags: {'${HOME}': x}}}}")).job("a") == {"tags": {"${HOME}": "x"}}
+
+
+def test_an_entry_that_only_holds_an_anchor_is_left_out(write):
+    text = "common: &common {max_retries: 2}\nresources: {jobs: {a: {tasks: [{task_key: a, <<: *common}]}}}"
+    assert load(write(text)).job("a") == {"tasks": [{"max_retries": 2, "task_key": "a"}]}
+    refused(write(text.replace("&common", "").replace(", <<: *common", "")), "no top-level key 'common'")
+
+
 def test_a_circle_that_nobody_asks_for_is_refused_as_well(write):
     refused(write("variables: {a: {default: '${var.b}'}, b: {default: 'x ${var.a}'}}"), "in a circle")
 
