@@ -200,7 +200,7 @@ def check_answers(address: str,  # sc://host:port
         raise MlopsError(f"{address!r} ($SPARK_REMOTE) is no address of a Spark server: {error}",
                          "write sc://host:port") from error
 
-# %% ../nbs/platform/04_spark.ipynb #e41ba968
+# %% ../nbs/platform/04_spark.ipynb #4bcf64f5
 def connect(address: str, env: Env):  # -> SparkSession
     "A new session on a Spark Connect server, in UTC, which gives up in seconds on a server that died."
     session = need("pyspark.sql.connect.session", env.engine)
@@ -208,7 +208,7 @@ def connect(address: str, env: Env):  # -> SparkSession
     from pyspark.sql.connect.client.retries import DefaultPolicy
     os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # or the functions of a whole pyspark would look for a Java machine
     spark = session.SparkSession.builder.remote(address).create()
-    spark.client.set_retry_policies([DefaultPolicy(max_retries=8, backoff_multiplier=2, initial_backoff=50)])
+    spark.client.set_retry_policies([DefaultPolicy(max_retries=7, backoff_multiplier=2, initial_backoff=50)])
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     return spark
 
@@ -229,7 +229,7 @@ def databricks_session(env: Env):  # -> SparkSession
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     return spark
 
-# %% ../nbs/platform/04_spark.ipynb #25876676
+# %% ../nbs/platform/04_spark.ipynb #8e222aa0
 SESSIONS: dict[tuple, tuple] = {}  # what runs in this process: by engine, address, lakehouse and catalogs
 LOCK = threading.RLock()
 
@@ -269,6 +269,9 @@ def stop():
         while SESSIONS:
             key, (spark, server) = SESSIONS.popitem()
             if key[0] == "databricks": continue  # the notebook's session is not ours to stop
-            spark.stop()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a server that is gone already is no news at the end
+                spark.client.set_retry_policies([])
+                spark.stop()
             if server: server.stop()
         os.environ.pop("SPARK_CONNECT_MODE_ENABLED", None)

@@ -1,0 +1,412 @@
+"""Delta tables on Sail: every kind of write against a plain model of it, other writers, killed writers, bad input."""
+import os
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import replace as changed
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import spark as sessions
+from mlops_nb import tables
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    "Target dev on Sail, in a lakehouse of its own."
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"): patch.delenv(name, raising=False)
+        yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path_factory.mktemp("lake")))
+    sessions.stop()
+
+
+@pytest.fixture(scope="module")
+def spark(env): return sessions.get_spark(env)
+
+
+@pytest.fixture
+def name(request):
+    "A table of the test's own."
+    return "".join(c if c.isalnum() else "_" for c in request.node.name.removeprefix("test_"))[:80].lower()
+
+
+def rows(spark, env, name, version=None):
+    "The rows of a table as sorted tuples."
+    got = tables.read(spark, env, name, version).toArrow().to_pylist()
+    return sorted((tuple(row.values()) for row in got), key=repr)
+
+
+def frame(spark, values, schema="k INT, v STRING"): return spark.createDataFrame(values, schema)
+
+
+# ---- every sequence of writes leaves what a plain model of it says
+
+KEYS = st.integers(0, 8)
+ROWS = st.dictionaries(KEYS, st.sampled_from([None, "a", "b", "c"]), max_size=6)
+WRITES = st.one_of(st.tuples(st.just("merge"), ROWS, st.none()),
+                   st.tuples(st.just("merge when null"), ROWS, st.none()),
+                   st.tuples(st.just("replace"), ROWS, st.integers(0, 2)),
+                   st.tuples(st.just("overwrite"), ROWS, st.none()))
+
+
+def expected(there, kind, new, part):
+    "What a write should leave, by plain dictionaries."
+    if kind == "merge": return there | new
+    if kind == "merge when null": return there | {k: v for k, v in new.items() if k not in there or there[k] is None}
+    if kind == "replace": return {k: v for k, v in there.items() if k % 3 != part} | {k: v for k, v in new.items() if k % 3 == part}
+    return new
+
+
+def write(spark, env, name, kind, new, part):
+    "The same write on a table; what it says it did."
+    if kind == "replace": new = {k: v for k, v in new.items() if k % 3 == part}
+    df = frame(spark, list(new.items()))
+    if kind == "merge": return tables.merge(spark, env, name, df, ["k"])
+    if kind == "merge when null": return tables.merge(spark, env, name, df, ["k"], update_when="t.v IS NULL")
+    if kind == "replace": return tables.replace(spark, env, name, df, f"k % 3 = {part}")
+    return tables.overwrite(spark, env, name, df)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(writes=st.lists(WRITES, min_size=1, max_size=6))
+def test_writes_do_what_a_plain_model_says(spark, env, writes):
+    name, model, seen = f"model_{uuid.uuid4().hex}", {}, {}  # hypothesis seeds `random`
+    tables.create(spark, env, name, "k INT, v STRING")
+    for kind, new, part in writes:
+        before, model = model, expected(model, kind, new, part)
+        version = tables.version(spark, env, name)
+        wrote = write(spark, env, name, kind, new, part)
+        assert rows(spark, env, name) == sorted(model.items(), key=repr), kind
+        assert bool(wrote) == (before != model), f"{kind} says that it wrote {wrote}"
+        assert (tables.version(spark, env, name) > version) == (before != model), "a version only for what differs"
+        if kind.startswith("merge"): assert wrote == len(model.items() - before.items())
+        seen[tables.version(spark, env, name)] = model
+        assert not write(spark, env, name, kind, new, part), "the second time nothing is to be done"
+    for version, then in seen.items(): assert rows(spark, env, name, version) == sorted(then.items(), key=repr)
+
+
+def test_values_of_every_kind_are_compared_and_kept(spark, env, name):
+    def all_kinds(number="1.5", text="'Ünïted ''\"\\\\n'", m="map('b', 1, 'a', null)"):
+        return spark.sql(f"""SELECT 1 AS k, {number}D AS number, double('NaN') AS nan, CAST(NULL AS DOUBLE) AS nothing, {text} AS text,
+            true AS flag, DATE'2013-03-10' AS day, TIMESTAMP'2013-03-10 07:00:00.123456' AS at, CAST('12.34' AS DECIMAL(10, 2)) AS price,
+            array(1, null) AS listed, named_struct('x', 1, 'y', 'z') AS pair, {m} AS named, X'00FF' AS bytes, 5L AS big""")
+    assert tables.merge(spark, env, name, all_kinds(), ["k"]) == 1
+    first = tables.read(spark, env, name).toArrow().to_pylist()
+    assert tables.merge(spark, env, name, all_kinds(m="map('a', null, 'b', 1)"), ["k"]) == 0, "a map has no order"
+    assert not tables.replace(spark, env, name, all_kinds(), "k = 1") and not tables.overwrite(spark, env, name, all_kinds())
+    assert repr(first) == repr(all_kinds().toArrow().to_pylist()) == repr(tables.read(spark, env, name).toArrow().to_pylist())
+    for other in (all_kinds(number="1.25"), all_kinds(text="NULL"), all_kinds(m="map('b', 2)")):
+        assert tables.merge(spark, env, name, other, ["k"]) == 1
+        assert tables.differs(spark, f"SELECT * FROM {tables.find(spark, env, name)}",
+                              f"SELECT * FROM {temporary(other)}", other.schema.fields) is False
+
+
+def temporary(df):
+    df.createOrReplaceTempView("temporary_rows")
+    return "temporary_rows"
+
+
+# ---- columns
+
+def test_new_columns_are_added_and_old_ones_survive(spark, env, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a"), (2, "b")]), ["k"])
+    tables.merge(spark, env, name, frame(spark, [(2, 0.5), (3, 0.7)], "k INT, w DOUBLE"), ["k"])
+    assert rows(spark, env, name) == [(1, "a", None), (2, "b", 0.5), (3, None, 0.7)]
+    tables.replace(spark, env, name, frame(spark, [(3, True)], "k INT, x BOOLEAN"), "k = 3")
+    assert rows(spark, env, name) == [(1, "a", None, None), (2, "b", 0.5, None), (3, None, None, True)]
+
+
+def test_columns_that_differ_by_case_alone_are_one(spark, env, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a")], "Key INT, Val STRING"), ["Key"])
+    tables.merge(spark, env, name, frame(spark, [(1, "b")], "key INT, val STRING"), ["key"])
+    assert tables.read(spark, env, name).toArrow().to_pylist() == [{"Key": 1, "Val": "b"}]
+    with pytest.raises(MlopsError, match="comes twice"):
+        tables.merge(spark, env, name, spark.sql("SELECT 1 AS key, 'a' AS val, 'b' AS VAL"), ["key"])
+
+
+def test_types_that_fit_are_taken_and_others_refused(spark, env, name):
+    tables.create(spark, env, name, "k BIGINT, number DOUBLE, day DATE, text STRING", keys=["k"])
+    tables.merge(spark, env, name, spark.sql("SELECT int(7) AS k, float(0.5) AS number, null AS day, 'x' AS text"), ["k"])
+    assert rows(spark, env, name) == [(7, 0.5, None, "x")]
+    for sql, column, there, given_ in [("'x' AS number", "number", "double", "string"), ("1L AS number", "number", "double", "bigint"),
+                                       ("'2013-01-01' AS day", "day", "date", "string"), ("7 AS text", "text", "string", "int")]:
+        with pytest.raises(MlopsError, match=f"column '{column}' of dev.flights.{name} holds {there}, got {given_}"):
+            tables.merge(spark, env, name, spark.sql(f"SELECT 8L AS k, {sql}"), ["k"])
+    with pytest.raises(MlopsError, match="column 'unknown' for .* has no type"):
+        tables.merge(spark, env, name, spark.sql("SELECT 8L AS k, null AS unknown"), ["k"])
+    assert rows(spark, env, name) == [(7, 0.5, None, "x")], "a refused write leaves all as it was"
+
+
+def test_keys_given_to_create_may_not_be_null_and_a_comment_is_kept(spark, env, name):
+    tables.create(spark, env, name, "k INT COMMENT 'the key', `order` STRING", keys=["k"], comment="What's here")
+    kept = tables.delta_log(env, env.table(name))
+    assert kept.metadata().description == "What's here"
+    assert [(f.name, f.nullable) for f in kept.schema().fields] == [("k", False), ("order", True)]
+    with pytest.raises(MlopsError, match="no column 'q' in the schema(.|\n)*k, order"):
+        tables.create(spark, env, name, "k INT, `order` STRING", keys=["q"])
+    with pytest.raises(MlopsError, match="holds int, got string"): tables.create(spark, env, name, "k STRING")
+
+
+def test_no_rows_make_an_empty_table_and_can_empty_a_part(spark, env, name):
+    nothing = frame(spark, [])
+    assert tables.merge(spark, env, name, nothing, ["k"]) == 0
+    assert rows(spark, env, name) == [] and tables.read(spark, env, name).columns == ["k", "v"]
+    tables.merge(spark, env, name, frame(spark, [(1, "a"), (2, "b")]), ["k"])
+    assert tables.replace(spark, env, name, nothing, "k = 1") and rows(spark, env, name) == [(2, "b")]
+
+
+# ---- bad input
+
+def test_keys_that_are_null_or_come_twice_are_named(spark, env, name):
+    twice = frame(spark, [(1, "a"), (1, "b"), (2, "c"), (3, "d"), (3, "e"), (3, "f")])
+    with pytest.raises(MlopsError) as error: tables.merge(spark, env, name, twice, ["k"])
+    assert error.value.message == f"2 keys for dev.flights.{name} come more than once, in 5 rows: k=3 (3 rows); k=1 (2 rows)"
+    with pytest.raises(MlopsError, match="2 of the rows for .* have no 'k'"):
+        tables.merge(spark, env, name, frame(spark, [(None, "a"), (None, "b"), (1, "c")]), ["k"])
+    with pytest.raises(MlopsError, match="no column 'kk' in the rows to merge"):
+        tables.merge(spark, env, name, frame(spark, [(1, "a")]), ["kk"])
+    with pytest.raises(MlopsError, match="needs keys"): tables.merge(spark, env, name, frame(spark, [(1, "a")]), [])
+    assert not tables.exists(spark, env, name), "nothing was made before the check"
+
+
+def test_rows_outside_the_part_to_replace_are_counted(spark, env, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a"), (2, "b")]), ["k"])
+    with pytest.raises(MlopsError, match="2 of the rows for .* do not satisfy: k = 1(.|\n)*null counts"):
+        tables.replace(spark, env, name, frame(spark, [(1, "z"), (2, "z"), (None, "z")]), "k = 1")
+    for condition in ("kk = 1", "k =", "k = 1; DROP TABLE t"):
+        with pytest.raises(MlopsError, match="is not understood"):
+            tables.replace(spark, env, name, frame(spark, [(1, "z")]), condition)
+    assert rows(spark, env, name) == [(1, "a"), (2, "b")]
+
+
+@pytest.mark.parametrize("write", [
+    lambda spark, env, df: tables.create(spark, env, "prod.flights.t", "k INT"),
+    lambda spark, env, df: tables.merge(spark, env, "prod.flights.t", df, ["k"]),
+    lambda spark, env, df: tables.replace(spark, env, "prod.flights.t", df, "k = 1"),
+    lambda spark, env, df: tables.overwrite(spark, env, "prod.flights.t", df),
+    lambda spark, env, df: tables.snapshot(spark, env, "t", "prod.flights.t")],
+    ids=["create", "merge", "replace", "overwrite", "snapshot"])
+def test_dev_does_not_write_to_prod(spark, env, write):
+    with pytest.raises(MlopsError, match="'dev' may not write prod.flights.t\n  it may write the catalogs: dev"):
+        write(spark, env, frame(spark, [(1, "a")]))
+    assert not Path(env.lakehouse, "prod").exists()
+
+
+def test_a_missing_table_is_answered_with_what_exists(spark, env, name):
+    tables.create(spark, env, name, "k INT")
+    for ask in (tables.read, tables.version, tables.history):
+        with pytest.raises(MlopsError, match=f"no table 'dev.flights.{name[:-1]}'(.|\n)*did you mean 'dev.flights.{name}'"):
+            ask(spark, env, name[:-1])
+    with pytest.raises(MlopsError, match="no version 1 of .*\n  there are 0 to 0"): tables.read(spark, env, name, version=1)
+
+
+def test_what_may_not_be_read_is_not_read(spark, env, name):
+    prod = changed(env, target="prod", catalog="prod", read=("prod",), write=("prod",))
+    tables.create(spark, env, name, "k INT")
+    for ask in (tables.read, tables.exists, tables.version):
+        with pytest.raises(MlopsError, match="'prod' may not read dev.flights"): ask(spark, prod, f"dev.flights.{name}")
+    with pytest.raises(MlopsError, match="'prod' may not read dev.flights"): tables.names(spark, prod, "dev")
+
+
+# ---- snapshots and history
+
+def test_a_snapshot_keeps_what_it_copied(spark, env, name):
+    prod = changed(env, target="prod", catalog="prod", read=("prod",), write=("prod",))
+    tables.merge(spark, prod, name, frame(spark, [(1, "a")]), ["k"])
+    tables.merge(spark, prod, name, frame(spark, [(2, "b")]), ["k"])
+    assert tables.snapshot(spark, env, f"prod.flights.{name}", name)
+    tables.merge(spark, prod, name, frame(spark, [(3, "c")]), ["k"])
+    assert rows(spark, env, name) == [(1, "a"), (2, "b")] and len(rows(spark, prod, name)) == 3
+    assert tables.snapshot(spark, env, f"prod.flights.{name}", name, version=1) and rows(spark, env, name) == [(1, "a")]
+    assert not tables.snapshot(spark, env, f"prod.flights.{name}", name, version=1)
+
+
+def test_history_tells_versions_and_times_in_utc(spark, env, name):
+    began = time.time()
+    for k in range(3): tables.merge(spark, env, name, frame(spark, [(k, "a")]), ["k"])
+    told = tables.history(spark, env, name)
+    assert [h["version"] for h in told] == [3, 2, 1, 0] and [h["operation"] for h in told] == ["MERGE"] * 3 + ["CREATE TABLE"]
+    assert all(h["timestamp"].utcoffset() == timedelta(0) and began - 1 <= h["timestamp"].timestamp() <= time.time() for h in told)
+
+
+def test_names_lists_tables_and_nothing_else(spark, env):
+    for folder in ("dev/listed/started/_delta_log", "dev/listed/no_table", "_staged/x"):
+        Path(env.lakehouse, folder).mkdir(parents=True, exist_ok=True)
+    tables.create(spark, env, "dev.listed.table", "k INT")
+    assert [n for n in tables.names(spark, env) if ".listed." in n] == ["dev.listed.table"]
+    assert tables.names(spark, env, "staging") == []
+
+
+# ---- rows that are costly or random are computed once; nothing stays behind
+
+def test_random_rows_are_computed_once(spark, env, name):
+    df = spark.sql("SELECT id AS k, rand() AS v FROM range(100)")
+    assert tables.merge(spark, env, name, df, ["k"]) == 100
+    assert tables.replace(spark, env, name, df, "k >= 0"), "other random numbers"
+
+
+def test_a_table_can_be_written_from_itself(spark, env, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a"), (2, "b")]), ["k"])
+    tables.overwrite(spark, env, name, tables.read(spark, env, name).selectExpr("k + 1 AS k", "v"))
+    assert rows(spark, env, name) == [(2, "a"), (3, "b")]
+
+
+def test_staged_rows_are_removed_also_after_a_failure(spark, env, name):
+    staged = Path(env.lakehouse, "_staged")
+    with pytest.raises(MlopsError): tables.merge(spark, env, name, frame(spark, [(1, "a"), (1, "b")]), ["k"])
+    old, new = staged / "staged_old", staged / "staged_new"
+    for folder, age in ((old, 2 * 86400), (new, 60)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age,) * 2)
+    tables.merge(spark, env, name, frame(spark, [(1, "a")]), ["k"])
+    assert [f.name for f in staged.iterdir() if f.name != "x"] == ["staged_new"], "a killed process's rows go after a day"
+    new.rmdir()
+
+
+def test_a_table_taken_away_and_made_anew(spark, env, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a")]), ["k"])
+    subprocess.run(["rm", "-r", tables.location(env, env.table(name))], check=True)
+    assert not tables.exists(spark, env, name)
+    tables.merge(spark, env, name, frame(spark, [(True, 2.0)], "k BOOLEAN, w DOUBLE"), ["k"])
+    assert rows(spark, env, name) == [(True, 2.0)]
+
+
+# ---- other processes
+
+PROCESS = """
+import sys, json
+from dataclasses import replace as changed
+from pathlib import Path
+from mlops_nb import spark as sessions, tables
+from mlops_nb.env import load_env
+env = changed(load_env("dev", root=Path(sys.argv[1])), engine="sail", lakehouse=sys.argv[2])
+spark = sessions.get_spark(env)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def start(env):
+    "Starts a process with a session of its own, which waits for a line before it runs `code`."
+    begun = []
+    def start(code, *arguments, zone="UTC"):
+        command = [sys.executable, "-c", PROCESS + code, str(ROOT), env.lakehouse, *map(str, arguments)]
+        process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   env={**os.environ, "TZ": zone})
+        begun.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def go(*processes):
+    for p in processes:
+        p.stdin.write("go\n")
+        p.stdin.flush()
+
+
+MERGES = """
+me, rounds = int(sys.argv[3]), 6
+for i in range(rounds):
+    df = spark.range(i * 50, i * 50 + 100).selectExpr("id AS k", f"{me} * 1000 + {i} AS v", f"{me} AS writer")
+    tables.merge(spark, env, "side_by_side", df, ["k"], update_when="s.v > t.v")
+tables.replace(spark, env, "side_by_side", spark.sql(f"SELECT -{me}L AS k, 0 AS v, {me} AS writer"), f"k = -{me}")
+"""
+
+
+def test_two_processes_merge_side_by_side_without_loss_or_duplicates(spark, env, start):
+    both = [start(MERGES, me) for me in (1, 2)]
+    go(*both)
+    assert [p.wait(timeout=120) for p in both] == [0, 0]
+    got = {k: (v, writer) for k, v, writer in rows(spark, env, "side_by_side")}
+    # Writer 2's values are the greater ones, and its last round of each key the greatest: whatever the order, they win
+    best = {k: (2000 + min(k // 50, 5), 2) for k in range(350)}
+    assert got == best | {-1: (0, 1), -2: (0, 2)}
+    assert len(rows(spark, env, "side_by_side")) == 352, "no key twice"
+
+
+BIG = """
+df = spark.range(1_000_000).selectExpr("id AS k", "id % 977 + 1 AS v")
+tables.merge(spark, env, "killed", df, ["k"])
+"""
+
+
+def test_a_process_killed_in_mid_write_leaves_the_old_table_or_the_new_one(spark, env, start):
+    def reset(): tables.overwrite(spark, env, "killed", spark.range(1_000_000).selectExpr("id AS k", "0L AS v"))
+    def state():
+        read = tables.read(spark, env, "killed").selectExpr("count(*)", "count(DISTINCT k)", "sum(v)")
+        return tuple(read.toArrow().to_pylist()[0].values())
+    def files(folder): return {f.name for f in Path(env.lakehouse, folder).rglob("*.parquet")}
+    old, new = (10**6, 10**6, 0), (10**6, 10**6, sum(i % 977 + 1 for i in range(10**6)))
+    reset()
+    # The moment to kill: rows are being staged, rows are being written into the table, and a little later
+    for folder, pause in (("_staged", 0), ("dev/flights/killed", 0), ("dev/flights/killed", 0.1)):
+        before, victim = files(folder), start(BIG)
+        go(victim)
+        while not files(folder) - before: assert victim.poll() is None, "it was over before the kill"
+        time.sleep(pause)
+        victim.kill(); victim.wait()
+        assert state() in (old, new), f"killed while writing into {folder}"
+        if pause == 0: assert state() == old, "this kill came too late to be one in mid-write"
+    reset()
+    again = start(BIG)
+    go(again)
+    assert again.wait(timeout=120) == 0 and state() == new
+
+
+def test_another_process_sees_what_is_committed_and_columns_that_are_added(spark, env, start, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a")]), ["k"])
+    other = start(f"""
+tables.merge(spark, env, "{name}", spark.sql("SELECT 2 AS k, 'b' AS v, 0.5D AS w"), ["k"])
+tables.merge(spark, env, "{name}_new", spark.sql("SELECT 1 AS k"), ["k"])""")
+    go(other)
+    assert other.wait(timeout=60) == 0
+    assert rows(spark, env, name) == [(1, "a", None), (2, "b", 0.5)] and rows(spark, env, f"{name}_new") == [(1,)]
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])
+def test_time_stamps_do_not_follow_the_zone_of_the_machine(start, name, zone):
+    process = start(f"""
+df = spark.sql("SELECT 1 AS k, TIMESTAMP'2013-03-10 07:00:00' AS at")
+tables.merge(spark, env, "{name}", df, ["k"])
+read = tables.read(spark, env, "{name}")
+print(read.selectExpr("CAST(at AS STRING)", "unix_seconds(at) AS s").toPandas().values.tolist()[0], read.toPandas()["at"][0])""",
+                    zone=zone)
+    go(process)
+    assert process.stdout.read().strip() == "['2013-03-10 07:00:00', 1362898800] 2013-03-10 07:00:00"
+    assert process.wait(timeout=30) == 0
+
+
+# ---- where the lakehouse lies
+
+@pytest.mark.parametrize("folder", ["my project", "Größe", "50%", "a'b"])
+def test_a_lakehouse_in_a_folder_of_any_name(env, tmp_path, folder):
+    here = changed(env, lakehouse=str(tmp_path / folder / "lakehouse"))
+    spark = sessions.get_spark(here)
+    for k in range(3): tables.merge(spark, here, "t", frame(spark, [(k, "a")]), ["k"])
+    tables.merge(spark, here, "t", frame(spark, [(1, True)], "k INT, w BOOLEAN"), ["k"])
+    assert rows(spark, here, "t") == [(0, "a", None), (1, "a", True), (2, "a", None)]
+    assert rows(spark, here, "t", version=2) == [(0, "a"), (1, "a")]
+    log = tmp_path / folder / "lakehouse/dev/flights/t/_delta_log"
+    assert len(list(log.glob("*.json"))) == 6, "the table lies where it should"
+    assert sorted(f.name for f in tmp_path.iterdir()) == [folder], "and nothing lies beside it"
+
+
+def test_two_lakehouses_in_one_process_do_not_mix(spark, env, tmp_path, name):
+    other = changed(env, lakehouse=str(tmp_path))
+    tables.merge(spark, env, name, frame(spark, [(1, "here")]), ["k"])
+    tables.merge(sessions.get_spark(other), other, name, frame(sessions.get_spark(other), [(1, "there")]), ["k"])
+    assert rows(spark, env, name) == [(1, "here")] and rows(sessions.get_spark(other), other, name) == [(1, "there")]
