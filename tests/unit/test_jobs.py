@@ -2,6 +2,7 @@
 import json
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -182,3 +183,40 @@ def test_a_misspelt_parameter_leaves_no_run(project, acts):
     project.job("job", [task(project, "a")], parameters=[{"name": "as_of", "default": "latest"}])
     with pytest.raises(MlopsError, match="no parameter 'asof' in job 'job'\n  did you mean 'as_of'"): run(project, given={"asof": "1"})
     assert runs.list_runs(project.home().store) == []
+
+
+@pytest.fixture
+def receiver():
+    "A webhook that keeps what it is told."
+    heard = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200); self.end_headers()
+
+        def log_message(self, *_): pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.heard = heard
+    yield server
+    server.shutdown(); server.server_close()
+
+
+def test_receivers_are_told_and_a_dead_one_fails_nothing(project, acts, receiver, monkeypatch):
+    monkeypatch.delenv("MLOPS_SMTP", raising=False)
+    state = project.root / ".mlops"
+    state.mkdir()
+    (state / "destinations.json").write_text(json.dumps({
+        "chat": {"url": f"http://127.0.0.1:{receiver.server_port}/hook"}, "dead": {"url": "http://127.0.0.1:9/"}}))
+    project.job("job", [task(project, "a"), task(project, "b", webhook_notifications={"on_failure": [{"id": "chat"}]})],
+                webhook_notifications={"on_start": [{"id": "chat"}, {"id": "dead"}], "on_failure": [{"id": "chat"}]},
+                email_notifications={"on_failure": ["team@example.org"]})
+    acts["b"] = fails
+    begun, result = run(project)
+    assert result == "FAILED" and begun.states["a"] == "SUCCESS"
+    told = [(body["event_type"], body.get("task", {}).get("task_key")) for body in receiver.heard]
+    assert sorted(told, key=str) == [("jobs.on_failure", "b"), ("jobs.on_failure", None), ("jobs.on_start", None)]
+    kept = {(d["destination"], d["event"]): d["ok"] for d in begun.home.store.rows("select * from deliveries")}
+    assert kept[("dead", "on_start")] == 0 and kept[("chat", "on_failure")] == 1 and ("team@example.org", "on_failure") in kept
