@@ -60,25 +60,26 @@ def summary_drift(summed: pd.DataFrame,  # what `summaries` returns
     few = summed[[*GROUP, "column_name", "count", "non_null_columns"]]
     return pd.DataFrame([compared(kind, row, base) | changed(row, base) for kind, row, base in comparisons(few)])
 
-# %% ../nbs/platform/28_monitoring.ipynb #66dbb4a4
+# %% ../nbs/platform/28_monitoring.ipynb #bbb7effe
 def measure_groups(groups, types: Mapping[str, str],  # a DataFrame with the columns of GROUP; {column: type}
                    monitor: Monitor) -> Measured:
     "Profile, quality and drift of groups of rows."
     kinds, described, drift = {name: profiles.kind_of(t) for name, t in types.items()}, [], []
+    names = profiles.group_names(groups)
     if {"number", "time"} & set(kinds.values()):
-        counts = profiles.count_numbers(groups, types)
+        counts = profiles.count_numbers(groups, names, types)
         described.append(profiles.describe_numbers(counts))
         drift.append(number_drift(counts, described[-1], times=tuple(n for n, kind in kinds.items() if kind == "time")))
     if "text" in kinds.values():
-        counts = profiles.count_texts(groups, types)
+        counts = profiles.count_texts(groups, names, types)
         described.append(profiles.describe_texts(counts))
         drift.append(text_drift(counts, described[-1]))
     profile = stack_frames(described)
-    summed = summaries(profile, quality(groups, monitor))
+    summed = summaries(profile, quality(groups, names, monitor))
     both = stack_frames([profile, summed]), stack_frames([*drift, summary_drift(summed)])
     return Measured(*(frame.assign(data_type=frame.column_name.map(types)) for frame in both))
 
-# %% ../nbs/platform/28_monitoring.ipynb #14a188cd
+# %% ../nbs/platform/28_monitoring.ipynb #5e17e087
 def watched_columns(monitor: Monitor, columns: Iterable[str]) -> list[str]:
     "The columns to be profiled: those asked for, predictions and labels."
     own = (monitor.prediction_col, monitor.prediction_proba_col, monitor.label_col)
@@ -93,12 +94,15 @@ def measure(rows,  # DataFrame: predictions, with their labels as far as they ar
     watched = watched_columns(monitor, columns)
     seen = profiles.with_windows(rows, monitor, watched, granularity)
     if baseline is not None: seen = seen.unionByName(profiles.with_windows(baseline, monitor, watched, None))
-    groups, types = profiles.whole_groups(seen), profiles.data_types(rows, watched)
+    versions, types = profiles.versions_of(seen), profiles.data_types(rows, watched)
+    groups = profiles.whole_groups(seen, versions)
     parts = [measure_groups(groups, types, monitor)]
     if monitor.slicing_exprs:
         inside = watched if monitor.sliced_columns is None else watched_columns(monitor, monitor.sliced_columns)
         parts.append(measure_groups(profiles.slice_groups(groups, monitor, inside), {c: types[c] for c in inside}, monitor))
-    return Measured(stack_frames(p.profile for p in parts), stack_frames(p.drift for p in parts))
+    frames = stack_frames(p.profile for p in parts), stack_frames(p.drift for p in parts)
+    if len(versions) == 1: frames = [pd.concat([f, f.assign(model_id="*")], ignore_index=True) for f in frames]
+    return Measured(*frames)
 
 # %% ../nbs/platform/28_monitoring.ipynb #e15a60f0
 WINDOW = pa.struct({"start": pa.timestamp("us", "UTC"), "end": pa.timestamp("us", "UTC")})

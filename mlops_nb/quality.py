@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EPSILON', 'JUDGED', 'check_labels', 'count_classes', 'averages', 'class_scores', 'judge_probabilities', 'quality']
 
-# %% ../nbs/platform/26_quality.ipynb #2fb837d9
+# %% ../nbs/platform/26_quality.ipynb #40e289d9
 import numpy as np
 import pandas as pd
 
 from .errors import MlopsError
-from .profiles import GROUP, NUMBERS, Monitor, as_groups, by_group
+from .profiles import GROUP, GROUP_ID, NUMBERS, Monitor, as_groups, by_group
 from .tables import quoted
 
 # %% ../nbs/platform/26_quality.ipynb #3ead17f7
@@ -24,15 +24,16 @@ def check_labels(rows, monitor: Monitor) -> None:  # rows: DataFrame with the co
     if monitor.prediction_proba_col and label != "boolean" and label.partition("(")[0] not in NUMBERS:
         raise MlopsError(f"{monitor.label_col!r} holds {label}, but has a probability", "it must be a boolean, or 0 and 1")
 
-# %% ../nbs/platform/26_quality.ipynb #410b302d
-def count_classes(groups, monitor: Monitor) -> pd.DataFrame:  # GROUP, prediction, label, n
+# %% ../nbs/platform/26_quality.ipynb #fbb90f64
+def count_classes(groups, names: pd.DataFrame,  # from `group_names`
+                  monitor: Monitor) -> pd.DataFrame:  # GROUP, prediction, label, n
     "How often each predicted class met each true one in each group."
-    found = groups.selectExpr(*GROUP, f"CAST({quoted(monitor.prediction_col)} AS STRING) AS prediction",
+    found = groups.selectExpr(GROUP_ID, f"CAST({quoted(monitor.prediction_col)} AS STRING) AS prediction",
                               f"CAST({quoted(monitor.label_col)} AS STRING) AS label").where("label IS NOT NULL")
-    counts = found.groupBy(*GROUP, "prediction", "label").count().toArrow().to_pandas().rename(columns={"count": "n"})
-    return as_groups(counts).sort_values([*GROUP, "label", "prediction"], ignore_index=True)
+    counts = found.groupBy("group_id", "prediction", "label").count().toArrow().to_pandas().rename(columns={"count": "n"})
+    return names.merge(counts, on="group_id").sort_values([*GROUP, "label", "prediction"], ignore_index=True)
 
-# %% ../nbs/platform/26_quality.ipynb #f5c76c31
+# %% ../nbs/platform/26_quality.ipynb #5e49e5e2
 def averages(scores: dict[str, float],  # by class
              weights: np.ndarray) -> dict:
     "A score of each class as Databricks lists it."
@@ -43,39 +44,44 @@ def class_scores(counts: pd.DataFrame,  # prediction, label and n of one group
                  ) -> dict:  # accuracy_score, precision, recall, f1_score, confusion_matrix
     "How well the predicted classes meet the true ones; a class that is never predicted has precision 0."
     classes = sorted(set(counts.prediction.dropna()) | set(counts.label))
-    table = counts.pivot_table(index="label", columns="prediction", values="n", aggfunc="sum").reindex(index=classes, columns=classes).fillna(0).to_numpy()
+    place, table = {c: i for i, c in enumerate(classes)}, np.zeros((len(classes), len(classes)))
+    for predicted, label, n in zip(counts.prediction, counts.label, counts.n, strict=True):
+        if predicted is not None: table[place[label], place[predicted]] += n  # no class predicted is a wrong one
     right, true, predicted = table.diagonal(), table.sum(1), table.sum(0)
     divided = lambda a, b: dict(zip(classes, np.divide(a, b, out=np.zeros(len(classes)), where=b > 0).tolist(), strict=True))
     scores = {"precision": divided(right, predicted), "recall": divided(right, true), "f1_score": divided(2 * right, true + predicted)}
-    # one dict a cell: predicted classes that are null count as wrong and have no cell
     return {"accuracy_score": float(right.sum() / counts.n.sum()), **{k: averages(v, true) for k, v in scores.items()},
             "confusion_matrix": counts[["prediction", "label", "n"]].rename(columns={"n": "count"}).to_dict("records")}
 
-# %% ../nbs/platform/26_quality.ipynb #0c03dc36
+# %% ../nbs/platform/26_quality.ipynb #d1505551
 EPSILON = np.finfo("float64").eps  # probabilities of 0 and 1 are moved this far, as scikit-learn does
 JUDGED = """
-WITH labelled AS (SELECT {group}, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y FROM {{groups}} WHERE {label} IS NOT NULL AND {proba} IS NOT NULL),
-counted AS (SELECT {group}, p, count(*) AS n, sum(y) AS positive FROM labelled GROUP BY {group}, p),
-placed AS (SELECT *, sum(n - positive) OVER (PARTITION BY {group} ORDER BY p) - (n - positive) / 2 AS below,
+WITH labelled AS (SELECT {group_id}, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y
+    FROM {{groups}} WHERE {label} IS NOT NULL AND {proba} IS NOT NULL),
+counted AS (SELECT group_id, p, count(*) AS n, sum(y) AS positive FROM labelled GROUP BY group_id, p),
+placed AS (SELECT *, sum(n - positive) OVER (PARTITION BY group_id ORDER BY p) - (n - positive) / 2 AS below,
     least(greatest(p, {epsilon}D), 1 - {epsilon}D) AS q FROM counted)
-SELECT {group}, sum(n) AS labelled, sum(positive) / sum(n) AS label_mean, sum(n * p) / sum(n) AS probability_mean,
+SELECT group_id, sum(n) AS labelled, sum(positive) / sum(n) AS label_mean, sum(n * p) / sum(n) AS probability_mean,
     -sum(positive * ln(q) + (n - positive) * ln(1 - q)) / sum(n) AS log_loss,
     sum(positive * below) / nullif(sum(positive) * sum(n - positive), 0) AS area
-FROM placed GROUP BY {group}"""
+FROM placed GROUP BY group_id"""
 
-def judge_probabilities(groups, monitor: Monitor) -> pd.DataFrame:  # GROUP, labelled, label_mean, probability_mean, log_loss, area
+def judge_probabilities(groups, names: pd.DataFrame,  # from `group_names`
+                        monitor: Monitor) -> pd.DataFrame:  # GROUP, labelled, label_mean, probability_mean, log_loss, area
     "How good the probabilities of each group were, over its labelled rows."
-    sql = JUDGED.format(group=", ".join(GROUP), proba=quoted(monitor.prediction_proba_col), label=quoted(monitor.label_col), epsilon=EPSILON)
-    return as_groups(groups.sparkSession.sql(sql, groups=groups).toArrow().to_pandas())
+    proba, label = quoted(monitor.prediction_proba_col), quoted(monitor.label_col)
+    sql = JUDGED.format(group_id=GROUP_ID, proba=proba, label=label, epsilon=EPSILON)
+    return names.merge(groups.sparkSession.sql(sql, groups=groups).toArrow().to_pandas(), on="group_id").drop(columns="group_id")
 
-# %% ../nbs/platform/26_quality.ipynb #212d3d5c
-def quality(groups, monitor: Monitor) -> pd.DataFrame:  # one row a group that has labels
+# %% ../nbs/platform/26_quality.ipynb #3b3df350
+def quality(groups, names: pd.DataFrame,  # from `group_names`
+            monitor: Monitor) -> pd.DataFrame:  # one row a group that has labels
     "The quality of the predictions of each group, in the columns of Databricks' metric tables."
     if not monitor.label_col: return pd.DataFrame(columns=[*GROUP])
     check_labels(groups, monitor)
-    counts = count_classes(groups, monitor)
+    counts = count_classes(groups, names, monitor)
     table = as_groups(pd.DataFrame([key | class_scores(rows) for key, rows in by_group(counts)], columns=None if len(counts) else GROUP))
     if not monitor.prediction_proba_col: return table
-    judged = judge_probabilities(groups, monitor)
+    judged = judge_probabilities(groups, names, monitor)
     judged["roc_auc_score"] = [{"one_vs_one": {"weighted": a, "macro": a}} if pd.notna(a) else None for a in judged.area]
     return table.merge(judged.drop(columns="area"), on=list(GROUP), how="left")
