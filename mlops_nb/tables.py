@@ -58,7 +58,7 @@ def find(spark, env: Env, name: str) -> str:  # its name in SQL
     if env.engine != "databricks": attach_table(spark, env, full)
     return sql_name(env, full)
 
-# %% ../nbs/platform/05_tables.ipynb #ace78a12
+# %% ../nbs/platform/05_tables.ipynb #fb8639a4
 def quoted(column: str) -> str:
     "A column's name as it stands in SQL."
     return "`" + column.replace("`", "``") + "`"
@@ -71,6 +71,8 @@ def check_columns(full: str, columns: list):  # StructFields
     "MlopsError if the engines would not agree on these columns."
     lower = [c.name.lower() for c in columns]
     for c in columns:
+        if bad := re.search(r"[ ,;{}()=\n\t]", c.name):
+            raise MlopsError(f"column {c.name!r} for {full} holds {bad[0]!r}", "Delta takes no such name")
         if lower.count(c.name.lower()) > 1:
             raise MlopsError(f"column {c.name!r} for {full} comes twice", "upper and lower case are one")
         if "map<" in sql_type(c)[3:]:
@@ -90,7 +92,7 @@ def check_type(full: str, column: str, there: str, given: str):
     if given in (there, "void") or there in WIDER.get(given, ()): return
     raise MlopsError(f"column {column!r} of {full} holds {there}, got {given}", f"cast it to {there}")
 
-# %% ../nbs/platform/05_tables.ipynb #f27fe75d
+# %% ../nbs/platform/05_tables.ipynb #cfd7d61b
 def delta_log(env: Env, full: str):  # -> deltalake.DeltaTable
     "A table's log without an engine, for what Sail cannot say or do; its rows are for Spark to read."
     from deltalake import DeltaTable
@@ -100,8 +102,9 @@ def add_columns(spark, env: Env, full: str, columns: list):  # StructFields
     "Add columns at the end of a table; rows that are there hold null in them."
     if env.engine == "sail":  # which has no ALTER TABLE
         from deltalake import Field
-        fields = [Field.from_json(json.dumps({**c.jsonValue(), "nullable": True})) for c in columns]
-        delta_log(env, full).alter.add_columns(fields)
+        # Null must be allowed at every depth, as in a table that SQL makes: the array of today holds none by chance
+        described = [json.dumps({**c.jsonValue(), "metadata": {}}).replace(": false", ": true") for c in columns]
+        delta_log(env, full).alter.add_columns([Field.from_json(d) for d in described])
     else:
         added = ", ".join(f"{quoted(c.name)} {sql_type(c)}" for c in columns)
         spark.sql(f"ALTER TABLE {sql_name(env, full)} ADD COLUMNS ({added})").collect()
@@ -192,7 +195,7 @@ def create(spark, env: Env, name: str,
     required = [c.name for c in columns if not c.nullable]
     retry(f"creating {full}", lambda: make(spark, env, full, columns, required, keys, comment))
 
-# %% ../nbs/platform/05_tables.ipynb #064a2ac4
+# %% ../nbs/platform/05_tables.ipynb #513d4ac0
 def remove_old(folder: str, age: timedelta = timedelta(days=1)):
     "Remove what killed processes left in the folder of staged rows."
     from pyarrow import fs
@@ -214,7 +217,9 @@ def staged(spark, env: Env, df) -> Iterator[str]:  # the name of a temporary vie
         remove_old(f"{plain_path(env.lakehouse)}/_staged")
         folder = f"{plain_path(env.lakehouse)}/_staged/{view}"
         df.write.parquet(folder)
-        rows = spark.read.schema(df.schema).parquet(folder)  # for no rows Sail writes no file to tell the schema
+        # For no rows Sail writes no file that could tell the schema; and what is not null today may be so tomorrow
+        schema = ", ".join(f"{quoted(c.name)} {sql_type(c)}" for c in df.schema.fields)
+        rows = spark.read.schema(schema).parquet(folder)
     rows.createOrReplaceTempView(view)
     try: yield view
     finally:

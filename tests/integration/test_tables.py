@@ -123,6 +123,9 @@ def test_new_columns_are_added_and_old_ones_survive(spark, env, name):
     assert rows(spark, env, name) == [(1, "a", None), (2, "b", 0.5), (3, None, 0.7)]
     tables.replace(spark, env, name, frame(spark, [(3, True)], "k INT, x BOOLEAN"), "k = 3")
     assert rows(spark, env, name) == [(1, "a", None, None), (2, "b", 0.5, None), (3, None, None, True)]
+    tables.merge(spark, env, name, spark.sql("SELECT 1 AS k, array(7) AS l, named_struct('x', 1) AS s"), ["k"])
+    tables.merge(spark, env, name, spark.sql("SELECT 2 AS k, array(null, 8) AS l, named_struct('x', int(null)) AS s"), ["k"])
+    assert [r[4:] for r in rows(spark, env, name)] == [([7], {"x": 1}), ([None, 8], {"x": None}), (None, None)]
 
 
 def test_columns_that_differ_by_case_alone_are_one(spark, env, name):

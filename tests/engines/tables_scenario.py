@@ -1,0 +1,153 @@
+"""Every function of `tables`, in the ways that engines could disagree on."""
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as changed
+
+from side_by_side import Scenario, refused, rows, schema
+
+from mlops_nb import tables
+
+step = scenario = Scenario()
+
+
+def state(spark, env, name):
+    "All there is to know of a table, in a form that does not differ by engine."
+    df = tables.read(spark, env, name)
+    return {"rows": rows(df), "schema": schema(df), "version": tables.version(spark, env, name)}
+
+
+def kinds(spark, k=1, number="1.5D", named="map('b', 1, 'a', null)"):
+    "A row of every type."
+    return spark.sql(f"""
+        SELECT {k} AS k, {number} AS number, double('NaN') AS nan, CAST(NULL AS DOUBLE) AS nothing, -0.0D AS zero,
+        'it\\'s' || ' Größe "quoted" \\\\ ' AS text, true AS flag, DATE'2013-03-10' AS day, 5L AS big, float(0.1) AS small,
+        TIMESTAMP'2013-03-10 07:00:00.123456' AS at, CAST('12.34' AS DECIMAL(10, 2)) AS price, X'00FF' AS bytes,
+        array(1, null) AS listed, array(named_struct('x', 1, 'y', 'z')) AS pairs, {named} AS named""")
+
+
+@step
+def created(spark, env):
+    tables.create(spark, env, "created", "k INT COMMENT 'the key', `order` DOUBLE, at TIMESTAMP", keys=["k"], comment="it's")
+    tables.create(spark, env, "created", "k INT, note STRING", keys=["k"])
+    tables.merge(spark, env, "created", spark.sql("SELECT 1 AS k, 'a' AS note"), ["k"])
+    return state(spark, env, "created")
+
+
+@step
+def every_type(spark, env):
+    written = [tables.merge(spark, env, "kinds", kinds(spark), ["k"]),
+               tables.merge(spark, env, "kinds", kinds(spark, named="map('a', null, 'b', 1)"), ["k"]),  # the same
+               tables.merge(spark, env, "kinds", kinds(spark, number="2.5D"), ["k"]),
+               tables.replace(spark, env, "kinds", kinds(spark, number="2.5D"), "k = 1"),  # the same
+               tables.replace(spark, env, "kinds", kinds(spark, k=2), "k = 2 OR at > TIMESTAMP'2014-01-01 00:00:00'")]
+    return written, state(spark, env, "kinds")
+
+
+@step
+def merged(spark, env):
+    def merge(values, **options):
+        df = spark.sql(f"SELECT * FROM VALUES {values} AS v(k, v, w)")
+        return tables.merge(spark, env, "merged", df, ["k"], **options)
+    return [merge("(1, 'a', 0.5D), (2, 'b', null), (3, null, 0.7D), (4, 'untouched', 1D)"),
+            merge("(2, 'B', null), (3, null, null), (5, 'e', 0.9D)"),
+            merge("(2, 'B', null), (3, null, null), (5, 'e', 0.9D)"),
+            merge("(1, 'refused', 0.1D), (3, 'taken', 0.3D), (6, 'f', null)", update_when="t.w IS NULL OR s.w > t.w"),
+            state(spark, env, "merged")]
+
+
+@step
+def merged_with_other_columns(spark, env):
+    def merge(sql): return tables.merge(spark, env, "evolved", spark.sql(sql), ["K"] if " K" in sql else ["k"])
+    return [merge("SELECT 1L AS K, 'a' AS v, 0.5D AS w UNION ALL SELECT 2L, 'b', 0.6D"),
+            merge("SELECT 2L AS k, true AS flag, array(1) AS listed"),  # new ones; `v` and `w` of row 2 stay
+            merge("SELECT int(3) AS k, float(0.25) AS W, null AS v"),  # narrower ones, and one without a type
+            state(spark, env, "evolved")]
+
+
+@step
+def merged_by_two_keys(spark, env):
+    def merge(sql): return tables.merge(spark, env, "two_keys", spark.sql(sql), ["day", "origin"])
+    return [merge("SELECT DATE'2013-01-01' AS day, origin FROM VALUES ('EWR'), ('JFK') AS v(origin)"),
+            merge("SELECT DATE'2013-01-01' + id AS day, 'EWR' AS origin FROM (SELECT int(id) AS id FROM range(3))"),
+            merge("SELECT DATE'2013-01-01' AS day, 'EWR' AS origin WHERE false"), state(spark, env, "two_keys")]
+
+
+@step
+def replaced(spark, env):
+    def replace(values, where, columns="day, k, v"):
+        df = spark.sql(f"SELECT {columns} FROM VALUES {values} AS v(day, k, v)")
+        return tables.replace(spark, env, "replaced", df, where)
+    first = "(DATE'2013-01-01', 1, 'a'), (DATE'2013-01-01', 2, null), (DATE'2013-01-02', 3, 'c'), (DATE'2013-02-01', 4, 'd')"
+    january = "day >= DATE'2013-01-01' AND day < DATE'2013-02-01'"
+    return [replace(first, "true"), replace(first, "true"),
+            replace("(DATE'2013-01-02', 7, 'new'), (DATE'2013-01-02', 7, 'new')", january),  # equal rows are two rows
+            replace("(DATE'2013-01-02', 7, 'new')", january),  # and one of them is another table
+            replace("(DATE'2013-02-01', 9, null)", "day = DATE'2013-02-01'", columns="day, k, CAST(v AS STRING) AS note"),
+            tables.replace(spark, env, "replaced", spark.sql("SELECT 1 AS k WHERE false"), "k = 7"),
+            state(spark, env, "replaced")]
+
+
+@step
+def overwritten(spark, env):
+    def overwrite(sql): return tables.overwrite(spark, env, "overwritten", spark.sql(sql))
+    return [overwrite("SELECT 1 AS k, 'a' AS v"), overwrite("SELECT 1 AS k, 'a' AS v"), overwrite("SELECT 2 AS k, 'b' AS v"),
+            overwrite("SELECT 'x' AS k, 2D AS other"), overwrite("SELECT 'x' AS k, 2D AS other"),
+            state(spark, env, "overwritten"), rows(tables.read(spark, env, "overwritten", version=1))]
+
+
+@step
+def earlier_versions(spark, env):
+    return {name: [rows(tables.read(spark, env, name, version=v)) for v in range(tables.version(spark, env, name) + 1)]
+            for name in ("merged", "evolved")}
+
+
+@step
+def history_in_order(spark, env):
+    told = tables.history(spark, env, "merged")
+    return [h["version"] for h in told], all(a["timestamp"] >= b["timestamp"] for a, b in zip(told, told[1:], strict=False))
+
+
+@step
+def copied_from_prod(spark, env):
+    prod = changed(env, target="prod", catalog="prod", read=("prod",), write=("prod",))
+    tables.merge(spark, prod, "carrier", spark.sql("SELECT 'AA' AS carrier, 0.21D AS late"), ["carrier"])
+    tables.merge(spark, prod, "carrier", spark.sql("SELECT 'UA' AS carrier, 0.25D AS late"), ["carrier"])
+    return [tables.snapshot(spark, env, "prod.flights.carrier", "copy", version=1), rows(tables.read(spark, env, "copy")),
+            tables.snapshot(spark, env, "prod.flights.carrier", "copy"), rows(tables.read(spark, env, "copy")),
+            rows(tables.read(spark, env, "prod.flights.carrier"))]
+
+
+@step
+def mistakes(spark, env):
+    def merge(sql, keys=("k",), name="merged"): return lambda: tables.merge(spark, env, name, spark.sql(sql), keys)
+    def replace(sql, where): return lambda: tables.replace(spark, env, "replaced", spark.sql(sql), where)
+    before = [tables.version(spark, env, name) for name in ("merged", "replaced")]
+    told = [refused(what) for what in (
+        merge("SELECT id % 2 AS k, 'x' AS v FROM range(5)"), merge("SELECT null AS k, 'x' AS v"),
+        merge("SELECT 1 AS k", keys=["kk"]), merge("SELECT 1 AS k, 7 AS v"), merge("SELECT 1 AS k, null AS untyped"),
+        merge("SELECT 1 AS k", name="prod.flights.carrier"), merge("SELECT 1 AS k, 'a' AS v, 'b' AS V"),
+        merge("SELECT 1 AS k, array(map('a', 1)) AS deep", name="deep"), merge("SELECT 1 AS k, 2 AS `a b`", name="deep"),
+        replace("SELECT DATE'2013-01-01' AS day, 1 AS k UNION ALL SELECT null, 2", "day = DATE'2013-01-01'"),
+        lambda: tables.read(spark, env, "mergde"), lambda: tables.read(spark, env, "merged", version=99),
+        lambda: tables.read(spark, changed(env, read=("dev",)), "prod.flights.carrier"))]
+    unclear = [refused(replace("SELECT 1 AS k", "kk = 1")).split(":")[0],
+               refused(lambda: tables.merge(spark, env, "merged", spark.sql("SELECT 1 AS k, 'y' AS v"), ["k"], "t.kk = 1")).split(":")[0]]
+    after = [tables.version(spark, env, name) for name in ("merged", "replaced")]
+    return told, unclear, before == after, [tables.exists(spark, env, n) for n in ("deep", "merged", "prod.flights.carrier")]
+
+
+@step
+def two_writers_at_once(spark, env):
+    tables.create(spark, env, "contended", "k BIGINT, v BIGINT, writer INT", keys=["k"])
+    def write(writer):
+        for i in range(3):
+            df = spark.range(i * 5, i * 5 + 10).selectExpr("id AS k", f"{writer * 10 + i}L AS v", f"{writer} AS writer")
+            tables.merge(spark, env, "contended", df, ["k"], update_when="s.v > t.v")
+    with ThreadPoolExecutor(2) as both: list(both.map(write, (1, 2)))
+    return rows(tables.read(spark, env, "contended"))  # writer 2's values are the greater ones, whatever the order
+
+
+@step
+def all_names(spark, env): return tables.names(spark, env), tables.names(spark, env, "prod"), tables.names(spark, env, "staging")
+
+
+if __name__ == "__main__": scenario.main()
