@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'SCORES', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'Measured', 'stack_frames', 'summaries', 'summary_drift',
-           'measure_groups', 'watched_columns', 'measure', 'profile_columns', 'drift_columns', 'window', 'steady',
-           'as_arrow', 'profile_metrics', 'drift_metrics', 'as_rows', 'write_metrics']
+           'measure_groups', 'measure_slices', 'watched_columns', 'measure', 'profile_columns', 'drift_columns',
+           'window', 'steady', 'as_arrow', 'profile_metrics', 'drift_metrics', 'as_rows', 'write_metrics']
 
 # %% ../nbs/platform/28_monitoring.ipynb #bc32de91
 from collections.abc import Iterable, Mapping
@@ -60,12 +60,12 @@ def summary_drift(summed: pd.DataFrame,  # what `summaries` returns
     few = summed[[*GROUP, "column_name", "count", "non_null_columns"]]
     return pd.DataFrame([compared(kind, row, base) | changed(row, base) for kind, row, base in comparisons(few)])
 
-# %% ../nbs/platform/28_monitoring.ipynb #bbb7effe
-def measure_groups(groups, types: Mapping[str, str],  # a DataFrame with the columns of GROUP; {column: type}
+# %% ../nbs/platform/28_monitoring.ipynb #03931547
+def measure_groups(groups, names: pd.DataFrame,  # a DataFrame with group_id; the groups that each id stands for
+                   types: Mapping[str, str],  # of the columns to be profiled
                    monitor: Monitor) -> Measured:
     "Profile, quality and drift of groups of rows."
     kinds, described, drift = {name: profiles.kind_of(t) for name, t in types.items()}, [], []
-    names = profiles.group_names(groups)
     if {"number", "time"} & set(kinds.values()):
         counts = profiles.count_numbers(groups, names, types)
         described.append(profiles.describe_numbers(counts))
@@ -79,13 +79,19 @@ def measure_groups(groups, types: Mapping[str, str],  # a DataFrame with the col
     both = stack_frames([profile, summed]), stack_frames([*drift, summary_drift(summed)])
     return Measured(*(frame.assign(data_type=frame.column_name.map(types)) for frame in both))
 
-# %% ../nbs/platform/28_monitoring.ipynb #5e17e087
+# %% ../nbs/platform/28_monitoring.ipynb #a4a326e3
+def measure_slices(groups, types: Mapping[str, str], monitor: Monitor) -> Measured:
+    "The same for the slices, of the columns that the monitor profiles there."
+    inside = list(types) if monitor.sliced_columns is None else watched_columns(monitor, monitor.sliced_columns)
+    names = profiles.group_names(groups, monitor, of_slices=True)
+    return measure_groups(profiles.slice_rows(groups, monitor, inside), names, {c: types[c] for c in inside}, monitor)
+
 def watched_columns(monitor: Monitor, columns: Iterable[str]) -> list[str]:
     "The columns to be profiled: those asked for, predictions and labels."
     own = (monitor.prediction_col, monitor.prediction_proba_col, monitor.label_col)
     return list(dict.fromkeys([*columns, *(c for c in own if c)]))
 
-def measure(rows,  # DataFrame: predictions, with their labels as far as they are known
+def measure(spark, env: Env, rows,  # DataFrame: predictions, with their labels as far as they are known
             monitor: Monitor, granularity: str,  # such as "1 month"
             columns: Iterable[str] = (),  # what to profile beside predictions and labels
             baseline=None,  # DataFrame with the same columns; it needs no timestamp
@@ -95,11 +101,10 @@ def measure(rows,  # DataFrame: predictions, with their labels as far as they ar
     seen = profiles.with_windows(rows, monitor, watched, granularity)
     if baseline is not None: seen = seen.unionByName(profiles.with_windows(baseline, monitor, watched, None))
     versions, types = profiles.versions_of(seen), profiles.data_types(rows, watched)
-    groups = profiles.whole_groups(seen, versions)
-    parts = [measure_groups(groups, types, monitor)]
-    if monitor.slicing_exprs:
-        inside = watched if monitor.sliced_columns is None else watched_columns(monitor, monitor.sliced_columns)
-        parts.append(measure_groups(profiles.slice_groups(groups, monitor, inside), {c: types[c] for c in inside}, monitor))
+    with tables.staged(spark, env, profiles.with_groups(seen, monitor, versions)) as view:
+        groups = spark.table(view)
+        parts = [measure_groups(groups, profiles.group_names(groups, monitor), types, monitor)]
+        if monitor.slicing_exprs: parts.append(measure_slices(groups, types, monitor))
     frames = stack_frames(p.profile for p in parts), stack_frames(p.drift for p in parts)
     if len(versions) == 1: frames = [pd.concat([f, f.assign(model_id="*")], ignore_index=True) for f in frames]
     return Measured(*frames)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EPSILON', 'JUDGED', 'check_labels', 'count_classes', 'averages', 'class_scores', 'judge_probabilities', 'quality']
 
-# %% ../nbs/platform/26_quality.ipynb #40e289d9
+# %% ../nbs/platform/26_quality.ipynb #2fb837d9
 import numpy as np
 import pandas as pd
 
 from .errors import MlopsError
-from .profiles import GROUP, GROUP_ID, NUMBERS, Monitor, as_groups, by_group
+from .profiles import GROUP, NUMBERS, Monitor, as_groups, by_group
 from .tables import quoted
 
 # %% ../nbs/platform/26_quality.ipynb #3ead17f7
@@ -24,11 +24,11 @@ def check_labels(rows, monitor: Monitor) -> None:  # rows: DataFrame with the co
     if monitor.prediction_proba_col and label != "boolean" and label.partition("(")[0] not in NUMBERS:
         raise MlopsError(f"{monitor.label_col!r} holds {label}, but has a probability", "it must be a boolean, or 0 and 1")
 
-# %% ../nbs/platform/26_quality.ipynb #fbb90f64
+# %% ../nbs/platform/26_quality.ipynb #19b5c2a5
 def count_classes(groups, names: pd.DataFrame,  # from `group_names`
                   monitor: Monitor) -> pd.DataFrame:  # GROUP, prediction, label, n
     "How often each predicted class met each true one in each group."
-    found = groups.selectExpr(GROUP_ID, f"CAST({quoted(monitor.prediction_col)} AS STRING) AS prediction",
+    found = groups.selectExpr("group_id", f"CAST({quoted(monitor.prediction_col)} AS STRING) AS prediction",
                               f"CAST({quoted(monitor.label_col)} AS STRING) AS label").where("label IS NOT NULL")
     counts = found.groupBy("group_id", "prediction", "label").count().toArrow().to_pandas().rename(columns={"count": "n"})
     return names.merge(counts, on="group_id").sort_values([*GROUP, "label", "prediction"], ignore_index=True)
@@ -53,10 +53,10 @@ def class_scores(counts: pd.DataFrame,  # prediction, label and n of one group
     return {"accuracy_score": float(right.sum() / counts.n.sum()), **{k: averages(v, true) for k, v in scores.items()},
             "confusion_matrix": counts[["prediction", "label", "n"]].rename(columns={"n": "count"}).to_dict("records")}
 
-# %% ../nbs/platform/26_quality.ipynb #d1505551
+# %% ../nbs/platform/26_quality.ipynb #8bd864df
 EPSILON = np.finfo("float64").eps  # probabilities of 0 and 1 are moved this far, as scikit-learn does
 JUDGED = """
-WITH labelled AS (SELECT {group_id}, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y
+WITH labelled AS (SELECT group_id, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y
     FROM {{groups}} WHERE {label} IS NOT NULL AND {proba} IS NOT NULL),
 counted AS (SELECT group_id, p, count(*) AS n, sum(y) AS positive FROM labelled GROUP BY group_id, p),
 placed AS (SELECT *, sum(n - positive) OVER (PARTITION BY group_id ORDER BY p) - (n - positive) / 2 AS below,
@@ -70,7 +70,7 @@ def judge_probabilities(groups, names: pd.DataFrame,  # from `group_names`
                         monitor: Monitor) -> pd.DataFrame:  # GROUP, labelled, label_mean, probability_mean, log_loss, area
     "How good the probabilities of each group were, over its labelled rows."
     proba, label = quoted(monitor.prediction_proba_col), quoted(monitor.label_col)
-    sql = JUDGED.format(group_id=GROUP_ID, proba=proba, label=label, epsilon=EPSILON)
+    sql = JUDGED.format(proba=proba, label=label, epsilon=EPSILON)
     return names.merge(groups.sparkSession.sql(sql, groups=groups).toArrow().to_pandas(), on="group_id").drop(columns="group_id")
 
 # %% ../nbs/platform/26_quality.ipynb #3b3df350

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'Threshold', 'read_thresholds', 'metric_of', 'of_versions', 'judge', 'window_name', 'violations',
-           'plot_shares', 'plot_metric', 'plot_windows']
+           'plot_shares', 'plot_metric', 'plot_windows', 'plot_drift']
 
 # %% ../nbs/platform/29_thresholds.ipynb #064b6657
 from collections.abc import Iterable, Mapping
@@ -133,4 +133,23 @@ def plot_windows(measured: Measured, threshold: Threshold,  # on a metric of `:t
         above.set_title(title, loc="left", fontweight="bold")
         if len(names) > 16: below.tick_params(axis="x", rotation=90)
         sns.despine(figure)
+    return figure
+
+# %% ../nbs/platform/29_thresholds.ipynb #72d4a47a
+def plot_drift(measured: Measured, monitor: Monitor, granularity: str,
+               metric: str = "population_stability_index",  # of a window against the baseline
+               largest: float = 0.5,  # what is as dark as can be
+               top: int = 14):  # how many columns. -> matplotlib Figure
+    "The columns that moved most, window by window."
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    drift = measured.drift
+    rows = drift[(drift.drift_type == "BASELINE") & (drift.model_id == "*") & drift.slice_key.isna()]
+    rows = rows.assign(value=metric_of(rows, metric), window=[window_name(s, granularity, monitor.time_zone) for s in rows.window_start])
+    table = rows.dropna(subset="value").pivot(index="column_name", columns="window", values="value")
+    table = table.loc[table.max(axis=1).sort_values(ascending=False).index[:top]]
+    figure, ax = plt.subplots(figsize=(10, 1.2 + 0.28 * len(table)), layout="constrained")
+    sns.heatmap(table, ax=ax, cmap="rocket_r", vmin=0, vmax=largest, annot=len(table.columns) <= 16, fmt=".2f", annot_kws={"fontsize": 8},
+                linewidths=1, cbar_kws={"label": metric.replace("_", " ")})
+    ax.set(xlabel="", ylabel="")
     return figure

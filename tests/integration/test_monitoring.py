@@ -55,9 +55,9 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(home):
-    spark, _ = home
+    spark, env = home
     rows, base = predictions(6000, 1), predictions(2000, 2).query("at < '2013-03-30 00:00Z'").assign(version=np.int32(1))
-    measured = measure(as_spark(spark, rows), MONITOR, "1 month", FEATURES, baseline=as_spark(spark, base))
+    measured = measure(spark, env, as_spark(spark, rows), MONITOR, "1 month", FEATURES, baseline=as_spark(spark, base))
     rows, base = (f.assign(delay=f.delay.mask(f.distance == 0)) for f in (rows, base))
     return rows.assign(month=rows["at"].dt.tz_convert(ZONE).dt.tz_localize(None).dt.to_period("M")), base, measured
 
@@ -169,9 +169,9 @@ def test_another_granularity_stays(home, seen):
 
 
 def test_rows_without_a_baseline_have_consecutive_drift_only(home):
-    spark, _ = home
+    spark, env = home
     rows = spark.createDataFrame(predictions(300, 3)[["at", "version", "prediction", "warning"]])
-    measured = measure(rows, Monitor("at", "version", "warning", time_zone=ZONE), "1 month", ["prediction"])
+    measured = measure(spark, env, rows, Monitor("at", "version", "warning", time_zone=ZONE), "1 month", ["prediction"])
     assert set(measured.drift.drift_type) == {"CONSECUTIVE"} and "log_loss" not in measured.profile
 
 
@@ -179,12 +179,12 @@ def test_one_window_without_baseline_has_no_drift(home):
     spark, env = home
     rows = spark.createDataFrame(predictions(50, 3)[["at", "version", "prediction", "warning"]])
     monitor = Monitor("at", "version", "warning", time_zone=ZONE)
-    measured = measure(rows, monitor, "1 year", ["prediction"])
+    measured = measure(spark, env, rows, monitor, "1 year", ["prediction"])
     write_metrics(spark, env, "short", measured, monitor, "1 year")
     assert measured.drift.empty and tables.read(spark, env, "short_drift_metrics").count() == 0
 
 
 def test_no_rows_at_all_say_so(home):
-    spark, _ = home
+    spark, env = home
     rows = spark.createDataFrame(predictions(5, 3)[["at", "version", "prediction", "warning"]]).where("false")
-    with pytest.raises(MlopsError, match="there are no rows"): measure(rows, Monitor("at", "version", "warning"), "1 day", ["prediction"])
+    with pytest.raises(MlopsError, match="there are no rows"): measure(spark, env, rows, Monitor("at", "version", "warning"), "1 day", ["prediction"])
