@@ -1,14 +1,15 @@
-"""What a scenario needs: steps that are run on one engine, their results as plain values that another engine's can be compared with.
+"""What a scenario needs: steps that are run on one engine, with results that can be compared with another engine's.
 
-A scenario is a script of steps. It is run by each engine's own Python, `python tables_scenario.py ENGINE LAKEHOUSE RESULTS`, and
-writes what each step returned to RESULTS, as JSON. The fixture `each_engine` does that, and the tests compare. Given the lakehouse
-of the other engine as well, it also tells what it reads there."""
+A scenario is a script of steps. It is run by each engine's own Python, `python tables_scenario.py ENGINE LAKEHOUSE
+RESULTS`, and writes what each step returned to RESULTS, as JSON. The fixture `each_engine` does that, and the tests
+compare. Given the lakehouse of the other engine as well, it also tells what it reads there."""
 import json
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace as changed
+from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -48,16 +49,17 @@ class Scenario:
 def plain(value):
     "A value as JSON can hold it; floats by `repr`, which also tells NaN and -0.0."
     if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set): return [plain(v) for v in (sorted(value, key=repr) if isinstance(value, set) else value)]
+    if isinstance(value, list | tuple): return [plain(v) for v in value]
     if value is None or isinstance(value, bool | int | str): return value
-    return repr(value)
+    return value.isoformat() if isinstance(value, date) else repr(value)
 
 
 def rows(df) -> list:
     "The rows, in an order of their own, with the names of the columns; maps are sorted."
     from pyspark.sql.types import MapType
     maps = {f.name for f in df.schema.fields if isinstance(f.dataType, MapType)}
-    found = [{k: sorted(v) if k in maps and v is not None else v for k, v in row.items()} for row in df.toArrow().to_pylist()]
+    found = df.toArrow().to_pylist()
+    for row in found: row.update({name: sorted(row[name]) for name in maps if row[name] is not None})
     return sorted((plain(row) for row in found), key=repr)
 
 

@@ -1,10 +1,11 @@
-"""Sessions: one for a process and target, in UTC, on servers of our own or of others, and never a long wait in silence."""
+"""Sessions: one for a process and target, in UTC, on servers of our own or of others, and no long wait in silence."""
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import types
 from dataclasses import replace as changed
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
 ROOT = Path(__file__).parents[2]
+VARIABLES = ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE")
 
 
 @pytest.fixture
 def env(tmp_path, monkeypatch):
-    for name in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"): monkeypatch.delenv(name, raising=False)
+    for name in VARIABLES: monkeypatch.delenv(name, raising=False)
     yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path / "lake"))
     sessions.stop()
 
@@ -40,8 +42,8 @@ def server():
     "Starts a Sail server of its own process, with these variables; gives its address and the process."
     begun = []
     def server(**variables):
-        process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, "RUST_LOG": "error", **variables})
+        process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   text=True, env={**os.environ, "RUST_LOG": "error", **variables})
         begun.append(process)
         return f"sc://127.0.0.1:{int(process.stdout.readline())}", process
     yield server
@@ -128,8 +130,8 @@ def test_a_sail_server_is_used_by_its_address(env, server, monkeypatch):
 def test_a_sail_server_without_the_catalogs_is_refused_with_the_setting_that_makes_them(env, server, monkeypatch):
     address, _ = server(SAIL_CATALOG__LIST='[{name="dev", type="memory", initial_database=["default"]}]')
     monkeypatch.setenv("SPARK_REMOTE", address)
-    with pytest.raises(MlopsError, match=r"has no catalog prod, staging\n  start it with SAIL_CATALOG__LIST='\[\{name=\"dev\""):
-        sessions.get_spark(env)
+    message = r"has no catalog prod, staging\n  start it with SAIL_CATALOG__LIST='\[\{name=\"dev\""
+    with pytest.raises(MlopsError, match=message): sessions.get_spark(env)
 
 
 def test_an_address_where_nothing_answers_is_an_error_within_seconds(env, monkeypatch):
@@ -146,10 +148,11 @@ def test_a_port_that_listens_and_says_nothing_is_no_server(env):
         sessions.check_answers(f"sc://127.0.0.1:{silent.getsockname()[1]}", seconds=1)
 
 
-@pytest.mark.parametrize("address", ["localhost:15002", "http://localhost:15002", "sc://", "sc://host:port", "local[2]"])
+@pytest.mark.parametrize("address", ["localhost:15002", "http://localhost:1", "sc://", "sc://host:port", "local[2]"])
 def test_what_is_no_address_is_refused(env, monkeypatch, address):
     monkeypatch.setenv("SPARK_REMOTE", address)
-    with pytest.raises(MlopsError, match=r"SPARK_REMOTE(.|\n)*(write sc://host:port|unset SPARK_REMOTE)"): sessions.get_spark(env)
+    with pytest.raises(MlopsError, match=r"SPARK_REMOTE(.|\n)*(write sc://host:port|unset SPARK_REMOTE)"):
+        sessions.get_spark(env)
 
 
 @pytest.mark.filterwarnings("default:.*RETRIES_EXCEEDED")
@@ -167,7 +170,8 @@ def test_a_server_that_dies_ends_the_wait_within_seconds(env, server, monkeypatc
 # ---- engines that are not there
 
 @pytest.mark.parametrize("engine, module, extra", [
-    ("sail", "pysail.spark", "local"), ("databricks", "databricks.connect", "databricks"), ("spark", "pyspark.sql", "spark")])
+    ("sail", "pysail.spark", "local"), ("spark", "pyspark.sql", "spark"),
+    ("databricks", "databricks.connect", "databricks")])
 def test_an_engine_that_is_missing_names_its_install_command(env, monkeypatch, engine, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MlopsError, match=rf"engine '{engine}' needs(.|\n)*pip install 'mlops_nb\[{extra}\]'"):
@@ -178,3 +182,38 @@ def test_the_client_alone_is_not_apache_spark(env):
     pytest.importorskip("pysail")  # this environment has the client, and only the client
     with pytest.raises(MlopsError, match=r"needs the whole of pyspark(.|\n)*pip install 'mlops_nb\[spark\]'"):
         sessions.get_spark(changed(env, engine="spark"))
+
+
+# ---- Databricks
+
+class Session:
+    "Stands for the session that a Databricks notebook finds."
+
+    def __init__(self): self.settings, self.stopped = {}, False
+
+    @property
+    def conf(self): return self
+
+    def set(self, key, value): self.settings[key] = value
+
+    def stop(self): self.stopped = True
+
+
+def test_a_databricks_notebook_keeps_its_own_session(env, monkeypatch):
+    from pyspark.sql import SparkSession
+    notebooks = Session()
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: notebooks)
+    monkeypatch.setenv("SPARK_REMOTE", "unix:///databricks/sparkconnect/grpc.sock")  # as serverless sets it
+    there = changed(env, engine="databricks", home="databricks")
+    assert sessions.get_spark(there) is sessions.get_spark(there) is notebooks
+    assert notebooks.settings == {"spark.sql.session.timeZone": "UTC"}
+    sessions.stop()
+    assert not notebooks.stopped, "it is the notebook's, not ours"
+
+
+def test_from_outside_databricks_connect_makes_the_session(env, monkeypatch):
+    made = Session()
+    builder = types.SimpleNamespace(getOrCreate=lambda: made)
+    module = types.SimpleNamespace(DatabricksSession=types.SimpleNamespace(builder=builder))
+    monkeypatch.setitem(sys.modules, "databricks.connect", module)
+    assert sessions.get_spark(changed(env, engine="databricks")) is made

@@ -68,7 +68,7 @@ def test_only_one_or_three_parts_make_a_full_name(parts):
         with pytest.raises(MlopsError, match=f"has {len(parts)} parts"): full_name(name, "dev", "flights")
 
 
-@pytest.mark.parametrize("name", ["dev..plane", "dev.flights.", ".flights.plane", "dev.fli ghts.plane", "../../etc", ""])
+@pytest.mark.parametrize("name", ["dev..plane", "dev.flights.", ".flights.plane", "dev.fli ghts.plane", "../../x", ""])
 def test_no_part_of_a_full_name_escapes_the_rules(name):
     with pytest.raises(MlopsError): full_name(name, "dev", "flights")
 
@@ -102,7 +102,8 @@ def test_sources_may_come_from_another_catalog(root):
 def test_what_may_be_read_and_written_follows_the_lists(root):
     write(root, read=["prod"], write=["dev", "scratch"])
     env = load_env(root=root)
-    may = {c: (env.can_read(f"{c}.flights.t"), env.can_write(f"{c}.flights.t")) for c in ("dev", "prod", "scratch", "other")}
+    catalogs = ("dev", "prod", "scratch", "other")
+    may = {c: (env.can_read(f"{c}.flights.t"), env.can_write(f"{c}.flights.t")) for c in catalogs}
     assert may == {"dev": (True, True), "prod": (True, False), "scratch": (True, True), "other": (False, False)}
     assert env.check_write("t") == "dev.flights.t" and env.check_read("PROD.flights.T") == "prod.flights.t"
 
@@ -111,7 +112,7 @@ def test_a_refusal_names_target_table_and_what_is_allowed(root):
     write(root, read=["dev", "prod"])
     with pytest.raises(MlopsError, match=r"'dev' may not write prod.flights.t\n  it may write the catalogs: dev \("):
         load_env(root=root).check_write("prod.flights.t")
-    with pytest.raises(MlopsError, match=r"'dev' may not read other.flights.t\n  it may read the catalogs: dev, prod \("):
+    with pytest.raises(MlopsError, match=r"'dev' may not read other.flights.t\n  it may read the catalogs: dev, prod"):
         load_env(root=root).check_read("other.flights.t")
 
 
@@ -138,7 +139,7 @@ def test_values_given_by_hand_go_first(root):
 
 def test_the_environment_moves_state_and_lakehouse(root, monkeypatch):
     monkeypatch.setenv("MLOPS_STATE", "elsewhere")
-    assert load_env(root=root).lakehouse == str(root / "elsewhere/lakehouse"), "relative to the project, not to the shell"
+    assert load_env(root=root).lakehouse == str(root / "elsewhere/lakehouse"), "relative to the project"
     monkeypatch.setenv("MLOPS_LAKEHOUSE", "s3://bucket/lake/")
     env = load_env(root=root)
     assert (env.state, env.lakehouse) == (root / "elsewhere", "s3://bucket/lake")
@@ -151,7 +152,7 @@ def test_places_do_not_follow_the_working_directory(root, tmp_path_factory, monk
     assert load_env(root=root) == before
 
 
-@pytest.mark.parametrize("tracking, registry", [("http://mlflow:5000", "http://mlflow:5000"), ("databricks", "databricks-uc")])
+@pytest.mark.parametrize("tracking, registry", [("http://mlflow", "http://mlflow"), ("databricks", "databricks-uc")])
 def test_the_registry_goes_with_the_tracking_server(root, monkeypatch, tracking, registry):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
     env = load_env(root=root)
@@ -162,7 +163,8 @@ def test_the_registry_goes_with_the_tracking_server(root, monkeypatch, tracking,
 def test_on_databricks_everything_is_databricks(root, monkeypatch, variable):
     monkeypatch.setenv(variable, "17.3")
     env = load_env(root=root)
-    assert (env.home, env.engine, env.tracking_uri, env.registry_uri) == ("databricks", "databricks", "databricks", "databricks-uc")
+    assert (env.home, env.engine) == ("databricks", "databricks")
+    assert (env.tracking_uri, env.registry_uri) == ("databricks", "databricks-uc")
     assert env.experiment("late_arrival") == "/Shared/mlops_nb/dev/late_arrival"
 
 
