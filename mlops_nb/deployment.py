@@ -134,7 +134,7 @@ def settle(spark, env: Env, name: str) -> list[dict]:  # the moves that were don
             row["state"] = "done"
     return [row for row in log if row["state"] == "done"]
 
-# %% ../nbs/platform/23_deployment.ipynb #c122ab51
+# %% ../nbs/platform/23_deployment.ipynb #180e4c2b
 ANY = object()
 
 def move_alias(spark, env: Env, name: str,  # the model's full name
@@ -143,7 +143,8 @@ def move_alias(spark, env: Env, name: str,  # the model's full name
                expected: Any = ANY,  # the version that was compared with: number or None; the alias must still point there
                ) -> bool:  # False if it pointed there already
     "Point an alias to a version: read, compare, write and record under the model's lock."
-    number = int(registry.get_version(env, env.check_write(name), version).version)
+    number = int(registry.get_version(env, name, version).version)
+    env.check_write(name)
     with registry.lock(env, name):
         done, now = settle(spark, env, name), points_to(env, name, alias)
         if now == number: return False

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['read_conf', 'check_keys', 'calibration_bins', 'calibration_error', 'business_cost', 'binary_metrics', 'check_labels',
            'cheapest_threshold', 'log_odds', 'calibrate', 'fit_calibration', 'code_version', 'pinned', 'data_digest',
-           'code_digest', 'fingerprint', 'find_run', 'registered_version', 'register_run', 'log_tables', 'log_rows',
-           'plot_calibration', 'plot_importance']
+           'code_digest', 'fingerprint', 'find_run', 'registered_version', 'register_run', 'delta_source', 'log_input',
+           'log_tables', 'log_rows', 'plot_calibration', 'plot_importance']
 
 # %% ../nbs/platform/21_training.ipynb #f3272d17
 import hashlib
@@ -174,27 +174,36 @@ def register_run(env: Env, name: str,  # the model's full name
     mlflow.set_tag(run_id, "model_version", str(found.version))
     return found
 
-# %% ../nbs/platform/21_training.ipynb #a68b0bd6
-def log_tables(versions: Mapping[str, int]  # full name of a table: Delta version that was read
-               ) -> None:
-    "The tables as inputs of the active run; their rows are not read for it."
-    import mlflow
+# %% ../nbs/platform/21_training.ipynb #ea6f872d
+def delta_source(env: Env, table: str,  # full name
+                 number: int,  # the table's version
+                 ):  # -> mlflow DatasetSource
+    "A version of a Delta table, as MLflow writes it down."
     from mlflow.data.delta_dataset_source import DeltaDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    for name, number in versions.items():
-        source = DeltaDatasetSource(delta_table_name=name, delta_table_version=number)
-        mlflow.log_input(MetaDataset(source, name=name, digest=f"version-{number}"), context="source")
+    class HomeSource(DeltaDatasetSource):
+        def _is_databricks_uc_table(self): return False  # or MLflow asks a workspace for each table, for seconds
+    kind = DeltaDatasetSource if env.home == "databricks" else HomeSource
+    return kind(delta_table_name=table, delta_table_version=number)
 
-# %% ../nbs/platform/21_training.ipynb #c35feb92
-def log_rows(frame: pd.DataFrame, target: str,  # the label's column
+def log_input(env: Env, table: str, number: int, context: str,  # source, training or evaluation
+              name: str, digest: str, schema: Any = None) -> None:
+    "A table, or rows of it, as an input of the active run."
+    import mlflow
+    from mlflow.data.meta_dataset import MetaDataset
+    mlflow.log_input(MetaDataset(delta_source(env, table, number), name=name, digest=digest, schema=schema), context=context)
+
+# %% ../nbs/platform/21_training.ipynb #f07e608c
+def log_tables(env: Env, versions: Mapping[str, int],  # full name of a table: Delta version that was read
+               ) -> None:
+    "The tables as inputs of the active run."
+    for name, number in versions.items(): log_input(env, name, number, "source", name, f"version-{number}")
+
+def log_rows(env: Env, frame: pd.DataFrame, schema: Any,  # mlflow Schema of the columns
              table: str, number: int,  # the table, and its Delta version, that the rows come from
              context: str,  # training or evaluation
              ) -> None:
-    "The rows as an input of the active run: their number, columns and digest."
-    import mlflow
-    from mlflow.data.delta_dataset_source import DeltaDatasetSource
-    source = DeltaDatasetSource(delta_table_name=table, delta_table_version=number)
-    mlflow.log_input(mlflow.data.from_pandas(frame, source=source, targets=target, name=context), context=context)
+    "The rows as an input of the active run. MLflow's own pandas dataset looks at each value of them, for many seconds."
+    log_input(env, table, number, context, context, data_digest(frame), schema)
 
 # %% ../nbs/platform/21_training.ipynb #467ae920
 def plot_calibration(label: np.ndarray,

@@ -1,0 +1,197 @@
+"""Metrics against slow and obvious ones; a registry that is killed between any two steps."""
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import registry, training
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
+              pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+COSTS = dict(missed=5, false_warning=1)
+scored = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])), min_size=2, max_size=40)
+
+
+def both(rows) -> bool: return len({label for label, _ in rows}) == 2
+
+
+@given(scored.filter(both))
+def test_no_threshold_is_cheaper_than_the_one_found(rows):
+    label, prediction = map(np.array, zip(*rows, strict=True))
+    cost = lambda t: sum(5 * (y and p < t) + (not y and p >= t) for y, p in rows)
+    found = training.cheapest_threshold(label, prediction, COSTS)
+    assert cost(found) == min(map(cost, prediction))
+    assert found == min(t for t in prediction if cost(t) == cost(found))  # among equals the lowest
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=40, max_size=40, unique=True), st.lists(st.integers(0, 1), min_size=40, max_size=40))
+def test_calibration_error_is_the_mean_distance_in_tenths(millionths, label):
+    rows = sorted(zip([m / 10**6 for m in millionths], label, strict=True))
+    tenths = [rows[i:i + 4] for i in range(0, 40, 4)]
+    expected = sum(abs(sum(p for p, _ in tenth) - sum(y for _, y in tenth)) for tenth in tenths) / 40
+    found = training.calibration_error([y for _, y in rows], [p for p, _ in rows])
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_of_one_constant_is_its_distance_from_the_share():
+    assert training.calibration_error([1, 0, 0, 0], [0.5] * 4) == pytest.approx(0.25)
+
+
+def test_metrics_by_hand():
+    found = training.binary_metrics([1, 0, 1, 0], [0.8, 0.4, 0.3, 0.1], 0.35, COSTS)
+    assert found["log_loss"] == pytest.approx(-np.mean(np.log([0.8, 0.6, 0.3, 0.9])))
+    assert found["roc_auc"] == 0.75 and found["brier_score"] == pytest.approx((0.04 + 0.16 + 0.49 + 0.01) / 4)
+    assert (found["precision_score"], found["recall_score"], found["business_cost"]) == (0.5, 0.5, (5 + 1) / 4)
+    assert found["example_count"] == 4
+
+
+@pytest.mark.parametrize("label", [[0, 0], [1, 1], [0, 2], [], [0, np.nan, 1]])
+def test_labels_that_cannot_be_judged_are_refused(label):
+    with pytest.raises(MlopsError): training.binary_metrics(label, [0.5] * len(label), 0.5, COSTS)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0.5, -0.3), (1.0, 0.0), (1.7, 0.4)])
+def test_calibration_finds_the_numbers_that_spoilt_it(slope, intercept):
+    rng = np.random.default_rng(1)
+    spoilt = rng.beta(2, 5, 60_000)
+    label = (rng.random(len(spoilt)) < training.calibrate(spoilt, slope, intercept)).astype(int)
+    found = training.fit_calibration(label, spoilt)
+    assert (found["slope"], found["intercept"]) == (pytest.approx(slope, abs=0.05), pytest.approx(intercept, abs=0.06))
+
+
+@settings(max_examples=30)
+@given(st.permutations(range(6)))
+def test_the_digest_of_data_does_not_see_the_order_of_rows(order):
+    frame = pd.DataFrame({"a": ["x", "y", None, "x", "z", "z"], "b": [1.0, np.nan, 3.0, 4.0, 5.0, 5.0]})
+    assert training.data_digest(frame.iloc[list(order)]) == training.data_digest(frame)
+
+
+def test_the_digest_of_data_sees_every_change():
+    frame = pd.DataFrame({"a": ["x", "y"], "b": [1.0, 2.0]})
+    changed = [frame.rename(columns={"b": "c"}), frame.assign(b=[1.0, 2.0 + 1e-12]), frame.iloc[:1], pd.concat([frame, frame.iloc[:1]]),
+               frame.assign(b=[2.0, 1.0]), frame[["b", "a"]], frame.assign(a=["x", None])]
+    assert len({training.data_digest(f) for f in [frame, *changed]}) == 1 + len(changed)
+
+
+def test_the_digest_of_code_follows_the_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "some_model_code.py"
+    file.write_text("x = 1"); before = training.code_digest("some_model_code")
+    file.write_text("x = 2")
+    assert before != training.code_digest("some_model_code")
+
+
+def test_code_version_tells_a_changed_file(tmp_path):
+    git = lambda *words: training.subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], cwd=tmp_path, check=True,
+                                                 capture_output=True)
+    (tmp_path / "a").write_text("1"); git("init"); git("add", "a"); git("commit", "-m", "a")
+    clean = training.code_version(tmp_path)
+    (tmp_path / "a").write_text("2")
+    assert (clean["git_dirty"], training.code_version(tmp_path)) == ("false", {**clean, "git_dirty": "true"})
+    assert len(clean["git_sha"]) == 40
+
+
+def test_configuration_errors_name_file_and_key(tmp_path):
+    (tmp_path / "conf").mkdir()
+    with pytest.raises(MlopsError, match="no file 'train.yml' in conf"): training.read_conf(tmp_path, "train.yml", ["rounds"])
+    (tmp_path / "conf/train.yml").write_text("rounds: 3\nronds: 3\n")
+    with pytest.raises(MlopsError, match="no key 'ronds' in conf/train.yml\n  did you mean 'rounds'"):
+        training.read_conf(tmp_path, "train.yml", ["rounds"])
+    (tmp_path / "conf/train.yml").write_text("rounds: [3\n")
+    with pytest.raises(MlopsError, match="conf/train.yml:"): training.read_conf(tmp_path, "train.yml", ["rounds"])
+
+
+# One registry for the rest
+
+NAME = "dev.flights.late_arrival"
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    return replace(load_env("dev"), state=folder, home="local", tracking_uri=uri, registry_uri=uri)
+
+
+def logged_run(env, experiment, fingerprint, status="FINISHED"):
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    mlflow = registry.client(env)
+    run = mlflow.create_run(experiment, tags={"fingerprint": fingerprint, "as_of": "2013-04-01"})
+    model = mlflow.create_logged_model(experiment, "m", source_run_id=run.info.run_id)
+    mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    mlflow.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    if status != "RUNNING": mlflow.set_terminated(run.info.run_id, status)
+    return run.info.run_id
+
+
+def test_a_run_that_did_not_finish_is_no_result_and_is_closed(env):
+    experiment = registry.experiment_id(env, "open")
+    dead, failed = logged_run(env, experiment, "f", "RUNNING"), logged_run(env, experiment, "f", "FAILED")
+    assert training.find_run(env, experiment, "f") is None
+    status = lambda run_id: registry.client(env).get_run(run_id).info.status
+    assert (status(dead), status(failed)) == ("KILLED", "FAILED")
+    good = logged_run(env, experiment, "f")
+    assert training.find_run(env, experiment, "f").info.run_id == good
+    assert training.find_run(env, experiment, "another") is None
+
+
+@pytest.mark.parametrize("killed_at", ["register_model", "set_tag", None])
+def test_a_kill_around_registration_makes_no_second_version(env, monkeypatch, killed_at):
+    import mlflow
+    name = f"{NAME}_{killed_at}".lower()
+    run_id = logged_run(env, registry.experiment_id(env, "kill"), "f")
+    with monkeypatch.context() as patched:
+        if killed_at == "register_model":  # right after it has done its work
+            real = mlflow.register_model
+            patched.setattr(mlflow, "register_model", lambda *a, **k: (real(*a, **k), 1 / 0))
+        if killed_at == "set_tag": patched.setattr(mlflow.MlflowClient, "set_tag", lambda *a, **k: 1 / 0)
+        if killed_at:
+            with pytest.raises(ZeroDivisionError): training.register_run(env, name, run_id, ["as_of"])
+        else: training.register_run(env, name, run_id, ["as_of"])
+    again = training.register_run(env, name, run_id, ["as_of"])
+    assert registry.version_numbers(env, name) == [1]
+    assert again.run_id == run_id and again.tags["as_of"] == "2013-04-01"
+    assert registry.client(env).get_run(run_id).data.tags["model_version"] == "1"
+
+
+def test_a_deleted_version_is_registered_again(env):
+    run_id = logged_run(env, registry.experiment_id(env, "deleted"), "f")
+    training.register_run(env, NAME + "_deleted", run_id, ["as_of"])
+    registry.client(env).delete_model_version(NAME + "_deleted", "1")
+    assert int(training.register_run(env, NAME + "_deleted", run_id, ["as_of"]).version) == 2
+
+
+def test_another_targets_model_is_not_written(env):
+    run_id = logged_run(env, registry.experiment_id(env, "refused"), "f")
+    with pytest.raises(MlopsError, match="target 'dev' may not write prod.flights.late_arrival"):
+        training.register_run(env, "prod.flights.late_arrival", run_id, ["as_of"])
+    assert registry.client(env).search_registered_models("name = 'prod.flights.late_arrival'") == []
+
+
+HOLD = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from mlops_nb import registry
+from mlops_nb.env import load_env
+with registry.lock(replace(load_env("dev"), state=Path(sys.argv[1]), home="local"), "m"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_excludes_other_processes_and_a_kill_releases_it(env):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(env.state)], stdout=subprocess.PIPE, text=True, cwd=env.root)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MlopsError, match="another process has held the lock of m for 0.1 seconds"), registry.lock(env, "m", timeout=0.1):
+            pass
+        holder.kill()
+    with registry.lock(env, "m", timeout=5): pass

@@ -1,0 +1,135 @@
+"""One crafted version per check, refused by exactly that check; and the verdict on the version."""
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import registry, validation
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
+              pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+NAME = "dev.flights.late_arrival"
+EXAMPLE = pd.DataFrame({"origin": ["JFK", "EWR"], "distance": [100.0, 200.0]})
+
+
+def model(predict): return SimpleNamespace(predict=predict)
+
+
+def signature(inputs, outputs=True):
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    return ModelSignature(Schema([ColSpec(kind, name) for name, kind in inputs.items()]),
+                          Schema([ColSpec("double", "prediction")]) if outputs else None)
+
+
+FEATURES = {"origin": "string", "distance": "double"}
+RULES = {"log_loss": {"threshold": 0.6, "min_relative_change": 0.03, "greater_is_better": False},
+         "roc_auc": {"threshold": 0.7, "greater_is_better": True}}
+GOOD = dict(signature=FEATURES, outputs=True, predict=lambda rows: np.full(len(rows), 0.3), example=EXAMPLE,
+            metrics={"log_loss": 0.45, "roc_auc": 0.74}, baseline={"log_loss": 0.5, "roc_auc": 0.6})
+
+
+def judged(**changed):
+    version = GOOD | changed
+    return validation.run_checks({
+        "schema": lambda: validation.check_signature(signature(version["signature"], version["outputs"]), FEATURES),
+        "example": lambda: validation.check_example(model(version["predict"]), version["example"]),
+        "metrics": lambda: validation.check_metrics(version["metrics"], version["baseline"], RULES)})
+
+
+def fails(rows): raise RuntimeError("no trees")
+
+
+@pytest.mark.parametrize(("check", "reason", "changed"), [
+    ("schema", "features that are no inputs: distance", {"signature": {"origin": "string"}}),
+    ("schema", "inputs that are no features: tailnum", {"signature": FEATURES | {"tailnum": "string"}}),
+    ("schema", "distance (long, the feature is double)", {"signature": FEATURES | {"distance": "long"}}),
+    ("schema", "the signature has no outputs", {"outputs": False}),
+    ("example", "raised RuntimeError: no trees", {"predict": fails}),
+    ("example", "2 of 2 predictions are not finite", {"predict": lambda rows: np.full(len(rows), np.nan)}),
+    ("example", "2 of 2 predictions are outside 0 to 1", {"predict": lambda rows: np.full(len(rows), 7.0)}),
+    ("example", "shape (2, 2), not (2,)", {"predict": lambda rows: np.full((len(rows), 2), 0.5)}),
+    ("example", "shape (1,), not (2,)", {"predict": lambda rows: np.full(1, 0.5)}),
+    ("example", "predictions are int64, not float64", {"predict": lambda rows: np.ones(len(rows), int)}),
+    ("example", "on a row of nulls: 1 of 1", {"predict": lambda rows: rows.distance.to_numpy() / 1000}),
+    ("example", "no input example is stored", {"example": None}),
+    ("metrics", "log_loss threshold = 0.6", {"metrics": {"log_loss": 0.61, "roc_auc": 0.74}, "baseline": {"log_loss": 0.9}}),  # roc_auc needs none
+    ("metrics", "log_loss minimum relative change", {"metrics": {"log_loss": 0.49, "roc_auc": 0.74}}),
+    ("metrics", "roc_auc threshold = 0.7", {"metrics": {"log_loss": 0.45, "roc_auc": 0.69}}),
+    ("metrics", "roc_auc of this version is not finite", {"metrics": {"log_loss": 0.45, "roc_auc": float("nan")}}),
+    ("metrics", "log_loss of the baseline is not finite", {"baseline": {}}),
+])
+def test_each_fault_is_refused_by_its_check_alone(check, reason, changed):
+    results = judged(**changed)
+    assert [title for title, reasons in results.items() if reasons] == [check]
+    assert reason in " ".join(results[check])
+
+
+def test_a_good_version_has_no_failures():
+    assert validation.failures(judged()) == []
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 2), st.floats(0.01, 2), st.floats(0.001, 0.5))
+def test_the_relative_change_is_that_of_the_arithmetic(new, old, least):
+    rules = {"log_loss": {"min_relative_change": least, "greater_is_better": False}}
+    passed = validation.check_metrics({"log_loss": new}, {"log_loss": old}, rules) == []
+    assert passed == ((old - new) / old >= least)
+
+
+@pytest.mark.parametrize(("rules", "message"), [
+    ({"logloss": {"threshold": 1, "greater_is_better": False}}, "did you mean 'log_loss'"),
+    ({"log_loss": {"treshold": 1, "greater_is_better": False}}, "did you mean 'threshold'"),
+    ({"log_loss": {"threshold": 1}}, "a metric's rule is wrong"),
+    ({"log_loss": {"threshold": "low", "greater_is_better": False}}, "a metric's rule is wrong"),
+])
+def test_a_mistake_in_the_configuration_judges_nothing(rules, message):
+    with pytest.raises(MlopsError, match=message):
+        validation.run_checks({"metrics": lambda: validation.check_metrics({"log_loss": 1.0}, {}, rules)})
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    env = replace(load_env("dev"), state=folder, home="local", tracking_uri=uri, registry_uri=uri)
+    registry.client(env).create_registered_model(NAME)
+    registry.client(env).create_model_version(NAME, source=str(folder))
+    return env
+
+
+def test_the_verdict_goes_from_pending_to_passed_or_failed_with_its_reasons(env):
+    status = lambda: registry.get_version(env, NAME, 1).tags.get(validation.STATUS)
+    seen = []
+    validation.judge(env, NAME, "1", {"schema": lambda: seen.append(status()) or [], "example": lambda: ["it | said\nnothing"]})
+    found = registry.get_version(env, NAME, 1)
+    assert (seen, status()) == (["PENDING"], "FAILED")
+    assert "| schema | passed |" in found.description and "| example | it / said nothing |" in found.description
+
+    results = validation.judge(env, NAME, 1, {"schema": lambda: []})
+    assert status() == "PASSED" and results == {"schema": []}
+    assert "nothing" not in registry.get_version(env, NAME, 1).description
+
+
+def test_a_job_that_dies_while_judging_leaves_no_pass(env):
+    validation.judge(env, NAME, 1, {"schema": lambda: []})
+    with pytest.raises(MlopsError): validation.judge(env, NAME, 1, {"schema": lambda: (_ for _ in ()).throw(MlopsError("conf"))})
+    assert registry.get_version(env, NAME, 1).tags[validation.STATUS] == "PENDING"
+
+
+def test_what_does_not_exist_is_named_and_another_targets_version_is_not_judged(env):
+    with pytest.raises(MlopsError, match="no version '7' in model dev.flights.late_arrival\n  there is only 1"):
+        validation.judge(env, NAME, 7, {})
+    with pytest.raises(MlopsError, match="target 'prod' may not write dev.flights.late_arrival"):
+        validation.judge(replace(env, target="prod", write=("prod",), read=("prod", "dev")), NAME, 1, {})
+
+
+def test_the_error_lists_every_reason():
+    with pytest.raises(MlopsError, match="v3 failed its validation, for 2 reasons:\n  - a: one\n  - a: two\n  .*no alias was moved"):
+        validation.require_passed("m", 3, {"a": ["one", "two"], "b": []})
