@@ -27,7 +27,7 @@ def check_columns(left, right,  # DataFrames
     if both := [c for c in other if c in types and c not in (*keys, right_time)]:
         raise MlopsError(f"both tables have a column {both[0]!r}", "rename one of them")
 
-# %% ../nbs/platform/20_features.ipynb #355d0c80
+# %% ../nbs/platform/20_features.ipynb #5290593b
 AT, FOUND, ASKED = "at__", "found__", "asked__"  # columns that exist during the join only
 
 def point_in_time_join(left,  # DataFrame: each of its rows comes back once
@@ -36,7 +36,7 @@ def point_in_time_join(left,  # DataFrame: each of its rows comes back once
                        left_time: str,  # when a row of `left` may know something
                        right_time: str,  # from when on a row of `right` is known
                        ):  # -> DataFrame: the columns of `left`, then the features
-    "Each row of `left` with the latest row of `right` that has its key and a time not after its own; nulls if there is none."
+    "Each row of `left` with the latest row of `right` that has its key and no later time; nulls if there is none."
     from pyspark.sql import Window
     from pyspark.sql import functions as F
     keys = list(keys)
@@ -48,4 +48,5 @@ def point_in_time_join(left,  # DataFrame: each of its rows comes back once
     so_far = Window.partitionBy(*keys).orderBy(AT, ASKED).rowsBetween(Window.unboundedPreceding, Window.currentRow)
     sequence = asked.unionByName(known, allowMissingColumns=True).withColumn(FOUND, F.max(FOUND).over(so_far))
     found = sequence.where(F.col(ASKED)).select(*left.columns, FOUND)
-    return found.join(right.withColumnRenamed(right_time, FOUND), [*keys, FOUND], "left").select(*left.columns, *features)
+    values = right.withColumnRenamed(right_time, FOUND)
+    return found.join(values, [*keys, FOUND], "left").select(*left.columns, *features)
