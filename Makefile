@@ -47,7 +47,20 @@ test-unit: $(READY)
 test-integration: $(READY)
 	$(call suite,integration,600,$(BIN)/python -m pytest -q tests/integration)
 
-test-spark: $(READY)  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
+# The engines bring a `pyspark` of their own, so each has an environment of its own.
+.venv-spark/.ready: tests/engines/requirements.lock $(READY)
+	@echo "environment: .venv-spark with Apache Spark (about 1.5 GB)"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-spark
+	@$(BIN)/uv pip install --quiet --python .venv-spark/bin/python --requirements tests/engines/requirements.lock
+	@$(BIN)/uv pip install --quiet --python .venv-spark/bin/python --no-deps --editable . && touch $@
+
+.venv-connect/.ready: tests/engines/connect.lock $(READY)
+	@echo "environment: .venv-connect with Databricks Connect"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-connect
+	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --requirements tests/engines/connect.lock
+	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
+
+test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
 	$(call suite,engines,240,$(BIN)/python -m pytest -q tests/engines)
 
 bench: $(READY)  ## how long things take, beside a peer, in one run
@@ -70,4 +83,4 @@ lock: $(READY)  ## requirements.lock anew, from pyproject.toml
 	  --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:  ## delete the environment and all local state
-	rm -rf $(VENV) .mlops .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-spark .venv-connect .mlops .pytest_cache .ruff_cache
