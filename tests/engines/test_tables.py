@@ -44,6 +44,6 @@ def test_rows_that_no_write_was_meant_for_are_there(results):
     merged, replaced = spark["merged"][-1]["rows"], spark["replaced"][-1]["rows"]
     assert [r["v"] for r in sorted(merged, key=lambda r: r["k"])] == ["a", "B", "taken", "untouched", "e", "f"]
     assert replaced == [{"day": "2013-02-01", "k": 9, "v": None, "note": None}]
-    best = {k: (20 + min(k // 5, 2), 2) for k in range(20)}
+    best = {k: (20 + min(k // 5, 1), 2) for k in range(15)}
     assert {r["k"]: (r["v"], r["writer"]) for r in spark["two_writers_at_once"]} == best
-    assert len(spark["two_writers_at_once"]) == 20
+    assert len(spark["two_writers_at_once"]) == 15

@@ -142,6 +142,14 @@ def test_columns_that_differ_by_case_alone_are_one(spark, env, name):
         tables.merge(spark, env, name, spark.sql("SELECT 1 AS key, 'a' AS val, 'b' AS VAL"), ["key"])
 
 
+def test_a_table_overwritten_with_other_columns_keeps_its_past(spark, env, name):
+    tables.merge(spark, env, name, frame(spark, [(1, "a")]), ["k"])
+    assert tables.overwrite(spark, env, name, frame(spark, [("x", 0.5)], "k STRING, w DOUBLE"))
+    assert rows(spark, env, name) == [("x", 0.5)] and rows(spark, env, name, version=1) == [(1, "a")]
+    assert tables.read(spark, env, name).columns == ["k", "w"]
+    assert not tables.overwrite(spark, env, name, frame(spark, [("x", 0.5)], "k STRING, w DOUBLE"))
+
+
 def test_types_that_fit_are_taken_and_others_refused(spark, env, name):
     tables.create(spark, env, name, "k BIGINT, number DOUBLE, day DATE, text STRING", keys=["k"])
     df = spark.sql("SELECT int(7) AS k, float(0.5) AS number, null AS day, 'x' AS text")
