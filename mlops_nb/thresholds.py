@@ -86,7 +86,7 @@ def violations(measured: Measured, thresholds: Iterable[Threshold], monitor: Mon
                           "column": t.column, "value": round(float(row.value), 4), "limit": round(float(row.limit), 4)})
     return sorted(found, key=lambda v: (v["window"], v["metric"]))
 
-# %% ../nbs/platform/29_thresholds.ipynb #a3260331
+# %% ../nbs/platform/29_thresholds.ipynb #c602a698
 COLOURS = {"true": "#2F4858", "predicted": "#E0A030", "kept": "#8FA9B8", "broken": "#C8443C"}
 
 def plot_shares(ax, names: list[str], seen: pd.DataFrame,  # label_mean and probability_mean of each window
@@ -109,7 +109,8 @@ def plot_metric(ax, names: list[str], values: pd.Series, limits: pd.Series,  # o
     ax.plot(names, values, color=COLOURS["kept"], linewidth=2, zorder=1)
     ax.scatter(names, values, s=70, zorder=2, color=[COLOURS["broken" if n in flagged else "kept"] for n in names])
     for name, value in zip(names, values, strict=True):
-        ax.annotate(f"{value:.3f}", (name, value), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, color="#444444")
+        ax.annotate(f"{value:.3f}", (name, value), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, color="#444444",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.75})
     edges = [i - 0.5 for i in range(len(names) + 1)]
     ax.stairs(limits, edges, baseline=None, color=COLOURS["broken"], linestyle="--", linewidth=1.3, label="limit")
     ax.set(ylabel=metric.replace("_", " "), xlim=(-0.5, len(names) - 0.5),
@@ -135,11 +136,10 @@ def plot_windows(measured: Measured, threshold: Threshold,  # on a metric of `:t
         sns.despine(figure)
     return figure
 
-# %% ../nbs/platform/29_thresholds.ipynb #72d4a47a
-def plot_drift(measured: Measured, monitor: Monitor, granularity: str,
-               metric: str = "population_stability_index",  # of a window against the baseline
-               largest: float = 0.5,  # what is as dark as can be
-               top: int = 14):  # how many columns. -> matplotlib Figure
+# %% ../nbs/platform/29_thresholds.ipynb #472c3267
+def plot_drift(measured: Measured, monitor: Monitor, granularity: str, title: str = "",
+               metric: str = "ks_test.statistic",  # of a window against the baseline
+               top: int = 16):  # how many columns. -> matplotlib Figure
     "The columns that moved most, window by window."
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -149,7 +149,8 @@ def plot_drift(measured: Measured, monitor: Monitor, granularity: str,
     table = rows.dropna(subset="value").pivot(index="column_name", columns="window", values="value")
     table = table.loc[table.max(axis=1).sort_values(ascending=False).index[:top]]
     figure, ax = plt.subplots(figsize=(10, 1.2 + 0.28 * len(table)), layout="constrained")
-    sns.heatmap(table, ax=ax, cmap="rocket_r", vmin=0, vmax=largest, annot=len(table.columns) <= 16, fmt=".2f", annot_kws={"fontsize": 8},
-                linewidths=1, cbar_kws={"label": metric.replace("_", " ")})
+    sns.heatmap(table, ax=ax, cmap="rocket_r", vmin=0, vmax=1, annot=len(table.columns) <= 16, fmt=".2f", annot_kws={"fontsize": 8},
+                linewidths=1, cbar_kws={"label": "distance from the baseline"})
     ax.set(xlabel="", ylabel="")
+    ax.set_title(title, loc="left", fontweight="bold")
     return figure

