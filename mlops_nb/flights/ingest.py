@@ -93,7 +93,7 @@ def content(path: Path) -> bytes:
     raise MlopsError(f"{path.name} breaks off in line {line}: {last[-80:]!r}",
                      "copy it again; a complete file ends with a line break")
 
-# %% ../../nbs/flights/02_ingest.ipynb #fd38169b
+# %% ../../nbs/flights/02_ingest.ipynb #91da2f3f
 def as_frame(table: pa.Table, kinds: dict[str, str]) -> pd.DataFrame:
     "Arrow as pandas; whole numbers that may be missing stay whole numbers."
     frame = table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
@@ -106,9 +106,12 @@ def read_file(path: Path, name: str,  # one of NAMES
     header = data.partition(b"\n")[0].decode(errors="replace").strip().split(",")
     for column in kinds:
         if column not in header: raise unknown("column", column, header, where=path.name)
-    convert = csv.ConvertOptions(column_types={column: ARROW[kind.rstrip("?")] for column, kind in kinds.items()},
-                                 include_columns=list(kinds), null_values=["", "NA"], strings_can_be_null=True)
-    try: table = csv.read_csv(io.BytesIO(data), convert_options=convert)
+    types = pa.schema([(column, ARROW[kind.rstrip("?")]) for column, kind in kinds.items()])
+    # Programs that know no missing whole numbers write 517.0 for 517
+    read_as = {column: pa.float64() if kind == "int?" else types.field(column).type for column, kind in kinds.items()}
+    convert = csv.ConvertOptions(column_types=read_as, include_columns=list(kinds), null_values=["", "NA"],
+                                 strings_can_be_null=True)
+    try: table = csv.read_csv(io.BytesIO(data), convert_options=convert).cast(types)
     except pa.ArrowInvalid as error:
         raise MlopsError(f"{path.name}: {error}", "copy it again, or mend that line") from error
     for column, kind in kinds.items():

