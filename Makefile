@@ -1,6 +1,6 @@
 # The front door. CI calls these targets and nothing else of weight.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-unit test-integration test-spark bench check ui lab lock clean
+.PHONY: help install demo test test-notebooks test-unit test-integration test-spark bench check tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook imports for twice as long
 
@@ -69,8 +69,12 @@ bench: $(READY)  ## how long things take, beside a peer, in one run
 check: $(READY)  ## notebooks clean, export current, code tidy, bundle valid
 	@$(BIN)/nbdev_clean --fname nbs; $(BIN)/nbdev_export
 	@git diff --exit-code --stat -- nbs mlops_nb pyproject.toml settings.ini || { \
-	  echo "notebooks were not clean, or mlops_nb not exported: commit what nbdev_clean and nbdev_export changed"; exit 1; }
+	  echo "notebooks were not clean, or mlops_nb not exported: run make tidy and commit what it changed"; exit 1; }
 	@$(BIN)/ruff check --quiet . && $(BIN)/mlops validate && $(BIN)/mlops validate -t prod
+
+tidy: $(READY)  ## notebooks without outputs, mlops_nb exported from them, imports sorted: before a commit
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/nbdev_clean --fname nbs && $(BIN)/nbdev_export
 
 ui: $(READY)  ## MLflow's pages for what was trained here
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///.mlops/mlflow.db

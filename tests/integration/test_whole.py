@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 
 ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
-AS_OF = "2013-02-15"  # early in the year: little data, quick jobs
+AS_OF = "2013-03-15"  # early in the year: little data, quick jobs
 PROVENANCE = {"moved_at", "moved_by", "reason"}  # columns that tell of a run, not of the data
 
 

@@ -1,0 +1,97 @@
+"""What holds for the project as a whole: packaging, the shape of its notebooks, and who may import whom."""
+import ast
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import mlops_nb
+from mlops_nb import bundle
+from mlops_nb.jobs import nested_tasks
+from mlops_nb.notebooks import parameter_cell
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+OF_JOBS = sorted({ROOT / t["notebook_task"]["notebook_path"] for job in bundle.load(ROOT).jobs.values()
+                  for t in nested_tasks(job) if "notebook_task" in t})
+
+
+def name_of(path): return str(path.relative_to(ROOT / "nbs"))
+
+
+def exported(path: Path) -> list[str]:
+    "The sources of the cells that become the module."
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and re.match(r"#\|\s*export", "".join(c["source"]))]
+
+
+def module_of(path: Path) -> str:
+    "The module a notebook is exported to."
+    found = re.search(r"#\| default_exp (\S+)", path.read_text().replace("\\n", "\n").replace('"', " "))
+    return found.group(1) if found else ""
+
+
+def imported(path: Path) -> set[str]:
+    "Our own modules that a notebook's exported cells import."
+    names = set()
+    for node in ast.walk(ast.parse("\n".join(exported(path)))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlops_nb":
+            inner = node.module.partition(".")[2]
+            names |= {inner} if inner and inner != "flights" else {f"{inner}.{a.name}".lstrip(".") for a in node.names}
+    return names
+
+
+def test_the_wheel_brings_no_pyspark():
+    needed = [r for r in metadata.requires("mlops_nb") if "extra ==" not in r]
+    owners = {"pyspark", "pyspark-client", "databricks-connect", "pysail"}
+    assert needed and not owners & {re.split(r"[^\w-]", r)[0].lower() for r in needed}
+
+
+def test_one_version_everywhere():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    assert settings["DEFAULT"]["version"] == mlops_nb.__version__ == metadata.version("mlops_nb")
+
+
+@pytest.mark.parametrize("lock", [ROOT / "requirements.lock", *(ROOT / "tests/engines").glob("*.lock")], ids=lambda p: p.name)
+def test_locks_pin_and_name_no_address(lock):
+    lines = lock.read_text().splitlines()
+    assert all("==" in line for line in lines if line.strip()) and not any("://" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", OF_JOBS, ids=name_of)
+def test_nbdev_clean_keeps_the_parameters_tag(path, tmp_path):
+    for name in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT / name, tmp_path)
+    copy = tmp_path / "nbs" / path.name
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    subprocess.run([Path(sys.executable).parent / "nbdev_clean", "--fname", copy], cwd=tmp_path, check=True)
+    assert parameter_cell(copy) == parameter_cell(path) != ""
+    assert copy.read_text() == path.read_text(), "not clean: run nbdev_clean"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_has_the_form_that_readers_expect(path):
+    cells = json.loads(path.read_text())["cells"]
+    first = "".join(cells[0]["source"])
+    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n\n> .+", first), "a title, and one line on what it is for"
+    assert not any(c.get("outputs") for c in cells), "outputs belong to runs"
+    functions = [n for s in exported(path) for n in ast.walk(ast.parse(s)) if isinstance(n, ast.FunctionDef)]
+    assert not (long := [f.name for f in functions if f.end_lineno - f.lineno >= 30]), f"functions that are too long: {long}"
+    if path.parent.name != "nbs": assert module_of(path).rpartition(".")[2] == path.stem.partition("_")[2], "module and notebook have one name"
+
+
+def test_imports_point_one_way():
+    order = {module_of(p): (p.parent.name, int(p.stem[:2])) for p in NOTEBOOKS if p.parent.name != "nbs"}
+    assert len(order) == len(set(order.values())), "two notebooks share a number"
+    for path in NOTEBOOKS:
+        for other in imported(path):
+            mine, theirs = (path.parent.name, int(path.stem[:2])), order[other]
+            assert not (mine[0] == "platform" and theirs[0] == "flights"), f"{path.name} imports {other}"
+            assert mine[0] != theirs[0] or theirs[1] < mine[1], f"{path.name} imports {other}, which stands after it"
