@@ -108,7 +108,7 @@ def recent_query(by: str, minutes: int, windows: tuple[int, ...], cut: datetime)
     features = ",\n    ".join(f"{sql} AS {name}" for name, sql in recent_columns(by, minutes, windows).items())
     return f"SELECT * FROM (SELECT {by}, ts, {features} FROM (\n{grid})) WHERE ts < {sql_moment(cut)}"
 
-# %% ../../nbs/flights/03_features.ipynb #9f466ea0
+# %% ../../nbs/flights/03_features.ipynb #001c634e
 DAYS = 28  # how many days back a flight's label counts
 
 def label_changes(keys: str) -> str:  # a query on {flights}
@@ -118,7 +118,8 @@ def label_changes(keys: str) -> str:  # a query on {flights}
     late = f"CAST(arr_delay >= {LATE_AFTER} AS INT)"
     return "\nUNION ALL\n".join(
         f"SELECT {keys}, {day} AS day, {sign}1 AS labels, {sign}{late} AS late, {sign}arr_delay AS delay "
-        f"FROM {{flights}} WHERE {comes} < {goes}" for day, sign in ((comes, "+"), (goes, "-")))
+        f"FROM {{flights}} WHERE arrival_known_at IS NOT NULL AND {comes} < {goes}"
+        for day, sign in ((comes, "+"), (goes, "-")))
 
 # %% ../../nbs/flights/03_features.ipynb #82c4f898
 WEIGHT = 20  # how many flights the mean of all counts for
