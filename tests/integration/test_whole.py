@@ -41,7 +41,7 @@ def registry(state: Path) -> dict:
     name = "dev.flights.late_arrival"
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
     return {"aliases": {a: int(v) for a, v in client.get_registered_model(name).aliases.items()},
-            "versions": [{k: v for k, v in version.tags.items() if k not in ("read_versions", "run_id")} for version in versions],
+            "versions": [{k: v for k, v in version.tags.items() if k not in ("read_versions", "git_sha", "git_dirty")} for version in versions],
             "metrics": [client.get_run(version.run_id).data.metrics for version in versions]}
 
 
