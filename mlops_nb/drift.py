@@ -72,8 +72,8 @@ def chi_squared_test(counts: np.ndarray, base: np.ndarray) -> dict:  # statistic
     statistic = float(((table - expected) ** 2 / expected).sum())
     return {"statistic": statistic, "pvalue": float(chdtrc(table.shape[1] - 1, statistic))}
 
-# %% ../nbs/platform/27_drift.ipynb #abd06f8b
-def comparisons(described: pd.DataFrame,  # one row a group and column: what `describe_numbers` or `describe_texts` returns
+# %% ../nbs/platform/27_drift.ipynb #5d705d2b
+def comparisons(described: pd.DataFrame,  # from `describe_numbers` or `describe_texts`: one row a group and column
                 ) -> Iterator[tuple]:  # drift_type, the row of the window, the row that it is compared with
     "Each pair of rows to be compared."
     same = ["model_id", "slice_key", "slice_value", "column_name"]
@@ -97,16 +97,18 @@ def compared(kind: str, row, base) -> dict:
     return {name: getattr(row, name) for name in (*GROUP[1:], "column_name")} | {
         "drift_type": kind, "compared_start": base.window_start if kind == "CONSECUTIVE" else None} | deltas(row, base)
 
-# %% ../nbs/platform/27_drift.ipynb #a6ff0ef2
+# %% ../nbs/platform/27_drift.ipynb #0cc26727
 def side_by_side(counts: pd.DataFrame, place: str,  # the column that tells where a count belongs: bucket or value
                  ) -> dict:  # {(*GROUP, column_name): (places, counts)}
     "The counts of each group and column by place, without nulls."
     known = counts[counts[place].notna()]
-    return {tuple(key.values()): (rows[place].to_numpy(), rows.n.to_numpy()) for key, rows in by_group(known, "column_name")}
+    return {tuple(key.values()): (rows[place].to_numpy(), rows.n.to_numpy())
+            for key, rows in by_group(known, "column_name")}
 
 def key_of(row) -> tuple:  # row of a described table
     "The group and column of a row, as `side_by_side` knows them: nothing is None, not NaN or NaT."
-    return tuple(None if pd.isna(value) else value for value in (getattr(row, name) for name in (*GROUP, "column_name")))
+    values = [getattr(row, name) for name in (*GROUP, "column_name")]
+    return tuple(None if pd.isna(value) else value for value in values)
 
 def aligned(one: tuple, other: tuple, places: np.ndarray,  # all places, ascending
             ) -> tuple[np.ndarray, np.ndarray]:  # counts of each of the places
@@ -115,14 +117,15 @@ def aligned(one: tuple, other: tuple, places: np.ndarray,  # all places, ascendi
     for row, (where, n) in zip(full, (one, other), strict=True): row[np.searchsorted(places, where)] = n
     return full[0], full[1]
 
-# %% ../nbs/platform/27_drift.ipynb #54f41940
+# %% ../nbs/platform/27_drift.ipynb #92889283
 def number_drift(counts: pd.DataFrame, described: pd.DataFrame,  # from `count_numbers` and `describe_numbers`
                  times: tuple[str, ...] = (),  # columns of dates or timestamps: they have differences only
                  ) -> pd.DataFrame:  # one row a comparison
     "Drift of the numeric columns."
     found, groups = [], side_by_side(counts, "bucket")
-    values = counts.assign(total=counts["mean"] * counts.n).groupby(["column_name", "bucket"])[["total", "n"]].sum()
-    values = {name: (v.index.get_level_values("bucket").to_numpy(), (v.total / v.n).to_numpy()) for name, v in values.groupby("column_name")}
+    pooled = counts.assign(total=counts["mean"] * counts.n).groupby(["column_name", "bucket"])[["total", "n"]].sum()
+    values = {name: (v.index.get_level_values("bucket").to_numpy(), (v.total / v.n).to_numpy())
+              for name, v in pooled.groupby("column_name")}
     for kind, row, base in comparisons(described):
         drift, keys = compared(kind, row, base), [key_of(row), key_of(base)]
         if row.column_name not in times and all(k in groups for k in keys):
@@ -133,7 +136,7 @@ def number_drift(counts: pd.DataFrame, described: pd.DataFrame,  # from `count_n
         found.append(drift)
     return pd.DataFrame(found)
 
-# %% ../nbs/platform/27_drift.ipynb #34f9f171
+# %% ../nbs/platform/27_drift.ipynb #548f8042
 def text_drift(counts: pd.DataFrame, described: pd.DataFrame,  # from `count_texts` and `describe_texts`
                ) -> pd.DataFrame:  # one row a comparison
     "Drift of the text and boolean columns."
@@ -143,6 +146,7 @@ def text_drift(counts: pd.DataFrame, described: pd.DataFrame,  # from `count_tex
         if all(k in groups for k in keys):
             places = np.union1d(*(groups[k][0].astype(str) for k in keys))
             now, then = aligned(*((groups[k][0].astype(str), groups[k][1]) for k in keys), places)
-            drift |= {test.__name__: test(now, then) for test in (js_distance, tv_distance, l_infinity_distance, chi_squared_test)}
+            tests = (js_distance, tv_distance, l_infinity_distance, chi_squared_test)
+            drift |= {test.__name__: test(now, then) for test in tests}
         found.append(drift)
     return pd.DataFrame(found)

@@ -22,16 +22,17 @@ from . import registry
 from .env import Env
 from .errors import MlopsError, unknown
 
-# %% ../nbs/platform/24_inference.ipynb #ccaacced
+# %% ../nbs/platform/24_inference.ipynb #1c9620cb
 def resolve(env: Env, model_name: str,  # full name: catalog.schema.model
             alias: str = "champion"):  # -> mlflow ModelVersion
     "The version that an alias names now; MlopsError if no version has it."
     try: return registry.get_alias(env, model_name, alias)
     except MlopsError as error:
-        raise MlopsError(error.message, f"{error.hint}\n  the deploy task of the train job gives the alias to the first version "
+        raise MlopsError(error.message,
+                         f"{error.hint}\n  the deploy task of the train job gives the alias to the first version "
                          "that is good enough: mlops run train") from error
 
-# %% ../nbs/platform/24_inference.ipynb #9485137f
+# %% ../nbs/platform/24_inference.ipynb #a677095a
 def tag_of(version, name: str, kind,  # a function that reads the tag's text
            what: str):  # what such a tag is, for the message
     "A tag of a model version; MlopsError if it is missing or has no sense."
@@ -48,10 +49,11 @@ def check_knows_nothing_of(version, first: date):  # the first day to be predict
     "MlopsError if the version was trained with what was learnt on the days that it is to predict."
     trained = tag_of(version, "as_of", date.fromisoformat, "a date")
     if trained > first:
-        raise MlopsError(f"version {version.version} of model {version.name} was trained as of {trained}, and knows what happened on {first}",
+        raise MlopsError(f"version {version.version} of model {version.name} was trained as of {trained}, "
+                         f"and knows what happened on {first}",
                          f"let it predict days from {trained} on")
 
-# %% ../nbs/platform/24_inference.ipynb #827c95c6
+# %% ../nbs/platform/24_inference.ipynb #b6333ab8
 LARGEST = 64 * 2**20  # bytes
 
 def packed(model_uri: str,  # models:/name/version, runs:/… or a folder
@@ -61,10 +63,12 @@ def packed(model_uri: str,  # models:/name/version, runs:/… or a folder
     with tempfile.TemporaryDirectory() as copy, io.BytesIO() as buffer:
         folder = Path(download_artifacts(model_uri, dst_path=copy))
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for file in sorted(f for f in folder.rglob("*") if f.is_file()): archive.write(file, file.relative_to(folder))
+            for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+                archive.write(file, file.relative_to(folder))
         files = buffer.getvalue()
     if len(files) > LARGEST:
-        raise MlopsError(f"model {model_uri} has {len(files):,} bytes packed; at most {LARGEST:,} can be sent to Spark's workers")
+        raise MlopsError(f"model {model_uri} has {len(files):,} bytes packed",
+                         f"at most {LARGEST:,} can be sent to Spark's workers")
     return files
 
 # %% ../nbs/platform/24_inference.ipynb #f2a6014b
@@ -105,7 +109,7 @@ def predict(model,  # a loaded pyfunc model
                          "it must answer one number a row")
     return answer.reshape(-1).astype("float64")
 
-# %% ../nbs/platform/24_inference.ipynb #cf420274
+# %% ../nbs/platform/24_inference.ipynb #b2ea3318
 def input_names(model) -> list[str]:
     "The columns of the model's signature."
     signature = model.metadata.get_input_schema()
@@ -119,7 +123,8 @@ def check_features(model, features: tuple, columns: list[str]) -> None:
     signature = model.metadata.get_input_schema()
     for column in signature or ():
         if column.required and column.name not in features:
-            raise MlopsError(f"the model requires {column.name!r}, which is not among the features", f"they are: {', '.join(features)}")
+            raise MlopsError(f"the model requires {column.name!r}, which is not among the features",
+                             f"they are: {', '.join(features)}")
 
 # %% ../nbs/platform/24_inference.ipynb #29ede5cb
 def scorer(files: bytes, features: tuple):  # -> a function for mapInArrow
@@ -135,14 +140,15 @@ def scorer(files: bytes, features: tuple):  # -> a function for mapInArrow
             yield from pa.Table.from_batches([batch]).append_column("prediction", answer).to_batches()
     return score_batches
 
-# %% ../nbs/platform/24_inference.ipynb #6a133f0a
+# %% ../nbs/platform/24_inference.ipynb #584bc881
 def score(rows,  # Spark DataFrame with at least the features
           model_uri: str,  # models:/name/version, runs:/… or a folder; no alias: it may move between two batches
-          features: Iterable[str] | None = None,  # what the model is given, in its order; the columns of its signature if absent
+          features: Iterable[str] | None = None,  # what the model is given, in its order; its signature if absent
           ):  # -> DataFrame, rows and the column prediction (double)
     "Each row with the model's prediction."
     from pyspark.sql.types import DoubleType, StructField, StructType
-    if "@" in model_uri: raise MlopsError(f"{model_uri!r} names a model by alias", "read the alias once: resolve(env, name)")
+    if "@" in model_uri:
+        raise MlopsError(f"{model_uri!r} names a model by alias", "read the alias once: resolve(env, name)")
     if "prediction" in rows.columns: raise MlopsError("the rows to be scored have a column 'prediction' already")
     files = packed(model_uri)
     model = loaded(files)  # here as well: an embedded Spark finds it in this process

@@ -21,7 +21,7 @@ from .profiles import GROUP, Monitor, as_groups, by_group
 from .quality import quality
 from .spark import sql_text
 
-# %% ../nbs/platform/28_monitoring.ipynb #7138c74d
+# %% ../nbs/platform/28_monitoring.ipynb #588bbc04
 @dataclass(frozen=True)
 class Measured:
     "What is known of each group of rows: one row a group and column; the column `:table` stands for the whole row."
@@ -36,18 +36,20 @@ class Measured:
 
 def stack_frames(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     "Frames below each other; columns that one of them lacks are null there."
-    found = [frame.astype(object) for frame in frames if len(frame)]  # object: concatenating empty columns of types is deprecated
+    # object: pandas no longer wants to guess the type of columns of which one frame has nothing
+    found = [frame.astype(object) for frame in frames if len(frame)]
     if not found: return pd.DataFrame(columns=[*GROUP, "column_name", "drift_type", "compared_start"])
     return pd.concat(found, ignore_index=True).infer_objects()
 
-# %% ../nbs/platform/28_monitoring.ipynb #6b3dc81c
+# %% ../nbs/platform/28_monitoring.ipynb #e3bb573b
 def summaries(described: pd.DataFrame,  # one row a group and column
               scores: pd.DataFrame,  # one row a group
               ) -> pd.DataFrame:  # one row a group
     "The rows `:table`: how many rows, the columns that hold anything, the quality of the predictions."
     def summary(rows):
         empty = rows.num_nulls + (rows.num_nan.fillna(0) if "num_nan" in rows else 0) >= rows["count"]
-        return {"column_name": ":table", "count": rows["count"].iloc[0], "non_null_columns": sorted(rows.column_name[~empty])}
+        return {"column_name": ":table", "count": rows["count"].iloc[0],
+                "non_null_columns": sorted(rows.column_name[~empty])}
     table = as_groups(pd.DataFrame([key | summary(rows) for key, rows in by_group(described)]))
     return table.merge(scores, on=list(GROUP), how="left")
 
@@ -109,35 +111,39 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with their labels 
     if len(versions) == 1: frames = [pd.concat([f, f.assign(model_id="*")], ignore_index=True) for f in frames]
     return Measured(*frames)
 
-# %% ../nbs/platform/28_monitoring.ipynb #e15a60f0
+# %% ../nbs/platform/28_monitoring.ipynb #2f4f5397
 WINDOW = pa.struct({"start": pa.timestamp("us", "UTC"), "end": pa.timestamp("us", "UTC")})
-SCORES = pa.struct({"weighted": pa.float64(), "macro": pa.float64()})  # a table of Delta and Spark holds no map; see confusion_matrix
+SCORES = pa.struct({"weighted": pa.float64(), "macro": pa.float64()})  # those of single classes: see confusion_matrix
 AREA = pa.struct({"one_vs_one": pa.struct({"weighted": pa.float64(), "macro": pa.float64()})})
 TEST = pa.struct({"statistic": pa.float64(), "pvalue": pa.float64()})
 WHOLE, SHARE, TEXT = pa.int64(), pa.float64(), pa.string()
 
 def profile_columns(model_id_col: str) -> dict:  # {name: Arrow type}
     "The columns of a table of profile metrics."
-    return {"window": WINDOW, "log_type": TEXT, "logging_table_commit_version": pa.int32(), "monitor_version": WHOLE, "granularity": TEXT,
-            model_id_col: TEXT, "slice_key": TEXT, "slice_value": TEXT, "column_name": TEXT, "count": WHOLE, "data_type": TEXT,
+    return {"window": WINDOW, "log_type": TEXT, "logging_table_commit_version": pa.int32(), "monitor_version": WHOLE,
+            "granularity": TEXT, model_id_col: TEXT, "slice_key": TEXT, "slice_value": TEXT, "column_name": TEXT,
+            "count": WHOLE, "data_type": TEXT,
             **dict.fromkeys(["num_nulls", "num_zeros", "num_nan", "distinct_count"], WHOLE),
             **dict.fromkeys(["avg", "min", "max", "stddev", "median"], SHARE), "quantiles": pa.list_(SHARE),
             **dict.fromkeys(["min_length", "max_length", "avg_length"], SHARE), "non_null_columns": pa.list_(TEXT),
             "frequent_items": pa.list_(pa.struct({"item": TEXT, "count": WHOLE})),
-            **dict.fromkeys(["percent_null", "percent_zeros", "percent_nan", "percent_distinct", "accuracy_score"], SHARE),
+            **dict.fromkeys(["percent_null", "percent_zeros", "percent_nan", "percent_distinct"], SHARE),
+            "accuracy_score": SHARE,
             **dict.fromkeys(["precision", "recall", "f1_score"], SCORES), "roc_auc_score": AREA, "log_loss": SHARE,
             "confusion_matrix": pa.list_(pa.struct({"prediction": TEXT, "label": TEXT, "count": WHOLE}))}
 
 def drift_columns(model_id_col: str) -> dict:  # {name: Arrow type}
     "The columns of a table of drift metrics."
-    return {"window": WINDOW, "granularity": TEXT, "monitor_version": WHOLE, "slice_key": TEXT, "slice_value": TEXT, "column_name": TEXT,
-            "data_type": TEXT, model_id_col: TEXT, "window_cmp": WINDOW, "drift_type": TEXT, "count_delta": WHOLE,
-            **dict.fromkeys(["avg_delta", "percent_null_delta", "percent_zeros_delta", "percent_distinct_delta"], SHARE),
+    return {"window": WINDOW, "granularity": TEXT, "monitor_version": WHOLE, "slice_key": TEXT, "slice_value": TEXT,
+            "column_name": TEXT, "data_type": TEXT, model_id_col: TEXT, "window_cmp": WINDOW, "drift_type": TEXT,
+            "count_delta": WHOLE, "avg_delta": SHARE,
+            **dict.fromkeys(["percent_null_delta", "percent_zeros_delta", "percent_distinct_delta"], SHARE),
             "non_null_columns_delta": pa.struct({"added": pa.int32(), "missing": pa.int32()}),
-            **dict.fromkeys(["js_distance", "tv_distance", "l_infinity_distance"], SHARE), "chi_squared_test": TEST, "ks_test": TEST,
+            **dict.fromkeys(["js_distance", "tv_distance", "l_infinity_distance"], SHARE),
+            "chi_squared_test": TEST, "ks_test": TEST,
             **dict.fromkeys(["wasserstein_distance", "population_stability_index"], SHARE)}
 
-# %% ../nbs/platform/28_monitoring.ipynb #25c89c39
+# %% ../nbs/platform/28_monitoring.ipynb #55bb9404
 def window(start, granularity: str, time_zone: str) -> dict | None:  # start, end
     "A window as the metric tables hold it."
     if pd.isna(start): return None
@@ -152,7 +158,8 @@ def steady(value):
 
 def as_arrow(frame: pd.DataFrame, columns: Mapping) -> pa.Table:
     "The columns of a metric table, null where the frame lacks one."
-    arrays = [pa.array([steady(v) for v in frame[name]] if name in frame else [None] * len(frame), kind) for name, kind in columns.items()]
+    arrays = [pa.array([steady(v) for v in frame[name]] if name in frame else [None] * len(frame), kind)
+              for name, kind in columns.items()]
     return pa.Table.from_arrays(arrays, names=list(columns))
 
 # %% ../nbs/platform/28_monitoring.ipynb #fed3d9be
@@ -172,11 +179,12 @@ def drift_metrics(measured: Measured, monitor: Monitor, granularity: str) -> pa.
         frame[name] = [window(s, granularity, monitor.time_zone) for s in frame.get(start, [])]
     return as_arrow(frame.assign(granularity=granularity, monitor_version=0), drift_columns(monitor.model_id_col))
 
-# %% ../nbs/platform/28_monitoring.ipynb #229ca297
+# %% ../nbs/platform/28_monitoring.ipynb #8a9cc917
 def as_rows(spark, table: pa.Table):  # -> DataFrame
     "An Arrow table in Spark, which takes none without rows."
     if table.num_rows: return spark.createDataFrame(table)
-    return spark.createDataFrame(pa.Table.from_pylist([dict.fromkeys(table.column_names)], schema=table.schema)).where("false")
+    one = pa.Table.from_pylist([dict.fromkeys(table.column_names)], schema=table.schema)
+    return spark.createDataFrame(one).where("false")
 
 def write_metrics(spark, env: Env, table: str,  # the table that is watched; its name begins those of the metric tables
                   measured: Measured, monitor: Monitor, granularity: str, commit: int = 0) -> None:

@@ -13,7 +13,7 @@ from .errors import MlopsError
 from .profiles import GROUP, NUMBERS, Monitor, as_groups, by_group
 from .tables import quoted
 
-# %% ../nbs/platform/26_quality.ipynb #3ead17f7
+# %% ../nbs/platform/26_quality.ipynb #83d8c985
 def check_labels(rows, monitor: Monitor) -> None:  # rows: DataFrame with the columns of the monitor
     "MlopsError if predictions and labels cannot be compared."
     types = {f.name: f.dataType.simpleString() for f in rows.schema.fields}
@@ -22,23 +22,26 @@ def check_labels(rows, monitor: Monitor) -> None:  # rows: DataFrame with the co
         raise MlopsError(f"{monitor.prediction_col!r} holds {predicted} and {monitor.label_col!r} holds {label}",
                          "a predicted and a true class need one type")
     if monitor.prediction_proba_col and label != "boolean" and label.partition("(")[0] not in NUMBERS:
-        raise MlopsError(f"{monitor.label_col!r} holds {label}, but has a probability", "it must be a boolean, or 0 and 1")
+        raise MlopsError(f"{monitor.label_col!r} holds {label}, but has a probability",
+                         "it must be a boolean, or 0 and 1")
 
-# %% ../nbs/platform/26_quality.ipynb #19b5c2a5
+# %% ../nbs/platform/26_quality.ipynb #ca93ed29
 def count_classes(groups, names: pd.DataFrame,  # from `group_names`
                   monitor: Monitor) -> pd.DataFrame:  # GROUP, prediction, label, n
     "How often each predicted class met each true one in each group."
-    found = groups.selectExpr("group_id", f"CAST({quoted(monitor.prediction_col)} AS STRING) AS prediction",
+    rows = groups.selectExpr("group_id", f"CAST({quoted(monitor.prediction_col)} AS STRING) AS prediction",
                               f"CAST({quoted(monitor.label_col)} AS STRING) AS label").where("label IS NOT NULL")
-    counts = found.groupBy("group_id", "prediction", "label").count().toArrow().to_pandas().rename(columns={"count": "n"})
-    return names.merge(counts, on="group_id").sort_values([*GROUP, "label", "prediction"], ignore_index=True)
+    counts = rows.groupBy("group_id", "prediction", "label").count().toArrow().to_pandas()
+    found = names.merge(counts.rename(columns={"count": "n"}), on="group_id")
+    return found.sort_values([*GROUP, "label", "prediction"], ignore_index=True)
 
-# %% ../nbs/platform/26_quality.ipynb #5e49e5e2
+# %% ../nbs/platform/26_quality.ipynb #63999648
 def averages(scores: dict[str, float],  # by class
              weights: np.ndarray) -> dict:
     "A score of each class as Databricks lists it."
     values = np.array(list(scores.values()))
-    return {"weighted": float(np.average(values, weights=weights)), "macro": float(values.mean()), "one_vs_all": list(scores.items())}
+    return {"weighted": float(np.average(values, weights=weights)), "macro": float(values.mean()),
+            "one_vs_all": list(scores.items())}
 
 def class_scores(counts: pd.DataFrame,  # prediction, label and n of one group
                  ) -> dict:  # accuracy_score, precision, recall, f1_score, confusion_matrix
@@ -48,12 +51,14 @@ def class_scores(counts: pd.DataFrame,  # prediction, label and n of one group
     for predicted, label, n in zip(counts.prediction, counts.label, counts.n, strict=True):
         if predicted is not None: table[place[label], place[predicted]] += n  # no class predicted is a wrong one
     right, true, predicted = table.diagonal(), table.sum(1), table.sum(0)
-    divided = lambda a, b: dict(zip(classes, np.divide(a, b, out=np.zeros(len(classes)), where=b > 0).tolist(), strict=True))
-    scores = {"precision": divided(right, predicted), "recall": divided(right, true), "f1_score": divided(2 * right, true + predicted)}
+    divided = lambda a, b: dict(zip(classes, np.divide(a, b, out=np.zeros(len(classes)), where=b > 0).tolist(),
+                                    strict=True))
+    scores = {"precision": divided(right, predicted), "recall": divided(right, true),
+              "f1_score": divided(2 * right, true + predicted)}
     return {"accuracy_score": float(right.sum() / counts.n.sum()), **{k: averages(v, true) for k, v in scores.items()},
             "confusion_matrix": counts[["prediction", "label", "n"]].rename(columns={"n": "count"}).to_dict("records")}
 
-# %% ../nbs/platform/26_quality.ipynb #8bd864df
+# %% ../nbs/platform/26_quality.ipynb #6cf5e37c
 EPSILON = np.finfo("float64").eps  # probabilities of 0 and 1 are moved this far, as scikit-learn does
 JUDGED = """
 WITH labelled AS (SELECT group_id, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y
@@ -67,21 +72,25 @@ SELECT group_id, sum(n) AS labelled, sum(positive) / sum(n) AS label_mean, sum(n
 FROM placed GROUP BY group_id"""
 
 def judge_probabilities(groups, names: pd.DataFrame,  # from `group_names`
-                        monitor: Monitor) -> pd.DataFrame:  # GROUP, labelled, label_mean, probability_mean, log_loss, area
+                        monitor: Monitor,
+                        ) -> pd.DataFrame:  # GROUP, labelled, label_mean, probability_mean, log_loss, area
     "How good the probabilities of each group were, over its labelled rows."
     proba, label = quoted(monitor.prediction_proba_col), quoted(monitor.label_col)
     sql = JUDGED.format(proba=proba, label=label, epsilon=EPSILON)
-    return names.merge(groups.sparkSession.sql(sql, groups=groups).toArrow().to_pandas(), on="group_id").drop(columns="group_id")
+    found = groups.sparkSession.sql(sql, groups=groups).toArrow().to_pandas()
+    return names.merge(found, on="group_id").drop(columns="group_id")
 
-# %% ../nbs/platform/26_quality.ipynb #3b3df350
+# %% ../nbs/platform/26_quality.ipynb #415009e8
 def quality(groups, names: pd.DataFrame,  # from `group_names`
             monitor: Monitor) -> pd.DataFrame:  # one row a group that has labels
     "The quality of the predictions of each group, in the columns of Databricks' metric tables."
     if not monitor.label_col: return pd.DataFrame(columns=[*GROUP])
     check_labels(groups, monitor)
     counts = count_classes(groups, names, monitor)
-    table = as_groups(pd.DataFrame([key | class_scores(rows) for key, rows in by_group(counts)], columns=None if len(counts) else GROUP))
+    scores = [key | class_scores(rows) for key, rows in by_group(counts)]
+    table = as_groups(pd.DataFrame(scores, columns=None if scores else GROUP))
     if not monitor.prediction_proba_col: return table
     judged = judge_probabilities(groups, names, monitor)
-    judged["roc_auc_score"] = [{"one_vs_one": {"weighted": a, "macro": a}} if pd.notna(a) else None for a in judged.area]
+    judged["roc_auc_score"] = [{"one_vs_one": {"weighted": a, "macro": a}} if pd.notna(a) else None
+                               for a in judged.area]
     return table.merge(judged.drop(columns="area"), on=list(GROUP), how="left")

@@ -17,7 +17,7 @@ from .errors import MlopsError, unknown
 from .monitoring import Measured
 from .profiles import GROUP, Monitor, parts
 
-# %% ../nbs/platform/29_thresholds.ipynb #67b5a3a4
+# %% ../nbs/platform/29_thresholds.ipynb #1513035c
 @dataclass(frozen=True)
 class Threshold:
     "What a metric of every window must keep to."
@@ -30,7 +30,8 @@ class Threshold:
 
     def __post_init__(self):
         if (self.at_most is None) == (self.at_least is None):
-            raise MlopsError(f"the threshold of {self.metric} has {'no limit' if self.at_most is None else 'two limits'}", "give at_most or at_least")
+            limits = "no limit" if self.at_most is None else "two limits"
+            raise MlopsError(f"the threshold of {self.metric} has {limits}", "give at_most or at_least")
 
 def read_thresholds(described: Iterable[Mapping]) -> list[Threshold]:
     "The thresholds as a configuration lists them."
@@ -40,11 +41,12 @@ def read_thresholds(described: Iterable[Mapping]) -> list[Threshold]:
             if name not in known: raise unknown("setting", name, known, where="a threshold")
     return [Threshold(**one) for one in described]
 
-# %% ../nbs/platform/29_thresholds.ipynb #1160d9ae
+# %% ../nbs/platform/29_thresholds.ipynb #ddfb5a10
 def metric_of(rows: pd.DataFrame, path: str) -> pd.Series:  # numbers, NaN where there are none
     "A metric by its path into the columns' structs, such as ks_test.statistic."
     name, *inside = path.split(".")
-    if name not in rows: raise unknown("metric", name, set(rows) - {*GROUP, "column_name", "drift_type", "data_type"}, where="what was measured")
+    known = set(rows) - {*GROUP, "column_name", "drift_type", "data_type"}
+    if name not in known: raise unknown("metric", name, known, where="what was measured")
     values = rows[name]
     for key in inside: values = values.map(lambda v, key=key: dict(v).get(key) if isinstance(v, dict | list) else None)
     return pd.to_numeric(values)
@@ -54,8 +56,9 @@ def of_versions(frame: pd.DataFrame, column: str) -> pd.DataFrame:  # by window_
     rows = frame[frame.slice_key.isna() & (frame.model_id != "*") & (frame.column_name == column)]
     return rows.set_index(["window_start", "model_id"]).sort_index()
 
-# %% ../nbs/platform/29_thresholds.ipynb #1202e3db
-def judge(measured: Measured, threshold: Threshold) -> pd.DataFrame:  # by window_start and model_id: value, limit, broken
+# %% ../nbs/platform/29_thresholds.ipynb #40546bef
+def judge(measured: Measured, threshold: Threshold,
+          ) -> pd.DataFrame:  # by window_start and model_id: value, limit, broken
     "Each window of each version against a threshold."
     profile, drift = measured.profile, measured.drift
     rows = of_versions(profile[profile.log_type == "INPUT"], threshold.column)
@@ -69,7 +72,7 @@ def judge(measured: Measured, threshold: Threshold) -> pd.DataFrame:  # by windo
     over = judged.value > judged.limit if threshold.at_least is None else judged.value < judged.limit
     return judged.assign(broken=over & (judged["count"] >= threshold.min_rows))
 
-# %% ../nbs/platform/29_thresholds.ipynb #46602a0f
+# %% ../nbs/platform/29_thresholds.ipynb #e9c18128
 def window_name(start, granularity: str, time_zone: str) -> str:  # such as 2013-06, 2013-06-01 or 2013-06-01 14:00
     "What a person calls a window."
     unit = parts(granularity)[1]
@@ -82,11 +85,12 @@ def violations(measured: Measured, thresholds: Iterable[Threshold], monitor: Mon
     found = []
     for t in thresholds:
         for (start, version), row in judge(measured, t).query("broken").iterrows():
-            found.append({"window": window_name(start, granularity, monitor.time_zone), monitor.model_id_col: version, "metric": t.metric,
-                          "column": t.column, "value": round(float(row.value), 4), "limit": round(float(row.limit), 4)})
+            found.append({"window": window_name(start, granularity, monitor.time_zone),
+                          monitor.model_id_col: version, "metric": t.metric, "column": t.column,
+                          "value": round(float(row.value), 4), "limit": round(float(row.limit), 4)})
     return sorted(found, key=lambda v: (v["window"], v["metric"]))
 
-# %% ../nbs/platform/29_thresholds.ipynb #c602a698
+# %% ../nbs/platform/29_thresholds.ipynb #835d848a
 COLOURS = {"true": "#2F4858", "predicted": "#E0A030", "kept": "#8FA9B8", "broken": "#C8443C"}
 
 def plot_shares(ax, names: list[str], seen: pd.DataFrame,  # label_mean and probability_mean of each window
@@ -109,7 +113,8 @@ def plot_metric(ax, names: list[str], values: pd.Series, limits: pd.Series,  # o
     ax.plot(names, values, color=COLOURS["kept"], linewidth=2, zorder=1)
     ax.scatter(names, values, s=70, zorder=2, color=[COLOURS["broken" if n in flagged else "kept"] for n in names])
     for name, value in zip(names, values, strict=True):
-        ax.annotate(f"{value:.3f}", (name, value), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, color="#444444",
+        ax.annotate(f"{value:.3f}", (name, value), xytext=(0, 9), textcoords="offset points", ha="center",
+                    fontsize=9, color="#444444",
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.75})
     edges = [i - 0.5 for i in range(len(names) + 1)]
     ax.stairs(limits, edges, baseline=None, color=COLOURS["broken"], linestyle="--", linewidth=1.3, label="limit")
@@ -136,7 +141,7 @@ def plot_windows(measured: Measured, threshold: Threshold,  # on a metric of `:t
         sns.despine(figure)
     return figure
 
-# %% ../nbs/platform/29_thresholds.ipynb #472c3267
+# %% ../nbs/platform/29_thresholds.ipynb #2eb77949
 def plot_drift(measured: Measured, monitor: Monitor, granularity: str, title: str = "",
                metric: str = "ks_test.statistic",  # of a window against the baseline
                top: int = 16):  # how many columns. -> matplotlib Figure
@@ -145,12 +150,13 @@ def plot_drift(measured: Measured, monitor: Monitor, granularity: str, title: st
     import seaborn as sns
     drift = measured.drift
     rows = drift[(drift.drift_type == "BASELINE") & (drift.model_id == "*") & drift.slice_key.isna()]
-    rows = rows.assign(value=metric_of(rows, metric), window=[window_name(s, granularity, monitor.time_zone) for s in rows.window_start])
+    windows = [window_name(start, granularity, monitor.time_zone) for start in rows.window_start]
+    rows = rows.assign(value=metric_of(rows, metric), window=windows)
     table = rows.dropna(subset="value").pivot(index="column_name", columns="window", values="value")
     table = table.loc[table.max(axis=1).sort_values(ascending=False).index[:top]]
     figure, ax = plt.subplots(figsize=(10, 1.2 + 0.28 * len(table)), layout="constrained")
-    sns.heatmap(table, ax=ax, cmap="rocket_r", vmin=0, vmax=1, annot=len(table.columns) <= 16, fmt=".2f", annot_kws={"fontsize": 8},
-                linewidths=1, cbar_kws={"label": "distance from the baseline"})
+    sns.heatmap(table, ax=ax, cmap="rocket_r", vmin=0, vmax=1, annot=len(table.columns) <= 16, fmt=".2f",
+                annot_kws={"fontsize": 8}, linewidths=1, cbar_kws={"label": "distance from the baseline"})
     ax.set(xlabel="", ylabel="")
     ax.set_title(title, loc="left", fontweight="bold")
     return figure

