@@ -8,12 +8,13 @@ __all__ = ['EXTRAS', 'PLAIN', 'DELTA_PACKAGE', 'SESSIONS', 'LOCK', 'need', 'plai
            'sail_settings', 'environment', 'start_sail', 'spark_settings', 'start_spark', 'check_answers', 'connect',
            'check_catalogs', 'databricks_session', 'open_session', 'get_spark', 'stop']
 
-# %% ../nbs/platform/04_spark.ipynb #045b8a36
+# %% ../nbs/platform/04_spark.ipynb #fdfa6eef
 import hashlib
 import json
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import warnings
@@ -153,7 +154,7 @@ def start_sail(env: Env):  # a server with `stop` and `listening_address`
         server.start(background=True)
     return server
 
-# %% ../nbs/platform/04_spark.ipynb #d6acab52
+# %% ../nbs/platform/04_spark.ipynb #b635902e
 DELTA_PACKAGE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 
 def spark_settings(port: int,  # where it is to listen
@@ -179,6 +180,7 @@ def start_spark() -> tuple:  # the server's own session, which `stop` ends, and 
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     builder = sql.SparkSession.builder.master("local[*]")
     for key, value in spark_settings(port).items(): builder = builder.config(key, value)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # its workers' Python; otherwise the first one on the PATH
     try: return builder.getOrCreate(), f"sc://127.0.0.1:{port}"
     except Exception as error:
         raise MlopsError(f"Apache Spark did not start: {error}",

