@@ -16,7 +16,7 @@ help:  ## what there is to do
 
 install: $(READY)  ## the environment in .venv, from requirements.lock (other targets do this by themselves)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "environment: $(VENV) from requirements.lock (about 1.3 GB; a minute, less when packages are cached)"
