@@ -38,8 +38,8 @@ def created(spark, env):
 def every_type(spark, env):
     written = [tables.merge(spark, env, "kinds", kinds(spark), ["k"]),
                tables.merge(spark, env, "kinds", kinds(spark, named="map('a', null, 'b', 1)"), ["k"]),  # the same
+               tables.replace(spark, env, "kinds", kinds(spark), "k = 1"),  # the same
                tables.merge(spark, env, "kinds", kinds(spark, number="2.5D"), ["k"]),
-               tables.replace(spark, env, "kinds", kinds(spark, number="2.5D"), "k = 1"),  # the same
                tables.replace(spark, env, "kinds", kinds(spark, k=2), "k = 2 OR at > TIMESTAMP'2014-01-01 00:00:00'")]
     return written, state(spark, env, "kinds")
 
@@ -81,7 +81,7 @@ def replaced(spark, env):
     first = ("(DATE'2013-01-01', 1, 'a'), (DATE'2013-01-01', 2, null), (DATE'2013-01-02', 3, 'c'), "
              "(DATE'2013-02-01', 4, 'd')")
     january = "day >= DATE'2013-01-01' AND day < DATE'2013-02-01'"
-    return [replace(first, "true"), replace(first, "true"),
+    return [replace(first, "true"),
             replace("(DATE'2013-01-02', 7, 'new'), (DATE'2013-01-02', 7, 'new')", january),  # equal rows are two rows
             replace("(DATE'2013-01-02', 7, 'new')", january),  # and one of them is another table
             replace("(DATE'2013-02-01', 9, null)", "day = DATE'2013-02-01'", "day, k, CAST(v AS STRING) AS note"),
@@ -92,8 +92,7 @@ def replaced(spark, env):
 @step
 def overwritten(spark, env):
     def overwrite(sql): return tables.overwrite(spark, env, "overwritten", spark.sql(sql))
-    return [overwrite("SELECT 1 AS k, 'a' AS v"), overwrite("SELECT 1 AS k, 'a' AS v"),
-            overwrite("SELECT 2 AS k, 'b' AS v"),
+    return [overwrite("SELECT 1 AS k, 'a' AS v"), overwrite("SELECT 2 AS k, 'b' AS v"),
             overwrite("SELECT 'x' AS k, 2D AS other"), overwrite("SELECT 'x' AS k, 2D AS other"),
             state(spark, env, "overwritten")]
 
