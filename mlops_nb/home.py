@@ -26,7 +26,7 @@ class Silent:
     def task_ends(self, run: Any, task_key: str, outcome: Outcome) -> None: ...
     def run_ends(self, run: Any, result: str) -> None: ...
 
-# %% ../nbs/platform/23_home.ipynb #abb39598
+# %% ../nbs/platform/23_home.ipynb #a89d7598
 @dataclass
 class Home:
     "What all runs of one runner share."
@@ -47,7 +47,8 @@ class Home:
         "The variables that each notebook finds in its environment."
         given = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
         return given | {"MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,
-                        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet"}
+                        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",
+                        "TZ": "UTC"}  # as on Databricks: no result may follow the zone of the machine
 
 def wait_for_sending(home: Home) -> None:
     "Wait until every notification is sent or given up."

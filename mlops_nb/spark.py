@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from .env import Env
 from .errors import MlopsError
 
-# %% ../nbs/platform/05_spark.ipynb #d2c64392
+# %% ../nbs/platform/05_spark.ipynb #25155af3
 EXTRAS = {"sail": "local", "spark": "spark", "databricks": "databricks"}  # what each engine is installed by
 
 def need(module: str, engine: str):
@@ -34,7 +34,7 @@ def need(module: str, engine: str):
     try: return import_module(module)
     except ImportError as error:
         raise MlopsError(f"engine {engine!r} needs the Python module {module!r}: {error}",
-                         f"pip install 'mlops_nb[{EXTRAS[engine]}]', in an environment of its own") from error
+                         f"uv pip install -e '.[{EXTRAS[engine]}]', in an environment of its own") from error
 
 # %% ../nbs/platform/05_spark.ipynb #6475f8ef
 PLAIN = re.compile(r"[A-Za-z0-9_./=+@,:-]+")
@@ -154,7 +154,7 @@ def start_sail(env: Env):  # a server with `stop` and `listening_address`
         server.start(background=True)
     return server
 
-# %% ../nbs/platform/05_spark.ipynb #b635902e
+# %% ../nbs/platform/05_spark.ipynb #3118a7b3
 DELTA_PACKAGE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 
 def spark_settings(port: int,  # where it is to listen
@@ -176,7 +176,7 @@ def start_spark() -> tuple:  # the server's own session, which `stop` ends, and 
     sql = need("pyspark.sql", "spark")
     if import_module("pyspark.util").is_remote_only():
         raise MlopsError("engine 'spark' needs the whole of pyspark, and only its client is installed",
-                         f"pip install 'mlops_nb[{EXTRAS['spark']}]', in an environment of its own")
+                         f"uv pip install -e '.[{EXTRAS['spark']}]', in an environment of its own")
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     builder = sql.SparkSession.builder.master("local[*]")
     for key, value in spark_settings(port).items(): builder = builder.config(key, value)

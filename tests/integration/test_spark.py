@@ -174,13 +174,13 @@ def test_a_server_that_dies_ends_the_wait_within_seconds(env, server, monkeypatc
     ("databricks", "databricks.connect", "databricks")])
 def test_an_engine_that_is_missing_names_its_install_command(env, monkeypatch, engine, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MlopsError, match=rf"engine '{engine}' needs(.|\n)*pip install 'mlops_nb\[{extra}\]'"):
+    with pytest.raises(MlopsError, match=rf"engine '{engine}' needs(.|\n)*uv pip install -e '\.\[{extra}\]'"):
         sessions.get_spark(changed(env, engine=engine))
 
 
 def test_the_client_alone_is_not_apache_spark(env):
     pytest.importorskip("pysail")  # this environment has the client, and only the client
-    with pytest.raises(MlopsError, match=r"needs the whole of pyspark(.|\n)*pip install 'mlops_nb\[spark\]'"):
+    with pytest.raises(MlopsError, match=r"needs the whole of pyspark(.|\n)*uv pip install -e '\.\[spark\]'"):
         sessions.get_spark(changed(env, engine="spark"))
 
 
