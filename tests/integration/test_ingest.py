@@ -1,7 +1,6 @@
 """The whole source in bronze tables on Sail, against its csv files; damaged files; what was learnt later."""
 import shutil
 import zipfile
-from dataclasses import replace as changed
 from datetime import date
 from importlib.metadata import files
 from pathlib import Path
@@ -10,9 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_nb import spark as sessions
 from mlops_nb import tables
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import ingest
 from mlops_nb.flights.days import cut_of
@@ -20,20 +17,6 @@ from mlops_nb.flights.days import cut_of
 ROOT = Path(__file__).parents[2]
 CUT, END = cut_of(date(2013, 3, 11)), cut_of(date(2014, 1, 1))  # the first lies in the hour after the clocks changed
 NAMES = [f"bronze_{name}" for name in ingest.NAMES]
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    "Target dev on Sail, in a lakehouse of its own."
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"):
-            patch.delenv(variable, raising=False)
-        yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path_factory.mktemp("lake")))
-    sessions.stop()
-
-
-@pytest.fixture(scope="module")
-def spark(env): return sessions.get_spark(env)
 
 
 @pytest.fixture(scope="module")

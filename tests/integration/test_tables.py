@@ -14,24 +14,9 @@ from hypothesis import strategies as st
 
 from mlops_nb import spark as sessions
 from mlops_nb import tables
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    "Target dev on Sail, in a lakehouse of its own."
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"):
-            patch.delenv(variable, raising=False)
-        yield changed(load_env("dev", root=ROOT), lakehouse=str(tmp_path_factory.mktemp("lake")))
-    sessions.stop()
-
-
-@pytest.fixture(scope="module")
-def spark(env): return sessions.get_spark(env)
 
 
 @pytest.fixture
