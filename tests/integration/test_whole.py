@@ -42,7 +42,8 @@ def table(state: Path, name: str) -> pd.DataFrame:
 def registry(state: Path) -> dict:
     "Versions, their tags and metrics, and the aliases, without what only tells of a run."
     from mlflow import MlflowClient
-    client = MlflowClient(f"sqlite:///{state / 'mlflow.db'}")
+    store = f"sqlite:///{state / 'mlflow.db'}"
+    client = MlflowClient(store, registry_uri=store)  # without it, MLflow takes the registry that another test had named
     name = "dev.flights.late_arrival"
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
     return {"aliases": {a: int(v) for a, v in client.get_registered_model(name).aliases.items()},
