@@ -20,9 +20,9 @@ import pandas as pd
 
 from .. import tables
 from ..errors import MlopsError
-from ..features import point_in_time_join
 from .days import YEAR, ZONE, midnight, sql_day, sql_moment
 from .ingest import KEYS as BRONZE_KEYS
+from ..point_in_time import point_in_time_join
 
 # %% ../../nbs/flights/03_features.ipynb #0985668d
 def grid_point(moment: str,  # a SQL expression of type TIMESTAMP; a whole second
