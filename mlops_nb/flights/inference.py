@@ -6,15 +6,16 @@
 __all__ = ['HOURS', 'MILES', 'BANDS', 'PREDICTIONS', 'WRITTEN', 'NOW', 'BEFORE', 'band', 'read_versions', 'predict_flights',
            'is_new', 'write_predictions', 'warned', 'share_by', 'plot_days', 'plot_warned']
 
-# %% ../../nbs/flights/08_inference.ipynb #88f00c4c
+# %% ../../nbs/flights/08_inference.ipynb #a7fd59cb
 from datetime import date, timedelta
 
 import pandas as pd
 
 from .. import tables
 from ..errors import MlopsError
-from .features import FEATURE_TABLES, FEATURES, KEYS, flight_features, scheduled
-from ..inference import check_knows_nothing_of, score, with_origin
+from ..features import feature_client
+from .features import FEATURE_TABLES, FEATURES, KEYS, as_input, asking, check_tables, scheduled
+from ..inference import check_knows_nothing_of, with_origin
 
 # %% ../../nbs/flights/08_inference.ipynb #f6149a90
 HOURS = (9, 13, 17)  # o'clock in New York: where a band of hours ends and the next one begins
@@ -29,7 +30,7 @@ def band(value: str,  # a SQL expression that gives a whole number
 
 BANDS = {"hour_band": band("sched_dep_time DIV 100", HOURS), "distance_band": band("distance", MILES)}
 
-# %% ../../nbs/flights/08_inference.ipynb #a7fcecb0
+# %% ../../nbs/flights/08_inference.ipynb #5754ae95
 PREDICTIONS = "predictions"
 WRITTEN = [*KEYS, "flight_day", *(c for c in FEATURES if c not in KEYS), *BANDS,
            "prediction_time", "prediction", "warning", "model_name", "model_version", "as_of", "read_versions"]
@@ -43,9 +44,12 @@ def predict_flights(spark, env, flights,  # DataFrame with the columns of `sched
                     version):  # the model version that predicts. -> DataFrame with the columns WRITTEN
     "Flights with their features, the probability that they arrive late, the warning, and what it all comes from."
     read = read_versions(spark, env)
-    known = flight_features(spark, env, flights).selectExpr("*", *(f"{sql} AS {name}" for name, sql in BANDS.items()))
-    rows = with_origin(score(known, f"models:/{version.name}/{version.version}"), version, read)
-    return rows.selectExpr("*", "flight_day AS as_of").select(*WRITTEN)
+    asked = asking(flights)
+    check_tables(spark, env, asked)
+    scored = feature_client(spark, env).score_batch(model_uri=f"models:/{version.name}/{version.version}", df=asked)
+    made = [f"{sql} AS {name}" for name, sql in (BANDS | {"as_of": "flight_day"}).items()]
+    kept = [name for name in WRITTEN if name in scored.columns and name not in FEATURES]
+    return with_origin(as_input(scored.selectExpr("*", *made), [*kept, *BANDS, "as_of"]), version, read).select(*WRITTEN)
 
 # %% ../../nbs/flights/08_inference.ipynb #b856306f
 def is_new(columns: list[str]) -> str:  # a SQL condition over `t` and `s`

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONF', 'AS_IT_IS', 'MODEL', 'CODE', 'REQUIREMENTS', 'VERSION_TAGS', 'TEXT', 'Periods', 'moment', 'split',
-           'labelled_rows', 'as_input', 'check_rows', 'fit', 'blocks_of', 'unseen_predictions', 'choose_calibration',
-           'Learnt', 'learn', 'judge', 'fingerprint', 'read_versions', 'signature', 'input_types', 'log_data',
-           'log_pictures', 'log_model', 'log_results', 'train', 'find_or_train', 'sentence']
+           'labelled_rows', 'check_rows', 'fit', 'blocks_of', 'unseen_predictions', 'choose_calibration', 'Learnt',
+           'learn', 'judge', 'fingerprint', 'read_versions', 'signature', 'input_types', 'log_data', 'log_pictures',
+           'log_model', 'log_results', 'train', 'find_or_train', 'sentence']
 
 # %% ../../nbs/flights/05_train.ipynb #f777f5e0
 import os
@@ -14,7 +14,7 @@ import os
 # %% ../../nbs/flights/05_train.ipynb #7c81dd06
 if "OMP_WAIT_POLICY" not in os.environ: os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait slow each other down on a busy machine
 
-# %% ../../nbs/flights/05_train.ipynb #e168385a
+# %% ../../nbs/flights/05_train.ipynb #641947b9
 import json
 import tempfile
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from .. import registry, tables, training
 from ..errors import MlopsError
 from . import model
 from .days import midnight
-from .features import BASELINE, FEATURE_TABLES, FEATURES, KEYS, flight_features, labels
+from .features import BASELINE, FEATURE_TABLES, FEATURES, KEYS, flight_features, labels, training_set
 
 # %% ../../nbs/flights/05_train.ipynb #4897cd09
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def split(rows: pd.DataFrame,  # labelled flights: flight_day, arrival_known_at 
     judging = ~before & (rows.flight_day < periods.as_of) & (rows.arrival_known_at < moment(periods.as_of))
     return rows[before & known], rows[judging]
 
-# %% ../../nbs/flights/05_train.ipynb #6d93c928
+# %% ../../nbs/flights/05_train.ipynb #918a6773
 def labelled_rows(spark, env,
                   as_of: date,  # labels known before its midnight
                   after: date | None = None,  # only flights of later days
@@ -69,12 +69,9 @@ def labelled_rows(spark, env,
     if after: flights = flights.where(f"flight_day > DATE'{after}'")
     columns = dict.fromkeys([*KEYS, "flight_day", "scheduled_departure", "arrival_known_at", "late_arrival", *FEATURES])
     rows = flight_features(spark, env, flights).select(*columns).toPandas()
-    return as_input(rows.sort_values(["scheduled_departure", *KEYS], ignore_index=True))
+    return rows.sort_values(["scheduled_departure", *KEYS], ignore_index=True)
 
-def as_input(rows: pd.DataFrame) -> pd.DataFrame:
-    "The same rows with every feature as text or as a double, nothing else."
-    numbers = [name for name in FEATURES if pd.api.types.is_numeric_dtype(rows[name])]
-    return rows.astype(dict.fromkeys(numbers, "float64"))
+## Learning
 
 # %% ../../nbs/flights/05_train.ipynb #ad5d7cc8
 CONF = ("held_out_days", "blocks", "min_rows", "costs", "rounds", "parameters")  # of conf/train.yml
@@ -203,14 +200,16 @@ def log_pictures(learnt: Learnt, held_out: pd.DataFrame, prediction: np.ndarray,
         mlflow.log_figure(figure, f"pictures/{name}.png")
         pyplot.close(figure)
 
-# %% ../../nbs/flights/05_train.ipynb #cedc5012
-def log_model(learnt: Learnt, example: pd.DataFrame) -> None:
-    "The model as two files and the code that reads them."
+# %% ../../nbs/flights/05_train.ipynb #a38b07ee
+def log_model(learnt: Learnt, example: pd.DataFrame,
+              client, inputs) -> None:  # a feature client, and the training set whose spec the model gets
+    "The model as two files and the code that reads them, with where its features come from."
     import mlflow
     with tempfile.TemporaryDirectory() as folder:
-        mlflow.pyfunc.log_model(name=MODEL, python_model=model.__file__, signature=signature(), input_example=example[FEATURES],
-                                artifacts=model.write_artifacts(Path(folder), learnt.booster, learnt.encoding),
-                                pip_requirements=training.pinned(*REQUIREMENTS))
+        client.log_model(model=model.__file__, artifact_path=MODEL, flavor=mlflow.pyfunc, training_set=inputs,
+                         signature=signature(), input_example=example[FEATURES],
+                         artifacts=model.write_artifacts(Path(folder), learnt.booster, learnt.encoding),
+                         pip_requirements=training.pinned(*REQUIREMENTS))
 
 def log_results(learnt: Learnt, metrics: pd.DataFrame, conf: Mapping, rows: int) -> None:
     "Parameters, metrics of the model and of the baseline, and the thresholds as tags."
@@ -220,10 +219,11 @@ def log_results(learnt: Learnt, metrics: pd.DataFrame, conf: Mapping, rows: int)
     mlflow.log_metrics(metrics["model"].to_dict() | metrics["baseline"].add_prefix("baseline_").to_dict())
     mlflow.set_tags({"threshold": repr(learnt.threshold), "baseline_threshold": repr(learnt.baseline_threshold)})
 
-# %% ../../nbs/flights/05_train.ipynb #f73a6cac
+# %% ../../nbs/flights/05_train.ipynb #2bc4e6a5
 def train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,
           versions: Mapping[str, int],  # the Delta versions of the tables read
           tags: Mapping[str, str],  # of the run, beside its dates
+          client, inputs,  # a feature client, and the training set whose spec the model gets
           ) -> str:  # the run's id
     "Learn, judge and log: one finished run, or one marked as failed."
     import mlflow
@@ -236,17 +236,18 @@ def train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,
         log_results(learnt, judge(held_out, prediction, learnt.threshold, learnt.baseline_threshold, conf["costs"]), conf, len(learning))
         log_data(env, {"training": learning, "evaluation": held_out}, versions)
         log_pictures(learnt, held_out, prediction, f"{periods.held_out_from} to {periods.held_out_to}")
-        log_model(learnt, learning.head(5))
+        log_model(learnt, learning.head(5), client, inputs)
     return run.info.run_id
 
-# %% ../../nbs/flights/05_train.ipynb #4fea6e5a
-def find_or_train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping, versions: Mapping[str, int]):  # -> mlflow ModelVersion
+# %% ../../nbs/flights/05_train.ipynb #ab9ebfa9
+def find_or_train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping, versions: Mapping[str, int],
+                  client, inputs):  # a feature client, and the training set whose spec the model gets. -> mlflow ModelVersion
     "The version for these rows, settings and code: the one that exists, or a new one."
     name, mark = env.check_write(env.model(MODEL)), fingerprint(rows, periods, conf)
     tags = {"fingerprint": mark, "read_versions": json.dumps(versions), **training.code_version(env.root)}
     with registry.lock(env, name):
         found = training.find_run(env, registry.experiment_id(env, MODEL), mark)
-        run_id = found.info.run_id if found else train(env, rows, periods, conf, versions, tags)
+        run_id = found.info.run_id if found else train(env, rows, periods, conf, versions, tags, client, inputs)
         return training.register_run(env, name, run_id, VERSION_TAGS)
 
 # %% ../../nbs/flights/05_train.ipynb #46ca85fd

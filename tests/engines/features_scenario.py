@@ -31,6 +31,7 @@ def feature_tables(spark, env):
 
 @step
 def model_input(spark, env):
+    features.register_functions(spark, env)
     flights = features.scheduled(spark, env, date(2013, 1, 3))
     labels = features.labels(spark, env, cut_of(date(2013, 1, 3)))
     return {"input": rows(features.flight_features(spark, env, flights)), "labels": rows(labels)}
