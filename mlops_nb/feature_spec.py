@@ -146,7 +146,7 @@ def function_column(feature: FeatureFunction, function: Function) -> Column:
     return Column(feature.name, ON_DEMAND, function.returns.lower(), udf_name=function.name,
                   input_bindings=tuple(feature.input_bindings.items()))
 
-# %% ../nbs/platform/37_feature_spec.ipynb #5ea89cd2
+# %% ../nbs/platform/37_feature_spec.ipynb #cc60b290
 def check_names(columns: Iterable[str], features: Iterable[Column]):
     "MlopsError if two features have one name, or a feature that of a column."
     seen = {name: "the rows have a column of that name" for name in columns}
@@ -168,7 +168,7 @@ def lookbacks_of(lookups: Iterable[FeatureLookup], tables: Mapping[str, FeatureT
 
 def make_spec(columns: Mapping[str, str],  # of the rows that ask, by type, without the label
               features: Sequence[FeatureLookup | FeatureFunction],
-              exclude: Iterable[str],  # columns that the model does not take
+              exclude: str | Iterable[str],  # columns that the model does not take
               tables: Mapping[str, FeatureTable],  # by the name that the lookups use
               functions: Mapping[str, Function],  # by the name that the features use
               ) -> FeatureSpec:
@@ -180,7 +180,7 @@ def make_spec(columns: Mapping[str, str],  # of the rows that ask, by type, with
     found += function_columns([f for f in features if isinstance(f, FeatureFunction)], functions, known)
     check_names(columns, found)
     everything = [*(Column(name, TRAINING_DATA, kind) for name, kind in columns.items()), *found]
-    exclude = set(exclude)
+    exclude = set(as_list(exclude))
     for name in exclude:
         if name not in {c.name for c in everything}: raise unknown("column", name, [c.name for c in everything], "exclude_columns")
     return FeatureSpec(tuple(Column(**vars(c) | {"include": c.name not in exclude}) for c in everything), lookbacks_of(lookups, tables))

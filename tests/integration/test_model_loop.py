@@ -16,9 +16,7 @@ from mlops_nb import deployment, registry, training
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
-              pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-              pytest.mark.filterwarnings("ignore:.*IProgress not found")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
 MARCH, APRIL, LATER = date(2013, 3, 11), date(2013, 4, 1), date(2013, 4, 8)
 NAME = "dev.flights.late_arrival"
 

@@ -1,0 +1,82 @@
+"""What can be declared as features, and how it is stored with a model."""
+from datetime import timedelta
+
+import pytest
+import yaml
+
+from mlops_nb.errors import MlopsError
+from mlops_nb.feature_functions import Function
+from mlops_nb.feature_spec import FeatureFunction, FeatureLookup, from_yaml, make_spec, to_dict
+from mlops_nb.feature_tables import FeatureTable
+
+HOURS = FeatureTable("dev.s.hours", ["place", "kind", "ts"], "ts", {
+    "place": "string", "kind": "int", "ts": "timestamp", "level": "double", "count": "bigint"})
+PLACES = FeatureTable("dev.s.places", ["place"], None, {"place": "string", "height": "double"})
+DAYS = FeatureTable("dev.s.days", ["day"], None, {"day": "date", "holiday": "boolean"})
+TABLES = {t.name: t for t in (HOURS, PLACES, DAYS)}
+ROWS = {"id": "bigint", "place": "string", "kind": "int", "at": "timestamp", "day": "date", "other": "string"}
+SUM = Function("dev.s.total", {"a": "DOUBLE", "b": "DOUBLE"}, "DOUBLE", "def total(a, b): return a + b")
+FUNCTIONS = {"dev.s.total": SUM}
+
+
+def hours(**change): return FeatureLookup(**{"table_name": "dev.s.hours", "lookup_key": ["place", "kind"], "timestamp_lookup_key": "at"} | change)
+def made(*features, exclude=()): return make_spec(ROWS, features, exclude, TABLES, FUNCTIONS)
+
+
+def test_columns_come_in_an_order_in_which_they_can_be_computed():
+    features = [FeatureFunction("dev.s.total", {"a": "first", "b": "height"}, "second"),
+                FeatureFunction("dev.s.total", {"a": "level", "b": "height"}, "first"), hours(), FeatureLookup("dev.s.places", "place")]
+    spec = made(*features, exclude=["id", "at", "height"])
+    assert [c.name for c in spec.columns] == [*ROWS, "level", "count", "height", "first", "second"]
+    assert spec.inputs == ["place", "kind", "day", "other", "level", "count", "first", "second"]
+    assert from_yaml(yaml.safe_dump(to_dict(spec), sort_keys=False), "x") == spec
+
+
+def test_the_yaml_has_the_fields_of_the_contract():
+    spec = made(hours(feature_names="count", rename_outputs={"count": "n"}, default_values={"n": 7}, lookback_window=timedelta(hours=6)),
+                FeatureFunction("dev.s.total", {"a": "n", "b": "n"}), exclude="id")
+    said = to_dict(spec)
+    columns = {name: values for entry in said["input_columns"] for name, values in entry.items()}
+    assert list(said) == ["input_columns", "input_tables", "input_functions", "workspace_id", "feature_store_client_version",
+                          "serialization_version"]
+    assert columns["n"] == {"data_type": "long", "source": "feature_store", "topological_ordering": 6, "table_name": "dev.s.hours",
+                            "feature_name": "count", "lookup_key": ["place", "kind"], "timestamp_lookup_key": ["at"], "default_value": "7"}
+    assert columns["total"] == {"data_type": "double", "source": "on_demand_feature", "topological_ordering": 7,
+                                "udf_name": "dev.s.total", "input_bindings": {"a": "n", "b": "n"}}
+    assert columns["id"] == {"data_type": "long", "source": "training_data", "topological_ordering": 0, "include": False}
+    assert said["input_tables"] == [{"dev.s.hours": {"lookback_window": 21600.0}}] and said["input_functions"] == [{"dev.s.total": {}}]
+
+
+@pytest.mark.parametrize("features, message", [
+    ([hours(lookup_key=["kind", "place"])], "column 'kind' is int, and key 'place' of dev.s.hours is string"),
+    ([hours(lookup_key="place")], "lookup_key of dev.s.hours is place\n.*one column for each of: place, kind, in this order"),
+    ([hours(lookup_key=["plcae", "kind"])], "no column 'plcae' in the rows that ask\n.*did you mean 'place'"),
+    ([hours(timestamp_lookup_key="day")], "column 'day' is date, and key 'ts' of dev.s.hours is timestamp"),
+    ([hours(timestamp_lookup_key=None)], "dev.s.hours has the time ts, and timestamp_lookup_key is None"),
+    ([FeatureLookup("dev.s.places", "place", timestamp_lookup_key="at")], "dev.s.places has no time, and timestamp_lookup_key is 'at'"),
+    ([FeatureLookup("dev.s.days", "day")], "primary key 'day' of dev.s.days is a date\n.*timeseries_column"),
+    ([hours(feature_names=["level", "depth"])], "no feature 'depth' in dev.s.hours"),
+    ([hours(rename_outputs={"lvl": "x"})], "no feature 'lvl' in dev.s.hours\n.*did you mean 'level'"),
+    ([hours(default_values={"depth": 1})], "no feature 'depth' in default_values of dev.s.hours"),
+    ([hours(), hours()], "feature 'level' of dev.s.hours: dev.s.hours brings one, too"),
+    ([hours(rename_outputs={"level": "id"})], "feature 'id' of dev.s.hours: the rows have a column of that name"),
+    ([hours(feature_names="level", lookback_window=timedelta(days=1)), hours(feature_names="count")],
+     "two lookups of dev.s.hours have lookback_window 1 day, 0:00:00 and None"),
+    ([FeatureFunction("dev.s.total", {"a": "id"})], "input_bindings of dev.s.total lack b"),
+    ([FeatureFunction("dev.s.total", {"a": "id", "b": "id", "c": "id"})], "no parameter 'c' in dev.s.total"),
+    ([FeatureFunction("dev.s.total", {"a": "x", "b": "id"}, "y"), FeatureFunction("dev.s.total", {"a": "y", "b": "id"}, "x")],
+     "no column 'x' in what function y can take")])
+def test_what_does_not_fit_is_refused(features, message):
+    with pytest.raises(MlopsError, match=message): made(*features)
+
+
+def test_excluding_what_is_not_there_is_refused():
+    with pytest.raises(MlopsError, match="no column 'ids' in exclude_columns"): made(hours(), exclude=["ids"])
+
+
+def test_a_negative_lookback_is_refused():
+    with pytest.raises(MlopsError, match="lookback_window of dev.s.hours is -1 day"): hours(lookback_window=timedelta(days=-1))
+
+
+def test_another_version_of_the_format_is_refused():
+    with pytest.raises(MlopsError, match="version 3 of its format"): from_yaml("serialization_version: 3", "feature_spec.yaml")
