@@ -1,5 +1,6 @@
 """Ingest and features of the flights' first days, the join in time, and New York's days, as each engine does them."""
-from datetime import date
+import re
+from datetime import date, timedelta
 
 from side_by_side import Scenario, rows
 
@@ -49,7 +50,12 @@ def join_in_time(spark, env):
     by_day = point_in_time_join(asked.selectExpr("id", "k", "to_date(t) AS day"),
                                 known.selectExpr("k", "to_date(ts) AS since", "value").where("value IN (1, 5)"),
                                 ["k"], "day", "since")
-    return {"moments": rows(point_in_time_join(asked, known, ["k"], "t", "ts")), "days": rows(by_day)}
+    renamed, half_an_hour = known.withColumnRenamed("k", "key"), timedelta(minutes=30)
+    recent = point_in_time_join(asked, renamed, "k", "t", "ts", half_an_hour, right_keys="key")
+    try: refused = point_in_time_join(asked, known.unionByName(known.where("value = 4")), "k", "t", "ts").collect()
+    except Exception as error: refused = re.findall(r"more than one row with .*?:\d\d:\d\d", str(error))[:1]
+    return {"moments": rows(point_in_time_join(asked, known, ["k"], "t", "ts")), "days": rows(by_day),
+            "recent": rows(recent), "refused": refused}
 
 
 @step

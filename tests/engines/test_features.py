@@ -33,4 +33,8 @@ def test_what_was_compared_is_what_was_meant(results):
     assert {name: len(rows) > 150 for name, rows in spark["feature_tables"].items()} == {
         name: name != "carrier_daily" for name in spark["feature_tables"]}
     assert len(spark["model_input"]["input"]) > 900 and len(spark["model_input"]["labels"]) > 1500
-    assert [row["value"] for row in spark["join_in_time"]["moments"]] == [None, 1, None, 5, None, None, None]
+    joined = spark["join_in_time"]
+    assert [row["value"] for row in joined["moments"]] == [None, 1, None, 5, None, None, None]
+    assert [row["note"] for row in joined["moments"]] == [None, "first", None, "b", None, None, None]
+    assert [row["note"] for row in joined["recent"]] == [None, "first", None, None, None, None, None]
+    assert joined["refused"] == ["more than one row with k = b, ts = 2013-03-10 07:00:01"]
