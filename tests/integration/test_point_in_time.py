@@ -1,0 +1,189 @@
+"""The join in time on Sail, against pandas.merge_asof: by moments and by days, whatever zone the session has."""
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from mlops_nb.errors import MlopsError
+from mlops_nb.point_in_time import point_in_time_join
+
+ZONES = ("UTC", "America/New_York", "Asia/Kolkata")
+SPRING, AUTUMN = datetime(2013, 3, 10, 7, tzinfo=UTC), datetime(2013, 11, 3, 6, tzinfo=UTC)  # New York's clocks change
+NEAR = [-7200, -3600, -1801, -1800, -1, 0, 1, 1799, 1800, 3600, 5400, 7200]
+MOMENTS = [base + timedelta(seconds=s) for base in (SPRING, AUTUMN) for s in NEAR]
+DAYS = [datetime.combine(base.date() + timedelta(days=d), datetime.min.time(), UTC)
+        for base in (SPRING, AUTUMN) for d in range(-3, 4)]
+SERIES, KEYS = [*range(25), None], ["a", "b", None]  # many small cases in one table: each is a value of the first key column
+
+
+@contextmanager
+def zone_of(spark, zone: str):
+    "The session's time zone for a while."
+    spark.conf.set("spark.sql.session.timeZone", zone)
+    try: yield
+    finally: spark.conf.set("spark.sql.session.timeZone", "UTC")
+
+
+def micros(moment: datetime) -> int: return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def tables_of(spark, left: list, right: list, kind: str):
+    "Two tables from moments; times travel as numbers, so that no zone can touch them."
+    time = {"TIMESTAMP": "timestamp_micros({})", "DATE": "date_from_unix_date(CAST({} / 86400000000 AS INT))"}[kind]
+    asked = [(i, case, key, at and micros(at)) for i, (case, key, at) in enumerate(left)]
+    known = [(case, key, at and micros(at), value) for case, key, at, value in right]
+    return (spark.createDataFrame(asked, "id INT, series INT, k STRING, at BIGINT").selectExpr(
+                "id", "series", "k", f"{time.format('at')} AS t"),
+            spark.createDataFrame(known, "series INT, k STRING, at BIGINT, value INT").selectExpr(
+                "series", "k AS key", f"{time.format('at')} AS ts", "at AS found", "value"))
+
+
+def ours(left, right, window) -> pd.DataFrame:
+    "Per row of `left` the time of the row found and its value; missing is -1."
+    joined = point_in_time_join(left, right, ["series", "k"], "t", "ts", window, right_keys=["series", "key"])
+    rows = [(r.id, r.found or -1, -1 if r.value is None else r.value) for r in joined.collect()]
+    return pd.DataFrame(sorted(rows), columns=["id", "found", "value"])
+
+
+def theirs(left: list, right: list, window) -> pd.DataFrame:
+    "The same by pandas, which takes rows that have a key and a time, in order of time."
+    asked = pd.DataFrame(left, columns=["series", "k", "t"]).assign(id=range(len(left)))
+    known = pd.DataFrame(right, columns=["series", "k", "ts", "value"]).astype({"value": float})
+    whole, told = asked.dropna().sort_values("t"), known.dropna(subset=["series", "k", "ts"]).sort_values("ts")
+    told["found"] = [micros(t) for t in told.ts]
+    for frame, time in ((whole, "t"), (told, "ts")):
+        frame[time] = pd.to_datetime(frame[time], utc=True).astype("datetime64[us, UTC]")
+        frame[["series", "k"]] = frame[["series", "k"]].astype({"series": int, "k": str})
+    found = pd.merge_asof(whole, told, left_on="t", right_on="ts", by=["series", "k"], allow_exact_matches=True,
+                          tolerance=None if window is None else pd.Timedelta(window))
+    found = found.set_index("id")[["found", "value"]].astype(float).reindex(range(len(left))).fillna(-1)
+    return found.astype("int64").rename_axis("id").reset_index()
+
+
+def asked_at(times): return st.lists(st.tuples(st.sampled_from(SERIES), st.sampled_from(KEYS),
+                                               st.one_of(st.sampled_from(times), st.none())), min_size=60, max_size=150)
+
+
+def known_at(times):
+    "Feature rows, one a key and time; some of a null key or time, of which a table without a primary key may hold many."
+    some = st.tuples(st.sampled_from(SERIES), st.sampled_from(KEYS), st.one_of(st.sampled_from(times), st.none()),
+                     st.one_of(st.none(), st.integers(0, 99)))
+    return st.lists(some, min_size=60, max_size=250, unique_by=lambda r: r[:3] if None not in r[:3] else object())
+
+
+MUCH = dict(deadline=None, database=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+WINDOWS = st.sampled_from([0, 1, 1800, 3599, 3600, 7201, 86_400 * 236]).map(lambda s: timedelta(seconds=s))
+
+
+@settings(max_examples=60, **MUCH)
+@given(left=asked_at(MOMENTS), right=known_at(MOMENTS), window=WINDOWS, zone=st.sampled_from(ZONES))
+@example(left=[(0, "a", t) for t in MOMENTS] * 2, right=[(0, "a", t, None) for t in MOMENTS[::3]],
+         window=timedelta(hours=1), zone="America/New_York")
+def test_moments_as_pandas_joins_them(spark, left, right, window, zone):
+    "Ties, gaps, rows asked twice, nulls in keys, times and values, around the nights in which clocks change."
+    with zone_of(spark, zone):
+        asked, known = tables_of(spark, left, right, "TIMESTAMP")
+        for how in (None, window):
+            pd.testing.assert_frame_equal(ours(asked, known, how), theirs(left, right, how))
+
+
+@settings(max_examples=25, **MUCH)
+@given(left=asked_at(DAYS), right=known_at(DAYS), days=st.integers(0, 3), zone=st.sampled_from(ZONES))
+@example(left=[(0, "a", t) for t in DAYS], right=[(0, "a", t, 1) for t in DAYS[::2]], days=1, zone="America/New_York")
+def test_days_as_pandas_joins_them(spark, left, right, days, zone):
+    "A day is 24 hours between two dates, also if New York's clocks changed in it."
+    with zone_of(spark, zone):
+        asked, known = tables_of(spark, left, right, "DATE")
+        for how in (None, timedelta(days=days)):
+            pd.testing.assert_frame_equal(ours(asked, known, how), theirs(left, right, how))
+
+
+def at(seconds: float) -> datetime: return SPRING + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("window, since, until, found", [
+    (timedelta(seconds=1), 0.0, 1.999, True),  # cut to whole seconds, they are one apart
+    (timedelta(seconds=1), 0.999, 2.0, False),  # two apart, though little more than one went by
+    (timedelta(milliseconds=1), 5.1, 5.9, True),
+    (timedelta(milliseconds=1), 5.9, 6.0, False),
+    (timedelta(seconds=1.9), 0.0, 2.0, False),
+    (timedelta(0), 5.1, 5.1, True),
+    (timedelta(0), 5.1, 5.100001, False),  # zero asks for the moment itself, not for its second
+    (timedelta(days=1), 0.0, 86_400.5, True),
+    (None, 0.000001, 0.000001, True),
+    (None, 0.000001, 0.0, False),
+])
+def test_ages_are_counted_in_whole_seconds(spark, window, since, until, found):
+    left, right = tables_of(spark, [(1, "a", at(until))], [(1, "a", at(since), 7)], "TIMESTAMP")
+    assert ours(left, right, window).value.tolist() == [7 if found else -1]
+
+
+def test_an_older_row_inside_the_window_does_not_replace_the_latest(spark):
+    "The latest row is null, and the one before it, still inside the window, has a value."
+    left, right = tables_of(spark, [(1, "a", at(10))], [(1, "a", at(1), 7), (1, "a", at(2), None)], "TIMESTAMP")
+    assert ours(left, right, timedelta(hours=1)).values.tolist() == [[0, micros(at(2)), -1]]
+
+
+@pytest.mark.parametrize("time", [5, 50, 5000])  # found by the row that asks, not found by it, later than it
+def test_two_feature_rows_of_one_key_and_time_are_refused(spark, time):
+    right = [(1, "a", at(t), 7) for t in (0, 5, 50, 5000)]
+    left, known = tables_of(spark, [(1, "a", at(9)), (1, "a", None), (2, "a", at(9))], [*right, (1, "a", at(time), 8)], "TIMESTAMP")
+    text = f"more than one row with series = 1, key = a, ts = {at(time):%Y-%m-%d %H:%M:%S}"
+    joined = point_in_time_join(left, known, ["series", "k"], "t", "ts", right_keys=["series", "key"])  # is but a plan
+    for action in (joined.collect, joined.count, joined.select("id").collect):
+        with pytest.raises(Exception, match=text): action()
+
+
+def test_rows_that_nobody_can_find_may_be_there_twice(spark):
+    right = [(1, "a", at(0), 7), (1, None, at(0), 1), (1, None, at(0), 2), (None, "a", at(0), 3), (None, "a", at(0), 4),
+             (1, "a", None, 5), (1, "a", None, 6), (2, "a", at(0), 8), (1, "b", at(0), 9)]
+    left, known = tables_of(spark, [(1, "a", at(1)), (1, None, at(1)), (None, "a", at(1)), (1, "a", None)], right, "TIMESTAMP")
+    assert ours(left, known, None).value.tolist() == [7, -1, -1, -1]
+
+
+def test_columns_of_every_type_come_through(spark):
+    left = spark.sql("SELECT 'a' AS `the key`, date'2013-03-10' AS day, struct(1 AS x) AS s, map('a', 1) AS m")
+    right = spark.sql("SELECT 'a' AS key, date'2013-03-09' AS day, array(1, 2) AS array, struct('b' AS y) AS inner")
+    joined = point_in_time_join(left, right, "the key", "day", "day", right_keys="key")
+    assert joined.columns == ["the key", "day", "s", "m", "array", "inner"]
+    assert joined.first() == ("a", date(2013, 3, 10), (1,), {"a": 1}, [1, 2], ("b",))
+
+
+def test_many_events_after_few_features_take_no_longer(spark):
+    "The way back to the last feature row is not walked again for every event."
+    left = spark.range(400_000).selectExpr("id", "id % 2 AS k", "timestamp_seconds(1362900000 + id) AS t")
+    right = spark.range(2).selectExpr("id AS k", "timestamp_seconds(1362800000) AS ts", "id + 1 AS value")
+    began = datetime.now(UTC)
+    assert point_in_time_join(left, right, "k", "t", "ts").selectExpr("sum(value)").first()[0] == 600_000
+    assert datetime.now(UTC) - began < timedelta(seconds=8)
+
+
+@pytest.mark.parametrize("change, how, message", [
+    ({}, dict(lookback_window=timedelta(seconds=-1)), "lookback_window is negative: -1 s"),
+    ({}, dict(lookback_window=3600), "lookback_window is 3600"),
+    ({}, dict(right_keys=["series"]), "2 key columns on the left, 1 in the feature table"),
+    ({}, dict(keys=[], right_keys=[]), "0 key columns"),
+    ({}, dict(keys=["series", "who"]), "no column 'who' in the left table"),
+    ({}, dict(right_keys=["key", "series"]), "column 'series' is int, and 'key' of the feature table is string"),
+    ({"ts": "timestamp_ntz"}, {}, "column 't' is timestamp, and 'ts' of the feature table is timestamp_ntz"),
+    ({"ts": "date"}, {}, "column 't' is timestamp, and 'ts' of the feature table is date"),
+])
+def test_what_cannot_be_joined_is_refused_at_once(spark, change, how, message):
+    left, right = tables_of(spark, [(1, "a", at(0))], [(1, "a", at(0), 1)], "TIMESTAMP")
+    for name, kind in change.items(): right = right.withColumn(name, right[name].cast(kind))
+    keys = dict(keys=["series", "k"], right_keys=["series", "key"])
+    with pytest.raises(MlopsError, match=message):
+        point_in_time_join(left, right, left_time="t", right_time="ts", **keys | how)
+
+
+def test_names_that_would_meet_are_refused(spark):
+    left, right = tables_of(spark, [(1, "a", at(0))], [(1, "a", at(0), 1)], "TIMESTAMP")
+    join = lambda a, b: point_in_time_join(a, b, ["series"], "t", "ts")
+    with pytest.raises(MlopsError, match="both tables have a column 'ID'"): join(left, right.withColumnRenamed("value", "ID"))
+    with pytest.raises(MlopsError, match="the join has a column 'found__' of its own"):
+        join(left.withColumnRenamed("id", "found__"), right)
+    ntz = [frame.withColumn(name, frame[name].cast("timestamp_ntz")) for frame, name in ((left, "t"), (right, "ts"))]
+    with pytest.raises(MlopsError, match="column 't' is timestamp_ntz"): join(*ntz)
