@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['look_up', 'with_defaults', 'compute', 'check_has', 'with_features', 'TrainingSet', 'create_training_set', 'save_raw',
-           'save_model', 'log_model', 'spec_of', 'pinned_uri', 'score_batch', 'FeatureEngineeringClient', 'translated',
-           'DatabricksFeatures', 'feature_client']
+           'save_model', 'log_model', 'spec_of', 'pinned_uri', 'score_batch', 'publish_table',
+           'FeatureEngineeringClient', 'translated', 'DatabricksFeatures', 'feature_client']
 
-# %% ../nbs/platform/38_features.ipynb #d4facca1
+# %% ../nbs/platform/38_features.ipynb #5c3614f7
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +32,13 @@ from mlops_nb.feature_spec import (
     to_dict,
 )
 from .feature_tables import FeatureTable
+from .online_store import OnlineStore, publish
+from .online_store import store as online_store_of
 from .point_in_time import point_in_time_join
 
-# %% ../nbs/platform/38_features.ipynb #1c5224fa
-def look_up(spark, env: Env, frame,  # DataFrame with the keys
+# %% ../nbs/platform/38_features.ipynb #f5766d8c
+def look_up(spark, env: Env, frame,  # DataFrame with the keys, and what was looked up before
+            asks,  # DataFrame with the keys: the rows as they came, whose plan is short
             columns: Sequence[Column],  # of one table, one lookup_key and one timestamp_lookup_key
             spec: FeatureSpec):  # -> DataFrame: `frame` and these columns
     "Rows with features of one table, as of each row's own moment."
@@ -47,7 +50,7 @@ def look_up(spark, env: Env, frame,  # DataFrame with the keys
     values = tables.read(spark, env, table.name)
     if not time: return frame.join(values.selectExpr(*named), keys, "left")
     values = values.selectExpr(*named, f"{tables.quoted(table.timeseries_column)} AS known_from__")
-    asked = frame.select(*keys, time).distinct()
+    asked = asks.select(*keys, time).distinct()
     found = point_in_time_join(asked, values, keys, time, "known_from__", lookback_window=spec.lookbacks[table.name])
     return frame.join(found, [*keys, time], "left")
 
@@ -77,7 +80,7 @@ def compute(frame, columns: Sequence[Column],  # each after those that it takes
     asked = [F.col(name).cast("timestamp") if types[name] == "date" else F.col(name) for name in taken]
     return frame.withColumn("computed__", F.pandas_udf(run, kinds)(*asked)).select(*frame.columns, "computed__.*")
 
-# %% ../nbs/platform/38_features.ipynb #8ee3b1c6
+# %% ../nbs/platform/38_features.ipynb #1ba4144b
 def check_has(frame, spec: FeatureSpec, ready: set[str]):  # the features that are there already
     "MlopsError if rows lack a column that a lookup or a function needs."
     made = {c.name for c in spec.columns if c.source in (FEATURE_STORE, ON_DEMAND)}
@@ -90,11 +93,11 @@ def check_has(frame, spec: FeatureSpec, ready: set[str]):  # the features that a
 def with_features(spark, env: Env, frame,  # DataFrame with the keys and columns that the spec needs
                   spec: FeatureSpec):  # -> DataFrame: `frame`, then the features that it has not yet
     "Rows with every feature of a spec; one that the rows bring themselves is left as it is."
-    ready, given = set(frame.columns), list(frame.columns)
+    asks, ready, given = frame, set(frame.columns), list(frame.columns)
     check_has(frame, spec, ready)
     for columns in spec.lookups().values():
         if wanted := [c for c in columns if c.name not in ready]:
-            frame = with_defaults(look_up(spark, env, frame, wanted, spec), wanted)
+            frame = with_defaults(look_up(spark, env, frame, asks, wanted, spec), wanted)
     if wanted := [c for c in spec.of(ON_DEMAND) if c.name not in ready]:
         frame = compute(frame, wanted, {c.udf_name: feature_functions.get(env, c.udf_name) for c in wanted})
     return frame.select(*given, *(c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)) if c.name not in ready))
@@ -174,7 +177,15 @@ def score_batch(spark, env: Env, model_uri: str,
     uri = pinned_uri(env, model_uri)
     return inference.score(with_features(spark, env, df, spec_of(uri)), uri)
 
-# %% ../nbs/platform/38_features.ipynb #337276c2
+# %% ../nbs/platform/38_features.ipynb #f66c99f2
+def publish_table(spark, env: Env, store: OnlineStore, name: str,  # a feature table
+                  ttl: float | None = None,  # seconds after which a row that was not published again is gone
+                  ) -> tuple[int, int]:  # how many rows were written and deleted
+    "Make an online store hold the newest rows of a feature table."
+    table = feature_tables.get_table(spark, env, name)
+    return publish(spark, env, store, table.name, table.lookup_keys, table.timeseries_column, ttl)
+
+# %% ../nbs/platform/38_features.ipynb #1d12c8f7
 class FeatureEngineeringClient:
     "Databricks' `FeatureEngineeringClient`, for a target at home; arguments are given by name."
 
@@ -202,7 +213,14 @@ class FeatureEngineeringClient:
     def score_batch(self, *, model_uri, df, result_type="double"):
         return score_batch(self.spark, self.env, model_uri, df, result_type)
 
-# %% ../nbs/platform/38_features.ipynb #9aac28c8
+    def get_online_store(self) -> OnlineStore:
+        "The target's online store: the bundle's variable `online_store`, or a SQLite file."
+        return online_store_of(self.env)
+
+    def publish_table(self, *, online_store, source_table_name, ttl=None) -> tuple[int, int]:
+        return publish_table(self.spark, self.env, online_store, source_table_name, ttl)
+
+# %% ../nbs/platform/38_features.ipynb #73dabf15
 def translated(env: Env, feature: FeatureLookup | FeatureFunction, package):  # the module databricks.feature_engineering
     "A lookup or a function as Databricks' client takes it."
     if isinstance(feature, FeatureFunction):
@@ -232,6 +250,19 @@ class DatabricksFeatures:
 
     def create_training_set(self, *, feature_lookups, **options):
         return self.client.create_training_set(feature_lookups=[translated(self.env, f, self.package) for f in feature_lookups], **options)
+
+    def get_online_store(self):
+        "The online store that the bundle's variable `online_store` names."
+        return self.client.get_online_store(name=self.env.variables["online_store"])
+
+    def publish_table(self, *, online_store, source_table_name, ttl=None) -> tuple[None, None]:  # it does not say how many
+        "Publish what changed; Databricks reads that from the table's change data feed."
+        if ttl is not None: raise MlopsError(f"a ttl for {source_table_name}", "Databricks' online store keeps rows until they are deleted")
+        full = self.env.table(source_table_name)
+        feature_tables.set_property(self.spark, self.env, full, "delta.enableChangeDataFeed", "true")
+        self.client.publish_table(online_store=online_store, source_table_name=full, online_table_name=f"{full}_online",
+                                  publish_mode="TRIGGERED")
+        return None, None
 
     def __getattr__(self, name): return getattr(self.client, name)
 

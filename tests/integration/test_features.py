@@ -13,9 +13,12 @@ from mlops_nb import spark as sessions
 from mlops_nb import tables
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.features import publish_table
 from mlops_nb.flights import features, ingest
 from mlops_nb.flights.days import ZONE, cut_of, midnight, sql_day
 from mlops_nb.flights.features import FEATURES, KEYS, TIMES
+from mlops_nb.online_features import OnlineFeatures
+from mlops_nb.online_store import open_store
 from mlops_nb.point_in_time import point_in_time_join
 
 ROOT = Path(__file__).parents[2]
@@ -371,3 +374,24 @@ def test_target_dev_may_read_the_tables_of_prod(spark, env, written, tmp_path_fa
         done = features.write_features(here, dev, cut_of(date(2013, 1, 5)))
         assert done.table.tolist() == [f"dev.flights.{name}" for name in TIMES] and (done.changed > 0).all()
     finally: sessions.stop()
+
+
+# ---- batch and online say the same
+
+def test_ten_thousand_requests_get_online_what_a_batch_gets(spark, env, written, tmp_path):
+    "Flights of the days after the cut, asked by their keys alone: every value, and how many keys are found."
+    store = open_store(f"sqlite:///{tmp_path / 'online.db'}")
+    for name in TIMES: publish_table(spark, env, store, name)
+    flights = features.scheduled(spark, env, date(2013, 3, 14), 20)
+    batch = features.training_set(spark, env, flights, only_features=True)
+    rows = features.training_set(spark, env, flights).load_df().orderBy(*KEYS).limit(10_000).toPandas()
+    online = OnlineFeatures(env, batch.feature_spec, store)
+    asked = utc(rows[[c for c in features.SCHEDULE if c in rows]]).astype(object).where(lambda f: f.notna(), None)
+    answers = pd.DataFrame([online(request) for request in asked.to_dict("records")])
+    assert len(answers) == 10_000 and list(answers) == batch.feature_spec.inputs and set(answers) == set(FEATURES)
+    for name in FEATURES:
+        if name in features.CATEGORICAL: assert (answers[name].fillna("") == rows[name].fillna("")).all(), name
+        else: np.testing.assert_allclose(answers[name].astype(float), rows[name].astype(float), rtol=0, atol=1e-9, err_msg=name)
+    found = [answers[c].notna().mean() for c in ("origin_due_3h", "temperature", "carrier_late_share", "route_late_share",
+                                                 "great_circle", "aircraft_stage")]
+    assert min(found) > 0.95, found
