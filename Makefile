@@ -63,7 +63,10 @@ test-integration: $(READY)
 test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
 	$(call suite,engines,240,$(BIN)/python -m pytest -q tests/engines)
 
-bench: $(READY)  ## how long things take, beside a peer, in one run
+$(VENV)/.bench: benchmarks/requirements.lock $(READY)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@
+
+bench: $(VENV)/.bench  ## how long things take, beside a peer, in one run
 	@$(BIN)/python benchmarks/run.py
 
 check: $(READY)  ## notebooks clean, export current, code tidy, bundle valid
@@ -82,9 +85,12 @@ ui: $(READY)  ## MLflow's pages for what was trained here
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs
 
-lock: $(READY)  ## requirements.lock anew, from pyproject.toml
-	@$(BIN)/uv pip compile pyproject.toml --extra local --extra dev --extra flights --universal --python-version 3.11 \
-	  --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
+PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")
+
+lock: $(READY)  ## requirements.lock and that of the benchmarks anew, from pyproject.toml
+	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
+	@$(BIN)/python -c '$(PEERS)' | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
 
 clean:  ## delete the environment and all local state
 	rm -rf $(VENV) .venv-spark .venv-connect .mlops .pytest_cache .ruff_cache

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import point_in_time
 import psutil
 import yaml
 from rich.console import Console
@@ -98,7 +99,7 @@ def demo(folder: Path) -> list[tuple]:
             ("its peak of memory", f"{most[0] / 2**30:.2f} GiB", "", "", "3 GiB")]
 
 
-MEASURES = {"overhead": runner_overhead, "start": first_cell, "demo": demo}
+MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows, "demo": demo}
 
 
 def main() -> None:
