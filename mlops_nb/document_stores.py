@@ -273,7 +273,7 @@ class DynamoStore(DocumentStore):
                 left = answer.get("UnprocessedKeys")
         return {item["id"]["S"]: (float(item.get("expires__", {"N": 0})["N"]), item["row__"]["S"]) for item in items}
 
-# %% ../nbs/platform/29_document_stores.ipynb #7e8d5351
+# %% ../nbs/platform/29_document_stores.ipynb #e4430b50
 def cosmos_address(address: Address) -> str:
     "Where an account answers: by its name in Azure, or where its host says."
     if address.port or "." in address.host: return f"https://{address.host}:{address.port or 443}/"
@@ -292,7 +292,7 @@ class CosmosStore(DocumentStore):
         key = address.secret("key") or os.environ.get("AZURE_COSMOS_KEY")
         if not key: raise MlopsError(f"{self.name} needs a key", "add ?key=secrets/<scope>/<key>, or set AZURE_COSMOS_KEY")
         self.make = lambda: cosmos.CosmosClient(
-            cosmos_address(address), key, connection_timeout=timeout, read_timeout=timeout, retry_total=0,
+            cosmos_address(address), key, connection_timeout=timeout, read_timeout=timeout, retry_total=0, timeout=timeout,
             connection_verify=address.options.get("verify") != "false", enable_endpoint_discovery=False)
 
     @cached_property
@@ -336,8 +336,9 @@ class CosmosStore(DocumentStore):
         state = State(Layout.from_text(item["layout"]), item.get("published"), item["begun"]) if "begun" in item else None
         both = check_begin(state, layout, version, seen)
         if not state:
-            database = self.client.create_database_if_not_exists(self.database)
-            database.create_container_if_not_exists(layout.table, self.partition, default_ttl=-1)
+            self.unless(409, self.client.create_database, self.database)  # another publisher may be making it too
+            database = self.client.get_database_client(self.database)
+            self.unless(409, database.create_container, layout.table, self.partition, default_ttl=-1)
         if not self.change_state(layout.table, item | {"layout": both.as_text(), "begun": version}):
             raise Overtaken(f"{layout.table} is being published by somebody else")
         return both

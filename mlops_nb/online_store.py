@@ -76,7 +76,7 @@ def parse_address(uri: str) -> Address:
             raise MlopsError(f"option {name!r} of the {parts.scheme} store must name a secret", "write secrets/<scope>/<key>")
     return Address(parts.scheme, unquote(parts.username or ""), parts.hostname or "", port, unquote(parts.path), options)
 
-# %% ../nbs/platform/27_online_store.ipynb #15347e85
+# %% ../nbs/platform/27_online_store.ipynb #6187abe7
 class OnlineStore:
     "Rows by key. What an adapter must add: _tables, _state, _begin, _write, _remove, _prune, _finish, _drop, _fetch."
     failures: tuple = ()      # what its client raises
@@ -134,7 +134,8 @@ class OnlineStore:
 
     def begin(self, layout: Layout, version: int, seen: Any = ANY) -> Layout:
         "Make the table, or give it new columns; from now on earlier versions are turned away."
-        with self.asking(f"making {layout.table}"): return self._begin(layout, version, seen)
+        with self.asking(f"making {layout.table}"): both = self.layouts[layout.table] = self._begin(layout, version, seen)
+        return both
 
     def upsert(self, layout: Layout,
                batches,  # a pyarrow.Table, or record batches

@@ -1,0 +1,538 @@
+"""One contract for every online store, each a real server: values, versions, mistakes, readers and kills in mid-publish."""
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import online_store, tables
+from mlops_nb.errors import MlopsError
+from mlops_nb.online_rows import Overtaken, layout_of
+from mlops_nb.online_store import open_store, publish, store
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stores
+
+pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # the emulator of Cosmos DB signs its own
+SLOW = {"cosmos": 4, "dynamodb": 12}  # examples for servers that take many milliseconds a row
+
+
+@pytest.fixture(scope="module", params=stores.KINDS)
+def address(request):
+    "A store of each kind."
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stores.SECRETS.items(): patch.setenv(name, value)
+        patch.setenv("SSL_CERT_FILE", os.devnull)  # or every request to the emulator reads all authorities there are
+        try:
+            with stores.running(request.param) as uri: yield uri
+        except stores.Missing as missing: pytest.skip(str(missing))
+
+
+@pytest.fixture
+def online(address):
+    with open_store(address, timeout=10) as opened: yield opened
+
+
+@pytest.fixture
+def table(): return f"dev.flights.t{uuid.uuid4().hex[:12]}"
+
+
+def flights(*rows, columns=("origin", "late")):
+    "Rows of a text and a number."
+    return pa.table({columns[0]: pa.array([r[0] for r in rows], pa.string()),
+                     columns[1]: pa.array([r[1] for r in rows], pa.int64())})
+
+
+def values(online, table, keys): return [row and row["late"] for row in online.get(table, keys)]
+
+
+# ---- versions
+
+def test_a_later_version_wins_and_the_same_again_changes_nothing(online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    assert online.state(table) is None and online.published_version(table) is None
+    assert online.upsert(layout, flights(("JFK", 1), ("LGA", 1)), 1) == 2
+    assert online.published_version(table) is None
+    online.finish(table, 1)
+    assert online.published_version(table) == 1
+    assert online.upsert(layout, flights(("JFK", 9), ("LGA", 9)), 1) == 0
+    assert online.upsert(layout, flights(("JFK", 2), ("EWR", 2)), 10) == 2
+    with pytest.raises(Overtaken, match="version 10 .* 9 is older"): online.upsert(layout, flights(("JFK", 0), ("LGA", 0)), 9)
+    assert values(online, table, ["LGA", "JFK", "none", "EWR", "JFK"]) == [1, 2, None, 2, 2]
+    online.finish(table, 10)
+    online.finish(table, 2)
+    assert online.published_version(table) == 10
+
+
+def test_a_writer_that_is_overtaken_stops(address, online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    online.chunk = 1
+    def batches():
+        yield from flights(("JFK", 1), ("LGA", 1)).to_batches()
+        with open_store(address) as other: other.upsert(layout, flights(("JFK", 2)), 2)
+        yield from flights(("EWR", 1)).to_batches()
+    with pytest.raises(Overtaken): online.upsert(layout, batches(), 1)
+    assert values(online, table, ["JFK", "LGA", "EWR"]) == [2, 1, None]
+
+
+def test_who_saw_another_state_may_not_begin(online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    online.begin(layout, 3)
+    with pytest.raises(Overtaken, match="by somebody else"): online.begin(layout, 4, seen=2)
+    assert online.begin(layout, 4, seen=3) == layout
+
+
+def test_deleting(online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    online.upsert(layout, flights(*((str(i), i) for i in range(6))), 1)
+    online.upsert(layout, flights(("4", 40), ("5", 50)), 2)
+    assert online.delete(table, ["0", {"origin": "1"}, "none"]) == 2
+    assert online.delete(table, ["2", "5"], version=1) == 1
+    assert values(online, table, list("012345")) == [None, None, None, 3, 40, 50]
+    assert online.prune(table, 2) == 1 and online.delete(table, []) == 0
+    assert values(online, table, list("345")) == [None, 40, 50]
+    online.drop(table)
+    assert online.state(table) is None and table not in online.tables()
+    online.drop(table)
+
+
+def test_targets_and_names_do_not_collide(online):
+    mark = uuid.uuid4().hex[:8]
+    names = [f"{catalog}.flights.x{mark}" for catalog in ("dev", "staging", "prod")] + [f"dev.flights.x{mark}-a_1"]
+    for i, name in enumerate(names): online.upsert(layout_of(name, flights().schema, "origin"), flights(("JFK", i)), 1)
+    assert set(names) <= set(online.tables())
+    online.drop(names[0])
+    assert [values(online, name, ["JFK"]) for name in names[1:]] == [[1], [2], [3]]
+    assert not {names[0]} & set(online.tables())
+
+
+# ---- values
+
+def moments(): return st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+ROW = st.fixed_dictionaries({
+    "name": TEXT, "number": st.integers(-2**63, 2**63 - 1), "open": st.booleans(), "at": moments(), "day": st.dates(),
+    "text": st.none() | TEXT, "whole": st.none() | st.integers(-2**63, 2**63 - 1), "share": st.none() | st.floats(),
+    "yes": st.none() | st.booleans(), "moment": st.none() | moments(), "date": st.none() | st.dates()})
+SCHEMA = pa.schema({"name": pa.string(), "number": pa.int64(), "open": pa.bool_(), "at": pa.timestamp("us", "UTC"),
+                    "day": pa.date32(), "text": pa.string(), "whole": pa.int64(), "share": pa.float64(), "yes": pa.bool_(),
+                    "moment": pa.timestamp("us", "UTC"), "date": pa.date32()})
+KEYS = ["name", "number", "open", "at", "day"]
+
+
+def same(one, other):
+    "Whether two rows are one, NaN being NaN, and their types too."
+    return one.keys() == other.keys() and all(
+        one[k] == other[k] and type(one[k]) is type(other[k]) or one[k] != one[k] and other[k] != other[k] for k in one)
+
+
+def test_every_value_comes_back(online, table):
+    layout, versions = layout_of(table, SCHEMA, KEYS), count()
+    @settings(max_examples=SLOW.get(online.name.split(":")[0], 40), deadline=None, database=None)
+    @given(st.lists(ROW, min_size=1, max_size=5, unique_by=lambda row: tuple(row[k] for k in KEYS)))
+    def check(rows):
+        assert online.upsert(layout, pa.Table.from_pylist(rows, SCHEMA), next(versions)) == len(rows)
+        got = online.get(table, [tuple(row[k] for k in KEYS) for row in rows])
+        assert all(map(same, got, rows)), (got, rows)
+        assert all(row["at"].utcoffset() == timedelta(0) for row in got)
+    check()
+
+
+def test_edges_of_values(online, table):
+    rows = [dict(key="'\"; --\\{}[]%?/#é😀", x=float("nan"), n=2**63 - 1), dict(key="", x=float("-inf"), n=-2**63),
+            dict(key="null", x=5e-324, n=None), dict(key="x" * 3000, x=0.5, n=0), dict(key=" ", x=None, n=1)]
+    if "postgresql" in online.name: rows[3]["key"] = "x" * 2000  # a longer one does not fit into its index
+    schema = pa.schema({"key": pa.string(), "x": pa.float64(), "n": pa.int64()})
+    layout = layout_of(table, schema, "key")
+    online.upsert(layout, pa.Table.from_pylist(rows, schema), 1)
+    got = online.get(table, [row["key"] for row in rows])
+    assert repr(got) == repr(rows)
+    look_up = online.reader(table, ["n", "x"])
+    assert [repr(look_up(row["key"])) for row in rows] == [repr({"n": row["n"], "x": row["x"]}) for row in rows]
+    assert look_up("none") is None
+
+
+def test_rows_expire(online, table):
+    layout = layout_of(table, flights().schema, "origin", ttl=1000)
+    online.upsert(layout, flights(("JFK", 1)), 1)
+    look_up = online.reader(table, ["late"])
+    assert values(online, table, ["JFK"]) == [1] and look_up("JFK") == {"late": 1}
+    now = time.time()
+    online.clock = lambda: now + 1001
+    assert values(online, table, ["JFK"]) == [None] and online.reader(table, ["late"])("JFK") is None
+
+
+def test_stores_let_rows_go_by_themselves(online, table):
+    layout = layout_of(table, flights().schema, "origin", ttl=0.2)
+    online.upsert(layout, flights(("JFK", 1)), 1)
+    time.sleep(0.25)
+    assert values(online, table, ["JFK"]) == [None]
+    if "redis" in online.name: assert not online.stored_ids(table)
+    if "dynamodb" in online.name:
+        assert online.client.describe_time_to_live(TableName=table)["TimeToLiveDescription"]["AttributeName"] == "expires__"
+    if "sqlite" in online.name or "postgresql" in online.name:
+        online.finish(table, 1)
+        assert online.prune(table, 99) == 0
+
+
+def test_columns_that_come_later(online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    online.upsert(layout, flights(("JFK", 1), ("LGA", 1)), 1)
+    assert values(online, table, ["JFK"]) == [1]  # the layout is known by now
+    wider = flights(("JFK", 2)).append_column("wind", pa.array([7.5]))
+    online.upsert(layout_of(table, wider.schema, "origin"), wider, 2)
+    assert online.get(table, ["JFK", "LGA"], ["late", "wind"]) == [{"late": 2, "wind": 7.5}, {"late": 1, "wind": None}]
+    assert online.upsert(layout, flights(("EWR", 3)), 3) == 1
+    assert online.get(table, ["EWR"]) == [{"origin": "EWR", "late": 3, "wind": None}]
+    changed = flights(("JFK", 2), columns=("late", "origin"))
+    with pytest.raises(MlopsError, match="is online by the keys origin, not late\n.*drop"):
+        online.upsert(layout_of(table, changed.schema, "late"), changed, 4)
+    assert online.state(table).begun == 3
+
+
+# ---- mistakes
+
+def test_mistakes_write_nothing_and_say_what_exists(online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    online.upsert(layout, flights(("JFK", 1)), 1)
+    for rows, message in ((flights(("LGA", 1), (None, 2)), "1 of the rows for .* have no 'origin'"),
+                          (flights(("LGA", 1), ("LGA", 2)), "hold the key 'LGA' more than once"),
+                          (pa.table({"origin": ["LGA"], "late": ["x"]}), "column 'late' of .* is int, got string"),
+                          (pa.table({"origin": ["LGA"], "lat": [1]}), "no column 'lat' in .*\n.*did you mean 'late'"),
+                          (pa.table({"late": [1]}), "no column 'origin' in the rows")):
+        with pytest.raises(MlopsError, match=message): online.upsert(layout, rows, 2)
+    assert values(online, table, ["JFK", "LGA"]) == [1, None]
+    for keys, message in (([1], "key 'origin' of .* is string, got 1 .int"), ([None], "key 'origin' .* is null"),
+                          ([("JFK", "LGA")], "has 1 parts, got 2"), ([{"dest": "x"}], "no key 'origin'")):
+        with pytest.raises(MlopsError, match=message): online.get(table, keys)
+        with pytest.raises(MlopsError, match=message): online.delete(table, keys)
+    with pytest.raises(MlopsError, match=f"no table '{table}x' in .*\n.*{table}"): online.get(f"{table}x", ["JFK"])
+    with pytest.raises(MlopsError, match="no column 'lat' in .*\n.*did you mean 'late'"): online.get(table, ["JFK"], ["lat"])
+    with pytest.raises(MlopsError, match="'plane' is no full table name"): online.get("plane", ["JFK"])
+
+
+REMOTE = {"postgresql": "postgresql://ann@127.0.0.1:{port}/x?password=secrets/online/server",
+          "redis": "redis://127.0.0.1:{port}/0?password=secrets/online/server",
+          "dynamodb": "dynamodb://eu-west-1?endpoint_url=http://127.0.0.1:{port}&access_key=secrets/online/server"
+                      "&secret_key=secrets/online/server",
+          "cosmos": "cosmos://127.0.0.1:{port}/x?key=secrets/online/cosmos&verify=false"}
+
+
+@pytest.fixture(params=REMOTE)
+def remote(request, monkeypatch):
+    "The address of a server on a port that nobody answers on, or not as a store would."
+    pytest.importorskip(stores.CLIENTS[request.param], reason="a client is not installed: make install-stores")
+    for name, value in stores.SECRETS.items(): monkeypatch.setenv(name, value)
+    return REMOTE[request.param]
+
+
+def check_failure(uri, limit):
+    "That every question fails in time with a message for people."
+    began = time.monotonic()
+    with open_store(uri, timeout=1) as store:
+        with pytest.raises(MlopsError, match="looking for dev.flights.plane failed at .*\n.*is it up") as caught:
+            store.state("dev.flights.plane")
+    shown = f"{caught.value!s}{caught.value!r}{caught.value.__cause__}"
+    assert stores.PASSWORD not in shown and stores.COSMOS_KEY not in shown and "secrets/" not in str(caught.value)
+    assert time.monotonic() - began < limit
+
+
+def test_a_server_that_is_down(remote): check_failure(remote.format(port=stores.free_port()), 4)
+
+
+def test_a_server_that_does_not_answer(remote):
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
+        check_failure(remote.format(port=silent.getsockname()[1]), 6)
+
+
+def test_a_sqlite_file_that_is_locked_or_none(tmp_path, table):
+    with open_store(f"sqlite:///{tmp_path}/online.db", timeout=0.1) as one, open_store(f"sqlite:///{tmp_path}/online.db") as two:
+        layout = layout_of(table, flights().schema, "origin")
+        two.upsert(layout, flights(("JFK", 1)), 1)
+        with two.transaction():
+            assert values(one, table, ["JFK"]) == [1]  # readers do not wait
+            with pytest.raises(MlopsError, match="making .* failed at sqlite:.*locked"): one.begin(layout, 2)
+    (tmp_path / "text.db").write_text("no database " * 1000)
+    with pytest.raises(MlopsError, match="file is not a database"): open_store(f"sqlite:///{tmp_path}/text.db").state(table)
+
+
+def test_statements_end_in_time(address, table):
+    if "postgresql" not in address: return  # where alone a reader can be made to wait for a writer
+    with open_store(address) as holder, open_store(address, timeout=0.5) as online:
+        layout = layout_of(table, flights().schema, "origin")
+        holder.upsert(layout, flights(("JFK", 1)), 1)
+        with holder.transaction() as c:
+            c.execute(f'LOCK TABLE "{table}"')
+            with pytest.raises(MlopsError, match="reading 1 keys .* statement timeout"): online.get(table, ["JFK"])
+        assert values(online, table, ["JFK"]) == [1]
+
+
+def test_passwords_stay_out_of_addresses(monkeypatch):
+    with pytest.raises(MlopsError, match="holds a password") as caught: open_store("redis://:hunter2@host/0")
+    assert "hunter2" not in repr(caught.value)
+    with pytest.raises(MlopsError, match="option 'password' .* must name a secret") as caught: open_store("redis://h/0?password=hunter2")
+    assert "hunter2" not in repr(caught.value)
+    with pytest.raises(MlopsError, match="set the environment variable MLOPS_SECRET_ONLINE_NONE"):
+        open_store("redis://h/0?password=secrets/online/none")
+    with pytest.raises(MlopsError, match="no option 'pasword'"): open_store("redis://h/0?pasword=secrets/a/b")
+
+
+def test_the_store_of_a_target(env, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
+    own = replace(env, state=tmp_path, root=tmp_path)
+    assert store(own).file == tmp_path / "online.db"
+    assert store(replace(own, variables={"online_store": "sqlite:///a/b.db"})).file == tmp_path / "a/b.db"
+    monkeypatch.setenv("MLOPS_ONLINE_STORE", f"sqlite:///{tmp_path}/c.db?timeout=7")
+    assert (store(own).file, store(own).timeout) == (tmp_path / "c.db", 7)
+
+
+# ---- readers, and other writers
+
+def test_readers_never_see_half_a_row(address, online, table):
+    columns = [f"c{i}" for i in range(8)]
+    def rows(version): return pa.table({"k": [f"key {i}" for i in range(20)]} | {c: [version] * 20 for c in columns})
+    layout = layout_of(table, rows(0).schema, "k")
+    online.upsert(layout, rows(0), 0)
+    seen, problems, over = set(), [], threading.Event()
+    def read():
+        try:
+            with open_store(address, timeout=10) as mine:
+                look_up, keys = mine.reader(table, columns), [f"key {i}" for i in range(20)]
+                while not over.is_set():
+                    for row in [*mine.get(table, keys, columns), look_up("key 7")]:
+                        seen.add(row["c0"])
+                        if len(set(row.values())) > 1: problems.append(row)
+        except Exception as error: problems.append(error)
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for t in threads: t.start()
+    until = time.monotonic() + 1
+    versions = count(1)
+    while time.monotonic() < until or len(seen) < 3 and time.monotonic() < until + 10: online.upsert(layout, rows(v := next(versions)), v)
+    over.set()
+    for t in threads: t.join()
+    assert not problems and len(seen) >= 3, (problems[:3], seen)
+
+
+# ---- publishing a Delta table
+
+def frame(spark, rows): return spark.createDataFrame(rows, "k STRING, hour INT, a DOUBLE, b STRING").selectExpr(
+    "k", "timestamp_seconds(hour * 3600) AS at", "a", "b")
+
+
+def expected(spark, env, table, time_column):
+    "By key the rows that should be online: what a plain loop over the table finds."
+    found = {}
+    for row in sorted(tables.read(spark, env, table).toArrow().to_pylist(), key=lambda r: r["at"]): found[row["k"]] = row
+    return found
+
+
+def check_online(online, spark, env, table, known):
+    "That the store holds the table, and none of the keys that it once had."
+    want = expected(spark, env, table, "at")
+    keys = sorted({*want, *known})
+    assert online.get(table, keys) == [want.get(k) for k in keys]
+    assert online.published_version(table) == tables.version(spark, env, table) == online.state(table).begun
+
+
+def test_publishing_follows_the_table(online, spark, env, table):
+    name, dice = table.split(".")[2], random.Random(4)
+    keys = [f"k{i}" for i in range(12)]
+    def change():
+        rows = [(k, dice.randrange(4), dice.choice([None, 1.5, float("inf")]), dice.choice([None, "x", "y"])) for k in dice.sample(keys, 4)]
+        tables.merge(spark, env, name, frame(spark, rows), ["k", "at"])
+    change()
+    assert publish(spark, env, online, name, "k", time_column="at") == (4, 0)
+    check_online(online, spark, env, table, keys)
+    for _ in range(2):
+        change()
+        tables.replace(spark, env, name, frame(spark, []), f"k = '{dice.choice(keys)}'")
+        before = {k: row for k, row in zip(keys, online.get(table, keys), strict=True) if row}
+        after = expected(spark, env, table, "at")
+        done = publish(spark, env, online, name, "k", time_column="at")
+        assert done == (sum(before.get(k) != row for k, row in after.items()), len(before.keys() - after.keys()))
+        check_online(online, spark, env, table, keys)
+        assert publish(spark, env, online, name, "k", time_column="at") == (0, 0)
+
+
+def test_a_publish_that_was_killed_is_finished_by_the_next(address, online, spark, env, table):
+    name = table.split(".")[2]
+    def write(*rows): return tables.overwrite(spark, env, name, frame(spark, [(f"k{k:02}", 1, a, "") for k, a in rows]))
+    write(*((k, 0.0) for k in range(30)))
+    assert publish(spark, env, online, name, "k") == (30, 0)
+    write(*((k, 1.0) for k in range(10, 40)))  # keys gone, values changed, keys new
+    version = tables.version(spark, env, table)
+    rows = tables.read(spark, env, table).toArrow().sort_by([("k", "descending")])
+    layout = online.state(table).layout
+    code = f"""
+import sys, time, warnings
+warnings.simplefilter("ignore")
+import pyarrow as pa
+from mlops_nb.online_rows import Layout
+from mlops_nb.online_store import open_store
+online, layout = open_store({address!r}, timeout=10), Layout.from_text({layout.as_text()!r})
+def batches():
+    for i, batch in enumerate(pa.ipc.open_stream(sys.stdin.buffer).read_all().to_batches(max_chunksize=5)):
+        if i == 4: print("four of six", flush=True); time.sleep(60)
+        yield batch
+online.begin(layout, {version})
+online.upsert(layout, batches(), {version})
+online.finish(layout.table, {version})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with pa.ipc.new_stream(process.stdin, rows.schema) as out: out.write_table(rows)
+    process.stdin.close()
+    assert process.stdout.readline() == b"four of six\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    state = online.state(table)
+    assert state.begun == version != state.published
+    assert [bool(r) and r["a"] for r in online.get(table, ["k39", "k20", "k10", "k00"])] == [1.0, 1.0, 0.0, 0.0]
+    write(*((k, 0.0) for k in range(5, 35)))  # some as they were before: a difference of two versions would not show them
+    publish(spark, env, online, name, "k")
+    check_online(online, spark, env, table, [f"k{k:02}" for k in range(40)])
+
+
+def test_two_publishers_at_once(address, spark, env, table):
+    name = table.split(".")[2]
+    def write(i): tables.overwrite(spark, env, name, frame(spark, [(f"k{(k + i) % 12}", 1, float(i), "") for k in range(8)]))
+    write(0)
+    problems, over = [], threading.Event()
+    def run():
+        try:
+            with open_store(address, timeout=10) as mine:
+                while not over.is_set(): publish(spark, env, mine, name, "k")
+                publish(spark, env, mine, name, "k")
+        except Exception as error: problems.append(error)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for t in threads: t.start()
+    for i in range(1, 4): write(i)
+    over.set()
+    for t in threads: t.join()
+    assert not problems, problems
+    with open_store(address) as online: check_online(online, spark, env, table, [f"k{i}" for i in range(12)])
+
+
+@pytest.fixture
+def file(tmp_path):
+    with open_store(f"sqlite:///{tmp_path}/online.db") as opened: yield opened
+
+
+def test_a_whole_publish_killed(file, spark, env, table, tmp_path):
+    "The command as a job runs it, with its own engine, killed at a moment of its own."
+    name = table.split(".")[2]
+    tables.overwrite(spark, env, name, frame(spark, [(f"k{i}", 1, 1.0, "") for i in range(500)]))
+    code = f"""
+import time
+from pathlib import Path
+from dataclasses import replace
+from mlops_nb import online_store
+from mlops_nb.env import load_env
+from mlops_nb.spark import get_spark
+env = replace(load_env("dev"), lakehouse={env.lakehouse!r})
+online = online_store.open_store("sqlite:///{tmp_path}/online.db")
+online.chunk, write = 100, online._write
+def slow(*given):
+    print(write(*given), flush=True)
+    time.sleep(0.5)
+online._write = slow
+online_store.publish(get_spark(env), env, online, {name!r}, "k")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2],
+                               env={k: v for k, v in os.environ.items() if not k.startswith("MLOPS")})
+    assert process.stdout.readline() == b"100\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert file.published_version(table) is None and file.state(table).begun == tables.version(spark, env, table)
+    assert publish(spark, env, file, name, "k")[0] in (300, 400)
+    check_online(file, spark, env, table, [])
+
+
+def test_a_version_that_cannot_be_read_any_more(file, spark, env, table):
+    name = table.split(".")[2]
+    def write(*rows): tables.overwrite(spark, env, name, frame(spark, [(k, 1, a, "") for k, a in rows]))
+    write(("a", 1.0), ("b", 1.0), ("c", 1.0))
+    publish(spark, env, file, name, "k")
+    write(("b", 1.0), ("c", 2.0))
+    removed = tables.delta_log(env, table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    assert removed
+    assert publish(spark, env, file, name, "k") == (2, 1)
+    check_online(file, spark, env, table, ["a"])
+
+
+def test_a_table_that_was_made_anew(file, spark, env, table):
+    import shutil
+    name = table.split(".")[2]
+    for value in (1.0, 2.0):
+        tables.overwrite(spark, env, name, frame(spark, [("a", 1, value, "")]))
+        publish(spark, env, file, name, "k")
+    shutil.rmtree(Path(env.lakehouse, *table.split(".")))
+    tables.overwrite(spark, env, name, frame(spark, [("b", 1, 3.0, "")]))
+    with pytest.raises(MlopsError, match="was made anew since it was published.*\n.*drop"): publish(spark, env, file, name, "k")
+    file.drop(table)
+    publish(spark, env, file, name, "k")
+    check_online(file, spark, env, table, ["a"])
+
+
+def test_rows_that_expire_live_on_while_they_are_published(file, spark, env, table):
+    name, now = table.split(".")[2], time.time()
+    file.clock = lambda: now
+    def write(*rows): tables.overwrite(spark, env, name, frame(spark, [(k, 1, a, "") for k, a in rows]))
+    write(("a", 1.0), ("b", 1.0))
+    assert publish(spark, env, file, name, "k", ttl=100) == (2, 0)
+    write(("a", 1.0), ("c", 1.0))
+    now += 60
+    assert publish(spark, env, file, name, "k", ttl=100) == (2, 1)
+    now += 60
+    assert [bool(row) for row in file.get(table, ["a", "b", "c"])] == [True, False, True]
+
+
+def test_a_column_that_comes_later_is_published_everywhere(file, spark, env, table):
+    name = table.split(".")[2]
+    tables.overwrite(spark, env, name, spark.createDataFrame([("a", 1), ("b", 1)], "k STRING, n INT"))
+    publish(spark, env, file, name, "k")
+    tables.merge(spark, env, name, spark.createDataFrame([("a", 1, True)], "k STRING, n INT, new BOOLEAN"), ["k"])
+    publish(spark, env, file, name, "k")
+    assert file.get(table, ["a", "b"]) == [{"k": "a", "n": 1, "new": True}, {"k": "b", "n": 1, "new": None}]
+
+
+@pytest.mark.parametrize("rows, keys, time_column, message", [
+    ([("a", 1, 1.0, ""), ("a", 2, 1.0, "")], "k", None, "has 2 rows for k=a\n.*time_column"),
+    ([("a", 1, 1.0, "x"), ("a", 1, 1.0, "y")], "k", "at", "has 2 rows for k=a at its latest at"),
+    ([("a", 1, 1.0, ""), (None, 2, 1.0, "")], "k", None, "1 of the rows of .* have no 'k'"),
+    ([("a", None, 1.0, "")], "k", "at", "1 of the rows of .* have no 'at'"),
+    ([("a", 1, 1.0, "")], "kk", None, "no column 'kk'"),
+    ([("a", 1, 1.0, "")], "k", "hour", "no column 'hour'"),
+    ([("a", 1, 1.0, "")], "a", None, "key 'a' of .* is a double")])
+def test_tables_that_cannot_be_published(file, spark, env, table, rows, keys, time_column, message):
+    tables.overwrite(spark, env, table.split(".")[2], frame(spark, rows))
+    with pytest.raises(MlopsError, match=message): publish(spark, env, file, table.split(".")[2], keys, time_column)
+    assert file.tables() == []
+
+
+def test_another_targets_table_is_not_published(file, spark, env):
+    with pytest.raises(MlopsError, match="may not write prod.flights.plane"): publish(spark, env, file, "prod.flights.plane", "k")
+    with pytest.raises(MlopsError, match="no table 'dev.flights.none'"): publish(spark, env, file, "none", "k")
+
+
+def test_a_missing_client_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MlopsError, match=re.escape("uv pip install -e '.[redis]'")): open_store("redis://h/0")
+    assert set(online_store.ADAPTERS) == set(stores.KINDS) and date.today()
