@@ -23,7 +23,7 @@ from typing import Any
 from .env import check_name
 from .errors import MlopsError, unknown
 
-# %% ../nbs/platform/19_online_rows.ipynb #bc3d185c
+# %% ../nbs/platform/19_online_rows.ipynb #d928fe7c
 NOT_KEPT = {"decimal": "cast it to double or string", "timestamp": "a time is a TIMESTAMP, with a zone",
             "null": "cast its nulls to a type"}  # what to do about types that people do try
 
@@ -37,7 +37,7 @@ def type_of(column: str, kind,  # a pyarrow.DataType
     if types.is_boolean(kind): return "boolean"
     if types.is_timestamp(kind) and kind.tz: return "timestamp"
     if types.is_date(kind): return "date"
-    hint = next((text for name, text in NOT_KEPT.items() if str(kind).startswith(name)), "leave it out")
+    hint = next((text for name, text in NOT_KEPT.items() if str(kind).startswith(name)), "publish a table without it")
     raise MlopsError(f"column {column!r} is {kind}, which online stores do not keep", hint)
 
 # %% ../nbs/platform/19_online_rows.ipynb #5c724319
@@ -104,7 +104,7 @@ def merged(old: Layout, new: Layout) -> Layout:
     check_layout(both)
     return both
 
-# %% ../nbs/platform/19_online_rows.ipynb #c2efe933
+# %% ../nbs/platform/19_online_rows.ipynb #3edb3f23
 WHOLE = {"int": "int64", "timestamp": "int64", "date": "int32"}
 
 def stored_column(values, kind: str,  # a pyarrow.Array, and which of our types it is
@@ -116,7 +116,8 @@ def stored_column(values, kind: str,  # a pyarrow.Array, and which of our types 
     if kind == "string": return values.cast(pa.string()).to_pylist()
     target = {"double": pa.float64(), "int": pa.int64(), "boolean": pa.bool_(), "date": pa.date32(),
               "timestamp": pa.timestamp("us", "UTC")}[kind]
-    nulls, values = values.is_null(), values.cast(target)
+    try: nulls, values = values.is_null(), values.cast(target)
+    except pa.ArrowInvalid as error: raise MlopsError(f"a {kind} cannot be kept: {error}", "microseconds are the finest") from None
     if kind in WHOLE: values = values.view(WHOLE[kind]) if kind != "int" else values
     plain = values.fill_null(False if kind == "boolean" else 0).to_numpy(zero_copy_only=False).tolist()
     if nan is not None and kind == "double":

@@ -186,7 +186,7 @@ class OnlineStore:
         self.layout(table, columns)
         return lambda *key: self.get(table, [key], columns)[0]
 
-# %% ../nbs/platform/27_online_store.ipynb #6e6804e1
+# %% ../nbs/platform/27_online_store.ipynb #af250cd9
 class Connections:
     "A store whose client has connections, which are opened when needed and used again."
 
@@ -300,10 +300,14 @@ class SqliteStore(Connections, OnlineStore):
         read = row_reader(layout, columns)
         def look_up(*key):
             stored = stored_key(layout, key)
+            try: connection = idle.pop()
+            except IndexError: connection = None
             try:
-                connection = idle.pop() if idle else self.connect()
+                connection = connection or self.connect()
                 row = connection.execute(query, stored).fetchone()
-            except sqlite3.Error as error: raise self.failed(f"reading {layout.table}", error) from error
+            except sqlite3.Error as error:
+                if connection: connection.close()
+                raise self.failed(f"reading {layout.table}", error) from error
             idle.append(connection)
             return read(row) if row and (row[-1] is None or row[-1] > clock()) else None
         return look_up
@@ -378,7 +382,7 @@ def key_rows(layout: Layout, gone) -> list[tuple]:  # a pyarrow.Table of keys
     "Keys as one gives them to a store."
     return list(zip(*(gone.column(k).to_pylist() for k in layout.keys), strict=True))
 
-# %% ../nbs/platform/27_online_store.ipynb #c76f19cb
+# %% ../nbs/platform/27_online_store.ipynb #9c6339e0
 def write_changes(store: OnlineStore, layout: Layout, version: int,
                   rows, gone=None,  # pyarrow Tables: rows to write, and keys to delete; without keys, `rows` is all
                   ) -> tuple[int, int]:  # how many rows were written and deleted
@@ -413,7 +417,7 @@ def publish(spark, env: Env, store: OnlineStore,
             table_name: str,  # one part, or three; one that the target may write
             keys: Iterable[str],  # columns that identify a row online
             time_column: str | None = None,  # the row with the latest time counts
-            ttl: float | None = None,  # seconds after a publish of a new version at which its rows expire
+            ttl: float | None = None,  # seconds that rows live after a version was published; more than there are between two
             ) -> tuple[int, int]:  # how many rows were written and deleted
     "Make a store hold the newest rows of a Delta table."
     full, keys = env.check_write(table_name), (keys,) if isinstance(keys, str) else tuple(keys)

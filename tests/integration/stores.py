@@ -19,6 +19,9 @@ CLIENTS = {"sqlite": "sqlite3", "postgresql": "psycopg", "redis": "redis", "dyna
 KINDS = tuple(CLIENTS)
 
 
+SERVERS: list[subprocess.Popen] = []  # those that are processes of ours, the last one started at the end
+
+
 class Missing(Exception):
     "What is not installed, and the command that installs it."
 
@@ -47,6 +50,7 @@ def served(command: list, port: int, folder: Path) -> Iterator[None]:
         process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
     try:
         wait_for(port, process, log)
+        SERVERS.append(process)
         yield
     finally:
         process.send_signal(signal.SIGKILL)

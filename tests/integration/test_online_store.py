@@ -245,7 +245,7 @@ def remote(request, monkeypatch):
 def check_failure(uri, limit):
     "That every question fails in time with a message for people."
     began = time.monotonic()
-    with open_store(uri, timeout=1) as store:
+    with open_store(uri, timeout=0.7) as store:
         with pytest.raises(MlopsError, match="looking for dev.flights.plane failed at .*\n.*is it up") as caught:
             store.state("dev.flights.plane")
     shown = f"{caught.value!s}{caught.value!r}{caught.value.__cause__}"
@@ -259,6 +259,39 @@ def test_a_server_that_is_down(remote): check_failure(remote.format(port=stores.
 def test_a_server_that_does_not_answer(remote):
     with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
         check_failure(remote.format(port=silent.getsockname()[1]), 6)
+
+
+def test_a_server_that_falls_silent(address, table):
+    "Between two questions, on a connection that is open."
+    if address.startswith("sqlite"): return
+    layout = layout_of(table, flights().schema, "origin")
+    with open_store(address, timeout=0.5) as online:
+        online.upsert(layout, flights(("JFK", 1)), 1)
+        assert values(online, table, ["JFK"]) == [1]
+        if address.startswith("postgresql"):
+            with online.connection() as c: process = c.info.backend_pid
+        else: process = stores.SERVERS[-1].pid
+        began = time.monotonic()
+        os.kill(process, signal.SIGSTOP)
+        try:
+            with pytest.raises(MlopsError, match="reading 1 keys of .* failed at .*\n.*is it up"): online.get(table, ["JFK"])
+            assert time.monotonic() - began < 6
+            if address.startswith("postgresql"): os.kill(process, signal.SIGCONT)
+            else:
+                with pytest.raises(MlopsError, match="making .* failed at"): online.upsert(layout, flights(("JFK", 2)), 2)
+        finally: os.kill(process, signal.SIGCONT)
+        with open_store(address, timeout=10) as again: assert values(again, table, ["JFK"]) == [1]
+
+
+def test_a_text_that_one_store_refuses(online, table):
+    layout = layout_of(table, flights().schema, "origin")
+    rows = flights(("JFK", 1), ("a\0b", 2))
+    if "postgresql" in online.name:
+        with pytest.raises(MlopsError, match="writing 2 rows of .* NUL"): online.upsert(layout, rows, 1)
+        assert values(online, table, ["JFK"]) == [None]
+    else:
+        online.upsert(layout, rows, 1)
+        assert values(online, table, ["a\0b", "a"]) == [2, None]
 
 
 def test_a_sqlite_file_that_is_locked_or_none(tmp_path, table):
