@@ -7,7 +7,7 @@ __all__ = ['RULE', 'LOG', 'LOG_COLUMNS', 'KEEPS', 'ANY', 'tag_of', 'require_vali
            'Comparison', 'compare', 'plot_losses', 'read_log', 'write_log', 'points_to', 'set_alias', 'finish',
            'settle', 'move_alias', 'champion']
 
-# %% ../nbs/platform/34_deployment.ipynb #f36799c0
+# %% ../nbs/platform/34_deployment.ipynb #3826399c
 import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ import pandas as pd
 from . import registry, tables
 from .env import Env
 from .errors import MlopsError, unknown
-from .training import binary_metrics, check_keys
+from .metrics import binary_metrics
+from .training import check_keys
 from .validation import STATUS
 
 # %% ../nbs/platform/34_deployment.ipynb #52715268

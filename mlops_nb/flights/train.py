@@ -14,7 +14,7 @@ import os
 # %% ../../nbs/flights/05_train.ipynb #7c81dd06
 if "OMP_WAIT_POLICY" not in os.environ: os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait slow each other down on a busy machine
 
-# %% ../../nbs/flights/05_train.ipynb #641947b9
+# %% ../../nbs/flights/05_train.ipynb #314f4b3a
 import json
 import tempfile
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ from ..errors import MlopsError
 from . import model
 from .days import midnight
 from .features import BASELINE, FEATURE_TABLES, FEATURES, KEYS, flight_features, labels, training_set
+from ..metrics import binary_metrics, cheapest_threshold, plot_calibration, plot_importance
 
 # %% ../../nbs/flights/05_train.ipynb #4897cd09
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def choose_calibration(label: np.ndarray, prediction: np.ndarray, block: np.ndar
         gains.append(log_loss(label[here], prediction[here], labels=[0, 1]) - log_loss(label[here], mended, labels=[0, 1]))
     return training.fit_calibration(label, prediction) if np.mean(gains) > 0 else AS_IT_IS
 
-# %% ../../nbs/flights/05_train.ipynb #87aa1dd6
+# %% ../../nbs/flights/05_train.ipynb #ff89932d
 @dataclass(frozen=True)
 class Learnt:
     "A model, and the thresholds at which it and the baseline warn."
@@ -135,18 +136,18 @@ def learn(rows: pd.DataFrame,  # the training rows, in order of time
     label, block = rows.late_arrival.to_numpy(int), blocks_of(rows.flight_day, conf["blocks"])
     unseen = unseen_predictions(rows, encoding, conf, block)
     encoding["calibration"] = choose_calibration(label, unseen, block)
-    threshold = training.cheapest_threshold(label, training.calibrate(unseen, **encoding["calibration"]), conf["costs"])
+    threshold = cheapest_threshold(label, training.calibrate(unseen, **encoding["calibration"]), conf["costs"])
     known = rows[BASELINE].notna()  # on the first day of the data nobody has a past
     return Learnt(fit(rows, encoding, conf), encoding, threshold,
-                  training.cheapest_threshold(label[known], rows[BASELINE][known].to_numpy(), conf["costs"]))
+                  cheapest_threshold(label[known], rows[BASELINE][known].to_numpy(), conf["costs"]))
 
-# %% ../../nbs/flights/05_train.ipynb #a632c7ee
+# %% ../../nbs/flights/05_train.ipynb #a002b21b
 def judge(held_out: pd.DataFrame, prediction: np.ndarray, threshold: float, baseline_threshold: float, costs: Mapping) -> pd.DataFrame:
     "The metrics of both: columns model and baseline."
     label = held_out.late_arrival.to_numpy(int)
     return pd.DataFrame({
-        "model": training.binary_metrics(label, prediction, threshold, costs),
-        "baseline": training.binary_metrics(label, held_out[BASELINE].to_numpy(), baseline_threshold, costs)})
+        "model": binary_metrics(label, prediction, threshold, costs),
+        "baseline": binary_metrics(label, held_out[BASELINE].to_numpy(), baseline_threshold, costs)})
 
 # %% ../../nbs/flights/05_train.ipynb #dfc94fc4
 MODEL = "late_arrival"  # one part: each target has its own
@@ -179,7 +180,7 @@ def input_types() -> dict[str, str]:  # by feature, in MLflow's words
     "The type of each feature, as the model takes it."
     return {name: "string" if name in TEXT else "double" for name in FEATURES}
 
-# %% ../../nbs/flights/05_train.ipynb #77e36b8e
+# %% ../../nbs/flights/05_train.ipynb #b533a655
 def log_data(env, rows: Mapping[str, pd.DataFrame],  # by context: training, evaluation
              versions: Mapping[str, int]) -> None:
     "What was read, as inputs of the active run."
@@ -194,8 +195,8 @@ def log_pictures(learnt: Learnt, held_out: pd.DataFrame, prediction: np.ndarray,
     from matplotlib import pyplot
     both = {"model": prediction, "baseline": held_out[BASELINE].to_numpy()}
     gain = dict(zip(FEATURES, learnt.booster.feature_importance("gain"), strict=True))
-    figures = {"calibration": training.plot_calibration(held_out.late_arrival, both, title),
-               "importance": training.plot_importance(gain, "share of the total gain")}
+    figures = {"calibration": plot_calibration(held_out.late_arrival, both, title),
+               "importance": plot_importance(gain, "share of the total gain")}
     for name, figure in figures.items():
         mlflow.log_figure(figure, f"pictures/{name}.png")
         pyplot.close(figure)

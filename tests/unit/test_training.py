@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import registry, training
+from mlops_nb import metrics, registry, training
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
-              pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 COSTS = dict(missed=5, false_warning=1)
 scored = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])), min_size=2, max_size=40)
 
@@ -26,7 +24,7 @@ def both(rows) -> bool: return len({label for label, _ in rows}) == 2
 def test_no_threshold_is_cheaper_than_the_one_found(rows):
     label, prediction = map(np.array, zip(*rows, strict=True))
     cost = lambda t: sum(5 * (y and p < t) + (not y and p >= t) for y, p in rows)
-    found = training.cheapest_threshold(label, prediction, COSTS)
+    found = metrics.cheapest_threshold(label, prediction, COSTS)
     assert cost(found) == min(map(cost, prediction))
     assert found == min(t for t in prediction if cost(t) == cost(found))  # among equals the lowest
 
@@ -36,16 +34,16 @@ def test_calibration_error_is_the_mean_distance_in_tenths(millionths, label):
     rows = sorted(zip([m / 10**6 for m in millionths], label, strict=True))
     tenths = [rows[i:i + 4] for i in range(0, 40, 4)]
     expected = sum(abs(sum(p for p, _ in tenth) - sum(y for _, y in tenth)) for tenth in tenths) / 40
-    found = training.calibration_error([y for _, y in rows], [p for p, _ in rows])
+    found = metrics.calibration_error([y for _, y in rows], [p for p, _ in rows])
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_calibration_error_of_one_constant_is_its_distance_from_the_share():
-    assert training.calibration_error([1, 0, 0, 0], [0.5] * 4) == pytest.approx(0.25)
+    assert metrics.calibration_error([1, 0, 0, 0], [0.5] * 4) == pytest.approx(0.25)
 
 
 def test_metrics_by_hand():
-    found = training.binary_metrics([1, 0, 1, 0], [0.8, 0.4, 0.3, 0.1], 0.35, COSTS)
+    found = metrics.binary_metrics([1, 0, 1, 0], [0.8, 0.4, 0.3, 0.1], 0.35, COSTS)
     assert found["log_loss"] == pytest.approx(-np.mean(np.log([0.8, 0.6, 0.3, 0.9])))
     assert found["roc_auc"] == 0.75 and found["brier_score"] == pytest.approx((0.04 + 0.16 + 0.49 + 0.01) / 4)
     assert (found["precision_score"], found["recall_score"], found["business_cost"]) == (0.5, 0.5, (5 + 1) / 4)
@@ -54,7 +52,7 @@ def test_metrics_by_hand():
 
 @pytest.mark.parametrize("label", [[0, 0], [1, 1], [0, 2], [], [0, np.nan, 1]])
 def test_labels_that_cannot_be_judged_are_refused(label):
-    with pytest.raises(MlopsError): training.binary_metrics(label, [0.5] * len(label), 0.5, COSTS)
+    with pytest.raises(MlopsError): metrics.binary_metrics(label, [0.5] * len(label), 0.5, COSTS)
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(0.5, -0.3), (1.0, 0.0), (1.7, 0.4)])
@@ -195,3 +193,45 @@ def test_the_lock_excludes_other_processes_and_a_kill_releases_it(env):
             pass
         holder.kill()
     with registry.lock(env, "m", timeout=5): pass
+
+
+# ---- metrics that are taken hundreds of times
+
+@settings(max_examples=60)
+@given(scored.filter(both), st.floats(0, 1))
+def test_the_fast_metrics_are_scikit_learns(rows, threshold):
+    label, prediction = map(np.array, zip(*rows, strict=True))
+    slow, fast = (f(label, prediction, threshold, COSTS) for f in (metrics.binary_metrics, metrics.fast_metrics))
+    assert {**fast, "example_count": len(label)} == pytest.approx(slow, abs=1e-9)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    "Forecasts whose true log loss is known, in days that share a shock: 95 % intervals of 60 draws."
+    rng, inside = np.random.default_rng(3), 0
+    truth = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7))
+    for _ in range(60):
+        days = np.repeat(np.arange(28), 50)
+        shock = rng.normal(0, 0.1, 28)[days]
+        label = (rng.random(len(days)) < 0.3 + shock).astype(int)
+        found = metrics.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days, times=100).loc["log_loss"]
+        inside += found.low <= truth <= found.high
+    assert inside >= 50  # a bootstrap of rows, which takes them for independent, covers it in about 35
+
+
+def test_a_change_is_surer_than_its_sides():
+    rng = np.random.default_rng(5)
+    days, p = np.repeat(np.arange(28), 200), rng.beta(2, 6, 5600)
+    label = (rng.random(5600) < p).astype(int)
+    new, old = p, np.clip(p * 1.2, 0.001, 0.99)
+    change, low, high = metrics.paired_change(label, new, old, days, metrics.mean_log_loss)
+    assert low < change < high < 0
+    assert metrics.paired_change(label, p, p, days, metrics.mean_log_loss) == (0, 0, 0)
+    with pytest.raises(MlopsError, match="1 group to draw from"): metrics.resampled(np.ones(5), 3)
+
+
+def test_small_slices_are_listed_and_not_judged():
+    rows = pd.DataFrame({"origin": ["JFK"] * 600 + ["LGA"] * 20 + [None] * 5})
+    label, days = np.arange(625) % 2, np.arange(625) % 7
+    found = metrics.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days).set_index("value")
+    assert found.rows.to_dict() == {"JFK": 600, "LGA": 20, "nan": 5} and found.log_loss.notna().to_dict() == {"JFK": True, "LGA": False, "nan": False}
+    assert found.log_loss["JFK"] == pytest.approx(np.log(2))
