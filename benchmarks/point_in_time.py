@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-CASES = {"big": "10 M events, 5 M feature rows, 10 k keys", "flights": "336,776 flights, 15-minute grid of 3 airports"}
+CASES = {"big": "10 M x 5 M, 10 k keys", "flights": "336,776 flights x 105,120"}
 LIMITS = {"big": 6, "flights": 4}  # times DuckDB
 ENOUGH, MOST = 6, 9  # a measure is repeated for so many seconds, but not more often
 
@@ -64,9 +64,9 @@ def flights() -> tuple[pa.Table, pa.Table]:
     return asked, features(np.random.default_rng(0), pa.array(np.repeat(["EWR", "JFK", "LGA"], len(grid))), times, 21)
 
 
-def write(case: str, folder: Path) -> None:
+def write(case: str, folder: str) -> None:
     for name, table in zip(("left", "right"), {"big": big, "flights": flights}[case](), strict=True):
-        pq.write_table(table, folder / f"{name}.parquet", row_group_size=1 << 20)
+        pq.write_table(table, Path(folder, f"{name}.parquet"), row_group_size=1 << 20)
 
 
 # ---- the four of them: each returns a function that joins and sums up
@@ -129,20 +129,20 @@ def measure(who: str, folder: str) -> dict:
     return {"seconds": statistics.median(taken[1:] or taken), "peak": peak, "sums": [float(v) for v in found]}
 
 
-def alone(who: str, folder: Path) -> dict:  # see measure
-    "A measure in a process of its own."
-    done = subprocess.run([sys.executable, __file__, "--measure", who, folder], capture_output=True, text=True)
-    if done.returncode: sys.exit(f"{who}:\n{done.stdout}{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def alone(*command) -> str:  # what it printed
+    "A part of this file in a process of its own: a large one would hand its peak of memory down to its children."
+    done = subprocess.run([sys.executable, __file__, *command], capture_output=True, text=True)
+    if done.returncode: sys.exit(f"{' '.join(map(str, command))}:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def compared(case: str, folder: Path) -> dict[str, dict]:  # by who, see measure
     "Each by turns, those of the ratio twice: the better seconds count, and the larger peak. Stops if sums differ."
     folder.mkdir(parents=True)
-    write(case, folder)
+    alone("--write", case, folder)
     found: dict[str, dict] = {}
     for who in (*WHO, *list(WHO)[1::-1]):
-        one = alone(who, folder)
+        one = json.loads(alone("--measure", who, folder).splitlines()[-1])
         for mine, first in zip(one["sums"], found.get("ours on Sail", one)["sums"], strict=True):
             if not math.isclose(mine, first, rel_tol=1e-9): sys.exit(f"{case}: {who} finds {mine}, we find {first}")
         before = found.get(who, one)
@@ -167,8 +167,9 @@ def rows(folder: Path) -> list[tuple]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all, if none is given")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    for part in ("--measure", "--write"): parser.add_argument(part, nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.write: return write(*asked.write)
     if asked.measure: return print(json.dumps(measure(*asked.measure)))
     if unknown := set(asked.cases) - set(CASES): parser.error(f"no case {unknown.pop()!r}; there are: {', '.join(CASES)}")
     table = Table(title="Reading, joining and summing up; the sums agree", title_justify="left", box=None)
