@@ -70,7 +70,7 @@ def make_store(file: Path):  # MLflow's SQLite file
         SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "artifacts").as_uri()).engine.dispose()
         part.replace(file)
 
-# %% ../nbs/platform/04_env.ipynb #efcfc8b2
+# %% ../nbs/platform/04_env.ipynb #58a31e65
 @dataclass(frozen=True)
 class Env:
     "A target of the bundle, in the home where this process runs."
@@ -88,6 +88,7 @@ class Env:
     tracking_uri: str
     registry_uri: str
     variables: dict = field(hash=False)  # every variable of the bundle, resolved
+    versions: dict = field(default_factory=dict, hash=False)  # the Delta version at which a table is read, by full name
 
     def table(self, name: str) -> str:
         "The full name of a table: `name` is one part (the target's own) or three."

@@ -7,9 +7,9 @@ __all__ = ['WIDER', 'CONFLICT', 'names', 'exists', 'find', 'quoted', 'sql_type',
            'delta_log', 'add_columns', 'fit', 'reason', 'NotWritten', 'is_conflict', 'retry', 'columns_of',
            'create_statement', 'make', 'create', 'remove_old', 'remove', 'staged', 'find_keys', 'check_keys',
            'merge_conditions', 'merge_statement', 'left_to_merge', 'explained', 'merge', 'differs', 'check_inside',
-           'laid_out', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'read', 'snapshot']
+           'laid_out', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'read', 'pin', 'snapshot']
 
-# %% ../nbs/platform/06_tables.ipynb #20668057
+# %% ../nbs/platform/06_tables.ipynb #6baea5a3
 import json
 import random
 import re
@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace as changed
 from datetime import UTC, datetime, timedelta
 
 from .env import Env
@@ -368,7 +369,7 @@ def overwrite(spark, env: Env, name: str, df) -> bool:  # whether anything was w
         return True
     with staged(spark, env, df) as view: return retry(f"overwriting {full}", write)
 
-# %% ../nbs/platform/06_tables.ipynb #f1399b19
+# %% ../nbs/platform/06_tables.ipynb #1f5f7520
 def history(spark, env: Env, name: str) -> list[dict]:  # version, timestamp (in UTC), operation; the newest first
     "What was done to a table."
     table = find(spark, env, name)
@@ -387,9 +388,10 @@ def version(spark, env: Env, name: str) -> int:
     return spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"]
 
 def read(spark, env: Env, name: str,
-         version: int | None = None):  # as it was at this version; the latest if absent. -> DataFrame
+         version: int | None = None):  # as it was at this version; the target's pinned one, or the latest, if absent. -> DataFrame
     "The rows of a table, as they are or as they were."
     table, full = find(spark, env, name), env.table(name)
+    if version is None: version = env.versions.get(full)
     if version is None: return spark.table(table)
     versions = [h["version"] for h in history(spark, env, full)]
     if version not in versions:
@@ -397,6 +399,11 @@ def read(spark, env: Env, name: str,
     reader = spark.read.format("delta").option("versionAsOf", str(version))
     # Sail reads an earlier version by the table's present columns, unless it is asked for the folder
     return reader.table(table) if env.engine == "databricks" else reader.load(location(env, full))
+
+# %% ../nbs/platform/06_tables.ipynb #26622a75
+def pin(spark, env: Env, names: Iterable[str]) -> Env:
+    "The target with the versions that these tables have now; `read` keeps to them."
+    return changed(env, versions={env.table(name): version(spark, env, name) for name in names})
 
 # %% ../nbs/platform/06_tables.ipynb #539d795b
 def snapshot(spark, env: Env, source: str,  # a table that the target may read, such as prod.flights.predictions
