@@ -120,6 +120,45 @@ def test_targets_and_names_do_not_collide(online):
     assert not {names[0]} & set(online.tables())
 
 
+KEY = st.sampled_from("abcd")
+STEP = st.tuples(st.just("upsert"), st.integers(-1, 2), st.dictionaries(KEY, st.integers(0, 9), max_size=4)) | st.tuples(
+    st.sampled_from(["delete", "prune"]), st.none() | st.integers(-1, 1), st.lists(KEY, unique=True, max_size=3))
+
+
+def model_step(model, begun, step):  # rows by key as (version, value), and the latest version begun
+    "What a step does to a plain dict: how many rows it changed and what has begun; no count for a version that is too old."
+    what, offset, rows = step
+    if what == "upsert":
+        if (version := begun + offset) < begun: return None, begun
+        new = {k: (version, v) for k, v in rows.items() if model.get(k, (-99,))[0] < version}
+        model.update(new)
+        return len(new), version
+    limit = 10**6 if offset is None else begun + offset
+    gone = [k for k, row in model.items() if (k in rows and row[0] <= limit if what == "delete" else row[0] < begun)]
+    for k in gone: del model[k]
+    return len(gone), begun
+
+
+def test_any_steps_leave_what_a_plain_model_says(online):
+    layout_for = lambda: layout_of(f"dev.flights.t{uuid.uuid4().hex[:12]}", flights().schema, "origin")
+    @settings(max_examples=SLOW.get(online.name.split(":")[0], 30) // 2, deadline=None, database=None)
+    @given(st.lists(STEP, min_size=1, max_size=8))
+    def check(steps):
+        layout, model, begun = layout_for(), {}, 10
+        online.begin(layout, begun)
+        for what, offset, rows in steps:
+            before, (changed, begun) = begun, model_step(model, begun, (what, offset, rows))
+            limit = None if offset is None else before + offset
+            if changed is None:
+                with pytest.raises(Overtaken): online.upsert(layout, flights(*rows.items()), limit)
+            elif what == "upsert": assert online.upsert(layout, flights(*rows.items()), limit) == changed
+            elif what == "delete": assert online.delete(layout.table, rows, limit) == changed
+            else: assert online.prune(layout.table, begun) == changed
+            assert values(online, layout.table, "abcd") == [model.get(k, (0, None))[1] for k in "abcd"]
+        online.drop(layout.table)
+    check()
+
+
 # ---- values
 
 def moments(): return st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))
@@ -354,7 +393,7 @@ def test_readers_never_see_half_a_row(address, online, table):
         except Exception as error: problems.append(error)
     threads = [threading.Thread(target=read) for _ in range(2)]
     for t in threads: t.start()
-    until = time.monotonic() + 1
+    until = time.monotonic() + 0.4
     versions = count(1)
     while time.monotonic() < until or len(seen) < 3 and time.monotonic() < until + 10: online.upsert(layout, rows(v := next(versions)), v)
     over.set()
@@ -442,6 +481,26 @@ online.finish(layout.table, {version})
     check_online(online, spark, env, table, [f"k{k:02}" for k in range(40)])
 
 
+def test_a_publisher_that_died_while_another_looked(address, online, spark, env, table):
+    "What it left is not in the difference of the two versions that the other one knows of."
+    name = table.split(".")[2]
+    def write(*rows): return tables.overwrite(spark, env, name, frame(spark, [(k, 1, a, "") for k, a in rows]))
+    write(("a", 1.0))
+    publish(spark, env, online, name, "k")
+    layout, first = online.state(table).layout, tables.version(spark, env, table)
+    write(("a", 1.0), ("ghost", 2.0))
+    ghost = tables.read(spark, env, table).where("k = 'ghost'").toArrow()
+    write(("a", 3.0))
+    begin = online.begin
+    def late_begin(*given):
+        online.begin = begin
+        with open_store(address, timeout=10) as other: assert other.upsert(layout, ghost, first + 1) == 1
+        return begin(*given)
+    online.begin = late_begin
+    publish(spark, env, online, name, "k")
+    check_online(online, spark, env, table, ["ghost"])
+
+
 def test_two_publishers_at_once(address, spark, env, table):
     name = table.split(".")[2]
     def write(i): tables.overwrite(spark, env, name, frame(spark, [(f"k{(k + i) % 12}", 1, float(i), "") for k in range(8)]))
@@ -496,6 +555,22 @@ online_store.publish(get_spark(env), env, online, {name!r}, "k")
     assert file.published_version(table) is None and file.state(table).begun == tables.version(spark, env, table)
     assert publish(spark, env, file, name, "k")[0] in (300, 400)
     check_online(file, spark, env, table, [])
+
+
+def test_predictions_are_published_by_all_their_keys(file, spark, env, table):
+    name, schema = table.split(".")[2], "flight_day DATE, carrier STRING, flight INT, prediction DOUBLE, warning BOOLEAN"
+    def write(*rows):
+        df = spark.createDataFrame([(date(2013, 7, d), "UA", f, p, p > 0.5) for d, f, p in rows], schema)
+        tables.overwrite(spark, env, name, df.selectExpr("*", "timestamp_seconds(unix_date(flight_day) * 86400) AS prediction_time"))
+    keys = ["flight_day", "carrier", "flight"]
+    write((1, 15, 0.25), (1, 16, 0.75), (2, 15, 0.5))
+    assert publish(spark, env, file, name, keys) == (3, 0)
+    write((1, 15, 0.25), (2, 15, 0.875))
+    assert publish(spark, env, file, name, keys) == (1, 1)
+    asked = [(date(2013, 7, d), "UA", f) for d, f in ((1, 15), (1, 16), (2, 15))]
+    first, gone, last = file.get(table, asked, ["prediction", "warning", "prediction_time"])
+    assert (first["prediction"], gone, last["prediction"], last["warning"]) == (0.25, None, 0.875, True)
+    assert last["prediction_time"] == datetime(2013, 7, 2, tzinfo=UTC) and type(file.get(table, asked[:1])[0]["flight_day"]) is date
 
 
 def test_a_version_that_cannot_be_read_any_more(file, spark, env, table):
