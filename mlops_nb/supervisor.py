@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUT_CAP', 'adopt_orphans', 'end_descendants', 'Outcome', 'failed_cell', 'explain', 'skipped_cells', 'TextCap',
-           'engine', 'execute', 'Attempt', 'own_the_output', 'main', 'end_strays', 'Supervised']
+           'engine', 'execute', 'Attempt', 'own_the_output', 'log_notebook', 'main', 'end_strays', 'Supervised']
 
 # %% ../nbs/platform/22_supervisor.ipynb #5fda30de
 import contextlib
@@ -165,13 +165,20 @@ class Attempt:
         threading.Thread(target=self.end_with_runner, daemon=True).start()
         if timeout_seconds: threading.Thread(target=self.end_with_time, args=(timeout_seconds,), daemon=True).start()
 
-# %% ../nbs/platform/22_supervisor.ipynb #31cea902
+# %% ../nbs/platform/22_supervisor.ipynb #8891eea0
 def own_the_output(folder: Path) -> Any:  # a text stream to the runner
     "Keep the runner's pipe for reports, and send all else that is printed, by any library below us, to log.txt."
     reports = os.fdopen(os.dup(1), "w")
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1); os.dup2(log, 2)
     return reports
+
+def log_notebook(folder: Path) -> None:
+    "Log the executed notebook to the MLflow run that asked for it, if one did."
+    if not (asked := folder / "evidence.json").exists(): return
+    from mlflow import MlflowClient
+    told = json.loads(asked.read_text())
+    MlflowClient(told["tracking_uri"]).log_artifact(told["run_id"], str(folder / "notebook.ipynb"), "notebook")
 
 def main() -> None:
     "The supervising process: `python -c 'from mlops_nb.supervisor import main; main()' ATTEMPT_FOLDER`."
@@ -185,7 +192,9 @@ def main() -> None:
     def report(cell: int, of: int) -> None:
         print(json.dumps({"cell": cell, "of": of}), file=reports, flush=True)
 
-    try: outcome = execute(Path(told["notebook"]), attempt.folder / "notebook.ipynb", told["notebook_parameters"], report)
+    try:
+        outcome = execute(Path(told["notebook"]), attempt.folder / "notebook.ipynb", told["notebook_parameters"], report)
+        if outcome.result_state == "SUCCESS": log_notebook(attempt.folder)
     except Exception as error:
         traceback.print_exc()
         outcome = Outcome("FAILED", f"{type(error).__name__}: {error}\n  log: {attempt.folder / 'log.txt'}", type(error).__name__)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOOLEANS', 'LARGEST_VALUE', 'MISSING', 'notebook_utilities', 'attempt_folder', 'context', 'write_atomically',
            'convert', 'example_of', 'widget', 'parameters', 'trigger_date', 'as_json', 'set_value', 'get_value', 'exit',
-           'secret']
+           'keep_notebook', 'secret']
 
 # %% ../nbs/platform/07_task.ipynb #d0b1bdd2
 import json
@@ -134,6 +134,12 @@ def exit(text: str) -> None:
     if tools is not None: tools.notebook.exit(str(text))
     if folder is not None: write_atomically(folder / "exit.txt", str(text))
     print(text)
+
+# %% ../nbs/platform/07_task.ipynb #2ec7fa54
+def keep_notebook(run_id: str, tracking_uri: str) -> None:
+    "Have the executed copy of this notebook logged to an MLflow run when the task has succeeded."
+    if (folder := attempt_folder()) is not None:
+        write_atomically(folder / "evidence.json", json.dumps({"run_id": run_id, "tracking_uri": tracking_uri}))
 
 # %% ../nbs/platform/07_task.ipynb #860e0aca
 def secret(reference: str  # secrets/<scope>/<key>
