@@ -40,7 +40,7 @@ def type_of(column: str, kind,  # a pyarrow.DataType
     hint = next((text for name, text in NOT_KEPT.items() if str(kind).startswith(name)), "publish a table without it")
     raise MlopsError(f"column {column!r} is {kind}, which online stores do not keep", hint)
 
-# %% ../nbs/platform/19_online_rows.ipynb #5c724319
+# %% ../nbs/platform/19_online_rows.ipynb #3bb1e71c
 @dataclass(frozen=True)
 class Layout:
     "A table of an online store."
@@ -49,16 +49,17 @@ class Layout:
     columns: dict[str, str] = field(hash=False)  # the type of each column, keys included, in order
     ttl: float | None = None      # seconds after which a row that was not written again is gone
     source: str = ""              # the Delta table's own id
+    time_column: str | None = None  # by which the latest row of a key was chosen
 
     def as_text(self) -> str:
         "The layout as JSON, as stores keep it."
-        return json.dumps([self.table, self.keys, self.columns, self.ttl, self.source])
+        return json.dumps(list(vars(self).values()))
 
     @classmethod
     def from_text(cls, text: str) -> "Layout":
         "The layout that a store keeps."
-        table, keys, columns, ttl, source = json.loads(text)
-        return cls(table, tuple(keys), columns, ttl, source)
+        table, keys, *others = json.loads(text)
+        return cls(table, tuple(keys), *others)
 
 def check_table(name: str) -> str:  # in lower case
     "The full name of a table, each of its three parts checked."
@@ -66,7 +67,7 @@ def check_table(name: str) -> str:  # in lower case
     if len(parts) != 3: raise MlopsError(f"{name!r} is no full table name", "write catalog.schema.table")
     return ".".join(map(check_name, parts))
 
-# %% ../nbs/platform/19_online_rows.ipynb #79397d65
+# %% ../nbs/platform/19_online_rows.ipynb #d89abf05
 def check_layout(layout: Layout):
     "MlopsError if rows could not be told apart, or found, in every store."
     lower = [name.lower() for name in layout.columns]
@@ -82,19 +83,22 @@ def check_layout(layout: Layout):
         raise MlopsError(f"{layout.table} has a time to live of {layout.ttl!r} seconds", "give a number above 0, or none")
 
 def layout_of(table: str, schema,  # a pyarrow.Schema
-              keys: Iterable[str], ttl: float | None = None, source: str = "") -> Layout:
+              keys: Iterable[str], ttl: float | None = None, source: str = "", time_column: str | None = None) -> Layout:
     "How rows of this schema are kept."
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
-    layout = Layout(check_table(table), keys, {f.name: type_of(f.name, f.type) for f in schema}, ttl, source)
+    layout = Layout(check_table(table), keys, {f.name: type_of(f.name, f.type) for f in schema}, ttl, source,
+                    time_column)
     check_layout(layout)
     return layout
 
-# %% ../nbs/platform/19_online_rows.ipynb #9a084769
+# %% ../nbs/platform/19_online_rows.ipynb #39a4c398
 def merged(old: Layout, new: Layout) -> Layout:
     "The layout for a table that is there already; MlopsError if the new one does not fit."
     again = f"drop {old.table} from the store, then publish it"
     if old.keys != new.keys:
         raise MlopsError(f"{old.table} is online by the keys {', '.join(old.keys)}, not {', '.join(new.keys)}", again)
+    if old.time_column != new.time_column:
+        raise MlopsError(f"of {old.table} the latest rows by {old.time_column} are online, not by {new.time_column}", again)
     if old.source and new.source and old.source != new.source:
         raise MlopsError(f"{old.table} was made anew since it was published, its versions begin at 0 again", again)
     for name, kind in new.columns.items():

@@ -7,7 +7,7 @@ __all__ = ['SQLITE_TYPES', 'ADAPTERS', 'RANK', 'COUNT', 'Address', 'parse_addres
            'open_store', 'store', 'need', 'latest_rows', 'check_rows', 'table_id', 'differences', 'key_rows',
            'write_changes', 'publish_once', 'publish']
 
-# %% ../nbs/platform/27_online_store.ipynb #325a7ea5
+# %% ../nbs/platform/27_online_store.ipynb #a35c46ca
 import os
 import re
 import sqlite3
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from . import tables, task
 from .env import Env
@@ -312,7 +312,7 @@ class SqliteStore(Connections, OnlineStore):
             return read(row) if row and (row[-1] is None or row[-1] > clock()) else None
         return look_up
 
-# %% ../nbs/platform/27_online_store.ipynb #ece787d6
+# %% ../nbs/platform/27_online_store.ipynb #95abf55b
 ADAPTERS = {"sqlite": "mlops_nb.online_store:SqliteStore", "postgresql": "mlops_nb.postgres_store:PostgresStore",
             "redis": "mlops_nb.document_stores:RedisStore", "dynamodb": "mlops_nb.document_stores:DynamoStore",
             "cosmos": "mlops_nb.document_stores:CosmosStore"}  # a store of another kind is one more entry
@@ -330,8 +330,8 @@ def open_store(uri: str, timeout: float | None = None,  # seconds to connect, an
 
 def store(env: Env) -> OnlineStore:
     "The online store of a target."
-    uri = os.environ.get("MLOPS_ONLINE_STORE") or env.variables.get("online_store") or f"sqlite:///{env.state / 'online.db'}"
-    if found := re.fullmatch("sqlite:///([^/?].*)", uri): uri = f"sqlite:///{env.root / found[1]}"
+    uri = os.environ.get("MLOPS_ONLINE_STORE") or env.variables.get("online_store") or f"sqlite:///{quote(str(env.state / 'online.db'))}"
+    if found := re.fullmatch("sqlite:///([^/?].*)", uri): uri = f"sqlite:///{quote(str(env.root))}/{found[1]}"
     return open_store(uri)
 
 # %% ../nbs/platform/27_online_store.ipynb #0b13838a
@@ -382,7 +382,7 @@ def key_rows(layout: Layout, gone) -> list[tuple]:  # a pyarrow.Table of keys
     "Keys as one gives them to a store."
     return list(zip(*(gone.column(k).to_pylist() for k in layout.keys), strict=True))
 
-# %% ../nbs/platform/27_online_store.ipynb #9c6339e0
+# %% ../nbs/platform/27_online_store.ipynb #7959e4da
 def write_changes(store: OnlineStore, layout: Layout, version: int,
                   rows, gone=None,  # pyarrow Tables: rows to write, and keys to delete; without keys, `rows` is all
                   ) -> tuple[int, int]:  # how many rows were written and deleted
@@ -401,13 +401,16 @@ def publish_once(spark, env: Env, store: OnlineStore, full: str, keys: tuple, ti
     version = tables.version(spark, env, full)
     df = tables.read(spark, env, full, version)
     if time_column and time_column not in df.columns: raise unknown("column", time_column, df.columns, full)
-    layout = layout_of(full, to_arrow_schema(df.schema), keys, ttl, table_id(spark, env, full))
+    layout = layout_of(full, to_arrow_schema(df.schema), keys, ttl, table_id(spark, env, full), time_column)
     same = state is not None and merged(state.layout, layout) == state.layout and state.published == state.begun
     if same and not everything and state.published == version: return 0, 0
     rows, changes = latest_rows(df, keys, time_column), None
     check_rows(df, rows, full, keys, time_column)
     if same and not everything and ttl is None:
-        try: changes = differences(latest_rows(tables.read(spark, env, full, state.published), keys, time_column), rows, keys)
+        try:
+            old = tables.read(spark, env, full, state.published)
+            if set(old.columns) <= set(df.columns):  # or rows that stay would keep values of a column that is gone
+                changes = differences(latest_rows(old, keys, time_column), rows, keys)
         except Exception: changes = None  # a version that was vacuumed; if it is not that, all rows will fail as well
     changes = changes or (rows.toArrow(), None)
     store.begin(layout, version, state.begun if state else None)

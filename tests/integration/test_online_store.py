@@ -370,6 +370,8 @@ def test_the_store_of_a_target(env, tmp_path, monkeypatch):
     own = replace(env, state=tmp_path, root=tmp_path)
     assert store(own).file == tmp_path / "online.db"
     assert store(replace(own, variables={"online_store": "sqlite:///a/b.db"})).file == tmp_path / "a/b.db"
+    odd = replace(env, state=tmp_path / "a b#c?d%41", root=tmp_path / "e?%42", variables={"online_store": "sqlite:///f.db"})
+    assert store(odd).file == odd.root / "f.db" and store(replace(odd, variables={})).file == odd.state / "online.db"
     monkeypatch.setenv("MLOPS_ONLINE_STORE", f"sqlite:///{tmp_path}/c.db?timeout=7")
     assert (store(own).file, store(own).timeout) == (tmp_path / "c.db", 7)
 
@@ -619,6 +621,22 @@ def test_a_column_that_comes_later_is_published_everywhere(file, spark, env, tab
     tables.merge(spark, env, name, spark.createDataFrame([("a", 1, True)], "k STRING, n INT, new BOOLEAN"), ["k"])
     publish(spark, env, file, name, "k")
     assert file.get(table, ["a", "b"]) == [{"k": "a", "n": 1, "new": True}, {"k": "b", "n": 1, "new": None}]
+
+
+def test_the_time_that_counts_stays_the_same(file, spark, env, table):
+    tables.overwrite(spark, env, table.split(".")[2], frame(spark, [("a", 1, 1.0, "")]))
+    publish(spark, env, file, table.split(".")[2], "k")
+    with pytest.raises(MlopsError, match="the latest rows by None are online, not by at\n.*drop"):
+        publish(spark, env, file, table.split(".")[2], "k", "at")
+
+
+def test_a_column_that_is_gone_leaves_no_values(file, spark, env, table):
+    name = table.split(".")[2]
+    tables.overwrite(spark, env, name, spark.createDataFrame([("a", 1, 1), ("b", 1, 1)], "k STRING, n INT, old INT"))
+    publish(spark, env, file, name, "k")
+    tables.overwrite(spark, env, name, spark.createDataFrame([("a", 1), ("b", 2)], "k STRING, n INT"))
+    assert publish(spark, env, file, name, "k") == (2, 0) and publish(spark, env, file, name, "k") == (0, 0)
+    assert file.get(table, ["a", "b"]) == [{"k": "a", "n": 1, "old": None}, {"k": "b", "n": 2, "old": None}]
 
 
 @pytest.mark.parametrize("rows, keys, time_column, message", [
