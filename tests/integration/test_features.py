@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mlops_nb import spark as sessions
 from mlops_nb import tables
@@ -72,30 +70,6 @@ def in_order(df, keys: list[str]) -> pd.DataFrame: return utc(df.toPandas()).sor
 
 
 # ---- the join in time
-
-TIME = st.integers(0, 12).map(lambda hours: datetime(2013, 3, 10, tzinfo=UTC) + timedelta(hours=hours))
-KEY = st.sampled_from(["a", "b", None])
-VALUE = st.one_of(st.none(), st.integers(0, 99))
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(left=st.lists(st.tuples(KEY, st.one_of(st.none(), TIME)), min_size=1, max_size=12),
-       right=st.dictionaries(st.tuples(KEY, TIME), VALUE, max_size=12), by_day=st.booleans())
-def test_each_row_gets_the_latest_values_that_were_known(spark, left, right, by_day):
-    "Ties, gaps, rows without key or time, values that are null; by moment and by day, which makes more ties."
-    kind = "DATE" if by_day else "TIMESTAMP"
-    if by_day: right = {(k, datetime(2013, 3, t.hour + 1, tzinfo=UTC)): v for (k, t), v in right.items()}
-    asked = spark.createDataFrame([(i, k, t) for i, (k, t) in enumerate(left)], "id INT, k STRING, t TIMESTAMP")
-    known = spark.createDataFrame([(k, t, v) for (k, t), v in right.items()], "k STRING, ts TIMESTAMP, v INT")
-    asked, known = asked.withColumn("t", asked.t.cast(kind)), known.withColumn("ts", known.ts.cast(kind))
-    rows = point_in_time_join(asked, known, ["k"], "t", "ts").collect()
-    assert sorted(r.id for r in rows) == list(range(len(left)))
-    midnight_of = lambda t: t.replace(hour=0) if by_day else t
-    for row in rows:
-        key, at = left[row.id]
-        past = [(t, v) for (k, t), v in right.items() if key is not None and k == key and at and t <= midnight_of(at)]
-        assert row.v == (max(past, key=lambda p: p[0])[1] if past else None)
-
 
 def test_the_join_equals_pandas_on_all_flights(spark, env, written, frames):
     flights = features.scheduled(spark, env, date(2013, 1, 1), 90)
@@ -358,24 +332,6 @@ def test_feature_tables_that_are_missing_are_an_error(spark, env, written):
         features.scheduled(spark, other, date(2013, 3, 5))
 
 
-def test_target_dev_may_read_the_tables_of_prod(spark, env, written, tmp_path_factory):
-    "Source tables come from the source catalog, and features are written to the target's own."
-    lake = tmp_path_factory.mktemp("two")
-    sessions.stop()
-    try:
-        prod = changed(load_env("prod", root=ROOT), lakehouse=str(lake))
-        there = sessions.get_spark(prod)
-        for name in ("flights", "weather", "planes", "airports"):
-            rows = there.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
-            tables.merge(there, prod, f"bronze_{name}", rows, ingest.KEYS[name])
-        sessions.stop()
-        dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
-        here = sessions.get_spark(dev)
-        done = features.write_features(here, dev, cut_of(date(2013, 1, 5)))
-        assert done.table.tolist() == [f"dev.flights.{name}" for name in TIMES] and (done.changed > 0).all()
-    finally: sessions.stop()
-
-
 # ---- batch and online say the same
 
 def test_ten_thousand_requests_get_online_what_a_batch_gets(spark, env, written, tmp_path):
@@ -395,3 +351,21 @@ def test_ten_thousand_requests_get_online_what_a_batch_gets(spark, env, written,
     found = [answers[c].notna().mean() for c in ("origin_due_3h", "temperature", "carrier_late_share", "route_late_share",
                                                  "great_circle", "aircraft_stage")]
     assert min(found) > 0.95, found
+
+
+def test_target_dev_may_read_the_tables_of_prod(spark, env, written, tmp_path_factory):
+    "Source tables come from the source catalog, and features are written to the target's own."
+    lake = tmp_path_factory.mktemp("two")
+    sessions.stop()
+    try:
+        prod = changed(load_env("prod", root=ROOT), lakehouse=str(lake))
+        there = sessions.get_spark(prod)
+        for name in ("flights", "weather", "planes", "airports"):
+            rows = there.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
+            tables.merge(there, prod, f"bronze_{name}", rows, ingest.KEYS[name])
+        sessions.stop()
+        dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
+        here = sessions.get_spark(dev)
+        done = features.write_features(here, dev, cut_of(date(2013, 1, 5)))
+        assert done.table.tolist() == [f"dev.flights.{name}" for name in TIMES] and (done.changed > 0).all()
+    finally: sessions.stop()
