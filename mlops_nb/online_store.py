@@ -43,7 +43,7 @@ from mlops_nb.online_rows import (
     where_key,
 )
 
-# %% ../nbs/platform/27_online_store.ipynb #006c3828
+# %% ../nbs/platform/27_online_store.ipynb #20f408c7
 @dataclass(frozen=True)
 class Address:
     "Where a store is."
@@ -67,7 +67,9 @@ def parse_address(uri: str) -> Address:
     try:
         parts = urlsplit(uri)
         port, password = parts.port, parts.password
-    except ValueError: raise MlopsError("the address of the online store cannot be read", "scheme://host:port/path") from None
+    except ValueError: parts = None
+    if not parts or "://" not in uri:  # which is not shown: who knows what it holds
+        raise MlopsError("the address of the online store cannot be read", "write scheme://host:port/path")
     if password: raise MlopsError(f"the address of the {parts.scheme} store holds a password",
                                   "leave it out, and add ?password=secrets/<scope>/<key>")
     options = dict(parse_qsl(parts.query))
