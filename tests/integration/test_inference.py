@@ -241,10 +241,10 @@ def test_the_notebooks_end_with_a_sentence_and_hand_over_what_they_found(home, t
     run = lambda name, **parameters: papermill.execute_notebook(
         env.root / "nbs/flights" / name, tmp_path / name, parameters=parameters, cwd=env.root, progress_bar=False,
         kernel_name="python3")
-    run("08_inference.ipynb", as_of="2013-01-13", replay_days=3)
+    run("09_inference.ipynb", as_of="2013-01-13", replay_days=3)
     assert f"scored by dev.flights.late_arrival v{version.version}" in (tmp_path / "exit.txt").read_text()
     assert "0 rows changed" in (tmp_path / "exit.txt").read_text()
-    run("09_monitor.ipynb", as_of="2013-01-16", granularity="1 day")
+    run("10_monitor.ipynb", as_of="2013-01-16", granularity="1 day")
     assert "of 3 windows with" in (tmp_path / "exit.txt").read_text()
     values = json.loads((tmp_path / "values.json").read_text())
     assert values["violations"] == len(values["flagged"]) and isinstance(values["latest_flagged"], bool)

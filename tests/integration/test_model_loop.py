@@ -173,7 +173,7 @@ def test_a_failed_version_ends_the_validation_notebook_and_goes_nowhere(loop, mo
     for name, value in {"MLOPS_STATE": loop.folder, "MLOPS_LAKEHOUSE": loop.env.lakehouse}.items(): monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("MLOPS_TASK", raising=False)
     with pytest.raises(papermill.PapermillExecutionError, match="v3 failed its validation, for"):
-        papermill.execute_notebook(loop.env.root / "nbs/flights/06_validate.ipynb", tmp_path / "out.ipynb", progress_bar=False,
+        papermill.execute_notebook(loop.env.root / "nbs/flights/07_validate.ipynb", tmp_path / "out.ipynb", progress_bar=False,
                                    parameters={"model_name": NAME, "model_version": "3"})
     worse = registry.get_version(loop.env, NAME, 3)
     assert worse.tags["model_validation_status"] == "FAILED" and "log_loss" in worse.description
