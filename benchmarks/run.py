@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import automl
 import nbformat
 import point_in_time
 import psutil
@@ -99,7 +100,7 @@ def demo(folder: Path) -> list[tuple]:
             ("its peak of memory", f"{most[0] / 2**30:.2f} GiB", "", "", "3 GiB")]
 
 
-MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows, "demo": demo}
+MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows, "automl": automl.rows, "demo": demo}
 
 
 def main() -> None:

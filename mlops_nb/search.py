@@ -32,7 +32,7 @@ from .errors import MlopsError, unknown
 from .task import attempt_folder, write_atomically
 from .trials import DIRECTIONS, METRICS, Family, Result, Running, metric_name
 
-# %% ../nbs/platform/48_search.ipynb #50b6a873
+# %% ../nbs/platform/48_search.ipynb #890031e5
 @dataclass
 class Settings:
     "What may be said about a search beside its data; the names are those of Databricks' AutoML where it has them."
@@ -44,6 +44,7 @@ class Settings:
     timeout_minutes: float = 30
     max_trials: int = 40
     max_parallel: int = 2  # trials at a time; never more than processors
+    explore: bool = True  # also run the notebook that explores the data
     experiment_name: str | None = None  # a search of this name goes on if there is one; a new name if absent
     experiment_dir: str | Path | None = None  # where its folder is made; the project's state if absent
     seed: int = 0
@@ -244,11 +245,11 @@ def recover(search: Search) -> int:  # how many are tried again
         for family in search.families.values(): search.study.enqueue_trial(trials.defaults(family))
     return len(again)
 
-# %% ../nbs/platform/48_search.ipynb #e5597fe7
-def begin_exploration(search: Search) -> Any:  # Supervised, None if it was done before
+# %% ../nbs/platform/48_search.ipynb #7211da03
+def begin_exploration(search: Search) -> Any:  # Supervised, None if it was done before or is not wanted
     "Run the notebook that explores the data."
     folder = search.folder / "exploration"
-    if (folder / "result.json").exists(): return None
+    if (folder / "result.json").exists() or not search.settings.explore: return None
     names = ("data_file", "target_col", "kind", "exclude_cols")
     given = {name: value for name, value in notebook_parameters(search).items() if name in names} | {"time_col": search.settings.time_col or ""}
     trials.compose(None, folder / "source.ipynb", "exploration.ipynb")
@@ -259,9 +260,9 @@ def exploration_result(folder: Path, process: Any) -> list[str]:
     outcome = process.wait() if process else None
     file = folder / "exploration" / "result.json"
     if file.exists(): return json.loads(file.read_text())["warnings"]
-    return [f"the data was not explored: {outcome.message.splitlines()[0]}"]
+    return [f"the data was not explored: {outcome.message.splitlines()[0]}"] if outcome else []
 
-# %% ../nbs/platform/48_search.ipynb #c9a79e79
+# %% ../nbs/platform/48_search.ipynb #3e1daaea
 def run(search: Search) -> list[str]:  # warnings of the exploration
     "Run trials until there are enough of them or the time is over; whatever happens, nothing goes on running."
     exploration = begin_exploration(search)
@@ -278,8 +279,9 @@ def run(search: Search) -> list[str]:  # warnings of the exploration
             time.sleep(0.05)
         return exploration_result(search.folder, exploration)
     finally:
-        if exploration: exploration.stop()
-        for one in list(search.running): one.process.stop()
+        for process in [exploration, *(one.process for one in search.running)]:
+            if process: process.stop()
+        if exploration and not exploration.process.stdout.closed: exploration.wait()
         for one in list(search.running): end_trial(search, one)
 
 # %% ../nbs/platform/48_search.ipynb #abe12166
@@ -315,7 +317,7 @@ class Shown:
             if not self.live: print(f"{datetime.now():%H:%M:%S} trial {trial.number} {said['family']} {said['state']} {value}; {self.best_line(search)}", flush=True)
         if self.live: self.bar.update(self.row, completed=len(done), best=self.best_line(search))
 
-# %% ../nbs/platform/48_search.ipynb #2d11cda4
+# %% ../nbs/platform/48_search.ipynb #0f66649a
 def open_search(dataset: Dataset, primary_metric: str, settings: Settings, env: Env, families: dict[str, Family]) -> Search:
     "The search of this name: a new one, or the one that was begun."
     name = check_name(settings.experiment_name or f"automl_{dataset.target_col}_{datetime.now():%Y%m%d_%H%M%S}")
@@ -330,13 +332,14 @@ def search(dataset: Dataset, primary_metric: str, settings: Settings) -> tuple[S
     from filelock import FileLock, Timeout
     env = settings.env or load_env()
     families = trials.find_families(settings.families, settings.exclude_frameworks)
-    with quiet():
+    with trials.warm(settings.threads) as warm, quiet():  # it imports while we look into the study
         found = open_search(dataset, primary_metric, settings, env, families)
         try: held = FileLock(found.folder / "search.lock").acquire(timeout=0)
         except Timeout: raise MlopsError(f"the search {found.folder.name!r} is running in another process", "wait, or choose another experiment_name") from None
-        with held:
+        with held, Shown(found) as found.shown:
+            found.warm = warm
             recover(found)
-            with Shown(found) as found.shown, trials.warm(settings.threads) as found.warm: said = run(found)
+            said = run(found)
     if not found.best: raise MlopsError(f"no trial of the search succeeded: {first_reason(found)}", f"its notebooks are in {found.folder}")
     return found, said
 

@@ -79,7 +79,7 @@ def be_kernel(arguments: list[str]) -> None:
     sys.path.insert(0, "")
     IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
-# %% ../nbs/platform/46_warm.ipynb #6da4576e
+# %% ../nbs/platform/46_warm.ipynb #fd4dc460
 def main() -> None:
     "Import, then make a copy for each request: `python -c 'from mlops_nb.warm import main; main()' SOCKET MODULE ...`."
     import importlib
@@ -90,7 +90,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, reap)
     while True:
         message, ends, _, _ = socket.recv_fds(asks, 65536, 2)
-        if not message: return
+        if not message: os._exit(0)  # nothing to tidy up, and to unload so many modules takes seconds
         if not os.fork(): be_supervisor(json.loads(message), asks, ends)
         for end in ends: os.close(end)
 

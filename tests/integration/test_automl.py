@@ -1,0 +1,189 @@
+"""AutoML with real trials: notebooks in processes, MLflow on SQLite, kills, full disks, and the same metric by hand."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+from sklearn.metrics import log_loss
+
+from mlops_nb import automl, dataset, tables
+from mlops_nb.dataset import SPLIT
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+
+ROOT = Path(__file__).parents[2]
+FAMILY = '''"""{name}"""
+import time, resource
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+SPACE = {{"penalty": {{"low": 0.1, "high": 10.0, "default": 1.0}}}}
+TRUSTED = ["numpy.dtype"]
+def fit(parameters, data, report):
+    {before}
+    pipeline = Pipeline([("prepare", ColumnTransformer([("numbers", "passthrough", data.numbers[-5:])])), ("model", LogisticRegression(max_iter=5000))])
+    pipeline.fit(data.train.fillna(0), data.train_target)
+    {after}
+    return pipeline
+'''
+
+
+def family(folder: Path, name: str, before: str = "pass", after: str = "pass") -> str:
+    "A family of its own, whose `fit` does something odd."
+    file = folder / f"{name}.py"
+    file.write_text(FAMILY.format(name=name, before=before, after=after))
+    return str(file)
+
+
+def settings(state: Path, **more) -> dict:
+    "An environment whose store and folders are of this test."
+    env = replace(load_env("dev", root=ROOT), state=state, tracking_uri=f"sqlite:///{state / 'mlflow.db'}", registry_uri=f"sqlite:///{state / 'mlflow.db'}")
+    return {"env": env, "timeout_minutes": 3, **more}
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory): return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def classified(state):
+    "One search with all families, one that fails and one that meets a full disk, on rows with everything that is awkward."
+    frame = load_breast_cancer(as_frame=True).frame
+    frame["diagnosis"] = frame.pop("target").map({0: "malignant", 1: "benign"})
+    frame["clinic"] = [("a", "b", None, f"rare {i}")[i % 4] for i in range(len(frame))]  # most of the rare ones are unseen in training
+    frame["left handed"] = [i % 2 == 0 for i in range(len(frame))]
+    frame["told after"] = frame.diagnosis.map({"malignant": 1.0, "benign": 0.0})
+    frame = frame.assign(nothing=None, always=1)
+    frame.loc[:9, "mean area"] = float("inf")
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    families = ["lightgbm", "histogram_boosting", "random_forest", "linear", family(state, "unlucky", before="raise ValueError('no luck today')"),
+                family(state, "full_disk", after=limit)]
+    summary = automl.classify(frame, "diagnosis", "log_loss", families=families, max_trials=6, exclude_cols=["mean radius"], **settings(state))
+    return frame, summary
+
+
+def test_every_trial_has_a_notebook_a_run_and_no_pickle(classified):
+    frame, summary = classified
+    client = MlflowClient(summary.trials[0].env.tracking_uri)
+    states = {t.family: t.state for t in summary.trials}
+    assert states == {"lightgbm": "COMPLETE", "histogram_boosting": "COMPLETE", "random_forest": "COMPLETE", "linear": "COMPLETE",
+                      "unlucky": "FAILED", "full_disk": "FAILED"}, [t.reason for t in summary.trials]
+    for trial in summary.trials:
+        run = client.get_run(trial.mlflow_run_id)
+        assert run.info.experiment_id == summary.experiment.experiment_id
+        assert run.info.status == ("FINISHED" if trial.state == "COMPLETE" else "FAILED")
+        assert run.data.tags["automl_family"] == trial.family and trial.notebook_path.exists()
+        if trial.state == "COMPLETE": assert run.data.metrics["val_log_loss"] == pytest.approx(trial.evaluation_metric_score)
+    reasons = {t.family: t.reason for t in summary.trials}
+    assert "no luck today" in reasons["unlucky"] and "unlucky.ipynb" not in reasons["unlucky"]
+    assert [w for w in ("File too large", "disk I/O error", "disk is full", "unable to open") if w in reasons["full_disk"]], reasons["full_disk"]
+    assert client.search_registered_models() == [] and client.search_runs([summary.experiment.experiment_id], "attributes.status = 'RUNNING'") == []
+    files = [p for p in [*summary.folder.rglob("*"), *(summary.trials[0].env.state / "artifacts").rglob("*")] if p.is_file()]
+    assert [p for p in files if p.suffix == ".skops"] and not [p for p in files if p.suffix in (".pkl", ".pickle", ".joblib")]
+
+
+def test_the_best_model_takes_rows_as_they_come(classified, monkeypatch):
+    frame, summary = classified
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    rows = pd.read_parquet(summary.folder / "dataset.parquet")
+    held = rows[rows[SPLIT] == "validate"]
+    for trial in summary.trials[:4]:
+        loaded = trial.load_model()
+        features = [c.name for c in loaded.metadata.get_input_schema()]
+        assert "mean radius" not in features and "clinic" in features
+        model = loaded.unwrap_python_model().pipeline
+        assert log_loss(held.diagnosis, model.predict_proba(held[features]), labels=model.classes_) == pytest.approx(trial.evaluation_metric_score, abs=1e-9)
+    later = frame.tail(3).assign(clinic="a place never seen")
+    assert set(summary.best_trial.load_model().predict(later)) <= {"malignant", "benign"}
+
+
+def test_the_summary_says_what_is_odd_about_the_data(classified):
+    _, summary = classified
+    said = "\n".join(summary.warnings)
+    for words in ("nothing: left out, all values are missing", "always: left out, it is constant", "mean area: 10 infinite values",
+                  "told after: alone it predicts the target almost perfectly", "clinic: it has"):
+        assert words in said, said
+    pictures = [o for c in nbformat.read(summary.data_exploration, 4).cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 3
+    assert "told after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
+
+
+def test_a_notebook_run_by_hand_gives_its_metric_again_without_this_project(classified, tmp_path):
+    _, summary = classified
+    blocked = tmp_path / "blocked" / "mlops_nb"
+    blocked.mkdir(parents=True)
+    (blocked / "__init__.py").write_text("raise ImportError('this project is not here')")
+    trial = next(t for t in summary.trials if t.family == "lightgbm")
+    before = MlflowClient(trial.env.tracking_uri).get_run(trial.mlflow_run_id).to_dictionary()
+    given = json.loads((trial.notebook_path.parent / "task.json").read_text())["notebook_parameters"]
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    subprocess.run([Path(sys.executable).parent / "papermill", trial.notebook_path, tmp_path / "again.ipynb", "-f", tmp_path / "given.json", "--cwd", tmp_path],
+                   check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(blocked.parent), "AUTOML_FOLDER": ""})
+    client = MlflowClient(trial.env.tracking_uri)
+    runs = client.search_runs([summary.experiment.experiment_id], "tags.automl_trial = 'by hand'")
+    assert len(runs) == 1 and runs[0].info.status == "FINISHED"
+    assert {k: v for k, v in runs[0].data.metrics.items() if k != "fit_seconds"} == pytest.approx(trial.metrics, abs=1e-9)
+    assert client.get_run(trial.mlflow_run_id).to_dictionary() == before, "the search's own run stays as it was"
+
+
+SEARCH = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from sklearn.datasets import load_wine
+import test_automl as tests
+from mlops_nb import automl
+automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=sys.argv[2].split(), max_trials=4, explore=False,
+                **tests.settings(Path(sys.argv[1])))
+"""
+
+
+def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
+    families = ["linear", family(tmp_path, "slow", before=f"time.sleep(0 if __import__('os').path.exists({str(tmp_path / 'quick')!r}) else 60)")]
+    process = subprocess.Popen([sys.executable, "-c", SEARCH, state, " ".join(families), Path(__file__).parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with process.stdout as lines: first = next(line for line in lines if "trial 0" in line)
+    assert "linear COMPLETE" in first
+    deadline = time.monotonic() + 20
+    while not list(state.glob("automl/wine/trials/*slow/task.json")) and time.monotonic() < deadline: time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive, "a killed search leaves nothing running"
+    (tmp_path / "quick").touch()
+    summary = automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=families, max_trials=3, explore=False, **settings(state))
+    killed = [t for t in summary.trials if "killed" in t.reason]
+    done = [t for t in summary.trials if t.state in ("COMPLETE", "PRUNED")]
+    assert len(done) == 3 and {t.number for t in done} > {0} and killed and {t.family for t in killed} <= {"slow", "linear"}
+    assert "slow" in {t.family for t in done}, "what the kill interrupted is tried again"
+    runs = MlflowClient(summary.trials[0].env.tracking_uri).search_runs([summary.experiment.experiment_id])
+    assert "RUNNING" not in {r.info.status for r in runs}
+
+
+def test_the_time_is_kept_and_nothing_goes_on(tmp_path, state):
+    began = time.monotonic()
+    with pytest.raises(MlopsError, match="no trial of the search succeeded: the search ended first"):
+        automl.classify(load_wine(as_frame=True).frame, "target", families=[family(tmp_path, "slow", before="time.sleep(100)")], explore=False, **settings(state) | {"timeout_minutes": 0.1})
+    assert time.monotonic() - began < 20
+    assert not [p for p in psutil.Process().children(recursive=True) if "mlops_nb.warm" in " ".join(p.cmdline())]
+
+
+def test_numbers_over_time_from_a_table(state, spark, env):
+    rows = load_diabetes(as_frame=True).frame.assign(day=pd.date_range("2020-01-01", periods=442, freq="D"))
+    tables.overwrite(spark, env, "diabetes", spark.createDataFrame(rows))
+    summary = automl.regress(dataset.read_dataset("diabetes", env), "target", "rmse", time_col="day", families=["linear", "lightgbm"], max_trials=2, **settings(state))
+    split = pd.read_parquet(summary.folder / "dataset.parquet").groupby(SPLIT).day.agg(["min", "max"])
+    assert split.loc["train", "max"] < split.loc["validate", "min"] and split.loc["validate", "max"] < split.loc["test", "min"]
+    best = summary.best_trial
+    assert best.evaluation_metric_score == min(t.evaluation_metric_score for t in summary.trials) < 70  # the target's own deviation is 77
+    assert best.metrics["test_root_mean_squared_error"] < 70 and len(best.load_model().predict(rows.head(4))) == 4
