@@ -303,7 +303,7 @@ def draw_mornings(frame: pd.DataFrame,  # what `morning_and_evening` returns
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #d998f8d8
+# %% ../../nbs/flights/01_eda.ipynb #78b6ec1a
 def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the scheduled departure), auc; the first known first
                title: str, start: float = -6):  # hours; what was known by then begins there. -> Figure
     "When each signal is known, next to how well it tells late flights from others."
@@ -315,12 +315,12 @@ def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the sc
     ax.barh(places, end - late, left=late, color=colors, height=0.55)  # known of nearly all
     ax.axvline(-BEFORE, color=RED, linewidth=1.5)
     ax.annotate("prediction", (-BEFORE, len(signals) - 0.5), (4, 0), **(NOTE | {"color": RED}))
-    ax.set(yticks=places, yticklabels=signals.signal, xlabel="hours after the scheduled departure", xlim=(start, end),
+    ax.set(yticks=places, yticklabels=signals.signal, xlabel="hours after the scheduled departure (pale: known of some flights)", xlim=(start, end),
            ylim=(-0.6, len(signals) - 0.1))
     strength.barh(places, signals.auc - 0.5, left=0.5, color=colors, height=0.55)
     for place, value in zip(places, signals.auc, strict=True):
         strength.annotate(f"{value:.2f}", (max(value, 0.5), place), (4, -3), **NOTE)
-    strength.set(xlabel="AUC of it alone (0.5 says nothing)", xlim=(0.45, 1.08))
+    strength.set(xlabel="AUC of it alone (0.5 says nothing)", xlim=(0.45, 1.08), xticks=np.arange(5, 11) / 10)
     strength.tick_params(axis="y", length=0)
     return figure
 
