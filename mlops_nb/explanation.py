@@ -44,7 +44,7 @@ def strongest(found: Contributions, count: int = 20) -> pd.Series:  # by feature
     "The mean size of each feature's contributions."
     return pd.Series(np.abs(found.values).mean(0), found.rows.columns).nlargest(count)
 
-# %% ../nbs/platform/50_explanation.ipynb #3e85f53a
+# %% ../nbs/platform/50_explanation.ipynb #846bec7e
 def explanation(found: Contributions):  # -> shap.Explanation
     "The contributions as the package shap takes them."
     import shap
@@ -55,7 +55,7 @@ def finished(title: str) -> Any:  # matplotlib Figure
     from matplotlib import pyplot
     figure = pyplot.gcf()
     figure.axes[0].set_title(title, fontsize=10)
-    figure.set_layout_engine("constrained")
+    figure.tight_layout()
     return figure
 
 def plot_summary(found: Contributions, largest: int = 15) -> Any:  # matplotlib Figure
@@ -88,7 +88,7 @@ def draw_levels(ax, shown: pd.Series, y: np.ndarray, most: int = 12):
     ax.boxplot([y[shown.fillna("missing") == level] for level in levels], tick_labels=levels, flierprops={"markersize": 2}, widths=0.6)
     ax.tick_params(axis="x", rotation=90, labelsize=7)
 
-# %% ../nbs/platform/50_explanation.ipynb #44b40516
+# %% ../nbs/platform/50_explanation.ipynb #bed4b3a0
 def plot_single(found: Contributions, row: int, title: str, largest: int = 12) -> Any:  # matplotlib Figure
     "How one row's prediction comes about."
     from matplotlib import pyplot
@@ -103,7 +103,9 @@ def plot_single(found: Contributions, row: int, title: str, largest: int = 12) -
     ax.invert_yaxis()
     ax.axvline(found.base, color="grey", linewidth=0.7, linestyle=":")
     end = found.base + sum(adds)
-    ax.set(title=f"{title}: {1 / (1 + np.exp(-end)):.0%}, where all rows begin at {1 / (1 + np.exp(-found.base)):.0%}", xlabel="log-odds")
+    of = lambda odds: f"{1 / (1 + np.exp(-odds)):.0%}"
+    ax.set_title(f"{title}: {of(end)}\nall rows begin at {of(found.base)}", fontsize=10)
+    ax.set_xlabel("log-odds")
     return figure
 
 def readable(value) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 
-# %% ../nbs/platform/18_feature_model.ipynb #9fec6288
+# %% ../nbs/platform/18_feature_model.ipynb #7f46dafd
 RAW_MODEL, SPEC = "raw_model", "feature_spec.yaml"
 
 class FeatureModel:
@@ -19,6 +19,8 @@ class FeatureModel:
     def __init__(self, model): self.model = model
 
     def predict(self, model_input, params=None): return self.model.predict(model_input, params)
+
+    def get_raw_model(self): return self.model  # MLflow's own word: `load_model(uri).get_raw_model()`
 
 def _load_pyfunc(path: str) -> FeatureModel:  # MLflow calls it by this name
     "The model that is stored in a folder with its spec."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_conf', 'check_keys', 'log_odds', 'calibrate', 'fit_calibration', 'code_version', 'pinned', 'data_digest',
            'code_digest', 'fingerprint', 'find_run', 'registered_version', 'register_run', 'delta_source', 'log_input',
-           'log_tables', 'log_rows']
+           'log_tables', 'log_rows', 'evaluate']
 
 # %% ../nbs/platform/32_training.ipynb #0310fc6a
 import hashlib
@@ -151,3 +151,17 @@ def log_rows(env: Env, frame: pd.DataFrame, schema: Any,  # mlflow Schema of the
              ) -> None:
     "The rows as an input of the active run. MLflow's own pandas dataset looks at each value of them, for many seconds."
     log_input(env, table, number, context, context, data_digest(frame), schema)
+
+# %% ../nbs/platform/32_training.ipynb #8dc31de2
+def evaluate(env: Env, judged: pd.DataFrame,  # the label and the column prediction, both doubles
+             label: str, metrics: Mapping[str, float],  # of these rows, by name
+             table: str, number: int,  # the table, and its Delta version, that the rows come from
+             ) -> Any:  # mlflow EvaluationResult
+    "Log metrics through `mlflow.models.evaluate`, with the judged rows as an MLflow dataset."
+    import mlflow
+    from mlflow.data.pandas_dataset import from_pandas
+    from mlflow.metrics import make_metric
+    known = [make_metric(eval_fn=lambda predictions, targets, value=value: value, greater_is_better=True, name=name)
+             for name, value in metrics.items()]
+    rows = from_pandas(judged, source=delta_source(env, table, number), targets=label, predictions="prediction", name="evaluation")
+    return mlflow.models.evaluate(data=rows, extra_metrics=known, evaluators="default")

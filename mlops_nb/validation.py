@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULE', 'CHANGES', 'STATUS', 'check_signature', 'check_probabilities', 'check_example', 'metric_thresholds',
-           'check_metrics', 'run_checks', 'failures', 'report', 'judge', 'require_passed']
+           'check_metrics', 'run_checks', 'failures', 'report', 'described', 'judge', 'require_passed']
 
 # %% ../nbs/platform/33_validation.ipynb #c8c86248
 from collections.abc import Callable, Mapping
@@ -107,17 +107,23 @@ def report(results: Mapping[str, list[str]]) -> str:  # Markdown
     flat = lambda text: text.replace("|", "/").replace("\n", " ")
     return "\n".join(lines + [f"| {title} | {flat('; '.join(reasons)) or 'passed'} |" for title, reasons in results.items()])
 
-# %% ../nbs/platform/33_validation.ipynb #22cd5a7c
+# %% ../nbs/platform/33_validation.ipynb #6d402f0e
+def described(description: str | None, report: str) -> str:
+    "A version's page with this report in the place of an earlier one."
+    page = (description or "").split("## Validation")[0].strip()
+    return f"{page}\n\n{report}" if page else report
+
 def judge(env: Env, name: str, version: Any,  # which version, by the model's full name and its number
           checks: Mapping[str, Callable[[], list[str]]],
           ) -> dict[str, list[str]]:  # the reasons of each check
     "Run the checks, and write the verdict and its reasons onto the version."
-    number = str(registry.get_version(env, name, version).version)
+    version = registry.get_version(env, name, version)
+    number = str(version.version)
     env.check_write(name)
     mlflow = registry.client(env)
     mlflow.set_model_version_tag(name, number, STATUS, "PENDING")
     results = run_checks(checks)
-    mlflow.update_model_version(name, number, description=report(results))
+    mlflow.update_model_version(name, number, description=described(version.description, report(results)))
     mlflow.set_model_version_tag(name, number, STATUS, "FAILED" if failures(results) else "PASSED")
     return results
 

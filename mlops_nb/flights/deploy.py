@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECISION', 'comparable_rows', 'contender', 'baseline', 'decide', 'record', 'deploy', 'sentence']
 
-# %% ../../nbs/flights/08_deploy.ipynb #737bcd65
+# %% ../../nbs/flights/08_deploy.ipynb #3b93ad53
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
@@ -17,7 +17,7 @@ from .. import deployment, registry
 from ..deployment import Comparison, Contender, compare, learnt_through, move_alias, tag_of
 from ..errors import MlopsError
 from .features import BASELINE, FEATURES
-from .train import labelled_rows
+from .learning import labelled_rows
 
 # %% ../../nbs/flights/08_deploy.ipynb #526a133b
 def comparable_rows(spark, env, version: Any, champion: Any | None) -> pd.DataFrame:  # what `labelled_rows` returns

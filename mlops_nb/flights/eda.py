@@ -18,10 +18,11 @@ import pandas as pd
 
 from .days import sql_moment
 
-# %% ../../nbs/flights/01_eda.ipynb #e36497e7
-LATE_AFTER, BEFORE = 15, 2  # minutes, the rule of the US Department of Transportation; hours from prediction to departure
-ALWAYS = ["flight_day", "month", "hour", "carrier", "flight", "origin", "dest", "tailnum", "distance", "scheduled_departure",
-          "scheduled_arrival"]
+# %% ../../nbs/flights/01_eda.ipynb #2a577dcd
+LATE_AFTER = 15  # minutes, the rule of the US Department of Transportation
+BEFORE = 2  # hours from the prediction to the scheduled departure
+ALWAYS = ["flight_day", "month", "hour", "carrier", "flight", "origin", "dest", "tailnum", "distance",
+          "scheduled_departure", "scheduled_arrival"]
 LEARNT = {"departure_known_at": ["dep_time", "dep_delay"], "arrival_known_at": ["arr_time", "arr_delay", "air_time"]}
 
 def known_flights(cut: datetime) -> str:  # a query on {flights}
@@ -62,7 +63,7 @@ def band_names(edges: list[float]) -> list[str]:
     inner = [f"{low:g}–{high:g}" for low, high in zip(edges, edges[1:], strict=False)]
     return [f"< {edges[0]:g}", *inner, f"≥ {edges[-1]:g}"]
 
-# %% ../../nbs/flights/01_eda.ipynb #e9d98033
+# %% ../../nbs/flights/01_eda.ipynb #3dc126fb
 def at_hour(hours_before: int) -> str:  # SQL
     "The hour of the scheduled departure, or an earlier one."
     return f"date_trunc('HOUR', scheduled_departure) - INTERVAL {hours_before} HOURS"
@@ -70,17 +71,19 @@ def at_hour(hours_before: int) -> str:  # SQL
 def by_weather(spark, flights, weather, column: str, edges: list[float], hours_before: int = 0,
                ) -> pd.DataFrame:  # band, hours (of an airport), labels, late
     "The late share by a measure of the weather."
-    return spark.sql(f"""SELECT {band(column, edges)} AS band, count(DISTINCT f.origin, time_hour) AS hours,
+    found = spark.sql(f"""SELECT {band(column, edges)} AS band, count(DISTINCT f.origin, time_hour) AS hours,
     count(late) AS labels, avg(late) AS late
 FROM {{flights}} f JOIN {{weather}} w ON w.origin = f.origin AND time_hour = {at_hour(hours_before)}
-WHERE late IS NOT NULL AND {column} IS NOT NULL GROUP BY band ORDER BY band""", flights=flights, weather=weather).toPandas()
+WHERE late IS NOT NULL AND {column} IS NOT NULL GROUP BY band ORDER BY band""", flights=flights, weather=weather)
+    return found.toPandas()
 
-# %% ../../nbs/flights/01_eda.ipynb #d29b7676
+# %% ../../nbs/flights/01_eda.ipynb #7ea216eb
 KINDS = MappingProxyType({"snow": "precip > 0 AND temp <= 34", "rain": "precip > 0 AND temp > 34",
                           "fog": "visib < 1 AND precip = 0", "gale": "wind_gust >= 40"})  # inches, °F, miles, mph
 
-def by_day(spark, flights, weather) -> pd.DataFrame:  # flight_day, flights, late and cancelled (shares of all), KINDS (hours)
-    "Day by day: which share of the flights was late, which never left, and how many hours of weather an airport had."
+def by_day(spark, flights, weather,
+           ) -> pd.DataFrame:  # flight_day, flights, late and cancelled (shares of all), KINDS (hours of an airport)
+    "Day by day: which share of the flights was late, which never left, and what the weather was."
     hours = ", ".join(f"CAST(sum(CAST({sql} AS INT)) AS INT) AS {kind}" for kind, sql in KINDS.items())
     days = spark.sql(f"""SELECT flight_day, flights, late, cancelled, {", ".join(KINDS)} FROM (
     SELECT flight_day, count(*) AS flights, coalesce(sum(late), 0) / count(*) AS late,
@@ -104,8 +107,8 @@ def morning_and_evening(spark, flights, before: int = 10, after: int = 17,  # ho
     {share(f"hour >= {after}")} AS evening FROM {{flights}} GROUP BY origin, flight_day)
 WHERE morning IS NOT NULL AND evening IS NOT NULL ORDER BY flight_day, origin""", flights=flights).toPandas()
 
-# %% ../../nbs/flights/01_eda.ipynb #d711093f
-def with_earlier(spark, flights):  # -> DataFrame: with earlier_delay (minutes), slack (hours), earlier_known; null if there is none
+# %% ../../nbs/flights/01_eda.ipynb #f44ef13f
+def with_earlier(spark, flights):  # -> DataFrame: with earlier_delay (minutes), slack (hours), earlier_known
     "Flights with the arrival of the plane's earlier flight, if it has landed by now."
     lag = lambda column: (f"CASE WHEN tailnum IS NOT NULL THEN lag({column}) OVER "
                           "(PARTITION BY tailnum ORDER BY scheduled_departure, carrier, flight) END")
@@ -114,12 +117,14 @@ def with_earlier(spark, flights):  # -> DataFrame: with earlier_delay (minutes),
 FROM (SELECT *, {lag("arr_delay")} AS earlier_delay, {lag("scheduled_arrival")} AS due_there,
     {lag("arrival_known_at")} AS landed_there FROM {{flights}})""", flights=flights)
 
-# %% ../../nbs/flights/01_eda.ipynb #21a632a2
-def missing_by_outcome(spark, flights, columns: list[str]) -> pd.DataFrame:  # columns × outcomes: shares; the first row is flights
+# %% ../../nbs/flights/01_eda.ipynb #48e95c88
+def missing_by_outcome(spark, flights, columns: list[str],
+                       ) -> pd.DataFrame:  # columns × outcomes; the first row, flights, counts them
     "Which share of the flights of each outcome lacks a value."
     shares = ", ".join(f"avg(CAST({column} IS NULL AS INT)) AS {column}" for column in columns)
-    return spark.sql(f"SELECT outcome, count(*) AS flights, {shares} FROM {{flights}} GROUP BY outcome ORDER BY outcome",
-                     flights=flights).toPandas().set_index("outcome").T
+    found = spark.sql(f"SELECT outcome, count(*) AS flights, {shares} FROM {{flights}} GROUP BY 1 ORDER BY 1",
+                      flights=flights)
+    return found.toPandas().set_index("outcome").T
 
 # %% ../../nbs/flights/01_eda.ipynb #2676718e
 def auc(by_value: pd.DataFrame,  # what `late_by` returns for one column
@@ -131,17 +136,18 @@ def auc(by_value: pd.DataFrame,  # what `late_by` returns for one column
     below = others.cumsum() - others / 2  # a tie is half a win
     return float((late * below).sum() / (late.sum() * others.sum()))
 
-# %% ../../nbs/flights/01_eda.ipynb #81fe49ae
+# %% ../../nbs/flights/01_eda.ipynb #7fcc4890
 def with_signals(spark, flights, weather):  # -> DataFrame: with departures, weather, weather_before and earlier
     "Flights with some measures that become known at different times."
+    flights = with_earlier(spark, flights)
+    trouble = weather.selectExpr("origin", "time_hour", "10 - visib + 100 * precip AS trouble")  # miles unseen, 0.01 in
     return spark.sql(f"""SELECT f.*, CASE WHEN earlier_known THEN earlier_delay END AS earlier, r.delay AS departures,
     w.trouble AS weather, b.trouble AS weather_before
 FROM {{flights}} f
 LEFT JOIN (SELECT origin, date_trunc('HOUR', departure_known_at) AS ts, avg(dep_delay) AS delay FROM {{flights}}
     WHERE departure_known_at IS NOT NULL GROUP BY 1, 2) r ON r.origin = f.origin AND r.ts = {at_hour(BEFORE + 1)}
 LEFT JOIN {{weather}} w ON w.origin = f.origin AND w.time_hour = {at_hour(0)}
-LEFT JOIN {{weather}} b ON b.origin = f.origin AND b.time_hour = {at_hour(BEFORE)}""", flights=with_earlier(spark, flights),
-    weather=weather.selectExpr("origin", "time_hour", "10 - visib + 100 * precip AS trouble"))  # miles unseen, 0.01 inches
+LEFT JOIN {{weather}} b ON b.origin = f.origin AND b.time_hour = {at_hour(BEFORE)}""", flights=flights, weather=trouble)
 
 # %% ../../nbs/flights/01_eda.ipynb #4250aa6f
 def known_when(spark, flights) -> pd.DataFrame:  # fact; early, middle, late: hours after the scheduled departure
@@ -152,7 +158,7 @@ def known_when(spark, flights) -> pd.DataFrame:  # fact; early, middle, late: ho
     found = spark.sql(f"SELECT {measures} FROM {{flights}}", flights=flights).toPandas().iloc[0]
     return pd.DataFrame(found.values.reshape(2, 3), list(LEARNT), ["early", "middle", "late"])
 
-# %% ../../nbs/flights/01_eda.ipynb #ea0ac7b3
+# %% ../../nbs/flights/01_eda.ipynb #03b2608e
 BLUE, ORANGE, RED, GREY, DARK = "#4C72B0", "#DD8452", "#C44E52", "#C9CED6", "#444B55"
 AIRPORTS = MappingProxyType({"EWR": "#4C72B0", "JFK": "#DD8452", "LGA": "#55A868"})
 NOTE = MappingProxyType({"textcoords": "offset points", "fontsize": 9, "color": DARK})
@@ -162,33 +168,35 @@ def canvas(title: str, rows: int = 1, columns: int = 1, size: tuple[float, float
     "A figure with a title, and its axes."
     import matplotlib.pyplot as plt
     import seaborn as sns
-    with sns.axes_style("ticks", {"axes.edgecolor": DARK, "text.color": DARK, "axes.labelcolor": DARK, "xtick.color": DARK,
-                                  "ytick.color": DARK}), sns.plotting_context("notebook", font_scale=0.85):
+    dark = dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), DARK)
+    with sns.axes_style("ticks", dark), sns.plotting_context("notebook", font_scale=0.85):
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=DARK)
     sns.despine(figure)
     return figure, axes
 
-# %% ../../nbs/flights/01_eda.ipynb #f6008baf
+# %% ../../nbs/flights/01_eda.ipynb #3f86e6ce
 def draw_groups(panels: dict[str, pd.DataFrame],  # by heading; the first column names the group, then late and labels
                 title: str):  # -> Figure
     "The late shares of groups, panel by panel on one scale."
     from matplotlib.ticker import MaxNLocator
-    figure, axes = canvas(title, 1, len(panels), (10, 0.9 + 0.3 * max(6, *map(len, panels.values()))), sharex=True, squeeze=False)
+    size = (10, 0.9 + 0.3 * max(6, *map(len, panels.values())))
+    figure, axes = canvas(title, 1, len(panels), size, sharex=True, squeeze=False)
     for ax, (heading, frame) in zip(axes[0], panels.items(), strict=True):
         frame, places = frame[::-1], range(len(frame))
         ranges = interval(frame).astype(float)
         ax.axvline(np.average(frame.late, weights=frame.labels), color=DARK, linewidth=0.8, linestyle=(0, (4, 4)))
         ax.hlines(places, ranges.low, ranges.high, color=BLUE, linewidth=5, alpha=0.3)
         ax.plot(frame.late, places, "o", color=BLUE)
-        ax.set_yticks(places, [f"{name}  ({count:,})" for name, count in zip(frame.iloc[:, 0], frame.labels, strict=True)])
+        names = zip(frame.iloc[:, 0], frame.labels, strict=True)
+        ax.set_yticks(places, [f"{name}  ({count:,})" for name, count in names])
         ax.set_title(heading, loc="left", fontsize=10.5)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_formatter("{x:.0%}")
         ax.set(xlabel="late", ylim=(-0.6, len(frame) - 0.4))
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #9fe7773c
+# %% ../../nbs/flights/01_eda.ipynb #ef278081
 def draw_grid(grid: pd.DataFrame,  # shares
               title: str, counts: pd.DataFrame | None = None,  # flights in each cell; few are not shown
               least: int = 30, color: str = BLUE, **labels):  # -> Figure
@@ -196,8 +204,9 @@ def draw_grid(grid: pd.DataFrame,  # shares
     import seaborn as sns
     figure, ax = canvas(title, size=(10, 1.6 + 0.36 * len(grid)))
     hidden = grid.isna() if counts is None else ~(counts.reindex_like(grid) >= least)
-    sns.heatmap(grid.astype(float), mask=hidden, cmap=sns.light_palette(color, as_cmap=True), vmin=0, annot=grid.astype(float) * 100, fmt=".0f", linewidths=1.5,
-                annot_kws={"fontsize": 9}, cbar=False, ax=ax)
+    percent, shades = grid.astype(float) * 100, sns.light_palette(color, as_cmap=True)
+    sns.heatmap(percent, mask=hidden, cmap=shades, vmin=0, annot=True, fmt=".0f", annot_kws={"fontsize": 9},
+                linewidths=1.5, cbar=False, ax=ax)
     ax.set(**labels)
     ax.tick_params(length=0, labelrotation=0)
     sns.despine(figure, left=True, bottom=True)
@@ -217,14 +226,14 @@ def draw_hours(frame: pd.DataFrame,  # origin, hour, late, labels
     ax.legend(frameon=False, loc="upper left", labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #ace1e3d4
+# %% ../../nbs/flights/01_eda.ipynb #baed8da3
 def worst_days(days: pd.DataFrame,  # what `by_day` returns
                count: int = 9) -> pd.DataFrame:  # its rows, the worst first
     "The days on which most flights were late or never left, some days apart."
     chosen, apart = [], max(4, len(days) // 20)
     for day in (days.late + days.cancelled).sort_values(ascending=False).index:
-        if len(chosen) < count and all(abs((days.flight_day[day] - days.flight_day[other]).days) >= apart for other in chosen):
-            chosen.append(day)
+        near = [other for other in chosen if abs((days.flight_day[day] - days.flight_day[other]).days) < apart]
+        if len(chosen) < count and not near: chosen.append(day)
     return days.loc[chosen]
 
 def draw_days(days: pd.DataFrame, title: str):  # -> Figure
@@ -235,22 +244,23 @@ def draw_days(days: pd.DataFrame, title: str):  # -> Figure
     ax.bar(days.flight_day, days.cancelled, bottom=days.late, width=0.85, color=RED, label="never left")
     worst = worst_days(days)
     for (_, row), kind in zip(worst.iterrows(), weather_name(worst), strict=True):
-        ax.annotate(f"{row.flight_day:%-d %b}\n{kind or 'no storm'}", (row.flight_day, row.late + row.cancelled), (0, 3),
-                    ha="center", linespacing=1.1, **NOTE)
+        ax.annotate(f"{row.flight_day:%-d %b}\n{kind or 'no storm'}", (row.flight_day, row.late + row.cancelled),
+                    (0, 3), ha="center", linespacing=1.1, **NOTE)
     ax.yaxis.set_major_formatter("{x:.0%}")
     ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator(), show_offset=False))
     ax.set(ylabel="of the day's flights", ylim=(0, 1.1))
     ax.legend(frameon=False, loc="upper left", ncols=2, labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #ec1fe5d4
+# %% ../../nbs/flights/01_eda.ipynb #b00fa7c7
 def extremes(routes: pd.DataFrame, count: int = 3) -> pd.DataFrame:  # rows of it
     "The latest and the most punctual routes that lie apart in a picture."
     def ends(ordered: pd.DataFrame) -> list:
         chosen = []
         for index, row in ordered.iterrows():
-            near = [o for o in chosen if abs(routes.distance[o] - row.distance) < 350 and abs(routes.late[o] - row.late) < 0.025]
-            if len(chosen) < count and not near: chosen.append(index)
+            there = routes.loc[chosen]
+            near = ((there.distance - row.distance).abs() < 350) & ((there.late - row.late).abs() < 0.025)
+            if len(chosen) < count and not near.any(): chosen.append(index)
         return chosen
     ordered = routes.sort_values("late")
     return routes.loc[list(dict.fromkeys(ends(ordered) + ends(ordered[::-1])))]
@@ -260,7 +270,8 @@ def draw_routes(routes: pd.DataFrame,  # origin, dest, distance, late, labels
     "Each route by its distance: the larger the dot, the more flights; some are named."
     figure, ax = canvas(title, size=(10, 4.4))
     for origin, rows in routes.groupby("origin"):
-        ax.scatter(rows.distance, rows.late, rows.labels / 8, color=AIRPORTS.get(origin, DARK), alpha=0.6, linewidth=0, label=origin)
+        style = {"color": AIRPORTS.get(origin, DARK), "alpha": 0.6, "linewidth": 0}
+        ax.scatter(rows.distance, rows.late, rows.labels / 8, label=origin, **style)
     for _, row in extremes(routes).iterrows():
         ax.annotate(f"{row.origin}–{row.dest}", (row.distance, row.late), (7 + row.labels ** 0.5 / 8, -3), **NOTE)
     ax.yaxis.set_major_formatter("{x:.0%}")
@@ -268,11 +279,12 @@ def draw_routes(routes: pd.DataFrame,  # origin, dest, distance, late, labels
     for handle in ax.legend(frameon=False, loc="upper right", labelcolor=DARK).legend_handles: handle.set_sizes([50])
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #3d1187b3
-def draw_weather(panels: dict[str, tuple],  # by heading: what `by_weather` returns for the hour and for before it, the bands' names
+# %% ../../nbs/flights/01_eda.ipynb #c5a2a731
+def draw_weather(panels: dict[str, tuple],  # by heading: `by_weather` of the hour, and of before it; the bands' names
                  title: str):  # -> Figure
     "The late share by measures of the weather, over how many hours there were of each."
-    figure, axes = canvas(title, 2, len(panels), (10, 4.6), height_ratios=(4, 1), sharey="row", sharex="col", squeeze=False)
+    figure, axes = canvas(title, 2, len(panels), (10, 4.6), height_ratios=(4, 1), sharey="row", sharex="col",
+                          squeeze=False)
     for (top, bottom), (heading, (then, before, names)) in zip(axes.T, panels.items(), strict=True):
         ranges = interval(then).astype(float)
         top.vlines(then.band, ranges.low, ranges.high, color=BLUE, linewidth=5, alpha=0.3)
@@ -289,22 +301,24 @@ def draw_weather(panels: dict[str, tuple],  # by heading: what `by_weather` retu
     axes[0, -1].legend(frameon=False, loc="upper right", labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #04d7cdce
+# %% ../../nbs/flights/01_eda.ipynb #a3556b38
 def draw_mornings(frame: pd.DataFrame,  # what `morning_and_evening` returns
                   title: str):  # -> Figure
     "Morning and evening of each airport and day, and the mean evening after mornings of each fifth."
     figure, ax = canvas(title, size=(10, 4.2))
     for origin, rows in frame.groupby("origin"):
-        ax.scatter(rows.morning, rows.evening, 18, color=AIRPORTS.get(origin, DARK), alpha=0.55, linewidth=0, label=origin)
+        style = {"color": AIRPORTS.get(origin, DARK), "alpha": 0.55, "linewidth": 0}
+        ax.scatter(rows.morning, rows.evening, 18, label=origin, **style)
     fifths = frame.groupby(pd.qcut(frame.morning, 5, duplicates="drop"), observed=True)[["morning", "evening"]].mean()
     ax.plot(fifths.morning, fifths.evening, "o-", color=DARK, linewidth=2, label="mean of a fifth of the days")
     for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter("{x:.0%}")
-    ax.set(xlabel="late in the morning (departures before 10)", ylabel="late in the evening (from 17)", xlim=(0, None), ylim=(0, 1))
+    ax.set(xlabel="late in the morning (departures before 10)", ylabel="late in the evening (from 17)", xlim=(0, None),
+           ylim=(0, 1))
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #78b6ec1a
-def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the scheduled departure), auc; the first known first
+# %% ../../nbs/flights/01_eda.ipynb #18e01e72
+def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the scheduled departure), auc
                title: str, start: float = -6):  # hours; what was known by then begins there. -> Figure
     "When each signal is known, next to how well it tells late flights from others."
     figure, (ax, strength) = canvas(title, 1, 2, (10, 1.3 + 0.34 * len(signals)), width_ratios=(3, 2), sharey=True)
@@ -315,8 +329,8 @@ def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the sc
     ax.barh(places, end - late, left=late, color=colors, height=0.55)  # known of nearly all
     ax.axvline(-BEFORE, color=RED, linewidth=1.5)
     ax.annotate("prediction", (-BEFORE, len(signals) - 0.5), (4, 0), **(NOTE | {"color": RED}))
-    ax.set(yticks=places, yticklabels=signals.signal, xlabel="hours after the scheduled departure (pale: known of some flights)", xlim=(start, end),
-           ylim=(-0.6, len(signals) - 0.1))
+    ax.set(yticks=places, yticklabels=signals.signal, xlim=(start, end), ylim=(-0.6, len(signals) - 0.1),
+           xlabel="hours after the scheduled departure (pale: known of some flights)")
     strength.barh(places, signals.auc - 0.5, left=0.5, color=colors, height=0.55)
     for place, value in zip(places, signals.auc, strict=True):
         strength.annotate(f"{value:.2f}", (max(value, 0.5), place), (4, -3), **NOTE)
@@ -324,10 +338,11 @@ def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the sc
     strength.tick_params(axis="y", length=0)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #a761a75f
+# %% ../../nbs/flights/01_eda.ipynb #59d27c97
 def finding(story: list[bool],  # whether each sentence so far holds; grows by one
             sentence: str, *holds: bool):  # -> Markdown
     "A sentence about the data, if they bear it out."
     from IPython.display import Markdown
     story.append(bool(holds) and all(map(bool, holds)))
+    sentence = " ".join(sentence.split())
     return Markdown(sentence if story[-1] else f"**Does not hold for these data:** ~~{sentence}~~")

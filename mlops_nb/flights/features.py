@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LATE_AFTER', 'MEASURES', 'AHEAD', 'DAYS', 'WEIGHT', 'STAGES', 'TIMES', 'ABOUT', 'GRID', 'WINDOWS', 'CONTRACTS',
            'ON_DEMAND', 'PLACES', 'KEYS', 'SCHEDULE', 'BEFORE', 'BASELINE', 'FEATURE_TABLES', 'CATEGORICAL', 'FEATURES',
-           'NEEDED', 'grid_point', 'happening', 'happenings', 'on_grid', 'window_sum', 'recent_columns', 'recent_query',
-           'label_changes', 'daily_query', 'aircraft_query', 'weather_query', 'plane_query', 'airport_query', 'queries',
-           'write_table', 'write_features', 'holidays', 'days_to_holiday', 'weekday', 'hour_sin', 'hour_cos',
-           'great_circle', 'scheduled_minutes', 'aircraft_slack', 'register_functions', 'feature_names', 'scheduled',
-           'labels', 'table_lookups', 'feature_lookups', 'asking', 'check_tables', 'training_set', 'flight_features',
-           'as_input']
+           'NEEDED', 'HOURS', 'MILES', 'BANDS', 'SLICES', 'grid_point', 'happening', 'happenings', 'on_grid',
+           'window_sum', 'recent_columns', 'recent_query', 'label_changes', 'daily_query', 'aircraft_query',
+           'weather_query', 'plane_query', 'airport_query', 'queries', 'write_table', 'write_features', 'holidays',
+           'days_to_holiday', 'weekday', 'hour_sin', 'hour_cos', 'great_circle', 'scheduled_minutes', 'aircraft_slack',
+           'register_functions', 'feature_names', 'scheduled', 'labels', 'table_lookups', 'feature_lookups', 'asking',
+           'check_tables', 'training_set', 'flight_features', 'as_input', 'band']
 
 # %% ../../nbs/flights/03_features.ipynb #87c672cd
 from datetime import date, datetime, timedelta
@@ -353,3 +353,18 @@ def as_input(frame, kept):  # DataFrame, the columns beside FEATURES -> DataFram
     kept = [name for name in kept if name != "prediction_day"]
     return frame.selectExpr(*kept, *(name if name in CATEGORICAL else f"CAST({name} AS DOUBLE) AS {name}"
                                      for name in FEATURES if name not in kept))
+
+# %% ../../nbs/flights/03_features.ipynb #595829b1
+HOURS = (9, 13, 17)  # o'clock in New York: where a band of hours ends and the next one begins
+MILES = (500, 1000, 2000)  # where a band of distances does
+
+def band(value: str,  # a SQL expression that gives a whole number
+         edges: tuple[int, ...]) -> str:  # a SQL expression that gives a text
+    "The band that a number falls into, named after its ends."
+    first, last = edges[0], edges[-1]
+    between = [f"WHEN {value} < {end} THEN '{start}-{end - 1}'" for start, end in zip(edges, edges[1:], strict=False)]
+    return f"CASE WHEN {value} < {first} THEN '<{first}' {' '.join(between)} WHEN {value} >= {last} THEN '{last}+' END"
+
+BANDS = {"hour_band": band("sched_dep_time DIV 100", HOURS), "distance_band": band("distance", MILES)}
+
+SLICES = ("origin", "carrier", *BANDS)

