@@ -27,7 +27,7 @@ def find_version(env: Env, reference: str) -> Any:  # mlflow ModelVersion
     if not slash: raise MlopsError(f"{reference!r} names no version", "write NAME/VERSION or NAME@alias, such as late_arrival@champion")
     return registry.get_version(env, env.model(name), version)
 
-# %% ../nbs/platform/53_lineage.ipynb #fbb602b0
+# %% ../nbs/platform/53_lineage.ipynb #e31098b0
 METRICS = ("log_loss", "roc_auc", "brier_score", "calibration_error", "precision_score", "recall_score", "business_cost")
 
 def spec_lines(model_uri: str) -> list[str]:
@@ -43,8 +43,8 @@ def spec_lines(model_uri: str) -> list[str]:
 
 def requirements(model_uri: str) -> list[str]:
     "The packages that a model needs, pinned."
-    from mlflow.pyfunc import get_model_dependencies
-    return [line for line in Path(get_model_dependencies(model_uri)).read_text().splitlines() if line.strip()]
+    from mlflow.artifacts import load_text
+    return [line for line in load_text(f"{model_uri}/requirements.txt").splitlines() if line.strip()]
 
 def lineage(env: Env, version: Any) -> dict[str, Any]:  # headings; below each a mapping, a list, or a text
     "Everything that a version was made of."
