@@ -57,7 +57,7 @@ def short(value: Any) -> str:
     "A value with few digits."
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/platform/49_automl.ipynb #46721003
+# %% ../nbs/platform/49_automl.ipynb #bb85a36b
 def better_first(primary_metric: str, trials: list[TrialInfo]) -> list[TrialInfo]:
     "The best first, then those without a score."
     sign = -1 if DIRECTIONS[primary_metric] == "maximize" else 1
@@ -80,7 +80,7 @@ class AutoMLSummary:
         "A row for each trial, the best first."
         metric = metric_name(self.primary_metric)
         return pd.DataFrame([{"trial": t.number, "family": t.family, "state": t.state, metric: t.evaluation_metric_score,
-                              metric.replace("val_", "test_"): t.metrics.get(metric.replace("val_", "test_")), "seconds": round(t.duration, 1),
+                              metric.replace("val_", "test_"): t.metrics.get(metric.replace("val_", "test_")), "seconds": f"{t.duration:.1f}",
                               "parameters": ", ".join(f"{k}={short(v)}" for k, v in t.params.items()), "run_id": t.mlflow_run_id,
                               "notebook": str(t.notebook_path), "reason": t.reason.splitlines()[0] if t.reason else ""} for t in self.trials])
 

@@ -106,7 +106,7 @@ def open_folder(folder: Path, facts: Mapping, dataset: Dataset) -> None:
     part.replace(folder / "dataset.parquet")
     write_atomically(file, json.dumps(asked, indent=1))
 
-# %% ../nbs/platform/48_search.ipynb #d505001b
+# %% ../nbs/platform/48_search.ipynb #5600c285
 @contextmanager
 def quiet() -> Iterator[None]:
     "Without Optuna's log and its remarks on what is new in it."
@@ -123,7 +123,7 @@ def open_study(file: Path, direction: str, seed: int) -> Any:  # optuna Study
     "The study in a SQLite file. A trial is stopped when it is worse than half of the others were at that point."
     import optuna
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # trials that run count as bad ones: no two alike
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=20, n_min_trials=4)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=30, n_min_trials=4)
     return optuna.create_study(storage=f"sqlite:///{file}", study_name="search", load_if_exists=True, direction=direction,
                                sampler=sampler, pruner=pruner)
 
@@ -186,7 +186,7 @@ def notebook_parameters(search: Search) -> dict:
             "exclude_cols": search.dataset.excluded, "seed": search.settings.seed, "threads": search.settings.threads,
             "tracking_uri": search.env.tracking_uri, "experiment_id": search.experiment_id}
 
-# %% ../nbs/platform/48_search.ipynb #061b8a0a
+# %% ../nbs/platform/48_search.ipynb #8b247344
 def close_run(search: Search, run: Running, result: Result) -> str:  # its id
     "Complete the trial's MLflow run: how it ended, and its executed notebook."
     mlflow, told = registry.client(search.env), run.folder / "run_id"
@@ -219,9 +219,11 @@ def end_trial(search: Search, run: Running) -> None:
 
 def watch(search: Search, run: Running) -> None:
     "Pass a trial's progress on to Optuna, and Optuna's answer to the trial."
-    for told in run.progress():
-        run.asked.report(told["value"], told["step"])
-        if told["step"] < 100 and run.asked.should_prune(): run.ask_to_stop()
+    told = run.progress()
+    for one in told: run.asked.report(one["value"], one["step"])
+    if not told: return
+    last = f"{metric_name(search.primary_metric)} was {told[-1]['value']:.5f} after {told[-1]['step']}%; others were better at that point"
+    run.answer(last if run.asked.should_prune() else "")
 
 # %% ../nbs/platform/48_search.ipynb #2a797784
 def close_killed(search: Search) -> None:

@@ -114,7 +114,7 @@ def compose(family: Family | None,  # None where the template needs none
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(notebook, indent=1))
 
-# %% ../nbs/platform/47_trials.ipynb #b1768bf1
+# %% ../nbs/platform/47_trials.ipynb #c5a4bd05
 @dataclass
 class Running:
     "A trial in its process, as the search sees it."
@@ -137,7 +137,10 @@ class Running:
 
     def over(self) -> bool: return self.process.process.poll() is not None
 
-    def ask_to_stop(self) -> None: (self.folder / "stop").touch()
+    def answer(self, stop: str) -> None:  # why it is to stop, "" if it is not
+        "Tell the trial whether to go on; it looks at its next report."
+        if stop: write_atomically(self.folder / "stop", stop)
+        else: (self.folder / "stop").unlink(missing_ok=True)
 
     def outcome(self) -> Outcome: return self.process.wait()
 

@@ -162,10 +162,13 @@ def test_a_hopeless_trial_is_asked_to_stop(tmp_path):
         folder.mkdir()
         (folder / "progress.jsonl").write_text(json.dumps({"step": 40, "value": value}) + '\n{"step": 60, "va')
         run = trials.Running(study.ask(), None, folder, None)
-        search.watch(None, run)
+        search.watch(SimpleNamespace(primary_metric="f1"), run)
         assert (folder / "stop").exists() == asked
-        with (folder / "progress.jsonl").open("a") as file: file.write('lue": 0.7}\n')
-        assert run.progress() == [{"step": 60, "value": 0.7}], "the rest of a line that was half written"
+        if asked: assert (folder / "stop").read_text() == "val_f1_score was 0.50000 after 40%; others were better at that point"
+        with (folder / "progress.jsonl").open("a") as file: file.write('lue": 0.99}\n' if asked else 'lue": 0.7}\n')
+        search.watch(SimpleNamespace(primary_metric="f1"), run)
+        assert run.asked.study.get_trials()[-1].intermediate_values[60] == (0.99 if asked else 0.7), "the rest of a line that was half written"
+        assert not (folder / "stop").exists(), "who has become better may go on"
 
 
 def test_the_notebook_obeys_and_is_free_by_hand(tmp_path, monkeypatch, capsys):
@@ -182,8 +185,8 @@ def test_the_notebook_obeys_and_is_free_by_hand(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AUTOML_FOLDER", str(tmp_path))
     cell = report_cell()
     cell["report"](0.2, None)
-    (tmp_path / "stop").touch()
-    with pytest.raises(cell["Pruned"], match="after 40%"): cell["report"](0.4, None)
+    (tmp_path / "stop").write_text("others were better")
+    with pytest.raises(cell["Pruned"], match="others were better"): cell["report"](0.4, None)
     cell["report"](1.0, None)  # what has learnt to its end is worth its metric
     assert [json.loads(line)["step"] for line in (tmp_path / "progress.jsonl").read_text().splitlines()] == [20, 40, 100]
 
@@ -223,3 +226,16 @@ def test_another_question_needs_another_name(tmp_path):
     other = prepare(orders(150), "returned", "classify")
     with pytest.raises(MlopsError, match="there already, with other rows"): search.open_folder(tmp_path / "a", search.facts_of(other, "f1", search.Settings(), families), other)
     assert set(pd.read_parquet(tmp_path / "a/dataset.parquet")[SPLIT]) == set(PARTS)
+
+
+def test_a_search_in_which_nothing_works_gives_up(tmp_path):
+    study = search.open_study(tmp_path / "optuna.db", "maximize", 0)
+    found = search.Search(None, tmp_path, None, "f1", search.Settings(max_trials=50), {"linear": None}, "1", study, deadline=float("inf"))
+    for number in range(3):
+        assert found.wants_more() and not found.hopeless(), number
+        asked = study.ask()
+        asked.set_user_attr("state", "FAILED")
+        asked.set_user_attr("reason", "no such library")
+        study.tell(asked, state=optuna.trial.TrialState.FAIL)
+    assert found.hopeless() and not found.wants_more() and found.best is None
+    assert search.first_reason(found) == "no such library"
