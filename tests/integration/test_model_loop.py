@@ -277,3 +277,33 @@ def test_an_older_version_meets_a_younger_champion_on_no_flight_and_displaces_no
     said = deployed(loop, loop.versions[0], min_rows=20_000)
     assert "v1 is Challenger, nothing decided, v2 stays Champion" in said and "20,000 are needed" in said
     assert aliases(loop.env) == {"champion": 2, "challenger": 1, "previous_champion": 1}
+
+
+@pytest.fixture
+def full_disk(loop):
+    "A file system of 200 kB in the place where the runs' files go."
+    place = loop.folder / "artifacts/dev/late_arrival"
+    if os.getuid(): pytest.skip("only root can mount a small file system: run the tests as root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], check=True)
+    yield
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_a_failed_run_and_no_version(loop, full_disk):
+    before, mlflow = registry.version_numbers(loop.env, NAME), registry.client(loop.env)
+    with pytest.raises(Exception, match="No space left on device"): trained(loop, APRIL, rounds=4)
+    newest = mlflow.search_runs([registry.experiment_id(loop.env, "late_arrival")], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    assert newest.data.params["rounds"] == "4" and newest.info.status == "FAILED" and registry.version_numbers(loop.env, NAME) == before
+
+
+def test_odd_rows_are_learnt_from_and_predicted(loop):
+    "Infinities, columns that are all null or constant: a finite probability for each row."
+    from mlops_nb.flights import learning, model, train
+    rows = learning.labelled_rows(loop.spark, loop.env, date(2013, 1, 20)).copy()
+    rows.loc[rows.index[::50], "temperature"] = np.inf
+    rows.loc[rows.index[1::50], "wind_gust"] = -np.inf
+    rows = rows.assign(pressure=np.nan, visibility=10.0, plane_maker=None)
+    learnt = learning.learn(rows, training.read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 10})
+    found = model.probabilities(learnt.booster, learnt.encoding, rows)
+    assert np.isfinite(found).all() and found.std() > 0.01
+    with pytest.raises(MlopsError, match="both must occur; there are: 1"): learning.learn(rows.assign(late_arrival=True), {"blocks": 2, "rounds": 2, "parameters": {}, "costs": {}})
