@@ -42,7 +42,7 @@ def suggest(trial, space: Mapping[str, Mapping]) -> dict[str, Any]:  # an Optuna
             found[name] = take(name, entry["low"], entry["high"], log=entry.get("log", False))
     return found
 
-# %% ../nbs/platform/52_tuning.ipynb #5accf994
+# %% ../nbs/platform/52_tuning.ipynb #ad4b7e4f
 Objective = Callable[[dict, Callable[[float], None]], float]  # parameters, a function that takes what is known so far -> a value
 
 def run_trial(trial, parameters: dict, objective: Objective, metric: str) -> float:
@@ -75,8 +75,9 @@ def search(space: Mapping[str, Mapping], objective: Objective, trials: int,
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner(n_startup_trials=4))
     study.enqueue_trial({name: start[name] for name in space if name in start})
     def tell(study, trial):
-        progress(f"trial {trial.number + 1} of {trials}: {trial.state.name.lower()}"
-                 + (f", {metric} {trial.value:.5f}, best {study.best_value:.5f}" if trial.value is not None else ""))
+        done = trial.state == optuna.trial.TrialState.COMPLETE  # Optuna gives a pruned one its last report as its value
+        progress(f"trial {trial.number + 1} of {trials}: "
+                 + (f"{metric} {trial.value:.5f}, best {study.best_value:.5f}" if done else f"given up after step {trial.last_step + 1}"))
     study.optimize(lambda trial: run_trial(trial, suggest(trial, space), objective, metric), n_trials=trials, callbacks=[tell])
     done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     return sorted(((t.value, t.params) for t in done), key=lambda found: found[0])
