@@ -252,7 +252,7 @@ def draw_days(days: pd.DataFrame, title: str):  # -> Figure
     ax.legend(frameon=False, loc="upper left", ncols=2, labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #b00fa7c7
+# %% ../../nbs/flights/01_eda.ipynb #73dc3514
 def extremes(routes: pd.DataFrame, count: int = 3) -> pd.DataFrame:  # rows of it
     "The latest and the most punctual routes that lie apart in a picture."
     def ends(ordered: pd.DataFrame) -> list:
@@ -271,9 +271,9 @@ def draw_routes(routes: pd.DataFrame,  # origin, dest, distance, late, labels
     figure, ax = canvas(title, size=(10, 4.4))
     for origin, rows in routes.groupby("origin"):
         style = {"color": AIRPORTS.get(origin, DARK), "alpha": 0.6, "linewidth": 0}
-        ax.scatter(rows.distance, rows.late, rows.labels / 8, label=origin, **style)
+        ax.scatter(rows.distance, rows.late, 350 * rows.labels / routes.labels.max(), label=origin, **style)
     for _, row in extremes(routes).iterrows():
-        ax.annotate(f"{row.origin}–{row.dest}", (row.distance, row.late), (7 + row.labels ** 0.5 / 8, -3), **NOTE)
+        ax.annotate(f"{row.origin}–{row.dest}", (row.distance, row.late), (11, -3), **NOTE)
     ax.yaxis.set_major_formatter("{x:.0%}")
     ax.set(xlabel="miles", ylabel="late", xlim=(0, routes.distance.max() * 1.1), ylim=(0, None))
     for handle in ax.legend(frameon=False, loc="upper right", labelcolor=DARK).legend_handles: handle.set_sizes([50])
@@ -317,7 +317,7 @@ def draw_mornings(frame: pd.DataFrame,  # what `morning_and_evening` returns
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelcolor=DARK)
     return figure
 
-# %% ../../nbs/flights/01_eda.ipynb #18e01e72
+# %% ../../nbs/flights/01_eda.ipynb #6153c279
 def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the scheduled departure), auc
                title: str, start: float = -6):  # hours; what was known by then begins there. -> Figure
     "When each signal is known, next to how well it tells late flights from others."
@@ -330,7 +330,7 @@ def draw_known(signals: pd.DataFrame,  # signal, early, late (hours after the sc
     ax.axvline(-BEFORE, color=RED, linewidth=1.5)
     ax.annotate("prediction", (-BEFORE, len(signals) - 0.5), (4, 0), **(NOTE | {"color": RED}))
     ax.set(yticks=places, yticklabels=signals.signal, xlim=(start, end), ylim=(-0.6, len(signals) - 0.1),
-           xlabel="hours after the scheduled departure (pale: known of some flights)")
+           xlabel="hours after the scheduled departure\n(pale: known of some flights)")
     strength.barh(places, signals.auc - 0.5, left=0.5, color=colors, height=0.55)
     for place, value in zip(places, signals.auc, strict=True):
         strength.annotate(f"{value:.2f}", (max(value, 0.5), place), (4, -3), **NOTE)
