@@ -239,3 +239,16 @@ def test_a_search_in_which_nothing_works_gives_up(tmp_path):
         study.tell(asked, state=optuna.trial.TrialState.FAIL)
     assert found.hopeless() and not found.wants_more() and found.best is None
     assert search.first_reason(found) == "no such library"
+
+
+def test_trials_on_databricks_reach_mlflow_and_no_file_holds_the_token(monkeypatch, tmp_path):
+    for name in ("DATABRICKS_TOKEN", "DATABRICKS_RUNTIME_VERSION", "DATABRICKS_ENV_VERSION"): monkeypatch.delenv(name, raising=False)
+    assert trials.databricks_login() == {}
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "18.0")
+    config = SimpleNamespace(host="https://workspace", authenticate=lambda: {"Authorization": "Bearer of the notebook"})
+    monkeypatch.setattr("databricks.sdk.config.Config", lambda: config)
+    assert trials.databricks_login() == {"DATABRICKS_HOST": "https://workspace", "DATABRICKS_TOKEN": "of the notebook"}
+    told = []
+    warm = SimpleNamespace(start=lambda folder, task, environment: told.extend([task, environment]))
+    trials.start(warm, tmp_path, {"seed": 0}, 10)
+    assert "of the notebook" not in json.dumps(told)
