@@ -124,12 +124,14 @@ def page(summary: AutoMLSummary) -> str:
     listed = f"<p>About the data (<code>{html.escape(str(summary.data_exploration))}</code>):</p><ul>{warnings}</ul>" if warnings else ""
     return f'<p>{said}</p>{listed}<img src="data:image/png;base64,{picture}" alt="metric by trial">{table}'
 
-# %% ../nbs/platform/49_automl.ipynb #9688f758
+# %% ../nbs/platform/49_automl.ipynb #d82772bc
 def trial_info(found: Search, trial: Any) -> TrialInfo:  # of an optuna FrozenTrial
     "A trial out of the study."
     told = trial.user_attrs
-    return TrialInfo(trial.number, told.get("family", ""), told.get("parameters", {}), told.get("state", ""), told.get("reason", ""), trial.value if told.get("state") == "COMPLETE" else None,
-                     told.get("metrics", {}), told.get("seconds", 0.0), told.get("fit_seconds"), found.folder / "trials" / told.get("folder", "") / "notebook.ipynb",
+    notebook = found.folder / "trials" / told.get("folder", "") / "notebook.ipynb"
+    score = trial.value if told.get("state") == "COMPLETE" else None
+    return TrialInfo(trial.number, told.get("family", ""), told.get("parameters", {}), told.get("state", ""), told.get("reason", ""),
+                     score, told.get("metrics", {}), told.get("seconds", 0.0), told.get("fit_seconds"), notebook,
                      told.get("run_id", ""), told.get("model_uri", ""), found.env)
 
 def summarise(found: Search, warnings: list[str]) -> AutoMLSummary:

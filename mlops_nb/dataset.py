@@ -31,19 +31,22 @@ def read_dataset(dataset: Any,  # DataFrame of pandas or Spark, or the name of a
     if isinstance(dataset, pd.DataFrame): return dataset.rename(columns=str).reset_index(drop=True)
     raise MlopsError(f"a dataset is a DataFrame of pandas or Spark or the name of a table, not {type(dataset).__name__}")
 
-# %% ../nbs/platform/45_dataset.ipynb #7e133009
+# %% ../nbs/platform/45_dataset.ipynb #da636667
 def check_names(columns: Sequence[str], target_col: str, time_col: str | None, exclude_cols: Sequence[str]) -> None:
     "MlopsError for a column that is not there, one that is there twice, or a target that is excluded."
     if twice := sorted({c for c in columns if list(columns).count(c) > 1}):
         raise MlopsError(f"the dataset has several columns named {', '.join(twice)}", "give each a name of its own")
-    if isinstance(exclude_cols, str): raise MlopsError(f"exclude_cols is a list, not {exclude_cols!r}", f"write [{exclude_cols!r}]")
-    named = [("target column", target_col), *([("time column", time_col)] if time_col else []), *(("column", c) for c in exclude_cols)]
+    if isinstance(exclude_cols, str):
+        raise MlopsError(f"exclude_cols is a list, not {exclude_cols!r}", f"write [{exclude_cols!r}]")
+    named = [("target column", target_col), ("time column", time_col or target_col), *(("column", c) for c in exclude_cols)]
     for kind, name in named:
         if name not in columns: raise unknown(kind, name, columns, where="the dataset")
-    if target_col in exclude_cols: raise MlopsError(f"the target {target_col!r} is among exclude_cols", "a search needs its target")
-    if target_col == time_col: raise MlopsError(f"{target_col!r} is both target and time column", "they are two columns")
+    if target_col in exclude_cols:
+        raise MlopsError(f"the target {target_col!r} is among exclude_cols", "a search needs its target")
+    if target_col == time_col:
+        raise MlopsError(f"{target_col!r} is both target and time column", "they are two columns")
 
-# %% ../nbs/platform/45_dataset.ipynb #55a433c3
+# %% ../nbs/platform/45_dataset.ipynb #b3d4e06f
 def plain_column(column: pd.Series) -> pd.Series | None:  # None if it is nothing that a model can take
     "The column as int64, float64, bool, text or datetime64."
     if isinstance(column.dtype, pd.CategoricalDtype): column = column.astype(column.cat.categories.dtype)
@@ -55,11 +58,13 @@ def plain_column(column: pd.Series) -> pd.Series | None:  # None if it is nothin
     whole = not column.isna().any()
     if inside == "boolean" and whole: return column.astype(bool)
     if inside == "integer" and whole: return column.astype("int64")
-    return pd.to_numeric(column, errors="coerce").astype("float64") if inside != "boolean" else column.astype("boolean").astype("float64")
+    if inside == "boolean": return column.astype("boolean").astype("float64")
+    return pd.to_numeric(column, errors="coerce").astype("float64")
 
 def as_time(column: pd.Series) -> pd.Series:
     "Moments without a zone (UTC), as parquet and comparisons take them."
-    try: return pd.to_datetime(column, utc=True, format=None if column.dtype != object else "ISO8601").dt.tz_localize(None)
+    try:
+        return pd.to_datetime(column, utc=True, format=None if column.dtype != object else "ISO8601").dt.tz_localize(None)
     except (ValueError, TypeError) as error:
         raise MlopsError(f"column {column.name!r} holds no times: {str(error).splitlines()[0]}", "write them as 2013-04-01 or 2013-04-01T12:00") from None
 
@@ -78,7 +83,7 @@ def plain_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:  # and w
             found[name] = found[name].replace([np.inf, -np.inf], np.nan)
     return found, said
 
-# %% ../nbs/platform/45_dataset.ipynb #30e60b4a
+# %% ../nbs/platform/45_dataset.ipynb #a2293fd2
 LEAST_ROWS = 50  # with a target; a fifth of them judges
 MOST_CLASSES = 100
 
@@ -88,7 +93,8 @@ def check_target(target: pd.Series,  # without its missing values
     if len(target) < LEAST_ROWS:
         raise MlopsError(f"{len(target):,} rows have a value in the target {target.name!r}; at least {LEAST_ROWS} are needed")
     values = target.nunique()
-    if values < 2: raise MlopsError(f"the target {target.name!r} has one value only, {target.iloc[0]!r}: there is nothing to learn")
+    if values < 2:
+        raise MlopsError(f"the target {target.name!r} has one value only, {target.iloc[0]!r}: there is nothing to learn")
     if kind == "regress" and not types.is_numeric_dtype(target):
         raise MlopsError(f"the target {target.name!r} holds no numbers but {target.iloc[0]!r}", "use classify")
     fractions = types.is_float_dtype(target) and values > 20 and (target % 1 != 0).any()
@@ -99,24 +105,27 @@ def with_target(frame: pd.DataFrame, target_col: str, kind: str) -> tuple[pd.Dat
     "The rows whose target is known."
     if target_col not in frame: raise MlopsError(f"the target {target_col!r} holds neither numbers nor text")
     known = frame[frame[target_col].notna()]
-    if types.is_datetime64_any_dtype(known[target_col]): raise MlopsError(f"the target {target_col!r} holds dates", "learn a number or classes")
+    if types.is_datetime64_any_dtype(known[target_col]):
+        raise MlopsError(f"the target {target_col!r} holds dates", "learn a number or classes")
     check_target(known[target_col], kind)
     if types.is_float_dtype(known[target_col]) and kind == "classify" and (known[target_col] % 1 == 0).all():
         known = known.astype({target_col: "int64"})  # whole numbers became floats only because some were missing
     missing = len(frame) - len(known)
     return known.reset_index(drop=True), [f"{target_col}: {missing:,} rows without a target are left out"] if missing else []
 
-# %% ../nbs/platform/45_dataset.ipynb #7b776286
+# %% ../nbs/platform/45_dataset.ipynb #3a4b0644
 def without_use(column: pd.Series) -> str:  # "" if it may be of use
     "Why a column cannot help a model."
     known = column.dropna()
     if known.empty: return "all values are missing"
-    if types.is_datetime64_any_dtype(column): return "dates are no feature; add what matters about them, such as the hour or the weekday"
+    if types.is_datetime64_any_dtype(column):
+        return "dates are no feature; add what matters about them, such as the hour or the weekday"
     if known.nunique() == 1 and len(known) == len(column): return f"it is constant, {known.iloc[0]}"
-    if column.dtype == object and known.nunique() > max(100, 0.5 * len(column)): return f"nearly each row has its own text ({known.nunique():,})"
+    if column.dtype == object and known.nunique() > max(100, 0.5 * len(column)):
+        return f"nearly each row has its own text ({known.nunique():,})"
     return ""
 
-# %% ../nbs/platform/45_dataset.ipynb #6ffd5e53
+# %% ../nbs/platform/45_dataset.ipynb #77a2c712
 SPLIT = "_automl_split"
 PARTS = ("train", "validate", "test")
 EDGES = (0.6, 0.8)  # up to which share of the rows a part goes
@@ -127,7 +136,8 @@ def part_of(position: np.ndarray) -> np.ndarray:  # from 0 to 1
 
 def split_by_time(time: pd.Series) -> np.ndarray:
     "Learn from the past, be judged by what came later: rows of one moment stay together."
-    if time.isna().any(): raise MlopsError(f"the time column {time.name!r} has {int(time.isna().sum()):,} missing values", "leave those rows out")
+    if time.isna().any():
+        raise MlopsError(f"the time column {time.name!r} has {int(time.isna().sum()):,} missing values", "leave those rows out")
     return part_of((time.rank(method="min").to_numpy() - 1) / len(time))
 
 # %% ../nbs/platform/45_dataset.ipynb #ac735083
@@ -139,7 +149,7 @@ def split_by_hash(features: pd.DataFrame, target: pd.Series | None) -> np.ndarra
     size = rows.groupby("class").hash.transform("size")
     return part_of(((order - 0.5) / size).to_numpy())
 
-# %% ../nbs/platform/45_dataset.ipynb #292baa43
+# %% ../nbs/platform/45_dataset.ipynb #7d763f81
 def check_parts(parts: pd.Series) -> None:
     "MlopsError if a part of the split has no row."
     for part in PARTS:
@@ -150,11 +160,13 @@ def check_parts(parts: pd.Series) -> None:
 def drop_unseen(frame: pd.DataFrame, target_col: str) -> tuple[pd.DataFrame, list[str]]:
     "Without the rows of classes that the training part does not have: no model can know them."
     classes = set(frame.loc[frame[SPLIT] == "train", target_col])
-    if len(classes) < 2: raise MlopsError(f"the training part has one class only, {classes.pop()!r}", "choose another time column, or none")
+    if len(classes) < 2:
+        raise MlopsError(f"the training part has one class only, {classes.pop()!r}", "choose another time column, or none")
     unseen = ~frame[target_col].isin(classes)
     if not unseen.any(): return frame, []
     names = ", ".join(map(str, sorted(set(frame[target_col][unseen]), key=str)[:5]))
-    return frame[~unseen], [f"{target_col}: {int(unseen.sum()):,} rows of classes that the training part lacks are left out ({names})"]
+    said = f"{target_col}: {int(unseen.sum()):,} rows of classes that the training part lacks are left out ({names})"
+    return frame[~unseen], [said]
 
 # %% ../nbs/platform/45_dataset.ipynb #0b43dc0a
 @dataclass
@@ -171,8 +183,9 @@ class Dataset:
         "What the models see."
         return [c for c in self.frame if c not in {*self.excluded, self.target_col, SPLIT}]
 
-# %% ../nbs/platform/45_dataset.ipynb #c7f61f2b
-def add_split(frame: pd.DataFrame, features: Sequence[str], target_col: str, time_col: str | None, kind: str) -> tuple[pd.DataFrame, list[str]]:
+# %% ../nbs/platform/45_dataset.ipynb #7f9f3765
+def add_split(frame: pd.DataFrame, features: Sequence[str], target_col: str, time_col: str | None,
+              kind: str) -> tuple[pd.DataFrame, list[str]]:  # and what a person should know
     "The rows with their part of the split."
     classes = frame[target_col] if kind == "classify" else None
     if time_col: parts = split_by_time(as_time(frame[time_col]) if frame[time_col].dtype == object else frame[time_col])
@@ -191,7 +204,8 @@ def prepare(frame: pd.DataFrame, target_col: str, kind: str,  # classify or regr
     reasons = {c: without_use(known[c]) for c in known if c not in (target_col, time_col)}
     useless = [c for c, reason in reasons.items() if reason]
     features = [c for c, reason in reasons.items() if not reason]
-    if not features: raise MlopsError("no column is left to learn from", "; ".join(f"{c}: {reasons[c]}" for c in useless) or "there is the target only")
+    if not features:
+        raise MlopsError("no column is left to learn from", "; ".join(f"{c}: {reasons[c]}" for c in useless) or "there is the target only")
     found, unseen = add_split(known, features, target_col, time_col, kind)
     said += more + [f"{c}: left out, {reasons[c]}" for c in useless] + unseen
     return Dataset(found.reset_index(drop=True), target_col, kind, [*useless, *([time_col] if time_col else [])], said)

@@ -56,7 +56,7 @@ class Settings:
     @property
     def threads(self) -> int: return max(1, (os.cpu_count() or 1) // self.parallel)
 
-# %% ../nbs/platform/48_search.ipynb #f19aba7a
+# %% ../nbs/platform/48_search.ipynb #b31f3a7c
 def read_settings(given: Mapping) -> Settings:
     "The settings, each of which exists and makes sense."
     known = Settings.__dataclass_fields__
@@ -78,8 +78,10 @@ def check_label(dataset: Dataset, pos_label: Any) -> None:
     "MlopsError if the positive label is none of two classes."
     if pos_label is None: return
     classes = sorted(set(dataset.frame[dataset.target_col]), key=str)
-    if pos_label not in classes: raise unknown("pos_label", pos_label, classes, where=f"the target {dataset.target_col!r}")
-    if len(classes) > 2: raise MlopsError(f"pos_label is for two classes; {dataset.target_col!r} has {len(classes)}", "leave it out")
+    if pos_label not in classes:
+        raise unknown("pos_label", pos_label, classes, where=f"the target {dataset.target_col!r}")
+    if len(classes) > 2:
+        raise MlopsError(f"pos_label is for two classes; {dataset.target_col!r} has {len(classes)}", "leave it out")
 
 # %% ../nbs/platform/48_search.ipynb #bea75c86
 def default_folder(env: Env) -> Path:
@@ -165,7 +167,7 @@ class Search:
         sign = 1 if DIRECTIONS[self.primary_metric] == "minimize" else -1
         return min(done, key=lambda t: sign * t.value, default=None)
 
-# %% ../nbs/platform/48_search.ipynb #32176e8f
+# %% ../nbs/platform/48_search.ipynb #c7097a65
 def begin_trial(search: Search) -> Running:
     "The next trial, in its process."
     asked = search.study.ask()
@@ -173,7 +175,8 @@ def begin_trial(search: Search) -> Running:
     folder = search.folder / "trials" / f"{asked.number:04d}-{family.name}"
     if folder.exists(): shutil.rmtree(folder)  # of a search that was killed before it could say that it began
     trials.compose(family, folder / "source.ipynb")
-    for name, value in (("family", family.name), ("parameters", parameters), ("folder", folder.name)): asked.set_user_attr(name, value)
+    for name, value in (("family", family.name), ("parameters", parameters), ("folder", folder.name)):
+        asked.set_user_attr(name, value)
     given = notebook_parameters(search) | {"parameters": parameters, "run_name": folder.name}
     process = trials.start(search.warm, folder, given, search.deadline - time.monotonic())
     return Running(asked, family, folder, process)
@@ -186,18 +189,20 @@ def notebook_parameters(search: Search) -> dict:
             "exclude_cols": search.dataset.excluded, "seed": search.settings.seed, "threads": search.settings.threads,
             "tracking_uri": search.env.tracking_uri, "experiment_id": search.experiment_id}
 
-# %% ../nbs/platform/48_search.ipynb #8b247344
+# %% ../nbs/platform/48_search.ipynb #c98afc20
 def close_run(search: Search, run: Running, result: Result) -> str:  # its id
     "Complete the trial's MLflow run: how it ended, and its executed notebook."
     mlflow, told = registry.client(search.env), run.folder / "run_id"
     if told.exists(): run_id = told.read_text()
-    else: run_id = mlflow.create_run(search.experiment_id, run_name=run.folder.name, tags={"automl_trial": str(run.folder)}).info.run_id
+    else:
+        run_id = mlflow.create_run(search.experiment_id, run_name=run.folder.name, tags={"automl_trial": str(run.folder)}).info.run_id
     if result.state != "COMPLETE":
         for name, value in run.asked.user_attrs["parameters"].items(): mlflow.log_param(run_id, name, value)
         mlflow.set_terminated(run_id, "KILLED" if result.state == "PRUNED" else "FAILED")
     tags = {"automl_state": result.state, "automl_family": run.family.name, "automl_reason": result.reason[:500]}
     for name, value in tags.items(): mlflow.set_tag(run_id, name, value)
-    if (run.folder / "notebook.ipynb").exists(): mlflow.log_artifact(run_id, str(run.folder / "notebook.ipynb"), "notebook")
+    if (run.folder / "notebook.ipynb").exists():
+        mlflow.log_artifact(run_id, str(run.folder / "notebook.ipynb"), "notebook")
     return run_id
 
 def end_trial(search: Search, run: Running) -> None:
@@ -225,7 +230,7 @@ def watch(search: Search, run: Running) -> None:
     last = f"{metric_name(search.primary_metric)} was {told[-1]['value']:.5f} after {told[-1]['step']}%; others were better at that point"
     run.answer(last if run.asked.should_prune() else "")
 
-# %% ../nbs/platform/48_search.ipynb #2a797784
+# %% ../nbs/platform/48_search.ipynb #cb0fba6c
 def close_killed(search: Search) -> None:
     "Close the trials that a killed search left open, and their runs."
     from optuna.trial import Trial, TrialState
@@ -233,7 +238,8 @@ def close_killed(search: Search) -> None:
         told = search.folder / "trials" / trial.user_attrs.get("folder", "none") / "run_id"
         if told.is_file(): registry.client(search.env).set_terminated(told.read_text(), "KILLED")
         open_one = Trial(search.study, trial._trial_id)
-        for name, value in (("state", "FAILED"), ("reason", "the search was killed; tried again"), ("unfinished", True)): open_one.set_user_attr(name, value)
+        for name, value in (("state", "FAILED"), ("reason", "the search was killed; tried again"), ("unfinished", True)):
+            open_one.set_user_attr(name, value)
         search.study.tell(trial.number, state=TrialState.FAIL)
 
 def recover(search: Search) -> int:  # how many are tried again
@@ -264,14 +270,15 @@ def exploration_result(folder: Path, process: Any) -> list[str]:
     if file.exists(): return json.loads(file.read_text())["warnings"]
     return [f"the data was not explored: {outcome.message.splitlines()[0]}"] if outcome else []
 
-# %% ../nbs/platform/48_search.ipynb #3e1daaea
+# %% ../nbs/platform/48_search.ipynb #7033eeeb
 def run(search: Search) -> list[str]:  # warnings of the exploration
     "Run trials until there are enough of them or the time is over; whatever happens, nothing goes on running."
     exploration = begin_exploration(search)
     try:
         while True:
             exploring = exploration is not None and exploration.process.poll() is None
-            while search.wants_more() and len(search.running) + exploring < search.settings.parallel: search.running.append(begin_trial(search))
+            while search.wants_more() and len(search.running) + exploring < search.settings.parallel:
+                search.running.append(begin_trial(search))
             for one in list(search.running):
                 watch(search, one)
                 if one.over(): end_trial(search, one)
@@ -286,7 +293,7 @@ def run(search: Search) -> list[str]:  # warnings of the exploration
         if exploration and not exploration.process.stdout.closed: exploration.wait()
         for one in list(search.running): end_trial(search, one)
 
-# %% ../nbs/platform/48_search.ipynb #abe12166
+# %% ../nbs/platform/48_search.ipynb #bcd7cbfb
 class Shown:
     "A bar with the best so far on a terminal or in a notebook, and a line for each trial elsewhere."
 
@@ -316,10 +323,11 @@ class Shown:
             self.told.add(trial.number)
             said = trial.user_attrs
             value = f"{trial.value:.5f}" if said["state"] == "COMPLETE" else (said["reason"].splitlines() or [""])[0][:150]
-            if not self.live: print(f"{datetime.now():%H:%M:%S} trial {trial.number} {said['family']} {said['state']} {value}; {self.best_line(search)}", flush=True)
+            if not self.live:
+                print(f"{datetime.now():%H:%M:%S} trial {trial.number} {said['family']} {said['state']} {value}; {self.best_line(search)}", flush=True)
         if self.live: self.bar.update(self.row, completed=len(done), best=self.best_line(search))
 
-# %% ../nbs/platform/48_search.ipynb #0f66649a
+# %% ../nbs/platform/48_search.ipynb #62914444
 def open_search(dataset: Dataset, primary_metric: str, settings: Settings, env: Env, families: dict[str, Family]) -> Search:
     "The search of this name: a new one, or the one that was begun."
     name = check_name(settings.experiment_name or f"automl_{dataset.target_col}_{datetime.now():%Y%m%d_%H%M%S}")
@@ -337,12 +345,14 @@ def search(dataset: Dataset, primary_metric: str, settings: Settings) -> tuple[S
     with trials.warm(settings.threads) as warm, quiet():  # it imports while we look into the study
         found = open_search(dataset, primary_metric, settings, env, families)
         try: held = FileLock(found.folder / "search.lock").acquire(timeout=0)
-        except Timeout: raise MlopsError(f"the search {found.folder.name!r} is running in another process", "wait, or choose another experiment_name") from None
+        except Timeout:
+            raise MlopsError(f"the search {found.folder.name!r} is running in another process", "wait, or choose another experiment_name") from None
         with held, Shown(found) as found.shown:
             found.warm = warm
             recover(found)
             said = run(found)
-    if not found.best: raise MlopsError(f"no trial of the search succeeded: {first_reason(found)}", f"its notebooks are in {found.folder}")
+    if not found.best:
+        raise MlopsError(f"no trial of the search succeeded: {first_reason(found)}", f"its notebooks are in {found.folder}")
     return found, said
 
 def first_reason(search: Search) -> str:

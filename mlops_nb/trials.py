@@ -33,7 +33,7 @@ def notebooks_folder() -> Path:
         if (place / "trial.ipynb").exists(): return place
     raise MlopsError(f"AutoML's notebooks are missing: there is no trial.ipynb in {' or '.join(map(str, places))}", "install mlops_nb anew")
 
-# %% ../nbs/platform/47_trials.ipynb #a796944b
+# %% ../nbs/platform/47_trials.ipynb #0c3f9f13
 @dataclass(frozen=True)
 class Family:
     "One kind of model and what may be varied about it."
@@ -44,19 +44,24 @@ class Family:
 
 def check_range(entry: Mapping, where: str) -> dict:
     "An entry of a search space, if it is one."
-    if not isinstance(entry, dict): raise MlopsError(f"{where} is {entry!r}", 'write {"low": 1, "high": 10, "default": 5} or {"choices": [...], "default": ...}')
+    if not isinstance(entry, dict):
+        raise MlopsError(f"{where} is {entry!r}", 'write {"low": 1, "high": 10, "default": 5} or {"choices": [...], "default": ...}')
     known = ("choices", "default") if "choices" in entry else ("low", "high", "log", "default")
     check_keys({"log": False, **entry} if "low" in entry else entry, known, where)
     if "choices" in entry:
-        if entry["default"] not in entry["choices"]: raise MlopsError(f"{where}: the default {entry['default']!r} is none of {entry['choices']!r}")
+        if entry["default"] not in entry["choices"]:
+            raise MlopsError(f"{where}: the default {entry['default']!r} is none of {entry['choices']!r}")
         return dict(entry)
     values = [entry[k] for k in ("low", "default", "high")]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values): raise MlopsError(f"{where} holds {values!r}", "these are numbers")
-    if values != sorted(values): raise MlopsError(f"{where}: default {values[1]} does not lie between low {values[0]} and high {values[2]}")
-    if entry.get("log") and values[0] <= 0: raise MlopsError(f"{where}: low is {values[0]}", "with log it must be above 0")
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise MlopsError(f"{where} holds {values!r}", "these are numbers")
+    if values != sorted(values):
+        raise MlopsError(f"{where}: default {values[1]} does not lie between low {values[0]} and high {values[2]}")
+    if entry.get("log") and values[0] <= 0:
+        raise MlopsError(f"{where}: low is {values[0]}", "with log it must be above 0")
     return dict(entry)
 
-# %% ../nbs/platform/47_trials.ipynb #376b8dfa
+# %% ../nbs/platform/47_trials.ipynb #8dd770f5
 def read_family(file: Path) -> Family:
     "A family from its file, which is read and not run."
     if not file.exists(): raise MlopsError(f"there is no file {file}", "a family is a Python file")
@@ -68,7 +73,8 @@ def read_family(file: Path) -> Family:
     if "SPACE" not in assigned: raise unknown("name", "SPACE", assigned, where=file.name)
     if "fit" not in defined: raise unknown("function", "fit", defined, where=file.name)
     try: space = ast.literal_eval(assigned["SPACE"])
-    except ValueError: raise MlopsError(f"SPACE of {file.name} is no plain dictionary", "write numbers and texts, no expressions") from None
+    except ValueError:
+        raise MlopsError(f"SPACE of {file.name} is no plain dictionary", "write numbers and texts, no expressions") from None
     checked = {name: check_range(entry, f"{name} in SPACE of {file.name}") for name, entry in space.items()}
     return Family(file.stem, (ast.get_docstring(tree) or file.stem).splitlines()[0], checked, source)
 
@@ -81,11 +87,12 @@ def find_families(names: Iterable[str] | None,  # of the folder, or paths of fil
     chosen = [n for n in here if n not in exclude] if names is None else [n for n in names if n not in exclude]
     if not chosen: raise MlopsError("no family of models is left", f"there are: {', '.join(here)}")
     for name in chosen:
-        if name not in here and not str(name).endswith(".py"): raise unknown("family", name, here, where=str(notebooks_folder() / "families"))
+        if name not in here and not str(name).endswith(".py"):
+            raise unknown("family", name, here, where=str(notebooks_folder() / "families"))
     found = [read_family(Path(name) if str(name).endswith(".py") else here[name]) for name in chosen]
     return {family.name: family for family in found}
 
-# %% ../nbs/platform/47_trials.ipynb #dc7eca0b
+# %% ../nbs/platform/47_trials.ipynb #6c4a2eab
 def propose(trial: Any,  # optuna Trial
             families: Mapping[str, Family]) -> tuple[Family, dict]:  # a family, and its parameters
     "What Optuna wants to try next."
@@ -94,7 +101,8 @@ def propose(trial: Any,  # optuna Trial
     for name, entry in family.space.items():
         full = f"{family.name}.{name}"
         if "choices" in entry: found[name] = trial.suggest_categorical(full, entry["choices"])
-        elif isinstance(entry["low"], int) and isinstance(entry["high"], int): found[name] = trial.suggest_int(full, entry["low"], entry["high"], log=entry.get("log", False))
+        elif isinstance(entry["low"], int) and isinstance(entry["high"], int):
+            found[name] = trial.suggest_int(full, entry["low"], entry["high"], log=entry.get("log", False))
         else: found[name] = trial.suggest_float(full, entry["low"], entry["high"], log=entry.get("log", False))
     return family, found
 
@@ -102,7 +110,7 @@ def defaults(family: Family) -> dict:  # as `propose` asks for them
     "The family's default parameters, by the names that Optuna knows."
     return {"family": family.name} | {f"{family.name}.{name}": entry["default"] for name, entry in family.space.items()}
 
-# %% ../nbs/platform/47_trials.ipynb #72a892c6
+# %% ../nbs/platform/47_trials.ipynb #92e6ccf4
 def compose(family: Family | None,  # None where the template needs none
             file: Path,  # the notebook to be written
             template: str = "trial.ipynb") -> None:
@@ -110,7 +118,8 @@ def compose(family: Family | None,  # None where the template needs none
     notebook = json.loads((notebooks_folder() / template).read_text())
     for cell in notebook["cells"]:
         if "family" in cell["metadata"].get("tags", []): cell["source"] = family.source
-        elif cell["cell_type"] == "code": cell["source"] = "".join(line for line in cell["source"] if not line.startswith("#| eval: false"))
+        elif cell["cell_type"] == "code":
+            cell["source"] = "".join(line for line in cell["source"] if not line.startswith("#| eval: false"))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(notebook, indent=1))
 
@@ -171,7 +180,7 @@ def start(warm: Warm, folder: Path,  # with source.ipynb
     told = {"notebook": str(folder / "source.ipynb"), "notebook_parameters": dict(parameters), "timeout_seconds": max(timeout_seconds, 1)}
     return warm.start(folder, told, {"AUTOML_FOLDER": str(folder)})
 
-# %% ../nbs/platform/47_trials.ipynb #2ebc1d0e
+# %% ../nbs/platform/47_trials.ipynb #60174599
 DIRECTIONS = {"f1": "maximize", "accuracy": "maximize", "precision": "maximize", "roc_auc": "maximize", "log_loss": "minimize",
               "r2": "maximize", "mae": "minimize", "mse": "minimize", "rmse": "minimize"}
 LOGGED_AS = {"f1": "f1_score", "accuracy": "accuracy_score", "precision": "precision_score", "r2": "r2_score", "mae": "mean_absolute_error",
@@ -198,5 +207,6 @@ def result_of(folder: Path, outcome: Outcome, primary_metric: str) -> Result:
     if outcome.result_state != "SUCCESS": return Result("FAILED", outcome.message)
     told = json.loads((folder / "result.json").read_text())
     value = told["metrics"].get(metric_name(primary_metric))
-    if value is None or not math.isfinite(value): return Result("FAILED", f"{metric_name(primary_metric)} is {value}", metrics=told["metrics"])
+    if value is None or not math.isfinite(value):
+        return Result("FAILED", f"{metric_name(primary_metric)} is {value}", metrics=told["metrics"])
     return Result("COMPLETE", "", value, told["metrics"], told["model_uri"], told["fit_seconds"])

@@ -79,12 +79,13 @@ def be_kernel(arguments: list[str]) -> None:
     sys.path.insert(0, "")
     IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
-# %% ../nbs/platform/46_warm.ipynb #fd4dc460
+# %% ../nbs/platform/46_warm.ipynb #38fbf8b1
 def main() -> None:
     "Import, then make a copy for each request: `python -c 'from mlops_nb.warm import main; main()' SOCKET MODULE ...`."
     import importlib
     asks = socket.socket(fileno=int(sys.argv[1]))
-    for module in ["papermill.clientwrap", "ipykernel.kernelapp", "ipykernel.ipkernel", *sys.argv[2:]]: importlib.import_module(module)
+    for module in ["papermill.clientwrap", "ipykernel.kernelapp", "ipykernel.ipkernel", *sys.argv[2:]]:
+        importlib.import_module(module)
     from jupyter_client.provisioning import local_provisioner
     local_provisioner.launch_kernel = copy_as_kernel
     signal.signal(signal.SIGCHLD, reap)

@@ -47,7 +47,8 @@ def family(folder: Path, name: str, before: str = "pass", after: str = "pass") -
 
 def settings(state: Path, **more) -> dict:
     "An environment whose store and folders are of this test."
-    env = replace(load_env("dev", root=ROOT), state=state, tracking_uri=f"sqlite:///{state / 'mlflow.db'}", registry_uri=f"sqlite:///{state / 'mlflow.db'}")
+    store = f"sqlite:///{state / 'mlflow.db'}"
+    env = replace(load_env("dev", root=ROOT), state=state, tracking_uri=store, registry_uri=store)
     return {"env": env, "timeout_minutes": 3, **more}
 
 
@@ -83,11 +84,13 @@ def test_every_trial_has_a_notebook_a_run_and_no_pickle(classified):
         assert run.info.experiment_id == summary.experiment.experiment_id
         assert run.info.status == ("FINISHED" if trial.state == "COMPLETE" else "FAILED")
         assert run.data.tags["automl_family"] == trial.family and trial.notebook_path.exists()
-        if trial.state == "COMPLETE": assert run.data.metrics["val_log_loss"] == pytest.approx(trial.evaluation_metric_score)
+        if trial.state == "COMPLETE":
+            assert run.data.metrics["val_log_loss"] == pytest.approx(trial.evaluation_metric_score)
     reasons = {t.family: t.reason for t in summary.trials}
     assert "no luck today" in reasons["unlucky"] and "unlucky.ipynb" not in reasons["unlucky"]
     assert [w for w in ("File too large", "disk I/O error", "disk is full", "unable to open") if w in reasons["full_disk"]], reasons["full_disk"]
-    assert client.search_registered_models() == [] and client.search_runs([summary.experiment.experiment_id], "attributes.status = 'RUNNING'") == []
+    assert client.search_registered_models() == []
+    assert client.search_runs([summary.experiment.experiment_id], "attributes.status = 'RUNNING'") == []
     files = [p for p in [*summary.folder.rglob("*"), *(summary.trials[0].env.state / "artifacts").rglob("*")] if p.is_file()]
     assert [p for p in files if p.suffix == ".skops"] and not [p for p in files if p.suffix in (".pkl", ".pickle", ".joblib")]
 
@@ -102,7 +105,8 @@ def test_the_best_model_takes_rows_as_they_come(classified, monkeypatch):
         features = [c.name for c in loaded.metadata.get_input_schema()]
         assert "mean radius" not in features and "clinic" in features
         model = loaded.unwrap_python_model().pipeline
-        assert log_loss(held.diagnosis, model.predict_proba(held[features]), labels=model.classes_) == pytest.approx(trial.evaluation_metric_score, abs=1e-9)
+        again = log_loss(held.diagnosis, model.predict_proba(held[features]), labels=model.classes_)
+        assert again == pytest.approx(trial.evaluation_metric_score, abs=1e-9)
     later = frame.tail(3).assign(clinic="a place never seen")
     assert set(summary.best_trial.load_model().predict(later)) <= {"malignant", "benign"}
 
@@ -113,7 +117,8 @@ def test_the_summary_says_what_is_odd_about_the_data(classified):
     for words in ("nothing: left out, all values are missing", "always: left out, it is constant", "mean area: 10 infinite values",
                   "told after: alone it predicts the target almost perfectly", "clinic: it has"):
         assert words in said, said
-    pictures = [o for c in nbformat.read(summary.data_exploration, 4).cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    code = [c for c in nbformat.read(summary.data_exploration, 4).cells if c.cell_type == "code"]
+    pictures = [o for c in code for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
     assert "told after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
 
@@ -127,8 +132,8 @@ def test_a_notebook_run_by_hand_gives_its_metric_again_without_this_project(clas
     before = MlflowClient(trial.env.tracking_uri).get_run(trial.mlflow_run_id).to_dictionary()
     given = json.loads((trial.notebook_path.parent / "task.json").read_text())["notebook_parameters"]
     (tmp_path / "given.json").write_text(json.dumps(given))
-    subprocess.run([Path(sys.executable).parent / "papermill", trial.notebook_path, tmp_path / "again.ipynb", "-f", tmp_path / "given.json", "--cwd", tmp_path],
-                   check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(blocked.parent), "AUTOML_FOLDER": ""})
+    subprocess.run([Path(sys.executable).parent / "papermill", trial.notebook_path, tmp_path / "again.ipynb", "-f", tmp_path / "given.json",
+                    "--cwd", tmp_path], check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(blocked.parent), "AUTOML_FOLDER": ""})
     client = MlflowClient(trial.env.tracking_uri)
     runs = client.search_runs([summary.experiment.experiment_id], "tags.automl_trial = 'by hand'")
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
@@ -150,7 +155,8 @@ automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name=
 
 def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
     families = ["linear", family(tmp_path, "slow", before=f"time.sleep(0 if __import__('os').path.exists({str(tmp_path / 'quick')!r}) else 60)")]
-    process = subprocess.Popen([sys.executable, "-c", SEARCH, state, " ".join(families), Path(__file__).parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", SEARCH, state, " ".join(families), Path(__file__).parent], cwd=ROOT,
+                               stdout=subprocess.PIPE, text=True)
     with process.stdout as lines: first = next(line for line in lines if "trial 0" in line)
     assert "linear COMPLETE" in first
     deadline = time.monotonic() + 20
@@ -161,7 +167,8 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive, "a killed search leaves nothing running"
     (tmp_path / "quick").touch()
-    summary = automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=families, max_trials=2, explore=False, **settings(state))
+    summary = automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=families, max_trials=2,
+                              explore=False, **settings(state))
     killed = [t for t in summary.trials if "killed" in t.reason]
     done = [t for t in summary.trials if t.state in ("COMPLETE", "PRUNED")]
     assert {(t.number, t.family) for t in done} == {(0, "linear"), (2, "slow")}, "what the kill interrupted is tried again, what was done is not"
@@ -173,7 +180,8 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
 def test_the_time_is_kept_and_nothing_goes_on(tmp_path, state):
     began = time.monotonic()
     with pytest.raises(MlopsError, match="no trial of the search succeeded: the search ended first"):
-        automl.classify(load_wine(as_frame=True).frame, "target", families=[family(tmp_path, "slow", before="time.sleep(100)")], explore=False, **settings(state) | {"timeout_minutes": 0.1})
+        automl.classify(load_wine(as_frame=True).frame, "target", families=[family(tmp_path, "slow", before="time.sleep(100)")],
+                        explore=False, **settings(state) | {"timeout_minutes": 0.1})
     assert time.monotonic() - began < 20
     assert not [p for p in psutil.Process().children(recursive=True) if "mlops_nb.warm" in " ".join(p.cmdline())]
 

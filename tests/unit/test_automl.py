@@ -26,7 +26,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def orders(rows: int = 200) -> pd.DataFrame:
     "A small table of everyday kinds."
     generator = np.random.default_rng(0)
-    frame = pd.DataFrame({"amount": generator.gamma(2, 50, rows), "country": generator.choice(["NL", "DE", None], rows), "items": generator.integers(1, 9, rows)})
+    frame = pd.DataFrame({"amount": generator.gamma(2, 50, rows), "country": generator.choice(["NL", "DE", None], rows),
+                          "items": generator.integers(1, 9, rows)})
     return frame.assign(returned=np.where(generator.random(rows) < 0.3, "yes", "no"))
 
 
@@ -164,7 +165,8 @@ def test_a_hopeless_trial_is_asked_to_stop(tmp_path):
         run = trials.Running(study.ask(), None, folder, None)
         search.watch(SimpleNamespace(primary_metric="f1"), run)
         assert (folder / "stop").exists() == asked
-        if asked: assert (folder / "stop").read_text() == "val_f1_score was 0.50000 after 40%; others were better at that point"
+        if asked:
+            assert (folder / "stop").read_text() == "val_f1_score was 0.50000 after 40%; others were better at that point"
         with (folder / "progress.jsonl").open("a") as file: file.write('lue": 0.99}\n' if asked else 'lue": 0.7}\n')
         search.watch(SimpleNamespace(primary_metric="f1"), run)
         assert run.asked.study.get_trials()[-1].intermediate_values[60] == (0.99 if asked else 0.7), "the rest of a line that was half written"
@@ -200,8 +202,8 @@ def test_how_a_trial_ended(tmp_path):
 @pytest.mark.parametrize("metric, best", [("f1", 0.9), ("log_loss", 0.7)])
 def test_the_summary_puts_the_best_first_and_failures_last(metric, best):
     name = trials.metric_name(metric)
-    infos = [TrialInfo(i, "linear", {"a<b": 1}, "COMPLETE" if v else "FAILED", "" if v else "<b>no</b> luck", v, {name: v, name.replace("val", "test"): v}, 1.0, 1.0,
-                       Path(f"{i}"), "r", "m") for i, v in enumerate((0.8, None, 0.9, 0.7))]
+    infos = [TrialInfo(i, "linear", {"a<b": 1}, "COMPLETE" if v else "FAILED", "" if v else "<b>no</b> luck", v,
+                       {name: v, name.replace("val", "test"): v}, 1.0, 1.0, Path(f"{i}"), "r", "m") for i, v in enumerate((0.8, None, 0.9, 0.7))]
     summary = AutoMLSummary(None, better_first(metric, infos), metric, ["x: it is constant"], Path("e"), Path("."))
     assert summary.best_trial.evaluation_metric_score == best and summary.trials[-1].number == 1
     shown = summary._repr_html_()
@@ -214,7 +216,8 @@ def test_settings_are_checked_before_anything_runs():
     env = SimpleNamespace()
     for given_, words in (({"max_trial": 3}, "no setting 'max_trial'"), ({"max_trials": 0}, "max_trials is 0"), ({"timeout_minutes": "5"}, "timeout_minutes is '5'")):
         with pytest.raises(MlopsError, match=words): classify(orders(), "returned", env=env, **given_)
-    with pytest.raises(MlopsError, match="no pos_label 'maybe'.*\n.*yes"): classify(orders(), "returned", env=env, pos_label="maybe")
+    with pytest.raises(MlopsError, match="no pos_label 'maybe'.*\n.*yes"):
+        classify(orders(), "returned", env=env, pos_label="maybe")
     with pytest.raises(MlopsError, match="not int"): classify(3, "returned", env=env)
 
 
@@ -224,7 +227,8 @@ def test_another_question_needs_another_name(tmp_path):
     search.open_folder(tmp_path / "a", facts, ready)
     search.open_folder(tmp_path / "a", facts, ready)
     other = prepare(orders(150), "returned", "classify")
-    with pytest.raises(MlopsError, match="there already, with other rows"): search.open_folder(tmp_path / "a", search.facts_of(other, "f1", search.Settings(), families), other)
+    with pytest.raises(MlopsError, match="there already, with other rows"):
+        search.open_folder(tmp_path / "a", search.facts_of(other, "f1", search.Settings(), families), other)
     assert set(pd.read_parquet(tmp_path / "a/dataset.parquet")[SPLIT]) == set(PARTS)
 
 
@@ -242,7 +246,8 @@ def test_a_search_in_which_nothing_works_gives_up(tmp_path):
 
 
 def test_trials_on_databricks_reach_mlflow_and_no_file_holds_the_token(monkeypatch, tmp_path):
-    for name in ("DATABRICKS_TOKEN", "DATABRICKS_RUNTIME_VERSION", "DATABRICKS_ENV_VERSION"): monkeypatch.delenv(name, raising=False)
+    for name in ("DATABRICKS_TOKEN", "DATABRICKS_RUNTIME_VERSION", "DATABRICKS_ENV_VERSION"):
+        monkeypatch.delenv(name, raising=False)
     assert trials.databricks_login() == {}
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "18.0")
     config = SimpleNamespace(host="https://workspace", authenticate=lambda: {"Authorization": "Bearer of the notebook"})
