@@ -10,6 +10,7 @@ from pathlib import Path
 
 import automl
 import nbformat
+import online_store
 import point_in_time
 import psutil
 import yaml
@@ -100,7 +101,7 @@ def demo(folder: Path) -> list[tuple]:
             ("its peak of memory", f"{most[0] / 2**30:.2f} GiB", "", "", "3 GiB")]
 
 
-MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows, "automl": automl.rows, "demo": demo}
+MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows, "online": online_store.online_store, "automl": automl.rows, "demo": demo}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from .features import FEATURES, KEYS
 
 # %% ../../nbs/flights/11_automl.ipynb #6317e0af
-def latest_rows(rows: pd.DataFrame,  # of train.labelled_rows
+def latest_rows(rows: pd.DataFrame,  # of learning.labelled_rows
                 most: int,  # rows of whole days
                 ) -> pd.DataFrame:  # flight_day, FEATURES and late_arrival
     "The last days that hold at most so many rows, as text and numbers only."
