@@ -23,7 +23,15 @@ from .. import explanation, governance, registry, tables, training, tuning
 from . import learning, model
 from .features import BASELINE, FEATURE_TABLES, FEATURES, SLICES
 from .learning import Learnt, Periods, check_rows, judge, labelled_rows, learn, split
-from ..metrics import custom_metrics, intervals, plot_calibration, plot_importance, plot_slices, plot_thresholds, slice_metrics
+from mlops_nb.metrics import (
+    custom_metrics,
+    intervals,
+    plot_calibration,
+    plot_importance,
+    plot_slices,
+    plot_thresholds,
+    slice_metrics,
+)
 
 # %% ../../nbs/flights/06_train.ipynb #cc773234
 MODEL = "late_arrival"  # one part: each target has its own
