@@ -283,8 +283,8 @@ def test_an_older_version_meets_a_younger_champion_on_no_flight_and_displaces_no
 def full_disk(loop):
     "A file system of 200 kB in the place where the runs' files go."
     place = loop.folder / "artifacts/dev/late_arrival"
-    if os.getuid(): pytest.skip("only root can mount a small file system: run the tests as root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], check=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True, text=True)
+    if mounted.returncode: pytest.xfail(f"nobody may mount a file system here: {mounted.stderr.strip()}")
     yield
     subprocess.run(["umount", str(place)], check=True)
 
