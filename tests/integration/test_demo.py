@@ -31,7 +31,8 @@ def rows(state: Path, name: str):
 @pytest.fixture(scope="module")
 def model(demo):
     from mlflow import MlflowClient
-    client, name = MlflowClient(f"sqlite:///{demo[0] / 'mlflow.db'}"), "dev.flights.late_arrival"
+    store, name = f"sqlite:///{demo[0] / 'mlflow.db'}", "dev.flights.late_arrival"
+    client = MlflowClient(store, registry_uri=store)  # without it, MLflow takes the registry that another test had named
     versions = {int(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
     return client, versions, {a: int(v) for a, v in client.get_registered_model(name).aliases.items()}
 

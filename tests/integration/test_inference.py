@@ -1,6 +1,7 @@
 """A few days of January scored and watched: real flights and features, and a Champion that is a few lines of code."""
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from mlops_nb import registry, tables
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.features import feature_client
 from mlops_nb.flights import ingest
 from mlops_nb.flights.days import cut_of, midnight
-from mlops_nb.flights.features import KEYS, labels, scheduled, write_features
+from mlops_nb.flights.features import KEYS, labels, register_functions, scheduled, training_set, write_features
 from mlops_nb.flights.inference import PREDICTIONS, predict_flights, write_predictions
 from mlops_nb.flights.monitor import BASELINE, monitor_predictions, read_monitoring, watched, write_baselines
 from mlops_nb.inference import resolve, score
@@ -49,6 +51,7 @@ def frames():
 
 def learn(spark, env, frames, day, replay_days=0):
     "What the tasks ingest and features do."
+    register_functions(spark, env)
     ingest.write_bronze(spark, env, ingest.bronze(frames, cut_of(day, replay_days)))
     write_features(spark, env, cut_of(day, replay_days))
 
@@ -59,9 +62,12 @@ def champion(env, sign="1", **tags):
     code = Path(env.state, "guess.py")
     code.write_text(MODEL.replace("{sign}", sign))
     columns = [mlflow.types.ColSpec("double", c, required=False) for c in ("origin_departure_late_3h", "hour_sin")]
+    spark = get_spark(env)
+    inputs = training_set(spark, env, scheduled(spark, env, FIRST), only_features=True)
     with mlflow.start_run(experiment_id=registry.experiment_id(env, "late_arrival")):
-        info = mlflow.pyfunc.log_model(name="guess", python_model=str(code), pip_requirements=["mlflow"],
-                                       signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
+        info = feature_client(spark, env).log_model(
+            model=str(code), artifact_path="guess", flavor=mlflow.pyfunc, training_set=inputs, pip_requirements=["mlflow"],
+            signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
     version = mlflow.register_model(info.model_uri, name, tags=TAGS | tags)
     client.set_registered_model_alias(name, "champion", version.version)
     return resolve(env, name)
@@ -85,12 +91,8 @@ def home(tmp_path_factory, frames):
 def copied(home, tmp_path):
     "The same in a lakehouse of one's own, to be changed."
     spark, env, version = home
-    own = replace(env, lakehouse=str(tmp_path))
-    for name in tables.names(spark, env):
-        if "baseline" in name or "metrics" in name: continue  # written by other tests
-        spark_own = get_spark(own)
-        rows = tables.read(spark, env, name).toArrow()
-        tables.overwrite(spark_own, own, name, spark_own.createDataFrame(rows))
+    own = replace(env, lakehouse=str(tmp_path / "lakehouse"))
+    shutil.copytree(env.lakehouse, own.lakehouse, ignore=shutil.ignore_patterns("*baseline*", "*metrics*"))  # of other tests
     return get_spark(own), own, version
 
 
