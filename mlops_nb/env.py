@@ -70,7 +70,7 @@ def make_store(file: Path):  # MLflow's SQLite file
         SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "artifacts").as_uri()).engine.dispose()
         part.replace(file)
 
-# %% ../nbs/platform/04_env.ipynb #58a31e65
+# %% ../nbs/platform/04_env.ipynb #22ba8c12
 @dataclass(frozen=True)
 class Env:
     "A target of the bundle, in the home where this process runs."
@@ -129,6 +129,7 @@ class Env:
 
     def use_mlflow(self):
         "Point MLflow at this target's tracking server and registry."
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # bars for a few small files only fill notebooks
         import mlflow
         if self.tracking_uri.startswith("sqlite:///"): make_store(Path(self.tracking_uri.removeprefix("sqlite:///")))
         before = os.environ.get("MLFLOW_TRACKING_URI")

@@ -20,12 +20,12 @@ class MlopsError(Exception):
 
     def __str__(self): return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
-# %% ../nbs/platform/00_errors.ipynb #909fae7b
+# %% ../nbs/platform/00_errors.ipynb #5e63faf6
 def what_exists(name: str, known: Iterable[str]) -> str:
     "The nearest of the known names, if one is near, and all of them."
-    names = sorted(map(str, known))
+    names = sorted(map(str, known), key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n))
     if not names: return "there are none"
-    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
+    near = [] if str(name).isdigit() else get_close_matches(str(name), names, n=1, cutoff=0.6)  # no number is meant for another
     listed = "there are: " + ", ".join(names) if len(names) > 1 else f"there is only {names[0]}"
     return (f"did you mean {near[0]!r}? " if near else "") + listed
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOMENTS', 'PROPERTY', 'FeatureTable', 'check_definition', 'properties', 'set_property', 'get_table', 'create_table',
-           'check_same', 'write_table', 'drop_table']
+           'check_same', 'write_table', 'check_rows', 'drop_table']
 
 # %% ../nbs/platform/08_feature_tables.ipynb #1f76ad72
 import json
@@ -35,7 +35,7 @@ class FeatureTable:
     @property
     def features(self) -> list[str]: return [name for name in self.types if name not in self.primary_keys]
 
-# %% ../nbs/platform/08_feature_tables.ipynb #ffe1a7da
+# %% ../nbs/platform/08_feature_tables.ipynb #95c7eeb7
 MOMENTS = ("timestamp", "date")
 
 def check_definition(table: FeatureTable) -> FeatureTable:
@@ -48,7 +48,7 @@ def check_definition(table: FeatureTable) -> FeatureTable:
     time = table.timeseries_column
     if time and time not in table.primary_keys:
         raise MlopsError(f"timeseries_column {time!r} of {table.name} is not among its primary_keys",
-                         f"they are: {', '.join(table.primary_keys)}")
+                         f"write primary_keys={[*table.primary_keys, time]}")
     if time and table.types[time] not in MOMENTS:
         raise MlopsError(f"timeseries_column {time!r} of {table.name} is {table.types[time]}",
                          "a time is a TIMESTAMP (with a zone) or a DATE")
@@ -106,7 +106,7 @@ def check_same(spark, env: Env, table: FeatureTable):
                          f"{old.timeseries_column}, got {', '.join(table.primary_keys)} and {table.timeseries_column}",
                          "drop it first, or choose another name")
 
-# %% ../nbs/platform/08_feature_tables.ipynb #22fa0447
+# %% ../nbs/platform/08_feature_tables.ipynb #6853e816
 def write_table(spark, env: Env, name: str,
                 df,  # DataFrame with the primary keys and features
                 mode: str = "merge") -> int:  # how many rows were inserted or updated
@@ -118,6 +118,11 @@ def write_table(spark, env: Env, name: str,
         raise MlopsError(f"the rows for {table.name} lack {', '.join(missing)}",
                          "a row of a time series needs every feature; null is a value")
     return tables.merge(spark, env, name, df, table.primary_keys)
+
+def check_rows(spark, env: Env, name: str, df, primary_keys: str | Iterable[str]):
+    "MlopsError if rows that are to fill a new table cannot: nothing is made then."
+    keys = tables.find_keys(df.columns, primary_keys)
+    with tables.staged(spark, env, df) as view: tables.check_keys(spark, view, env.table(name), keys)
 
 def drop_table(spark, env: Env, name: str):
     "Take a feature table away, with its rows and its history."

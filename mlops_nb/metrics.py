@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GREATER_IS_BETTER', 'EPSILON', 'calibration_bins', 'calibration_error', 'business_cost', 'binary_metrics',
            'check_labels', 'cheapest_threshold', 'resampled', 'interval', 'fast_metrics', 'intervals', 'paired_change',
-           'mean_log_loss', 'slice_metrics', 'judged', 'custom_metrics', 'plot_calibration', 'plot_thresholds',
-           'plot_slices', 'plot_importance']
+           'mean_log_loss', 'slice_metrics', 'natural', 'judged', 'custom_metrics', 'plot_calibration',
+           'plot_thresholds', 'plot_slices', 'plot_importance']
 
-# %% ../nbs/platform/31_metrics.ipynb #78d12339
+# %% ../nbs/platform/31_metrics.ipynb #4376c597
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -126,7 +127,7 @@ def mean_log_loss(label: np.ndarray, prediction: np.ndarray) -> float:
     p = np.clip(prediction, EPSILON, 1 - EPSILON)
     return float(-np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p)).mean())
 
-# %% ../nbs/platform/31_metrics.ipynb #8e75cb88
+# %% ../nbs/platform/31_metrics.ipynb #8bf65c30
 def slice_metrics(rows: pd.DataFrame,  # the columns to slice by
                   label: np.ndarray,
                   predictions: Mapping[str, np.ndarray],  # by the name of whoever predicts
@@ -135,10 +136,16 @@ def slice_metrics(rows: pd.DataFrame,  # the columns to slice by
     "Log loss of each value of each column, for each who predicts: columns slice, value, rows, late, who, log_loss, low, high."
     found, label = [], np.asarray(label)
     for column in rows:
-        for value, place in rows.groupby(column, observed=True, dropna=False).indices.items():
+        for value, place in sorted(rows.groupby(column, observed=True, dropna=False).indices.items(), key=natural):
             base = {"slice": column, "value": str(value), "rows": len(place), "late": label[place].mean()}
             for who, prediction in predictions.items(): found.append(base | {"who": who} | judged(label, prediction, groups, place, min_rows))
     return pd.DataFrame(found)
+
+def natural(item) -> tuple:  # a value of a slice, and its rows
+    "Bands in the order of their numbers, `<9` before `9-12`; all else by name."
+    text = str(item[0])
+    number = re.search(r"\d+", text)
+    return (float(number[0]) - text.startswith("<"), text) if number else (np.inf, text)
 
 def judged(label: np.ndarray, prediction: np.ndarray, groups: np.ndarray, place: np.ndarray, min_rows: int) -> dict[str, float]:
     "The log loss of some rows with its interval; nothing if they are too few."

@@ -6,8 +6,7 @@
 __all__ = ['client', 'experiment_id', 'lock', 'model_names', 'version_numbers', 'whole_number', 'find_version', 'get_version',
            'check_model', 'register', 'find_alias', 'get_alias']
 
-# %% ../nbs/platform/30_registry.ipynb #c7b383e0
-import os
+# %% ../nbs/platform/30_registry.ipynb #ec46a481
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 from .env import Env
 from .errors import MlopsError, unknown
 
-# %% ../nbs/platform/30_registry.ipynb #29a4528a
+# %% ../nbs/platform/30_registry.ipynb #64fb3c04
 def client(env: Env) -> Any:  # mlflow.MlflowClient
     "MLflow's client for the target's runs and models."
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # bars for a few small files only fill notebooks
     from mlflow import MlflowClient
     env.use_mlflow()  # the fluent functions (start_run, log_model) go to the same place
     return MlflowClient(env.tracking_uri, env.registry_uri)

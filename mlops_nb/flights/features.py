@@ -12,7 +12,7 @@ __all__ = ['LATE_AFTER', 'MEASURES', 'AHEAD', 'DAYS', 'WEIGHT', 'STAGES', 'TIMES
            'register_functions', 'feature_names', 'scheduled', 'labels', 'table_lookups', 'feature_lookups', 'asking',
            'check_tables', 'training_set', 'flight_features', 'as_input', 'band']
 
-# %% ../../nbs/flights/03_features.ipynb #87c672cd
+# %% ../../nbs/flights/03_features.ipynb #4c55819a
 from datetime import date, datetime, timedelta
 from functools import cache
 from zoneinfo import ZoneInfo
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .. import feature_functions, tables
-from ..data_contract import check_contract, check_fresh, read_contracts
+from ..data_contract import check_contract, check_fresh, contract_of, read_contracts
 from ..feature_spec import FeatureFunction, FeatureLookup
 from ..features import feature_client
 from .days import YEAR, ZONE, midnight, sql_day, sql_moment
@@ -195,7 +195,7 @@ def queries(cut: datetime) -> dict[str, str]:  # by table; queries on {flights},
             "weather_hourly": weather_query(cut), "carrier_daily": daily_query("carrier", "carrier", cut),
             "route_daily": daily_query("origin, dest", "route", cut), "plane": plane_query(), "airport": airport_query()}
 
-# %% ../../nbs/flights/03_features.ipynb #30d53b2a
+# %% ../../nbs/flights/03_features.ipynb #92968d34
 def write_table(spark, env, client, name: str, rows, contract) -> tuple:  # full name, rows changed, version
     "Check the rows of a feature table and merge them into it."
     keys, time = TIMES[name]
@@ -212,6 +212,7 @@ def write_features(spark, env, cut: datetime) -> pd.DataFrame:  # table, rows ch
     source = lambda name: tables.read(spark, env, env.source_table(f"bronze_{name}"))
     bronze, client = {name: source(name) for name in ("flights", "weather", "planes", "airports")}, feature_client(spark, env)
     contracts, written = read_contracts(env.root / CONTRACTS), []
+    for name in TIMES: contract_of(contracts, name, CONTRACTS)  # before anything is computed
     for name, query in queries(cut).items():
         rows = spark.sql(query, **{table: frame for table, frame in bronze.items() if f"{{{table}}}" in query})
         written.append(write_table(spark, env, client, name, rows, contracts[name]))
@@ -316,7 +317,7 @@ def feature_lookups(spark, env) -> list:  # FeatureLookup, FeatureFunction
     bindings = lambda f: PLACES if f is great_circle else {p: p for p in f.__annotations__ if p != "return"}
     return [*table_lookups(env, columns), *places, *(FeatureFunction(env.table(f.__name__), bindings(f)) for f in ON_DEMAND)]
 
-# %% ../../nbs/flights/03_features.ipynb #960efdd1
+# %% ../../nbs/flights/03_features.ipynb #bcf02d01
 def asking(flights):  # DataFrame with the columns SCHEDULE. -> DataFrame with prediction_time and prediction_day as well
     "Flights with the moment at which each asks; one that is there already stays."
     from pyspark.sql import functions as F
@@ -326,7 +327,8 @@ def asking(flights):  # DataFrame with the columns SCHEDULE. -> DataFrame with p
 
 def check_tables(spark, env, asked):  # DataFrame: what `asking` returns
     "MlopsError if a feature table ends too early for a flight that asks."
-    contracts = read_contracts(env.root / CONTRACTS)
+    found = read_contracts(env.root / CONTRACTS)
+    contracts = {name: contract_of(found, name, CONTRACTS) for name in TIMES}
     wanted = asked.selectExpr("max(prediction_time)", "max(prediction_day)").collect()[0]
     for name, (_, time) in TIMES.items():
         if time is None or contracts[name].max_age_minutes is None: continue

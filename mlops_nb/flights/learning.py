@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AS_IT_IS', 'TUNED', 'Periods', 'moment', 'split', 'labelled_rows', 'check_rows', 'fit', 'blocks_of',
-           'unseen_predictions', 'choose_calibration', 'Learnt', 'learn', 'with_parameters', 'objective',
-           'warned_share', 'judge']
+           'unseen_predictions', 'choose_calibration', 'Learnt', 'learn', 'check_parameters', 'with_parameters',
+           'objective', 'warned_share', 'judge']
 
 # %% ../../nbs/flights/05_learning.ipynb #f777f5e0
 import os
@@ -13,10 +13,11 @@ import os
 # %% ../../nbs/flights/05_learning.ipynb #7c81dd06
 if "OMP_WAIT_POLICY" not in os.environ: os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait slow each other down on a busy machine
 
-# %% ../../nbs/flights/05_learning.ipynb #12cf6fee
+# %% ../../nbs/flights/05_learning.ipynb #4d812e6a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
+from difflib import get_close_matches
 
 import lightgbm
 import numpy as np
@@ -118,7 +119,7 @@ def choose_calibration(label: np.ndarray, prediction: np.ndarray, block: np.ndar
         gains.append(log_loss(label[here], prediction[here], labels=[0, 1]) - log_loss(label[here], mended, labels=[0, 1]))
     return training.fit_calibration(label, prediction) if np.mean(gains) > 0 else AS_IT_IS
 
-# %% ../../nbs/flights/05_learning.ipynb #ff89932d
+# %% ../../nbs/flights/05_learning.ipynb #08b6e054
 @dataclass(frozen=True)
 class Learnt:
     "A model, and the thresholds at which it and the baseline warn."
@@ -130,6 +131,7 @@ class Learnt:
 def learn(rows: pd.DataFrame,  # the training rows, in order of time
           conf: Mapping) -> Learnt:
     "Everything that a version knows, from training rows alone."
+    check_parameters(conf["parameters"])
     encoding = {"features": FEATURES, "categories": model.learn_categories(rows, FEATURES), "calibration": AS_IT_IS}
     label, block = rows.late_arrival.to_numpy(int), blocks_of(rows.flight_day, conf["blocks"])
     unseen = unseen_predictions(rows, encoding, conf, block)
@@ -139,8 +141,16 @@ def learn(rows: pd.DataFrame,  # the training rows, in order of time
     return Learnt(fit(rows, encoding, conf), encoding, threshold,
                   cheapest_threshold(label[known], rows[BASELINE][known].to_numpy(), conf["costs"]))
 
-# %% ../../nbs/flights/05_learning.ipynb #f19ed2ef
+# %% ../../nbs/flights/05_learning.ipynb #a0519f62
 TUNED = ("rounds",)  # beside LightGBM's own parameters
+
+def check_parameters(parameters: Mapping) -> None:
+    "MlopsError if LightGBM knows a parameter by no name; it would only warn."
+    from lightgbm.basic import _ConfigAliases
+    known = {name for aliases in _ConfigAliases._get_all_param_aliases().items() for name in (aliases[0], *aliases[1])}
+    for name in parameters:
+        near = get_close_matches(name, known, n=1)
+        if name not in known: raise MlopsError(f"LightGBM knows no parameter {name!r}", f"did you mean {near[0]!r}?" if near else "look at conf/train.yml")
 
 def with_parameters(conf: Mapping, parameters: Mapping) -> dict:
     "The configuration with other parameters."

@@ -8,7 +8,7 @@ __all__ = ['MODEL', 'CONF', 'DECIDES', 'CODE', 'REQUIREMENTS', 'VERSION_TAGS', '
            'explain_pictures', 'log_figures', 'metrics_text', 'slices_text', 'card', 'log_model', 'train',
            'find_or_train', 'describe', 'tuned', 'sentence']
 
-# %% ../../nbs/flights/06_train.ipynb #de89ff36
+# %% ../../nbs/flights/06_train.ipynb #2312ce22
 import json
 import tempfile
 from collections.abc import Mapping
@@ -154,10 +154,10 @@ def log_figures(folder: str, figures: Mapping) -> None:
         mlflow.log_figure(figure, f"{folder}/{name}.png")
         pyplot.close(figure)
 
-# %% ../../nbs/flights/06_train.ipynb #b731fa21
+# %% ../../nbs/flights/06_train.ipynb #8e8fb9df
 def metrics_text(found: Evaluation) -> str:  # Markdown
     "The metrics of all who were judged; the model's with its interval."
-    shown = found.metrics.map("{:.4f}".format)
+    shown = found.metrics.drop("example_count").map("{:.4f}".format)
     shown["model"] = [f"{value} ({found.bounds.low[name]:.4f} to {found.bounds.high[name]:.4f})" if name in found.bounds.index else value
                       for name, value in shown.model.items()]
     own = "".join(f"\n\n{name}: {value:.4f}" for name, value in found.own.items())
