@@ -12,7 +12,7 @@ import pandas as pd
 
 from .features import FEATURES, KEYS
 
-# %% ../../nbs/flights/11_automl.ipynb #6317e0af
+# %% ../../nbs/flights/11_automl.ipynb #6930f16e
 def latest_rows(rows: pd.DataFrame,  # of learning.labelled_rows
                 most: int,  # rows of whole days
                 ) -> pd.DataFrame:  # flight_day, FEATURES and late_arrival
