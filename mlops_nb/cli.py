@@ -211,7 +211,7 @@ def approve(name: Name, version: Annotated[int, typer.Argument(help="The number 
     elif run_id := approval.waiting_run(run_store(), job, place.target, full, version, keys): repair(run_id)
     else: out.print(f"no run waits for it; begin one: mlops run {job} -t {place.target} -p model_name={full} -p model_version={version}", soft_wrap=True)
 
-# %% ../nbs/platform/61_cli.ipynb #e790f396
+# %% ../nbs/platform/61_cli.ipynb #822cce8e
 @models_app.command("history")
 def show_history(name: Name, target: Target = None) -> None:
     """Every move of a model's aliases: who, when, why, from which version to which.
@@ -249,15 +249,11 @@ def compare_models(first: Reference, second: Reference, target: Target = None,
     """Compare two versions on the same rows of the target, which neither has learnt from.
 
     Example: [bold]mlops models compare late_arrival@champion prod.flights.late_arrival@champion[/]"""
-    from mlops_nb import env, jobs, lineage, registry, runs
+    from mlops_nb import env, jobs, lineage, registry
     place = env.load_env(target)
     with registry.answering(place):
         for reference in (first, second): lineage.find_version(place, reference)
-    started = jobs.begin(make_home(target, {}), "compare", {"first": first, "second": second, "as_of": as_of})
-    try: see_through(started)
-    finally:
-        said = [t["exit_value"] for t in runs.list_tasks(run_store(), started.run_id) if t["exit_value"]]
-        out.print("\n".join(said), highlight=False, soft_wrap=True, markup=False)
+    see_through(jobs.begin(make_home(target, {}), "compare", {"first": first, "second": second, "as_of": as_of}))
 
 # %% ../nbs/platform/61_cli.ipynb #a5e99a76
 @app.command()
