@@ -25,7 +25,7 @@ from .train import input_types
 # %% ../../nbs/flights/07_validate.ipynb #8c7005cb
 CONF = ("checks", "deployment")  # of conf/validation.yml
 
-# %% ../../nbs/flights/07_validate.ipynb #92a3ca5b
+# %% ../../nbs/flights/07_validate.ipynb #0a07958e
 DATES = ("as_of", "trained_through", "held_out_from", "held_out_to")
 
 def dates_of(periods: Periods) -> dict[str, str]:
@@ -35,9 +35,9 @@ def dates_of(periods: Periods) -> dict[str, str]:
 def recorded_of(tags: Mapping[str, str], parameters: Mapping[str, str],  # of the run
                 ) -> dict[str, str]:
     "What the tags of a version must say."
-    said = {tag: tags[tag] for tag in train.VERSION_TAGS if tag in tags}
-    if "as_of" not in said or "held_out_days" not in parameters: return said
-    return said | dates_of(Periods(date.fromisoformat(said["as_of"]), int(parameters["held_out_days"])))
+    said = {tag: tags[tag] for tag in train.VERSION_TAGS if tag in tags and tag not in DATES}
+    if "as_of" not in tags or "held_out_days" not in parameters: return said
+    return said | dates_of(Periods(date.fromisoformat(tags["as_of"]), int(parameters["held_out_days"])))
 
 def periods_of(tags: Mapping[str, str], recorded: Mapping[str, str]) -> Periods | None:
     "The days that the tags name, if they are those that were recorded."
