@@ -134,15 +134,17 @@ def judged(label: np.ndarray, challenger: Contender, incumbent: Contender, rule:
              f"(change {bounds[0]:+.1%} to {bounds[1]:+.1%}, {rule['confidence']:.0%} of draws of days); {asked}")
     return Comparison("promote" if satisfied else "keep", words, rows, metrics, change, bounds, drawn)
 
-# %% ../nbs/platform/34_deployment.ipynb #dbad1a91
+# %% ../nbs/platform/34_deployment.ipynb #aa20a249
 def plot_losses(when: Any,  # of each row, such as its day
                 label: np.ndarray, contenders: tuple, title: str) -> Any:  # matplotlib Figure
     "Mean log loss by day for each contender."
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
-    for c in contenders:
-        of_truth = np.clip(np.where(np.asarray(label) == 1, c.prediction, 1 - c.prediction), 1e-15, 1)
-        pd.Series(-np.log(of_truth)).groupby(np.asarray(when)).mean().plot(ax=axes, marker="o", markersize=3, label=c.name)
+    with pyplot.rc_context({"date.converter": "concise"}):
+        figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
+        for c in contenders:
+            of_truth = np.clip(np.where(np.asarray(label) == 1, c.prediction, 1 - c.prediction), 1e-15, 1)
+            daily = pd.Series(-np.log(of_truth)).groupby(np.asarray(when)).mean()
+            axes.plot(daily.index.to_numpy(), daily.to_numpy(), marker="o", markersize=3, label=c.name)
     axes.set(title=title, ylabel="log loss", xlabel="")
     axes.legend(frameon=False)
     return figure
