@@ -1,6 +1,6 @@
 # The front door. CI calls these targets and nothing else of weight.
 .DEFAULT_GOAL := help
-.PHONY: help install install-stores demo test test-notebooks test-unit test-integration test-spark bench check tidy ui lab lock clean
+.PHONY: help install install-stores demo approve test test-notebooks test-unit test-integration test-spark bench check tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook imports for twice as long
 
@@ -32,6 +32,9 @@ install-stores: $(READY)  ## what the tests of the online stores need in Python;
 
 demo: $(READY)  ## a year of production on the real flights of 2013: train, score, monitor, retrain
 	@$(BIN)/mlops run demo
+
+approve: $(READY)  ## say yes to a version that waits: NAME=... VERSION=... WHO="..." TARGET=... in the environment
+	@$(BIN)/mlops approve "$$NAME" "$$VERSION" --as "$$WHO" --target "$$TARGET"
 
 test: test-notebooks test-unit test-integration  ## every test that a plain machine can run
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GREATER_IS_BETTER', 'EPSILON', 'calibration_bins', 'calibration_error', 'business_cost', 'binary_metrics',
            'check_labels', 'cheapest_threshold', 'resampled', 'interval', 'fast_metrics', 'intervals', 'paired_change',
-           'mean_log_loss', 'slice_metrics', 'natural', 'judged', 'custom_metrics', 'plot_calibration',
-           'plot_thresholds', 'plot_slices', 'plot_importance']
+           'relative_changes', 'mean_log_loss', 'slice_metrics', 'natural', 'judged', 'custom_metrics',
+           'plot_calibration', 'plot_thresholds', 'plot_slices', 'plot_importance']
 
 # %% ../nbs/platform/31_metrics.ipynb #4376c597
 import re
@@ -114,13 +114,19 @@ def intervals(label: np.ndarray, prediction: np.ndarray, threshold: float, costs
     value = binary_metrics(label, prediction, threshold, costs)
     return pd.DataFrame({name: (value[name], *bounds[name]) for name in bounds}, index=["value", "low", "high"]).T
 
-# %% ../nbs/platform/31_metrics.ipynb #ebf41faa
+# %% ../nbs/platform/31_metrics.ipynb #8575229d
 def paired_change(label: np.ndarray, new: np.ndarray, old: np.ndarray,  # predictions of the same rows
                   groups: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float],
                   times: int = 500) -> tuple[float, float, float]:  # the change in parts of the old value, and its interval
     "How much a metric changes from the old forecast to the new one."
-    change = lambda rows: metric(label[rows], new[rows]) / metric(label[rows], old[rows]) - 1
-    return (float(change(slice(None))), *interval([change(rows) for rows in resampled(groups, times)]))
+    change, drawn = relative_changes(lambda rows: metric(label[rows], new[rows]), lambda rows: metric(label[rows], old[rows]), groups, times)
+    return (change, *interval(drawn))
+
+def relative_changes(new: Callable[[Any], float], old: Callable[[Any], float],  # a number of some rows, by their positions
+                     groups: np.ndarray, times: int = 500) -> tuple[float, np.ndarray]:  # of all rows; of each draw
+    "How much a number changes from old to new, in parts of the old one."
+    change = lambda rows: new(rows) / old(rows) - 1
+    return float(change(slice(None))), np.array([change(rows) for rows in resampled(groups, times)], float)
 
 def mean_log_loss(label: np.ndarray, prediction: np.ndarray) -> float:
     "The log loss, by numpy alone."

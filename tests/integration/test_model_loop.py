@@ -41,11 +41,14 @@ def trained(loop, as_of, **conf):
     return train.find_or_train(env, rows, learning.Periods(as_of, settings["held_out_days"]), settings, feature_client(loop.spark, env), inputs)
 
 
-def validated(loop, version, **rules):
-    from mlops_nb import validation
+def validated(loop, version, **metrics):
+    "The reasons of each check: of all, or of the metrics alone by other rules."
+    from mlops_nb import gate, validation
     from mlops_nb.flights import validate
-    conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["metrics"]
-    return validation.judge(loop.env, version.name, version.version, validate.checks(loop.env, version, rules or conf))
+    conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["checks"]
+    evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
+    checks = gate.checks({"metrics": metrics} if metrics else conf, evidence)
+    return validation.judge(loop.env, version.name, version.version, checks)
 
 
 def deployed(loop, version, **rule):
@@ -193,6 +196,12 @@ def test_again_finds_the_version_and_later_facts_do_not_change_it(loop):
     land(loop.spark, loop.env, LATER)
     again = trained(loop, APRIL)
     assert (int(again.version), registry.version_numbers(loop.env, NAME)) == (2, before)
+
+
+def test_the_gate_reads_the_held_out_flights_again_as_they_were(loop):
+    "Later facts have landed; metrics come out as they were logged, and every check of the configuration passes."
+    results = validated(loop, loop.versions[1])
+    assert len(results) == 15 and not any(results.values()), results
 
 
 def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):

@@ -15,7 +15,7 @@ import pytest
 
 ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
 AS_OF = "2013-03-15"  # early in the year: little data, quick jobs
-PROVENANCE = {"moved_at", "moved_by", "reason"}  # columns that tell of a run, not of the data
+PROVENANCE = {"moved_at", "moved_by", "reason", "run_id"}  # columns that tell of a run, not of the data
 
 
 def mlops(state: Path, *words, code=0) -> str:

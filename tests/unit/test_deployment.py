@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb import deployment, registry
@@ -14,33 +14,106 @@ from mlops_nb.errors import MlopsError
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
               pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 COSTS = dict(missed=5, false_warning=1)
-RULE = dict(metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01)
+RULE = dict(mode="compare", metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01, confidence=0.95, floor=0.9)
 LABEL = np.tile([0, 0, 0, 1], 100)
+DAYS = np.repeat(np.arange(20), 20)
 
 
 def sure(name, p): return deployment.Contender(name, np.where(LABEL == 1, p, 1 - p), 0.5)
 
 
-@settings(deadline=None)
+@pytest.fixture
+def few_draws(monkeypatch): monkeypatch.setattr(deployment, "DRAWS", 20)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0.5, 0.99), st.floats(0.5, 0.99))
-def test_the_decision_is_that_of_the_arithmetic(new, old):
-    found = deployment.compare(LABEL, sure("v2", new), sure("v1", old), RULE, COSTS)
+def test_the_decision_is_that_of_the_arithmetic(few_draws, new, old):
+    found = deployment.compare(LABEL, sure("v2", new), sure("v1", old), RULE, COSTS, DAYS, age=30)
     assert found.decision == ("promote" if np.log(new) / np.log(old) <= 0.99 + 1e-12 else "keep")
     assert found.rows == 400 and list(found.metrics) == ["v2", "v1"]
 
 
-def test_a_metric_of_which_more_is_better():
+def test_a_metric_of_which_more_is_better(few_draws):
     rule = RULE | {"metric": "roc_auc", "greater_is_better": True}
     good, bad = sure("v2", 0.9), deployment.Contender("v1", np.tile([0.2, 0.2, 0.8, 0.8], 100), 0.5)
-    assert deployment.compare(LABEL, good, bad, rule, COSTS).decision == "promote"
-    assert deployment.compare(LABEL, bad, good, rule, COSTS).decision == "keep"
+    assert deployment.compare(LABEL, good, bad, rule, COSTS, DAYS, age=30).decision == "promote"
+    assert deployment.compare(LABEL, bad, good, rule, COSTS, DAYS, age=30).decision == "keep"
 
 
 @pytest.mark.parametrize("label", [np.array([]), np.zeros(500, int), LABEL[:99]])
 def test_too_little_to_compare_on_decides_nothing(label):
     of = lambda name: deployment.Contender(name, np.full(len(label), 0.3), 0.5)
-    found = deployment.compare(label, of("v2"), of("v1"), RULE, COSTS)
+    found = deployment.compare(label, of("v2"), of("v1"), RULE, COSTS, np.arange(len(label)) // 20, age=30)
     assert found.decision == "undecided" and f"{len(label)} rows" in found.reason and found.metrics.empty
+
+
+def noisy(seed, days=30, each=40):
+    "Rows whose truth differs by day, a good forecast, and one that is worse on most days only."
+    rng = np.random.default_rng(seed)
+    day = np.repeat(np.arange(days), each)
+    truth = np.clip(rng.beta(2, 5, len(day)) + rng.normal(0, 0.1, days)[day], 0.02, 0.98)
+    label = (rng.random(len(day)) < truth).astype(int)
+    other = np.clip(truth + rng.normal(0.02, 0.08, days)[day], 0.02, 0.98)
+    return label, day, truth, other
+
+
+def drawn_by_loops(label, day, new, old, level, times=2000):
+    "The same interval, in the plainest way, by draws of another generator."
+    import random
+    loss = lambda p: [-np.log(q if y else 1 - q) for y, q in zip(label, p, strict=True)]
+    sums = {d: (0.0, 0.0) for d in set(day)}
+    for d, a, b in zip(day, loss(new), loss(old), strict=True): sums[d] = (sums[d][0] + a, sums[d][1] + b)
+    generator, names, found = random.Random(5), sorted(sums), []
+    for _ in range(times):
+        picked = [sums[d] for d in generator.choices(names, k=len(names))]
+        found.append(sum(a for a, _ in picked) / sum(b for _, b in picked) - 1)
+    return np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_interval_is_that_of_days_drawn_in_pairs(level):
+    label, day, new, old = noisy(3)
+    found = deployment.compare(label, deployment.Contender("v2", new, 0.5), deployment.Contender("v1", old, 0.5), RULE | {"confidence": level}, COSTS, day, age=3)
+    expected = drawn_by_loops(label, day, new, old, level)
+    width = expected[1] - expected[0]
+    assert np.abs(np.array(found.bounds) - expected).max() < 0.15 * width, (found.bounds, expected)
+
+
+def test_better_by_chance_is_not_better():
+    "One lucky day of twenty: the mean is better by far more than is asked, the days do not agree."
+    even, odd = np.where(LABEL == 1, 0.6, 0.4), np.where(LABEL == 1, 0.6, 0.4)
+    odd = np.where(DAYS == 7, np.where(LABEL == 1, 0.99, 0.01), np.clip(odd - np.where(LABEL == 1, 0.005, -0.005), 0, 1))
+    found = deployment.compare(LABEL, deployment.Contender("v2", odd, 0.5), deployment.Contender("v1", even, 0.5), RULE, COSTS, DAYS, age=30)
+    assert found.change < -0.01 and found.bounds[1] > 0 and found.decision == "keep"
+
+
+def test_against_an_old_champion_not_being_worse_may_suffice():
+    same, rule = sure("v2", 0.7), RULE | {"champion_max_age_days": 90, "not_worse_than": 0.02}
+    of = lambda age, p: deployment.compare(LABEL, same, sure("v1", p), rule, COSTS, DAYS, age=age)
+    assert [of(age, 0.7).decision for age in (90, 91)] == ["keep", "promote"]
+    assert of(91, 0.75).decision == "keep" and "91 days older" in of(91, 0.7).reason
+
+
+def test_the_first_champion_needs_more_than_a_bad_baseline():
+    of = lambda p, floor: deployment.compare(LABEL, sure("v1", p), sure("the baseline", 0.51), RULE | {"floor": floor}, COSTS, DAYS).decision
+    assert (of(0.6, 0.6), of(0.6, 0.5), of(0.52, 0.9)) == ("promote", "keep", "promote")
+    assert of(0.51, 0.9) == "keep"  # it must beat the baseline all the same
+
+
+def test_direct_promotes_what_is_worse_and_what_cannot_be_compared():
+    direct = RULE | {"mode": "direct"}
+    worse = deployment.compare(LABEL, sure("v2", 0.6), sure("v1", 0.9), direct, COSTS, DAYS, age=1)
+    few = deployment.compare(LABEL[:9], deployment.Contender("v2", np.full(9, 0.3), 0.5), deployment.Contender("v1", np.full(9, 0.3), 0.5), direct, COSTS, DAYS[:9])
+    assert (worse.decision, few.decision) == ("promote", "promote") and "the rule is direct" in worse.reason and "worse" in worse.reason
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"mode": "duel"}, "no mode 'duel'"), ({"confidence": 1}, "confidence of the rule of deployment is 1"), ({"floor": None}, "floor of the rule of deployment is None"),
+    ({"min_rows": "5000"}, "min_rows of .* is '5000'"), ({"min_rows": True}, "min_rows of .* is True"), ({"not_worse_than": 0.01}, "need each other"),
+    ({"min_row": 3}, "no key 'min_row'"), ({"metric": "logloss"}, "no metric 'logloss'")])
+def test_a_rule_that_makes_no_sense_is_refused(change, said):
+    with pytest.raises(MlopsError, match=said): deployment.compare(LABEL, sure("v2", 0.7), sure("v1", 0.6), RULE | change, COSTS, DAYS, age=1)
 
 
 NAME = "dev.flights.late_arrival"
@@ -172,3 +245,68 @@ def test_only_its_own_catalog(env, name):
         with pytest.raises(MlopsError, match="target 'prod' may not write"): deployment.move_alias(None, reader, name, alias, 1, "")
     with pytest.raises(MlopsError, match="target 'prod' may not read"): deployment.champion(prod, name)
     assert int(deployment.champion(reader, name).version) == 1
+
+
+def passed(env, name, *numbers):
+    for number in numbers: registry.client(env).set_model_version_tag(name, str(number), "model_validation_status", "PASSED")
+
+
+def test_back_to_the_previous_champion_and_not_forward_again_by_accident(env, name):
+    deploy(env, name, 1); deploy(env, name, 2); passed(env, name, 1)
+    said = deployment.rollback(None, env, name, "warns of everything")
+    assert said == f"{name} v1 is Champion again, v2 is out of production: warns of everything"
+    aliases, log = state(env, name)
+    assert aliases == {"champion": 1, "challenger": 2, "previous_champion": 2}
+    assert (log[-1]["from_version"], log[-1]["to_version"], log[-1]["reason"], log[-1]["state"]) == (2, 1, "rollback: warns of everything", "done")
+    passed(env, name, 2)
+    with pytest.raises(MlopsError, match="the previous Champion v2 .* was itself rolled back: warns of everything\n.*--to 2"):
+        deployment.rollback(None, env, name, "once more")
+    deployment.rollback(None, env, name, "it was right", to=2)
+    assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in registry.get_version(env, name, 2).tags
+    assert registry.get_version(env, name, 1).tags["rolled_back"] == "it was right"
+
+
+def test_a_rollback_that_makes_no_sense_moves_nothing(env, name):
+    def refuse(said, reason="r", to=None, model=None):
+        with pytest.raises(MlopsError, match=said): deployment.rollback(None, env, model or name, reason, to)
+    refuse("has no previous_champion to go back to\n.*--to VERSION")
+    deploy(env, name, 1); deploy(env, name, 2)
+    before = state(env, name)
+    refuse("a rollback needs a reason", reason="  ")
+    refuse("v1 has not passed validation")
+    refuse("v3 has not passed validation", to=3)
+    refuse("no version '9' in model", to=9)
+    refuse("whole number from 1 on, not 'v1'", to="v1")
+    refuse("no model 'dev.flights.late_arival'", model="dev.flights.late_arival")
+    refuse("target 'dev' may not write prod.flights.late_arrival", model="prod.flights.late_arrival")
+    passed(env, name, 2)
+    refuse("v2 is Champion already", to=2)
+    assert state(env, name) == before and "rolled_back" not in registry.get_version(env, name, 2).tags
+
+
+def test_a_champion_that_was_deleted_can_be_replaced_and_is_not_forgotten(env, name):
+    deploy(env, name, 1); deploy(env, name, 2); passed(env, name, 1)
+    registry.client(env).delete_model_version(name, "2")
+    aliases, log = state(env, name)
+    assert aliases == {"champion": None, "challenger": None, "previous_champion": 1} and deployment.lost_champion(log, None) == 2
+    assert deployment.rollback(None, env, name, "v2 was deleted").endswith("there was none: v2 was deleted")
+    assert state(env, name)[0]["champion"] == 1
+
+
+def test_the_switch_itself_takes_less_than_a_second(env, name):
+    import time
+    deploy(env, name, 1); deploy(env, name, 2); passed(env, name, 1)
+    began = time.monotonic()
+    deployment.rollback(None, env, name, "now")  # all of it but Spark's log
+    assert time.monotonic() - began < 1
+
+
+def test_who_decided_stays_who_decided(env, name, monkeypatch):
+    "Whoever finishes an interrupted move does not become its author."
+    rows = []
+    monkeypatch.undo()
+    monkeypatch.setattr(deployment.tables, "merge", lambda spark, env, table, frame, keys: rows.append(frame))
+    fake = type("Spark", (), {"createDataFrame": staticmethod(lambda values, columns: dict(zip([c.split()[0] for c in columns.split(", ")], values[0], strict=True)))})
+    deployment.write_log(fake, env, {"model_name": name, "move": 1, "moved_by": "ann", "run_id": "4f1c"})
+    deployment.write_log(fake, env, {"model_name": name, "move": 1})
+    assert rows[0]["moved_by"] == "ann" and rows[0]["run_id"] == "4f1c" and rows[1]["moved_by"] and rows[1]["run_id"] is None
