@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['STORES', 'client', 'experiment_id', 'lock', 'model_names', 'version_numbers', 'whole_number', 'find_version',
-           'get_version', 'check_model', 'register', 'answering', 'find_alias', 'get_alias']
+           'get_version', 'check_model', 'register', 'place_of', 'answering', 'find_alias', 'get_alias']
 
-# %% ../nbs/platform/30_registry.ipynb #ec46a481
+# %% ../nbs/platform/30_registry.ipynb #166a6e64
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from .env import Env
 from .errors import MlopsError, unknown
@@ -106,8 +108,13 @@ def register(env: Env, name: str,  # the model's full name
     client(env)
     return register_model(f"models:/{model_id}", env.check_write(name), tags=dict(tags))
 
-# %% ../nbs/platform/30_registry.ipynb #bf9d7a5f
+# %% ../nbs/platform/30_registry.ipynb #f425309e
 STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")  # packages whose errors tell of the registry
+
+def place_of(uri: str) -> str:
+    "An address without the user and the password in it."
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
 
 @contextmanager
 def answering(env: Env) -> Iterator[None]:
@@ -117,8 +124,7 @@ def answering(env: Env) -> Iterator[None]:
     except MlopsError: raise
     except Exception as error:
         if type(error).__module__.split(".")[0] not in STORES: raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MlopsError(f"the registry at {env.registry_uri} failed: {first[:300]}",
+        raise MlopsError(f"the registry at {place_of(env.registry_uri)} does not answer as it should: {type(error).__name__}",
                          "when it is back, run the same again: what was begun is finished then") from error
 
 # %% ../nbs/platform/30_registry.ipynb #fffc31ee

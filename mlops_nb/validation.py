@@ -5,15 +5,12 @@
 # %% auto #0
 __all__ = ['RULE', 'CHANGES', 'UNJUDGED', 'STATUS', 'CHECK', 'LONGEST', 'check_signature', 'check_probabilities', 'check_example',
            'metric_thresholds', 'check_metrics', 'NotJudged', 'reasons_of', 'run_checks', 'failures', 'result',
-           'report', 'place_of', 'answering', 'described', 'page_of', 'begin', 'write_results', 'judge',
-           'require_passed']
+           'report', 'described', 'page_of', 'begin', 'write_results', 'judge', 'require_passed']
 
-# %% ../nbs/platform/33_validation.ipynb #120dad34
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+# %% ../nbs/platform/33_validation.ipynb #c8c86248
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -128,22 +125,7 @@ def report(results: Mapping[str, list[str]]) -> str:  # Markdown
     lines = ["## Validation", "", "| check | result |", "|---|---|"]
     return "\n".join(lines + [f"| {title} | {result(reasons)} |" for title, reasons in results.items()])
 
-# %% ../nbs/platform/33_validation.ipynb #2a8cb8d9
-def place_of(uri: str) -> str:
-    "An address without the user and the password in it."
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
-
-@contextmanager
-def answering(env: Env) -> Iterator[None]:
-    "MlopsError if the registry fails while it is used."
-    try: yield
-    except MlopsError: raise
-    except Exception as error:  # each kind of registry has its own: of HTTP, of a database, of files
-        raise MlopsError(f"the registry at {place_of(env.registry_uri)} does not answer as it should: {type(error).__name__}",
-                         "see that it runs and may be used from here; nothing was decided, and no alias was moved") from error
-
-# %% ../nbs/platform/33_validation.ipynb #6966c087
+# %% ../nbs/platform/33_validation.ipynb #3e210055
 def described(description: str | None, report: str) -> str:
     "A version's page with this report in the place of an earlier one."
     page = page_of(description)
@@ -155,7 +137,7 @@ def page_of(description: str | None) -> str:
 
 def begin(env: Env, name: str, version: Any) -> Any:  # mlflow ModelVersion
     "The version, PENDING from now on: whatever an earlier job, or a person, wrote there no longer counts."
-    with answering(env):
+    with registry.answering(env):
         found = registry.get_version(env, name, version)
         registry.client(env).set_model_version_tag(env.check_write(name), str(found.version), STATUS, "PENDING")
     return found
@@ -176,7 +158,7 @@ def judge(env: Env, name: str, version: Any,  # which version, by the model's fu
     version = begin(env, name, version)
     if not checks: raise MlopsError(f"there is no check that {name} v{version.version} could pass")
     results = run_checks(checks)
-    with answering(env): write_results(env, version, results)
+    with registry.answering(env): write_results(env, version, results)
     return results
 
 def require_passed(name: str, version: Any, results: Mapping[str, list[str]]) -> None:

@@ -77,7 +77,7 @@ def model_of(uri: str) -> dict[str, Any]:  # arguments of Evidence
         return {"model": None, "signature": None, "example": None, "spec": None, "size": 0,
                 "broken": f"the model cannot be loaded: {type(error).__name__}: {error}"}
 
-# %% ../../nbs/flights/07_validate.ipynb #25e2e0ab
+# %% ../../nbs/flights/07_validate.ipynb #12f37f36
 def run_of(env, version: Any) -> Any | None:  # mlflow Run
     "The run that made a version, if there is one."
     from mlflow.exceptions import MlflowException
@@ -94,7 +94,7 @@ def card_of(env, run: Any | None) -> str | None:
 
 def gather(spark, env, version: Any) -> gate.Evidence:  # of an mlflow ModelVersion
     "Everything that the checks look at."
-    with validation.answering(env):
+    with registry.answering(env):
         run = run_of(env, version)
         card = card_of(env, run)
     recorded = recorded_of(run.data.tags, run.data.params) if run else {}
