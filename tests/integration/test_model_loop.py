@@ -110,6 +110,23 @@ def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
     assert logged["log_loss_low"] < logged["log_loss"] < logged["log_loss_high"] and 0 < logged["warned_share"] < 1
 
 
+@pytest.fixture
+def full_disk(loop):
+    "A file system of 200 kB in the place where the runs' files go; there is no Champion yet whose files it would hide."
+    place = loop.folder / "artifacts/dev/late_arrival"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True, text=True)
+    if mounted.returncode: pytest.xfail(f"nobody may mount a file system here: {mounted.stderr.strip()}")
+    yield
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_a_failed_run_and_no_version(loop, full_disk):
+    before, mlflow = registry.version_numbers(loop.env, NAME), registry.client(loop.env)
+    with pytest.raises(Exception, match="No space left on device"): trained(loop, APRIL, rounds=4)
+    newest = mlflow.search_runs([registry.experiment_id(loop.env, "late_arrival")], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    assert newest.data.params["rounds"] == "4" and newest.info.status == "FAILED" and registry.version_numbers(loop.env, NAME) == before
+
+
 def test_the_explanation_adds_up_to_the_prediction(loop):
     "Shapley values, the base and nothing else: on the log-odds of what the registered model says."
     import lightgbm
@@ -286,23 +303,6 @@ def test_an_older_version_meets_a_younger_champion_on_no_flight_and_displaces_no
     said = deployed(loop, loop.versions[0], min_rows=20_000)
     assert "v1 is Challenger, nothing decided, v2 stays Champion" in said and "20,000 are needed" in said
     assert aliases(loop.env) == {"champion": 2, "challenger": 1, "previous_champion": 1}
-
-
-@pytest.fixture
-def full_disk(loop):
-    "A file system of 200 kB in the place where the runs' files go."
-    place = loop.folder / "artifacts/dev/late_arrival"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True, text=True)
-    if mounted.returncode: pytest.xfail(f"nobody may mount a file system here: {mounted.stderr.strip()}")
-    yield
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_leaves_a_failed_run_and_no_version(loop, full_disk):
-    before, mlflow = registry.version_numbers(loop.env, NAME), registry.client(loop.env)
-    with pytest.raises(Exception, match="No space left on device"): trained(loop, APRIL, rounds=4)
-    newest = mlflow.search_runs([registry.experiment_id(loop.env, "late_arrival")], order_by=["attributes.start_time DESC"], max_results=1)[0]
-    assert newest.data.params["rounds"] == "4" and newest.info.status == "FAILED" and registry.version_numbers(loop.env, NAME) == before
 
 
 def test_odd_rows_are_learnt_from_and_predicted(loop):
