@@ -91,7 +91,7 @@ def logged_model(folder, body):  # -> mlflow ModelInfo
     import mlflow
     code = folder / "crafted.py"
     code.write_text(CODE.replace("{body}", body))
-    return features.log_model(SimpleNamespace(feature_spec=spec(train.input_types())), code, "late_arrival", mlflow.pyfunc,
+    return features.log_model(features.TrainingSet(None, None, None, spec(train.input_types()), ()), code, "late_arrival", mlflow.pyfunc,
                               signature=train.signature(), input_example=HELD.rows[FEATURES].head(3),
                               pip_requirements=["mlflow"])
 
