@@ -7,7 +7,7 @@ __all__ = ['SCHEMA', 'ACTIVE', 'owner', 'is_alive', 'now', 'RunStore', 'insert',
            'update_run', 'save_task', 'save_deliveries', 'reopen_run', 'as_it_is', 'get_run', 'list_runs', 'list_tasks',
            'latest_attempts']
 
-# %% ../nbs/platform/20_runs.ipynb #34dda9fd
+# %% ../nbs/platform/20_runs.ipynb #903ef862
 import json
 import os
 import sqlite3
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from .errors import MlopsError, unknown
 
@@ -60,7 +61,7 @@ def now() -> int:
     "Milliseconds since 1970, UTC."
     return int(time.time() * 1000)
 
-# %% ../nbs/platform/20_runs.ipynb #df6813d1
+# %% ../nbs/platform/20_runs.ipynb #dd1eae3a
 @dataclass(frozen=True)
 class RunStore:
     "The runs of one state folder; safe to use from threads and processes side by side."
@@ -73,8 +74,9 @@ class RunStore:
         connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         connection.row_factory = sqlite3.Row
         try:
-            connection.execute("pragma journal_mode=wal")
-            connection.executescript(SCHEMA)
+            with FileLock(f"{self.path}.lock"):  # to change the journal of a new file SQLite does not wait for others
+                connection.execute("pragma journal_mode=wal")
+                connection.executescript(SCHEMA)
             connection.execute("begin immediate")
             yield connection
             connection.execute("commit")
