@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['OUTPUT_CAP', 'adopt_orphans', 'end_descendants', 'Outcome', 'failed_cell', 'explain', 'skipped_cells', 'TextCap',
-           'engine', 'execute', 'Attempt', 'own_the_output', 'log_notebook', 'main', 'end_strays', 'Supervised']
+           'socket_name', 'engine', 'execute', 'Attempt', 'own_the_output', 'log_notebook', 'main', 'end_strays',
+           'Supervised']
 
-# %% ../nbs/platform/22_supervisor.ipynb #5fda30de
+# %% ../nbs/platform/22_supervisor.ipynb #40a4d752
 import contextlib
 import ctypes
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,13 @@ class TextCap:
         if self.left >= 0: return text
         return f"{text[:len(text) + self.left]}\n… output cut here: this notebook printed over {self.most:,} characters\n"
 
-# %% ../nbs/platform/22_supervisor.ipynb #09c3b146
+# %% ../nbs/platform/22_supervisor.ipynb #f7c5159c
+def socket_name() -> str:
+    "Where a kernel's sockets are: a name no other kernel has. Linux needs no file for it; elsewhere a new folder holds them."
+    if sys.platform.startswith("linux"): return f"@mlops-{uuid.uuid4().hex}"  # zmq: abstract, gone with its process
+    return str(Path(tempfile.mkdtemp(prefix="mlops-")) / "kernel")  # a path of at most 103 characters
+
+# %% ../nbs/platform/22_supervisor.ipynb #fa4857b0
 def engine(report: Any,  # called with (number of the cell, how many there are)
            cap: TextCap) -> type:  # an engine for papermill
     "papermill's own engine, which also reports each cell and caps what is printed."
@@ -96,6 +105,11 @@ def engine(report: Any,  # called with (number of the cell, how many there are)
     from papermill.utils import merge_kwargs, remove_args
 
     class Client(PapermillNotebookClient):
+        def create_kernel_manager(self):
+            manager = super().create_kernel_manager()
+            manager.transport, manager.ip = "ipc", socket_name()
+            return manager
+
         def execute_cell(self, cell, cell_index, **kwargs):
             report(cell_index + 1, len(self.nb.cells))
             return super().execute_cell(cell, cell_index, **kwargs)

@@ -39,6 +39,12 @@ def test_an_error_names_notebook_cell_and_the_executed_copy(begin, project):
     assert "no such origin" in (project.root / "attempt/notebook.ipynb").read_text()
 
 
+def test_a_kernel_takes_no_tcp_port_that_another_kernel_may_want(begin):
+    outcome = begin("import json, ipykernel; told = json.loads(ipykernel.get_connection_info())",
+                    "assert told['transport'] == 'ipc' and told['ip'].startswith(('@mlops-', '/')), told").wait()
+    assert outcome.result_state == "SUCCESS", outcome.message
+
+
 def test_a_users_mistake_is_told_in_its_own_words(begin):
     outcome = begin("from mlops_nb.errors import MlopsError", "raise MlopsError('no data for 2014-05-01', 'the last day is 2013-12-31')").wait()
     assert outcome.message.startswith("no data for 2014-05-01\n  the last day is 2013-12-31\n  in n.ipynb")
