@@ -128,10 +128,11 @@ def engine(report: Any,  # called with (number of the cell, how many there are)
 
     return Engine
 
-# %% ../nbs/platform/22_supervisor.ipynb #8b244779
+# %% ../nbs/platform/22_supervisor.ipynb #bacb69f3
 def execute(notebook: Path, copy: Path, parameters: dict,  # typed already
             report: Any = lambda cell, of: None) -> Outcome:
     "Execute `notebook` into `copy` and say how it ended; every code cell must have run."
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema builds its grammar, for a second, to check what no notebook has
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
