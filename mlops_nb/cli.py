@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'Target', 'Var', 'runs_app', 'jobs_app', 'models_app', 'Reference', 'Name', 'pairs', 'make_home',
-           'refuse_problems', 'see_through', 'run', 'repair', 'run_store', 'list_runs', 'show_run', 'list_jobs',
-           'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history', 'copy_model',
-           'compare_models', 'validate', 'doctor', 'main']
+           'problems_of', 'refuse_problems', 'see_through', 'run', 'repair', 'run_store', 'list_runs', 'show_run',
+           'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history',
+           'copy_model', 'compare_models', 'validate', 'doctor', 'main']
 
 # %% ../nbs/platform/61_cli.ipynb #fd558314
 import signal
@@ -36,7 +36,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
         found[name] = value
     return found
 
-# %% ../nbs/platform/61_cli.ipynb #acc2fd54
+# %% ../nbs/platform/61_cli.ipynb #7547eca6
 def make_home(target: str | None, variables: dict, parallel: int | None = None) -> Any:
     "What a runner needs: the bundle, checked, and the target's environment."
     from mlops_nb import bundle, env, jobs, progress
@@ -44,10 +44,15 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None) 
     more = {"parallel": parallel} if parallel else {}
     return jobs.Home(env.load_env(target, variables, loaded.root), loaded, variables, display=progress.display(out), **more)
 
+def problems_of(loaded: Any) -> list:
+    "Everything that is wrong with the bundle, and with the files of conf/ beside it."
+    from mlops_nb.checks import check
+    from mlops_nb.configuration import conf_problems
+    return check(loaded) + conf_problems(loaded.root)
+
 def refuse_problems(loaded: Any) -> None:
     "MlopsError with every problem of the bundle, before anything runs."
-    from mlops_nb.checks import check
-    problems = check(loaded)
+    problems = problems_of(loaded)
     if problems: raise MlopsError(f"the bundle has {len(problems)} problem(s)", "\n  ".join(map(str, problems)))
 
 def see_through(run: Any) -> None:
@@ -255,14 +260,13 @@ def compare_models(first: Reference, second: Reference, target: Target = None,
         for reference in (first, second): lineage.find_version(place, reference)
     see_through(jobs.begin(make_home(target, {}), "compare", {"first": first, "second": second, "as_of": as_of}))
 
-# %% ../nbs/platform/61_cli.ipynb #a5e99a76
+# %% ../nbs/platform/61_cli.ipynb #9bfe8d45
 @app.command()
 def validate(target: Target = None, var: Var = None) -> None:
-    "Check the bundle: every job, notebook, parameter, reference and schedule."
+    "Check the bundle: every job, notebook, parameter, reference and schedule, data contracts and search space."
     from mlops_nb import bundle
-    from mlops_nb.checks import check
     loaded = bundle.load(target=target, variables=pairs("--var", var))
-    problems = check(loaded)
+    problems = problems_of(loaded)
     for problem in problems: err.print(escape(str(problem)), highlight=False, soft_wrap=True)
     if problems: raise typer.Exit(1)
     out.print(f"bundle [bold]{loaded.name}[/], target [bold]{loaded.target}[/]: {len(loaded.jobs)} jobs, no problem")
