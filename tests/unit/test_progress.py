@@ -1,0 +1,62 @@
+"""Tables of runs on terminals of any width: no line of a table is longer, and nothing of what was said is lost."""
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mlops_nb import progress, runs
+from mlops_nb.env import load_env
+
+ROOT = Path(__file__).parents[2]
+PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"
+LONG = "log loss 0.4645 against 0.5447 of the baseline on 25,213 rows, which is 14.7% better, and 0.5% better is asked"
+ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH}"
+
+
+@pytest.fixture
+def store(tmp_path):
+    "One run: a task that said a long sentence, one that named a path, one that failed."
+    store = runs.RunStore(tmp_path / "runs.db")
+    run_id = runs.begin_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
+    for key, result, said in (("deploy", "SUCCESS", {"exit_value": LONG}), ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
+                              ("train_with_a_long_name", "FAILED", {"state_message": ERROR})):
+        runs.save_task(store, run_id, key, 0, life_cycle_state="TERMINATED", result_state=result, start_time=1_000, end_time=5_200, **said)
+    runs.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="SUCCESS_WITH_FAILURES", state_message=f"task 'train': {ERROR}")
+    return store
+
+
+def shown(what, width: int) -> list[str]:
+    text = io.StringIO()
+    Console(file=text, width=width).print(what, highlight=False, soft_wrap=True)
+    return text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_run_is_readable(store, width):
+    lines = shown(progress.run_table(store, 1), width)
+    table = lines[1:next(i for i, line in enumerate(lines) if line.startswith("job"))]
+    assert all(len(line) <= width for line in table) and not any("…" in line for line in lines)
+    place = table[0].index("what")
+    cells = " ".join(line[place:].strip() for line in table[1:])
+    assert LONG in cells and cells.count("see below") == 2
+    assert f"written to {PATH}" in lines and "\n".join(lines).count(ERROR) == 1
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_runs_are_readable_and_say_why_they_failed(store, width):
+    lines = shown(progress.runs_table(runs.list_runs(store, None, 9)), width)
+    assert all(len(line) <= width for line in lines) and not any("…" in line for line in lines)
+    assert lines[1].split()[-1] == "SUCCESS_WITH_FAILURES" and lines[-1] == "run 1: task 'train': no table 'x' in dev.flights"
+
+
+def test_a_narrow_terminal_folds_the_name_of_the_job(store):
+    lines = shown(progress.runs_table(runs.list_runs(store, None, 9)), 70)
+    assert len(lines[1]) <= 70 and "SUCCESS_WITH_FAILURES" in lines[1] and "dev" in lines[1]
+
+
+def test_where_to_look_has_whole_paths(store, tmp_path):
+    env = replace(load_env("dev", root=ROOT), state=tmp_path / ("long-" * 20), tracking_uri="sqlite:///" + "long-" * 20)
+    lines = shown(progress.where_to_look(env, runs.get_run(store, 1)), 80)
+    assert any(line.endswith(str(env.state / "runs/1")) for line in lines) and any(line.endswith(env.tracking_uri) for line in lines)
