@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULE', 'OPTIONAL', 'MODES', 'DRAWS', 'LOG', 'LOG_COLUMNS', 'KEEPS', 'ANY', 'ROLLED_BACK', 'tag_of',
-           'require_validated', 'learnt_through', 'Contender', 'Comparison', 'check_rule', 'measured', 'verdict',
-           'compare', 'judged', 'plot_losses', 'plot_change', 'read_log', 'write_log', 'points_to', 'set_alias',
-           'finish', 'settle', 'move_alias', 'champion', 'lost_champion', 'rollback_target', 'mark_rolled_back',
-           'rollback']
+           'require_validated', 'learnt_through', 'known_until', 'Contender', 'Comparison', 'check_rule', 'measured',
+           'verdict', 'compare', 'judged', 'plot_losses', 'plot_change', 'read_log', 'write_log', 'points_to',
+           'set_alias', 'finish', 'settle', 'move_alias', 'champion', 'lost_champion', 'rollback_target',
+           'mark_rolled_back', 'rollback']
 
 # %% ../nbs/platform/34_deployment.ipynb #1200c68a
 import getpass
@@ -40,10 +40,14 @@ def require_validated(version: Any) -> None:
     raise MlopsError(f"{version.name} v{version.version} has not passed validation: {STATUS} is {status}",
                      "run the validation of this version first; what it found stands in the version's description")
 
-# %% ../nbs/platform/34_deployment.ipynb #9a2e3acf
+# %% ../nbs/platform/34_deployment.ipynb #82520391
 def learnt_through(*versions: Any) -> date:  # mlflow ModelVersions
     "The last day that any of the versions has learnt from: comparable rows are later."
     return max(date.fromisoformat(tag_of(version, "trained_through")) for version in versions)
+
+def known_until(*versions: Any) -> date:  # mlflow ModelVersions
+    "The latest day that any of the versions stands at: the labels of comparable rows were known then."
+    return max(date.fromisoformat(tag_of(version, "as_of")) for version in versions)
 
 # %% ../nbs/platform/34_deployment.ipynb #61194082
 @dataclass(frozen=True)

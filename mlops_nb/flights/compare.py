@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = ['day_of', 'side', 'meet', 'judge']
 
-# %% ../../nbs/flights/16_compare.ipynb #10671cd1
+# %% ../../nbs/flights/16_compare.ipynb #680932ab
 from dataclasses import replace
 from datetime import date
 from typing import Any
 
 import pandas as pd
 
-from ..deployment import Comparison, compare, learnt_through, tag_of
+from ..deployment import Comparison, compare, known_until, learnt_through
 from ..errors import MlopsError
 from .deploy import contender
 from .learning import labelled_rows
 from ..promotion import Match
 
-# %% ../../nbs/flights/16_compare.ipynb #7ba85fba
+# %% ../../nbs/flights/16_compare.ipynb #a8f3f3fe
 def day_of(first: Any, second: Any,  # mlflow ModelVersions
            as_of: str = "") -> date:
     "Up to which day flights count."
-    if not as_of: return max(date.fromisoformat(tag_of(v, "as_of")) for v in (first, second))
+    if not as_of: return known_until(first, second)
     try: return date.fromisoformat(as_of)
     except ValueError: raise MlopsError(f"as_of is {as_of!r}", "write a day as 2013-07-01") from None
 

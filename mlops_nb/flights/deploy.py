@@ -5,26 +5,25 @@
 # %% auto #0
 __all__ = ['comparable_rows', 'contender', 'baseline', 'meet', 'deploy']
 
-# %% ../../nbs/flights/08_deploy.ipynb #5e7d2e8b
+# %% ../../nbs/flights/08_deploy.ipynb #50289b01
 from collections.abc import Mapping
-from datetime import date
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .. import promotion
-from ..deployment import Comparison, Contender, learnt_through, tag_of
+from ..deployment import Comparison, Contender, known_until, learnt_through, tag_of
 from ..errors import MlopsError
 from .features import BASELINE, FEATURES
 from .learning import labelled_rows
 from ..promotion import Match
 
-# %% ../../nbs/flights/08_deploy.ipynb #526a133b
+# %% ../../nbs/flights/08_deploy.ipynb #673aaca7
 def comparable_rows(spark, env, version: Any, champion: Any | None) -> pd.DataFrame:  # what `labelled_rows` returns
     "The flights that may decide between two versions, or between one and the baseline."
-    after = learnt_through(version, champion) if champion else learnt_through(version)
-    return labelled_rows(spark, env, date.fromisoformat(tag_of(version, "as_of")), after=after)
+    sides = (version, champion) if champion else (version,)
+    return labelled_rows(spark, env, known_until(*sides), after=learnt_through(*sides))
 
 # %% ../../nbs/flights/08_deploy.ipynb #0a13973c
 def contender(version: Any,  # mlflow ModelVersion

@@ -297,12 +297,15 @@ def test_a_worse_one_is_refused_with_the_reason_written_on_it(loop):
     assert registry.get_version(loop.env, NAME, 3).tags["deployment_decision"].startswith("keep: log_loss")
 
 
-def test_an_older_version_meets_a_younger_champion_on_no_flight_and_displaces_nobody(loop):
-    said = deployed(loop, loop.versions[0])  # as of 11 March; the Champion has learnt through 3 March
-    assert "v1 is" in said and aliases(loop.env)["champion"] == 2
-    said = deployed(loop, loop.versions[0], min_rows=20_000)
-    assert "v1 is Challenger, nothing decided, v2 stays Champion" in said and "20,000 are needed" in said
-    assert aliases(loop.env) == {"champion": 2, "challenger": 1, "previous_champion": 1}
+def test_an_older_version_meets_the_champion_on_its_flights_and_takes_no_alias(loop):
+    "Version 1 stands at 11 March; it is met again on the four weeks before April, on which it lost before."
+    said = deployed(loop, loop.versions[0])
+    assert f"{NAME} v1 is not better, v2 stays Champion: log_loss" in said
+    for reason in (said, deployment.read_log(loop.spark, loop.env, NAME)[3]["reason"]): assert "on 25,213 rows" in reason
+    assert said.endswith("; v3, which is newer, stays Challenger")
+    said = deployed(loop, loop.versions[0], min_rows=30_000)
+    assert "v1 meets too few rows, nothing decided, v2 stays Champion" in said and "30,000 are needed" in said
+    assert aliases(loop.env) == {"champion": 2, "challenger": 3, "previous_champion": 1}
 
 
 def test_odd_rows_are_learnt_from_and_predicted(loop):

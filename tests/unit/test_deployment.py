@@ -1,15 +1,19 @@
 """The decision, and the aliases under kills, races and wrong wishes. The log is kept in a dict here; Spark's is tested elsewhere."""
 import itertools
 from dataclasses import replace
+from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import deployment, registry
+from mlops_nb import deployment, promotion, registry
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.flights import compare as compare_notebook
+from mlops_nb.flights import deploy as deploy_notebook
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
               pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
@@ -310,3 +314,68 @@ def test_who_decided_stays_who_decided(env, name, monkeypatch):
     deployment.write_log(fake, env, {"model_name": name, "move": 1, "moved_by": "ann", "run_id": "4f1c"})
     deployment.write_log(fake, env, {"model_name": name, "move": 1})
     assert rows[0]["moved_by"] == "ann" and rows[0]["run_id"] == "4f1c" and rows[1]["moved_by"] and rows[1]["run_id"] is None
+
+
+def test_two_versions_meet_on_the_same_flights_whichever_is_the_champion(monkeypatch):
+    "An older version, or one trained as of an earlier day, meets the Champion on the flights that the Champion was judged on."
+    of = lambda number, as_of, through: SimpleNamespace(name=NAME, version=number, tags={"as_of": as_of, "trained_through": through})
+    april, july = of(1, "2013-04-01", "2013-03-03"), of(2, "2013-07-01", "2013-06-02")
+    monkeypatch.setattr(deploy_notebook, "labelled_rows", lambda spark, env, as_of, after: (after, as_of))
+    june = (date(2013, 6, 2), date(2013, 7, 1))
+    assert deploy_notebook.comparable_rows(None, None, july, april) == june == deploy_notebook.comparable_rows(None, None, april, july)
+    assert deploy_notebook.comparable_rows(None, None, april, None) == (date(2013, 3, 3), date(2013, 4, 1))
+    assert compare_notebook.day_of(april, july) == compare_notebook.day_of(july, april) == june[1]
+
+
+@pytest.fixture
+def promote(env, name, few_draws, monkeypatch):
+    "Deploys one of three made-up versions that passed: the second is the best, then comes the third."
+    from matplotlib import pyplot
+    for number, as_of in enumerate(("2013-04-01", "2013-05-01", "2013-06-01"), 1):
+        passed(env, name, number)
+        registry.client(env).set_model_version_tag(name, str(number), "as_of", as_of)
+    for picture in ("plot_losses", "plot_change"): monkeypatch.setattr(deployment, picture, lambda *given: pyplot.figure(figsize=(1, 1)))
+    certainty = {None: 0.5, 1: 0.6, 2: 0.8, 3: 0.7}
+    def meet(version, champion):
+        number = int(champion.version) if champion else None
+        return promotion.Match(LABEL, DAYS.astype("M8[D]"), sure(f"v{version.version}", certainty[int(version.version)]), sure(f"v{number}", certainty[number]))
+    return lambda number, **rule: promotion.deploy(None, env, registry.get_version(env, name, number), RULE | rule, COSTS, meet)
+
+
+@pytest.mark.parametrize("mode", ["compare", "direct"])
+def test_a_version_that_is_found_again_takes_no_alias_from_a_newer_one(env, name, promote, mode):
+    "Version 1 was Champion until 2 was better; a training as of the earlier day finds 1 again, and deploys it."
+    promote(1), promote(2)
+    before = state(env, name)
+    assert before[0] == {"champion": 2, "challenger": 2, "previous_champion": 1}
+    said, comparison, run_id = promote(1, mode=mode)
+    assert state(env, name) == before and comparison.decision == "keep" and run_id
+    assert said.startswith(f"{name} v1 is not better, v2 stays Champion: log_loss") and said.endswith("; v2, which is newer, stays Challenger")
+    assert "Refused: log_loss" in registry.get_version(env, name, 1).description
+
+
+def test_a_version_that_waited_while_a_newer_one_became_champion_has_to_be_better_and_the_newer_stays_challenger(env, name, promote):
+    promote(1), promote(3)
+    said = promote(2, mode="direct")[0]  # approved late: what is older is not promoted without being better, which it is
+    assert state(env, name)[0] == {"champion": 2, "challenger": 3, "previous_champion": 3}
+    assert f"{name} v2 is Champion: log_loss" in said and "direct" not in said and said.endswith("; v3, which is newer, stays Challenger")
+
+
+def test_a_newer_version_is_promoted_directly_where_the_rule_says_so(env, name, promote):
+    promote(1), promote(2)
+    assert "validated, and the rule is direct" in promote(3, mode="direct")[0] and state(env, name)[0]["champion"] == 3
+
+
+def test_what_was_decided_stands_on_the_versions_page_once_beside_all_else(env, name, promote):
+    mlflow, page = registry.client(env), lambda number: registry.get_version(env, name, number).description
+    promote(1), promote(2)
+    mlflow.update_model_version(name, "3", "It forecasts.\n\n## Validation\n\n| a | b |")
+    for _ in range(2): promote(3)  # the second answer is read from the run of the first
+    said, run = page(3), mlflow.search_runs([registry.experiment_id(env, name.split(".")[-1])], "tags.decision = 'keep'")
+    assert len(run) == 1 and said.endswith(f"The comparison is run `{run[0].info.run_id}`.")
+    assert said.startswith("It forecasts.\n\n## Validation\n\n| a | b |\n\n## Deployment\n\nRefused: log_loss 0.3567 against 0.2231 of v2 on 400 rows, 59.8% worse")
+    assert said.count("## Deployment") == 1 and "| metric | v3 | v2 |" in said and "| log_loss | 0.3567 | 0.2231 |" in said
+    assert "Promoted: log_loss 0.2231 against 0.5108 of v1" in page(2)
+    promote(3, min_rows=401)
+    assert page(3).endswith("## Deployment\n\nNot decided: 400 rows to compare v3 and v2 on, 401 are needed")
+    assert registry.get_version(env, name, 3).tags["deployment_decision"].startswith("undecided: 400 rows")
