@@ -8,7 +8,7 @@ __all__ = ['SIGNATURE_TYPES', 'look_up', 'with_defaults', 'compute', 'check_has'
            'score_batch', 'publish_table', 'FeatureEngineeringClient', 'translated', 'DatabricksFeatures',
            'feature_client']
 
-# %% ../nbs/platform/38_features.ipynb #5c3614f7
+# %% ../nbs/platform/38_features.ipynb #b5556f19
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,9 +33,10 @@ from mlops_nb.feature_spec import (
     to_dict,
 )
 from .feature_tables import FeatureTable
-from .online_store import OnlineStore, publish
+from .online_store import OnlineStore
 from .online_store import store as online_store_of
 from .point_in_time import point_in_time_join
+from .publishing import publish
 
 # %% ../nbs/platform/38_features.ipynb #f5766d8c
 def look_up(spark, env: Env, frame,  # DataFrame with the keys, and what was looked up before

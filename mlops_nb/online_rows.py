@@ -6,8 +6,7 @@
 __all__ = ['NOT_KEPT', 'WHOLE', 'EPOCH', 'FIRST_DAY', 'READERS', 'KEY_TYPES', 'LONGEST_KEY', 'ANY', 'type_of', 'Layout',
            'check_table', 'check_layout', 'layout_of', 'merged', 'stored_column', 'check_batch', 'key_of',
            'stored_rows', 'moment', 'day', 'row_reader', 'stored_key_part', 'stored_key', 'document_key', 'plain_key',
-           'to_document', 'from_document', 'quoted', 'listed', 'create_statement', 'insert_statement', 'where_key',
-           'Overtaken', 'State', 'check_begin']
+           'to_document', 'from_document', 'Overtaken', 'State', 'check_begin']
 
 # %% ../nbs/platform/19_online_rows.ipynb #08440548
 import base64
@@ -237,33 +236,6 @@ def from_document(layout: Layout, text: str) -> list:
     "A row's stored values; null in columns that came later."
     values = json.loads(text)
     return values + [None] * (len(layout.columns) - len(values))
-
-# %% ../nbs/platform/19_online_rows.ipynb #629ec25c
-def quoted(name: str) -> str:
-    "A name as it stands in SQL."
-    return '"' + name.replace('"', '""') + '"'
-
-def listed(names: Iterable[str]) -> str:
-    "Names as they stand in SQL."
-    return ", ".join(map(quoted, names))
-
-def create_statement(name: str, layout: Layout, types: dict) -> str:
-    "The SQL that makes a table."
-    lines = [f"{quoted(c)} {types[k]}{' NOT NULL' if c in layout.keys else ''}" for c, k in layout.columns.items()]
-    return (f"CREATE TABLE IF NOT EXISTS {quoted(name)} ({', '.join(lines)}, version__ {types['int']} NOT NULL, "
-            f"expires__ {types['double']}, PRIMARY KEY ({listed(layout.keys)}))")
-
-def insert_statement(name: str, layout: Layout, values: str,  # where the rows come from
-                     ) -> str:
-    "The SQL that writes rows where no row of this or a later version stands."
-    columns, own = [*layout.columns, "version__", "expires__"], quoted(name)
-    update = ", ".join(f"{quoted(c)} = excluded.{quoted(c)}" for c in columns if c not in layout.keys)
-    return (f"INSERT INTO {own} ({listed(columns)}) {values} ON CONFLICT ({listed(layout.keys)}) "
-            f"DO UPDATE SET {update} WHERE {own}.version__ < excluded.version__")
-
-def where_key(layout: Layout, mark: str = "?") -> str:
-    "The SQL condition that finds one key."
-    return " AND ".join(f"{quoted(k)} = {mark}" for k in layout.keys)
 
 # %% ../nbs/platform/19_online_rows.ipynb #a4a103dd
 class Overtaken(MlopsError):
