@@ -1,0 +1,67 @@
+"""Where a version comes from, of a model that somebody logged with nothing but MLflow."""
+from pathlib import Path
+
+import mlflow
+import pytest
+from sklearn.linear_model import LinearRegression
+from typer.testing import CliRunner
+
+from mlops_nb import cli, lineage, registry
+from mlops_nb.env import load_env
+from mlops_nb.errors import MlopsError
+
+ROOT = Path(__file__).parents[2]
+MODEL = LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    "A registry with a model of two versions: one of a run without a word about it, one of a folder alone."
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLOPS_LAKEHOUSE", "MLOPS_ENGINE"): patch.delenv(name, raising=False)
+        patch.setenv("MLOPS_STATE", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("COLUMNS", "80")
+        patch.chdir(ROOT)
+        env = load_env("dev")
+        env.use_mlflow()
+        with mlflow.start_run(experiment_id=registry.experiment_id(env, "x")):
+            mlflow.log_metric("rmse", 0.5)
+            mlflow.sklearn.log_model(MODEL, name="model", registered_model_name="dev.flights.plain", pip_requirements=["scikit-learn==1.2.3"])
+        folder = env.state / ("a-long-folder-" * 6) / "model"
+        mlflow.sklearn.save_model(MODEL, folder, pip_requirements=["scikit-learn"])
+        (folder / "requirements.txt").unlink()
+        registry.client(env).create_model_version("dev.flights.plain", str(folder))
+        yield env
+
+
+def said(*words: str) -> str:
+    done = CliRunner().invoke(cli.app, ["models", *words])
+    assert done.exit_code == 0, done.exception
+    return done.output
+
+
+def test_what_plain_mlflow_does_not_record_is_said_so(env):
+    text = said("show", "plain/1")
+    assert "None" not in text and "data\n│   └── not recorded" in text and "rmse: 0.5" in text and "scikit-learn==1.2.3" in text
+    found = lineage.lineage(env, lineage.find_version(env, "plain/1"))
+    assert found["code"]["executed notebook"] == "not recorded" and found["model"]["id"].startswith("m-")
+
+
+def test_a_version_without_a_run(env):
+    text = said("show", "plain/2")
+    assert "None" not in text
+    for heading in ("data", "code", "parameters", "metrics"): assert f"{heading}\n│   └── not recorded" in text
+    source = registry.get_version(env, "dev.flights.plain", 2).source
+    assert source in text and len(source) > 80, "the tree breaks a long path, so it stands whole below"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_it_cannot_be_trained_again(env, number):
+    with pytest.raises(MlopsError, match="does not say which tables it read"): lineage.recorded(env, registry.get_version(env, "dev.flights.plain", number))
+
+
+def test_settings_that_are_lost(env):
+    client = registry.client(env)
+    client.set_model_version_tag("dev.flights.plain", "1", "read_versions", "{}")
+    with pytest.raises(MlopsError, match="has lost its settings"): lineage.recorded(env, registry.get_version(env, "dev.flights.plain", 1))
+    client.delete_model_version_tag("dev.flights.plain", "1", "read_versions")
