@@ -1,13 +1,16 @@
 """What can be declared as features, and how it is stored with a model."""
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import yaml
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.feature_functions import Function
-from mlops_nb.feature_spec import FeatureFunction, FeatureLookup, from_yaml, make_spec, to_dict
+from mlops_nb.feature_spec import Column, FeatureFunction, FeatureLookup, from_yaml, make_spec, to_dict
 from mlops_nb.feature_tables import FeatureTable
+from mlops_nb.online_features import default_of
 
 HOURS = FeatureTable("dev.s.hours", ["place", "kind", "ts"], "ts", {
     "place": "string", "kind": "int", "ts": "timestamp", "level": "double", "count": "bigint"})
@@ -68,6 +71,36 @@ def test_the_yaml_has_the_fields_of_the_contract():
      "no column 'x' in what function y can take")])
 def test_what_does_not_fit_is_refused(features, message):
     with pytest.raises(MlopsError, match=message): made(*features)
+
+
+DAY, NOON = date(2013, 1, 1), datetime(2013, 1, 1, 12)
+DEFAULTS = {  # by type: values that a feature can have, and some that it cannot
+    "tinyint": ([3, -128], [128, 1.5, True, "3", None]), "int": ([2**31 - 1, np.int64(3)], [2**31, 0.5]), "bigint": ([2**40], [2**63, NOON]),
+    "double": ([1, 0.5, float("nan"), np.float32(1)], ["calm", False, None, DAY]), "decimal(9,2)": ([Decimal("0.5"), 1], ["1", True]),
+    "boolean": ([True], ["true", 1, None]), "string": (["a", ""], [1, None, b"a"]), "date": ([DAY], ["2013-01-01", NOON]),
+    "timestamp": ([NOON], ["2013-01-01", DAY, 0]), "array<int>": ([], [[1], 1])}
+
+
+def with_default(kind: str, value) -> Column:
+    "A looked-up column of this type, with this default."
+    lookup = FeatureLookup("dev.s.t", "place", rename_outputs={"x": "y"}, default_values={"y": value})
+    return make_spec(ROWS, [lookup], (), {"dev.s.t": FeatureTable("dev.s.t", ["place"], None, {"place": "string", "x": kind})}, {}).of("feature_store")[0]
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_default_of_another_type_is_refused_before_anything_is_computed(kind):
+    right, wrong = DEFAULTS[kind]
+    assert [with_default(kind, value).default_value for value in right] == [str(value) for value in right]
+    for value in wrong:
+        with pytest.raises(MlopsError, match="the default of feature 'y' of dev.s.t is .*, and the feature is"): with_default(kind, value)
+
+
+@pytest.mark.parametrize("kind, value, online", [
+    ("boolean", True, True), ("boolean", False, False), ("tinyint", 3, 3), ("double", 3, 3.0), ("date", date(2013, 1, 1), date(2013, 1, 1)),
+    ("timestamp", datetime(2013, 1, 1, 12), datetime(2013, 1, 1, 12, tzinfo=UTC)), ("string", "a", "a")])
+def test_a_default_is_online_what_it_is_in_a_batch(kind, value, online):
+    found = default_of(with_default(kind, value))
+    assert found == online and type(found) is type(online)
 
 
 def test_excluding_what_is_not_there_is_refused():
