@@ -9,7 +9,7 @@ __all__ = ['RULE', 'OPTIONAL', 'MODES', 'DRAWS', 'LOG', 'LOG_COLUMNS', 'KEEPS', 
            'set_alias', 'finish', 'settle', 'move_alias', 'champion', 'lost_champion', 'rollback_target',
            'mark_rolled_back', 'rollback']
 
-# %% ../nbs/platform/34_deployment.ipynb #1200c68a
+# %% ../nbs/platform/34_deployment.ipynb #564fc115
 import getpass
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .env import Env
 from .errors import MlopsError, unknown
 from .metrics import binary_metrics, fast_metrics, interval, mean_log_loss, relative_changes
 from .training import check_keys
-from .validation import STATUS
+from .validation import STATUS, described
 
 # %% ../nbs/platform/34_deployment.ipynb #52715268
 def tag_of(version: Any,  # mlflow ModelVersion
@@ -138,17 +138,18 @@ def judged(label: np.ndarray, challenger: Contender, incumbent: Contender, rule:
              f"(change {bounds[0]:+.1%} to {bounds[1]:+.1%}, {rule['confidence']:.0%} of draws of days); {asked}")
     return Comparison("promote" if satisfied else "keep", words, rows, metrics, change, bounds, drawn)
 
-# %% ../nbs/platform/34_deployment.ipynb #aa20a249
+# %% ../nbs/platform/34_deployment.ipynb #ef69ecee
 def plot_losses(when: Any,  # of each row, such as its day
                 label: np.ndarray, contenders: tuple, title: str) -> Any:  # matplotlib Figure
     "Mean log loss by day for each contender."
-    from matplotlib import pyplot
+    from matplotlib import dates, pyplot
     with pyplot.rc_context({"date.converter": "concise"}):
         figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
         for c in contenders:
             of_truth = np.clip(np.where(np.asarray(label) == 1, c.prediction, 1 - c.prediction), 1e-15, 1)
             daily = pd.Series(-np.log(of_truth)).groupby(np.asarray(when)).mean()
             axes.plot(daily.index.to_numpy(), daily.to_numpy(), marker="o", markersize=3, label=c.name)
+    if isinstance(daily.index, pd.DatetimeIndex): axes.xaxis.set_major_formatter(dates.DateFormatter("%d %b"))
     axes.set(title=title, ylabel="log loss", xlabel="")
     axes.legend(frameon=False)
     return figure
@@ -246,7 +247,7 @@ def lost_champion(log: list[dict],  # what `read_log` returns
     moves = [row["to_version"] for row in log if row["alias"] == "champion" and row["state"] == "done"]
     return moves[-1] if moves and now is None else None
 
-# %% ../nbs/platform/34_deployment.ipynb #bb7ba456
+# %% ../nbs/platform/34_deployment.ipynb #1ee21c82
 ROLLED_BACK = "rolled_back"  # a tag: why a version was taken out of production
 
 def rollback_target(env: Env, name: str, to: Any | None) -> Any:  # mlflow ModelVersion
@@ -262,10 +263,16 @@ def rollback_target(env: Env, name: str, to: Any | None) -> Any:  # mlflow Model
     return version
 
 def mark_rolled_back(env: Env, name: str, now: Any | None, target: Any, reason: str) -> None:
-    "Mark the version that is left, and take the mark from the one that comes back."
+    "Mark the version that is left, take the mark from the one that comes back, and say so on the pages of both."
     mlflow = registry.client(env)
+    def write(version: Any, text: str) -> None:
+        page = described(version.description, f"## Rollback\n\n{text}: {reason}")
+        mlflow.update_model_version(name, str(version.version), description=page)
     if ROLLED_BACK in target.tags: mlflow.delete_model_version_tag(name, str(target.version), ROLLED_BACK)
-    if now: mlflow.set_model_version_tag(name, str(now.version), ROLLED_BACK, reason)
+    write(target, f"Put back in production in the place of v{now.version}" if now else "Put back in production")
+    if not now: return
+    mlflow.set_model_version_tag(name, str(now.version), ROLLED_BACK, reason)
+    write(now, "Taken out of production")
 
 # %% ../nbs/platform/34_deployment.ipynb #a8f625f3
 def rollback(spark, env: Env, name: str,  # the model's full name

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CALLS', 'CHECKS', 'WHERE', 'HeldOut', 'Found', 'Answers', 'Evidence', 'check_predicts', 'check_signature',
-           'check_tags', 'check_description', 'check_card', 'check_forbidden', 'check_size', 'check_held_out',
+           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'check_held_out',
            'check_metrics', 'check_logged', 'check_improvement', 'check_calibration', 'slice_changes', 'check_slices',
            'milliseconds', 'check_latency', 'odd_rows', 'check_robust', 'check_number', 'check_parameters',
            'check_metric_rules', 'check_rules', 'checks', 'plot_metrics']
@@ -125,7 +125,7 @@ class Evidence(Answers):
         return pd.DataFrame({who: metrics.binary_metrics(self.held_out.label, said, self.threshold(tag), self.costs)
                              for who, (said, tag) in sides.items()})
 
-# %% ../nbs/platform/54_gate.ipynb #63f601d8
+# %% ../nbs/platform/54_gate.ipynb #c68e09a8
 def check_predicts(e: Evidence) -> list[str]:
     "The model loads and gives one finite probability a row: for its own example, for nulls, for the held-out rows."
     return e.faults
@@ -139,6 +139,16 @@ def check_signature(e: Evidence) -> list[str]:
              for name in dict.fromkeys([*found, *e.spec]) if e.spec.get(name) != found.get(name)]
     return e.unfit + other
 
+def check_forbidden(e: Evidence) -> list[str]:
+    "No feature is one that governance forbids."
+    return governance.check_forbidden(dict.fromkeys([*e.types, *(e.spec or {})]), e.governance)
+
+def check_size(e: Evidence, *, max_bytes: float) -> list[str]:
+    "The model's files are not larger than a replica can load."
+    if e.broken: raise NotJudged("the model cannot be loaded")
+    return [] if e.size <= max_bytes else [f"the model has {e.size:,} bytes, at most {max_bytes:,} are allowed"]
+
+# %% ../nbs/platform/54_gate.ipynb #b2a32883
 def check_tags(e: Evidence) -> list[str]:
     "The tags that governance demands are there, and say what the run recorded."
     none = [] if e.recorded else ["no run is there that recorded anything about this version"]
@@ -155,15 +165,6 @@ def check_card(e: Evidence) -> list[str]:
     licence = demanded["licence_of_data"].strip()
     unnamed = [] if not card or licence in card else [f"the card does not name the licence of the data: {licence}"]
     return governance.check_card(card, demanded) + unnamed
-
-def check_forbidden(e: Evidence) -> list[str]:
-    "No feature is one that governance forbids."
-    return governance.check_forbidden(dict.fromkeys([*e.types, *(e.spec or {})]), e.governance)
-
-def check_size(e: Evidence, *, max_bytes: float) -> list[str]:
-    "The model's files are not larger than a replica can load."
-    if e.broken: raise NotJudged("the model cannot be loaded")
-    return [] if e.size <= max_bytes else [f"the model has {e.size:,} bytes, at most {max_bytes:,} are allowed"]
 
 # %% ../nbs/platform/54_gate.ipynb #b2a34786
 def check_held_out(e: Evidence, *, min_rows: float) -> list[str]:
@@ -241,7 +242,7 @@ def check_robust(e: Evidence) -> list[str]:
     return [f"on {what}: {why}" for what, rows in odd.items()
             for why in reasons_of(lambda rows=rows: validation.check_probabilities(e.predict(rows), len(rows)))]
 
-# %% ../nbs/platform/54_gate.ipynb #1b8bb8cd
+# %% ../nbs/platform/54_gate.ipynb #02a4ea42
 CHECKS = {f.__name__.removeprefix("check_"): f for f in (
     check_predicts, check_signature, check_tags, check_description, check_card, check_forbidden, check_size, check_held_out, check_metrics,
     check_logged, check_improvement, check_calibration, check_slices, check_latency, check_robust)}
@@ -261,6 +262,7 @@ def check_parameters(name: str, given: Mapping) -> None:
         if value < 0: raise MlopsError(f"{parameter} of check {name} in {WHERE} is {value}, less than 0")
     if missing := [p for p in known if p not in given]: raise MlopsError(f"check {name} of {WHERE} has no {', '.join(missing)}")
 
+# %% ../nbs/platform/54_gate.ipynb #ea885c4f
 def check_metric_rules(rules: Mapping[str, Mapping]) -> None:
     "MlopsError unless MLflow's thresholds can be made of them, and each points the right way."
     for metric, rule in rules.items():

@@ -126,8 +126,8 @@ def report(results: Mapping[str, list[str]]) -> str:  # Markdown
     lines = ["## Validation", "", "| check | result |", "|---|---|"]
     return "\n".join(lines + [f"| {title} | {result(reasons)} |" for title, reasons in results.items()])
 
-# %% ../nbs/platform/33_validation.ipynb #28bae7e1
-WRITTEN = ("## Validation", "## Deployment")  # sections of a version's page that jobs write
+# %% ../nbs/platform/33_validation.ipynb #73027ecf
+WRITTEN = ("## Validation", "## Deployment", "## Rollback")  # sections of a version's page that jobs write
 
 def sections(description: str | None) -> list[str]:
     "A version's page, cut before each heading of the second level."

@@ -1,4 +1,4 @@
-"""The year of production that `make demo` shows, run once on all flights and looked at afterwards."""
+"""The year of production that `make demo` shows, run once on all flights and looked at afterwards; then a worse version, and a rollback."""
 import os
 import sqlite3
 import subprocess
@@ -12,15 +12,20 @@ import pytest
 ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
 
 
+def mlops(state: Path, *words: str) -> str:
+    "What the command prints, with this state."
+    done = subprocess.run([MLOPS, *words], cwd=ROOT, capture_output=True, text=True, timeout=900,
+                          env={k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
+                          | {"MLOPS_STATE": str(state), "COLUMNS": "200"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
     "The state that the demo leaves, and what it printed."
     state = tmp_path_factory.mktemp("demo") / "state"
-    done = subprocess.run([MLOPS, "run", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=900,
-                          env={k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
-                          | {"MLOPS_STATE": str(state), "COLUMNS": "200"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return state, done.stdout
+    return state, mlops(state, "run", "demo")
 
 
 def rows(state: Path, name: str):
@@ -28,13 +33,17 @@ def rows(state: Path, name: str):
     return ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris()).to_table()
 
 
-@pytest.fixture(scope="module")
-def model(demo):
+def registered(state: Path):
+    "The registry's client, the versions by number, and the aliases."
     from mlflow import MlflowClient
-    store, name = f"sqlite:///{demo[0] / 'mlflow.db'}", "dev.flights.late_arrival"
+    store, name = f"sqlite:///{state / 'mlflow.db'}", "dev.flights.late_arrival"
     client = MlflowClient(store, registry_uri=store)  # without it, MLflow takes the registry that another test had named
     versions = {int(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
     return client, versions, {a: int(v) for a, v in client.get_registered_model(name).aliases.items()}
+
+
+@pytest.fixture(scope="module")
+def model(demo): return registered(demo[0])
 
 
 def test_every_later_flight_of_the_year_is_scored_once(demo):
@@ -56,13 +65,15 @@ def test_the_first_champion_beats_the_heuristic_on_weeks_it_has_not_seen(model):
     assert any("bronze_flights" in name for name in inputs), inputs
 
 
-def test_the_challenger_met_the_champion_and_the_move_is_recorded(demo, model):
-    _, versions, aliases = model
-    assert sorted(versions) == [1, 2]
-    log = rows(demo[0], "deployment_log").to_pylist()
-    champions = [m["to_version"] for m in sorted(log, key=lambda m: m["move"]) if m["alias"] == "champion"]
-    assert champions[0] == 1 and aliases["champion"] == champions[-1]
-    if aliases["champion"] == 2: assert aliases["previous_champion"] == 1
+def test_the_better_challenger_was_promoted_and_the_move_is_recorded(demo, model):
+    client, versions, aliases = model
+    assert sorted(versions) == [1, 2] and aliases == {"champion": 2, "challenger": 2, "previous_champion": 1}
+    log = sorted(rows(demo[0], "deployment_log").to_pylist(), key=lambda m: m["move"])
+    champions = [m for m in log if m["alias"] == "champion"]
+    assert [m["to_version"] for m in champions] == [1, 2] and {m["state"] for m in log} == {"done"}
+    judged = client.get_run(versions[2].run_id).data.metrics  # on the same four weeks of June
+    assert f"log_loss {judged['log_loss']:.4f} against" in champions[1]["reason"] and "better" in champions[1]["reason"]
+    assert f"Promoted: {champions[1]['reason']}" in versions[2].description and "| metric | v2 | v1 |" in versions[2].description
 
 
 def test_summer_and_december_stand_out_against_september(demo):
@@ -75,3 +86,27 @@ def test_summer_and_december_stand_out_against_september(demo):
 def test_what_is_printed_tells_a_person_what_happened(demo):
     _, printed = demo
     for said in ("255,987 flights", "log loss", "mlops runs show 1", "mlflow ui"): assert said in printed, printed
+
+
+def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(demo):
+    "As of May, after a Champion as of July: it passes every check on its own weeks, and is worse in June, which neither has learnt from."
+    printed = mlops(demo[0], "run", "train", "--param", "as_of=2013-05-01")
+    client, versions, aliases = registered(demo[0])
+    assert aliases == {"champion": 2, "challenger": 3, "previous_champion": 1} and "v3 is not better, v2 stays Champion" in printed
+    learnt = [int(client.get_run(versions[n].run_id).data.params["training_rows"]) for n in (2, 3)]
+    assert learnt[1] < learnt[0] and versions[3].tags["as_of"] == "2013-05-01" and versions[3].tags["model_validation_status"] == "PASSED"
+    judged, decision = client.get_run(versions[2].run_id).data.metrics, versions[3].tags["deployment_decision"]
+    assert decision.startswith("keep: log_loss 0.") and "% worse (change +" in decision and decision.endswith("0.5% better is asked")
+    assert f"against {judged['log_loss']:.4f} of v2 on {judged['example_count']:,.0f} rows" in decision
+    page = versions[3].description
+    assert "## Validation" in page and f"## Deployment\n\nRefused: {decision.removeprefix('keep: ')}" in page
+    assert "| metric | v3 | v2 |" in page and f" | {judged['log_loss']:.4f} |" in page
+
+
+def test_back_to_the_champion_of_april_in_one_command_and_the_history_tells_why(demo):
+    said = mlops(demo[0], "rollback", "late_arrival", "--reason", "warns of every flight from Newark")
+    assert "dev.flights.late_arrival v1 is Champion again, v2 is out of production: warns of every flight from Newark" in said
+    _, versions, aliases = registered(demo[0])
+    assert (aliases["champion"], aliases["previous_champion"]) == (1, 2) and versions[2].tags["rolled_back"] == "warns of every flight from Newark"
+    last = mlops(demo[0], "models", "history", "late_arrival").splitlines()[-1]
+    assert "champion" in last and "rollback: warns of every flight from Newark" in last and last.split().index("v2") < last.split().index("v1")

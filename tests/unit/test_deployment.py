@@ -266,8 +266,10 @@ def test_back_to_the_previous_champion_and_not_forward_again_by_accident(env, na
     with pytest.raises(MlopsError, match="the previous Champion v2 .* was itself rolled back: warns of everything\n.*--to 2"):
         deployment.rollback(None, env, name, "once more")
     deployment.rollback(None, env, name, "it was right", to=2)
-    assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in registry.get_version(env, name, 2).tags
-    assert registry.get_version(env, name, 1).tags["rolled_back"] == "it was right"
+    first, second = (registry.get_version(env, name, number) for number in (1, 2))
+    assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in second.tags and first.tags["rolled_back"] == "it was right"
+    assert first.description == "## Rollback\n\nTaken out of production: it was right"
+    assert second.description == "## Rollback\n\nPut back in production in the place of v1: it was right"
 
 
 def test_a_rollback_that_makes_no_sense_moves_nothing(env, name):
@@ -338,7 +340,8 @@ def promote(env, name, few_draws, monkeypatch):
     certainty = {None: 0.5, 1: 0.6, 2: 0.8, 3: 0.7}
     def meet(version, champion):
         number = int(champion.version) if champion else None
-        return promotion.Match(LABEL, DAYS.astype("M8[D]"), sure(f"v{version.version}", certainty[int(version.version)]), sure(f"v{number}", certainty[number]))
+        return promotion.Match(LABEL, DAYS.astype("M8[D]"), sure(f"v{version.version}", certainty[int(version.version)]),
+                               sure(f"v{number}" if number else "the baseline", certainty[number]))
     return lambda number, **rule: promotion.deploy(None, env, registry.get_version(env, name, number), RULE | rule, COSTS, meet)
 
 
@@ -379,3 +382,25 @@ def test_what_was_decided_stands_on_the_versions_page_once_beside_all_else(env, 
     promote(3, min_rows=401)
     assert page(3).endswith("## Deployment\n\nNot decided: 400 rows to compare v3 and v2 on, 401 are needed")
     assert registry.get_version(env, name, 3).tags["deployment_decision"].startswith("undecided: 400 rows")
+
+
+def test_after_a_champion_was_deleted_the_next_meets_the_baseline_and_says_who_is_missing(env, name, promote):
+    promote(1), promote(2)
+    registry.client(env).delete_model_version(name, "2")
+    said, comparison, _ = promote(3)
+    assert comparison.decision == "promote" and "against 0.6931 of the baseline" in said
+    assert "(the Champion v2 of the log is gone: its version or its alias was deleted)" in said
+    assert state(env, name)[0] == {"champion": 3, "challenger": 3, "previous_champion": 1}
+
+
+@pytest.mark.parametrize("step", ["find_alias", "experiment_id"])
+def test_a_registry_that_goes_down_is_said_in_a_sentence_and_the_same_again_finishes(env, name, promote, monkeypatch, step):
+    import requests
+    promote(1)
+    def down(*_): raise requests.exceptions.ConnectionError("refused")
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, step, down)
+        with pytest.raises(MlopsError, match="the registry at .* does not answer as it should: ConnectionError\n.*run the same again"): promote(2)
+    assert deployment.points_to(env, name, "champion") == 1
+    promote(2)
+    assert state(env, name)[0] == {"champion": 2, "challenger": 2, "previous_champion": 1}
