@@ -14,7 +14,7 @@ import yaml
 from mlops_nb import feature_functions, registry, tables
 from mlops_nb.errors import MlopsError
 from mlops_nb.feature_spec import FeatureFunction, FeatureLookup
-from mlops_nb.features import FeatureEngineeringClient, feature_client, spec_of
+from mlops_nb.features import FeatureEngineeringClient, feature_client, find_spec, spec_of
 
 T = "TIMESTAMP'2013-07-01 {}:00:00'"
 
@@ -140,6 +140,32 @@ def test_what_score_batch_refuses(client, asks, model_uri, at_home):
     with mlflow.start_run(experiment_id=registry.experiment_id(at_home, "client")):
         plain = mlflow.lightgbm.log_model(lightgbm.train({"verbose": -1}, lightgbm.Dataset(np.ones((20, 1)), np.ones(20)), 1), name="plain")
     with pytest.raises(MlopsError, match="was logged without a feature spec"): spec_of(plain.model_uri)
+
+
+@pytest.mark.parametrize("uri, message", [
+    ("models:/dev.flights.client_tset/1", "no model 'dev.flights.client_tset' in the registry\n  did you mean 'dev.flights.client_test'"),
+    ("models:/client_test/99", "no version '99' in model dev.flights.client_test\n  there is only 1"),
+    ("models:/dev.flights.client_test/latest", "whole number from 1 on, not 'latest'"),
+    ("models:/dev.flights.client_test", "names no version\n  write models:/NAME/VERSION .*; the models are: dev.flights.client_test"),
+    ("models:/prod.flights.client_test@champion", "no model 'prod.flights.client_test'"),
+    (f"models:/m-{'a' * 32}", "there is no model at models:/m-a+: Logged model .* not found.*\n.*the models are: dev.flights.client_test"),
+    (f"runs:/{'a' * 32}/model", "there is no model at runs:/.*not found"), ("/no/such/folder", "there is no model at /no/such/folder"), ("", "model_uri is empty")])
+def test_an_address_where_no_model_is_gets_an_answer_that_says_what_there_is(client, asks, model_uri, uri, message):
+    with pytest.raises(MlopsError, match=message): client.score_batch(model_uri=uri, df=asks.drop("late"))
+
+
+def test_a_short_name_is_the_targets_own_model(at_home, model_uri):
+    registered = registry.version_numbers(at_home, "dev.flights.client_test")
+    assert find_spec(at_home, f"models:/client_test/{registered[0]}")[0] == f"models:/dev.flights.client_test/{registered[0]}"
+
+
+def test_a_registry_that_is_down_is_told_without_its_password(at_home):
+    down = replace(at_home, tracking_uri="http://me:hidden@localhost:1", registry_uri="http://me:hidden@localhost:1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(MlopsError, match="the registry at http://localhost:1 does not answer") as error: find_spec(down, "models:/dev.flights.x/1")
+    assert "hidden" not in f"{error.value}"
+    at_home.use_mlflow()
 
 
 @pytest.mark.parametrize("change, message", [
