@@ -7,7 +7,7 @@ __all__ = ['RULES', 'SETTINGS', 'WHOLE', 'NUMBERS', 'TYPES', 'NESTED', 'Contract
            'range_problems', 'column_problems', 'contract_problems', 'read_contracts', 'told', 'contract_of', 'literal',
            'breaches', 'wrong_types', 'check_declared', 'examples', 'check_contract', 'check_fresh']
 
-# %% ../nbs/platform/09_data_contract.ipynb #8512711d
+# %% ../nbs/platform/09_data_contract.ipynb #70c35181
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .errors import MlopsError, unknown, what_exists
-from .tables import quoted
+from .spark import quoted
 from .yaml_files import Node, places, plain, read_yaml
 
 # %% ../nbs/platform/09_data_contract.ipynb #f330cab6

@@ -6,7 +6,7 @@
 __all__ = ['MOMENTS', 'PROPERTY', 'FeatureTable', 'check_definition', 'properties', 'set_property', 'get_table', 'create_table',
            'check_same', 'write_table', 'check_rows', 'drop_table']
 
-# %% ../nbs/platform/08_feature_tables.ipynb #1f76ad72
+# %% ../nbs/platform/08_feature_tables.ipynb #d2b4ce03
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from . import tables
 from .env import Env
 from .errors import MlopsError, unknown
-from .spark import location, sql_name, sql_text
+from .spark import delta_log, location, remove, sql_name, sql_text
 
 # %% ../nbs/platform/08_feature_tables.ipynb #722e7e23
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def check_definition(table: FeatureTable) -> FeatureTable:
                          "a time is a TIMESTAMP (with a zone) or a DATE")
     return table
 
-# %% ../nbs/platform/08_feature_tables.ipynb #3ed4b338
+# %% ../nbs/platform/08_feature_tables.ipynb #fb0d156e
 def properties(spark, env: Env, name: str) -> dict[str, str]:
     "The properties of a table."
     table = tables.find(spark, env, name)
-    if env.engine == "sail": return dict(tables.delta_log(env, env.table(name)).metadata().configuration)
+    if env.engine == "sail": return dict(delta_log(env, env.table(name)).metadata().configuration)
     return {row[0]: row[1] for row in spark.sql(f"SHOW TBLPROPERTIES {table}").collect()}
 
 def set_property(spark, env: Env, name: str, key: str, value: str):
@@ -67,7 +67,7 @@ def set_property(spark, env: Env, name: str, key: str, value: str):
     def write():
         if properties(spark, env, full).get(key) == value: return
         if env.engine == "sail":
-            tables.delta_log(env, full).alter.set_table_properties({key: value}, raise_if_not_exists=False)
+            delta_log(env, full).alter.set_table_properties({key: value}, raise_if_not_exists=False)
         else: spark.sql(f"ALTER TABLE {sql_name(env, full)} SET TBLPROPERTIES ({sql_text(key)} = {sql_text(value)})").collect()
     tables.retry(f"writing property {key} of {full}", write)
 
@@ -106,7 +106,7 @@ def check_same(spark, env: Env, table: FeatureTable):
                          f"{old.timeseries_column}, got {', '.join(table.primary_keys)} and {table.timeseries_column}",
                          "drop it first, or choose another name")
 
-# %% ../nbs/platform/08_feature_tables.ipynb #6853e816
+# %% ../nbs/platform/08_feature_tables.ipynb #d4b70a90
 def write_table(spark, env: Env, name: str,
                 df,  # DataFrame with the primary keys and features
                 mode: str = "merge") -> int:  # how many rows were inserted or updated
@@ -128,4 +128,4 @@ def drop_table(spark, env: Env, name: str):
     "Take a feature table away, with its rows and its history."
     table, full = get_table(spark, env, name), env.check_write(name)
     spark.sql(f"DROP TABLE {sql_name(env, full)}").collect()
-    if env.engine != "databricks": tables.remove(location(env, table.name))
+    if env.engine != "databricks": remove(location(env, table.name))

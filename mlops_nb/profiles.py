@@ -9,7 +9,7 @@ __all__ = ['GRANULARITIES', 'GROUP', 'BUCKETS', 'NUMBERS', 'TIMES', 'TEXTS', 'PL
            'of_kinds', 'stacked', 'with_columns', 'count_numbers', 'quantiles', 'describe_numbers', 'with_percents',
            'count_texts', 'describe_texts']
 
-# %% ../nbs/platform/40_profiles.ipynb #fae47c2e
+# %% ../nbs/platform/40_profiles.ipynb #29044376
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import MlopsError, unknown
-from .spark import sql_text
-from .tables import quoted
+from .spark import quoted, sql_text
 
 # %% ../nbs/platform/40_profiles.ipynb #a7e53885
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['RANK', 'COUNT', 'latest_rows', 'check_rows', 'table_id', 'differences', 'key_rows', 'changes_since', 'write_changes',
            'publish_once', 'publish']
 
-# %% ../nbs/platform/29_publishing.ipynb #78b2dafd
+# %% ../nbs/platform/29_publishing.ipynb #d24f3ec8
 from collections.abc import Iterable, Sequence
 
 from . import tables
@@ -14,7 +14,7 @@ from .env import Env
 from .errors import MlopsError, unknown
 from .online_rows import Layout, Overtaken, layout_of, merged
 from .online_store import OnlineStore
-from .spark import quoted
+from .spark import delta_log, quoted
 
 # %% ../nbs/platform/29_publishing.ipynb #3e09075b
 RANK, COUNT = "rank__", "count__"  # columns of our own, whose names no table has
@@ -42,10 +42,10 @@ def check_rows(df, rows,  # the table, and of it the rows to publish
     raise MlopsError(f"{table} has {twice[0][COUNT]} rows for {key}" + (f" at its latest {time_column}" if time_column else ""),
                      "give more keys" + ("" if time_column else ", or the time_column by which the latest row counts"))
 
-# %% ../nbs/platform/29_publishing.ipynb #ed798e0b
+# %% ../nbs/platform/29_publishing.ipynb #20b4c317
 def table_id(spark, env: Env, full: str) -> str:
     "What tells a Delta table from another one that had its name."
-    if env.engine == "sail": return str(tables.delta_log(env, full).metadata().id)
+    if env.engine == "sail": return str(delta_log(env, full).metadata().id)
     return spark.sql(f"DESCRIBE DETAIL {tables.find(spark, env, full)}").collect()[0]["id"]
 
 def differences(old, new, keys: Sequence[str]) -> tuple:  # two pyarrow Tables: rows to write, and keys to delete

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['EPSILON', 'JUDGED', 'check_labels', 'count_classes', 'averages', 'class_scores', 'judge_probabilities', 'quality']
 
-# %% ../nbs/platform/41_quality.ipynb #2fb837d9
+# %% ../nbs/platform/41_quality.ipynb #226b475b
 import numpy as np
 import pandas as pd
 
 from .errors import MlopsError
 from .profiles import GROUP, NUMBERS, Monitor, as_groups, by_group
-from .tables import quoted
+from .spark import quoted
 
 # %% ../nbs/platform/41_quality.ipynb #83d8c985
 def check_labels(rows, monitor: Monitor) -> None:  # rows: DataFrame with the columns of the monitor
