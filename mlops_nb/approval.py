@@ -6,14 +6,14 @@
 __all__ = ['APPROVED', 'ORIGIN', 'LEFT_BEHIND', 'approval_keys', 'evidence', 'require_approved', 'approve', 'waiting_run',
            'repair_in_workspace', 'owner_of', 'forget', 'copy_version']
 
-# %% ../nbs/platform/56_approval.ipynb #fc3219be
+# %% ../nbs/platform/56_approval.ipynb #0c4fd2cb
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from . import bundle, registry, runs
+from . import bundle, registry, runs, validation
 from .deployment import require_validated
 from .env import Env, load_env
 from .errors import MlopsError
@@ -78,9 +78,9 @@ def repair_in_workspace(workspace: Any,  # databricks.sdk.WorkspaceClient
             workspace.jobs.repair_run(run.run_id, rerun_all_failed_tasks=True, latest_repair_id=before[-1] if before else None)
             return run.run_id
 
-# %% ../nbs/platform/56_approval.ipynb #58a938d4
+# %% ../nbs/platform/56_approval.ipynb #5e71bc93
 ORIGIN = "copied_from"
-LEFT_BEHIND = ("model_validation_status", "approved_by", "approved_at", "deployment_decision", "rolled_back")
+LEFT_BEHIND = (validation.STATUS, "approved_by", "approved_at", "deployment_decision", "rolled_back")
 
 def owner_of(env: Env, name: str) -> Env:
     "The environment of the target to whose catalog a model belongs: this target need not be able to read it."
@@ -89,10 +89,11 @@ def owner_of(env: Env, name: str) -> Env:
     return replace(owner, state=env.state, tracking_uri=env.tracking_uri, registry_uri=env.registry_uri)
 
 def forget(env: Env, name: str, version: Any, origin: str) -> None:
-    "Take from a copy what was said of the original; the tag of its origin comes last."
-    mlflow, number = registry.client(env), str(version)
-    for tag in registry.get_version(env, name, version).tags:
-        if tag in LEFT_BEHIND or tag.lower().startswith("approval"): mlflow.delete_model_version_tag(name, number, tag)
+    "Take from a copy what was said of the original, its page too; the tag of its origin comes last."
+    mlflow, number, found = registry.client(env), str(version), registry.get_version(env, name, version)
+    for tag in found.tags:
+        if tag in LEFT_BEHIND or tag.lower().startswith(("approval", validation.CHECK)): mlflow.delete_model_version_tag(name, number, tag)
+    mlflow.update_model_version(name, number, description=validation.page_of(found.description))
     mlflow.set_model_version_tag(name, number, ORIGIN, origin)
 
 def copy_version(env: Env,  # of the target that gets it
