@@ -37,7 +37,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
         found[name] = value
     return found
 
-# %% ../nbs/platform/62_cli.ipynb #26679ce5
+# %% ../nbs/platform/62_cli.ipynb #ef054317
 def make_home(target: str | None, variables: dict, parallel: int | None = None) -> Any:
     "What a runner needs: the bundle, checked, and the target's environment."
     from mlops_nb import bundle, env, jobs, progress
@@ -62,9 +62,11 @@ def show(what: Any) -> None:
 
 def see_through(run: Any) -> None:
     "Run to the end, with Ctrl-C as a clean cancel, and show what came of it."
-    from mlops_nb import jobs, progress, runs
+    from mlops_nb import jobs, progress, runs, warm
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop("CANCELED"))
-    result = jobs.finish(run)
+    with warm.of_jobs(run.home.notebook_environment) as process:
+        run.home.start = process.start_soonest
+        result = jobs.finish(run)
     out.print()
     show(progress.run_table(run.home.store, run.run_id))
     show(progress.where_to_look(run.home.env, runs.get_run(run.home.store, run.run_id)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Silent', 'Home', 'wait_for_sending']
 
-# %% ../nbs/platform/23_home.ipynb #6f0ed5b8
+# %% ../nbs/platform/23_home.ipynb #2069de91
 import os
 import threading
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import Any
 from . import notify, runs
 from .bundle import Bundle
 from .env import Env
-from .supervisor import Outcome
+from .supervisor import Outcome, Supervised
 
 # %% ../nbs/platform/23_home.ipynb #f22b6f7e
 class Silent:
@@ -26,7 +26,7 @@ class Silent:
     def task_ends(self, run: Any, task_key: str, outcome: Outcome) -> None: ...
     def run_ends(self, run: Any, result: str) -> None: ...
 
-# %% ../nbs/platform/23_home.ipynb #a89d7598
+# %% ../nbs/platform/23_home.ipynb #d65ed040
 @dataclass
 class Home:
     "What all runs of one runner share."
@@ -35,6 +35,7 @@ class Home:
     variables: dict = field(default_factory=dict)  # as given by --var, for the notebooks and for a later repair
     parallel: int = field(default_factory=lambda: os.cpu_count() or 1)  # notebooks at once
     display: Any = field(default_factory=Silent)
+    start: Any = Supervised  # (folder of the attempt, what it is told, environment) -> Supervised
 
     def __post_init__(self):
         self.store = runs.RunStore(self.env.state / "runs.db")
@@ -48,6 +49,7 @@ class Home:
         given = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
         return given | {"MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,
                         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",
+                        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down what runs beside them
                         "TZ": "UTC"}  # as on Databricks: no result may follow the zone of the machine
 
 def wait_for_sending(home: Home) -> None:

@@ -8,7 +8,7 @@ __all__ = ['RUNS_AT_HOME', 'GOOD', 'RUN', 'kind_of', 'nested_tasks', 'refuse_wha
            'earlier_child', 'attempt_once', 'wants_retry', 'run_task', 'begin_ready', 'begin_thread', 'settle',
            'run_graph', 'begin', 'reopen', 'wait_for_place', 'close', 'summary', 'finish', 'tell']
 
-# %% ../nbs/platform/24_jobs.ipynb #4022c540
+# %% ../nbs/platform/24_jobs.ipynb #be750330
 import json
 import queue
 import threading
@@ -25,7 +25,7 @@ from .bundle import Bundle, job_id
 from .errors import MlopsError, unknown
 from .home import Home, wait_for_sending
 from .notebooks import notebook_parameters
-from .supervisor import Outcome, Supervised, end_strays
+from .supervisor import Outcome, end_strays
 from .task import MISSING, convert
 
 # %% ../nbs/platform/24_jobs.ipynb #ffe10f26
@@ -156,7 +156,7 @@ class Step:
         "Record the step in the run store."
         runs.save_task(self.run.home.store, self.run.run_id, self.key, self.attempt, **values)
 
-# %% ../nbs/platform/24_jobs.ipynb #0c2178c1
+# %% ../nbs/platform/24_jobs.ipynb #0d16c585
 def run_notebook(step: Step) -> Outcome:
     "Execute the task's notebook in its own process, as soon as there is a place for it."
     run, spec = step.run, step.task["notebook_task"]
@@ -169,7 +169,7 @@ def run_notebook(step: Step) -> Outcome:
             "timeout_seconds": step.task.get("timeout_seconds") or None}
     with run.home.places:
         if run.stopped: return Outcome(run.stopped, "stopped before it began")
-        running = run.live[step.key] = Supervised(step.folder, told, run.home.notebook_environment)
+        running = run.live[step.key] = run.home.start(step.folder, told, run.home.notebook_environment)
         if run.stopped: running.stop()  # it was asked to stop while the process came up
         try: return running.wait(lambda cell, of: run.home.display.task_advances(run, step.key, cell, of))
         finally: del run.live[step.key]

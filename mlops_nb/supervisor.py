@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTPUT_CAP', 'adopt_orphans', 'end_descendants', 'Outcome', 'failed_cell', 'explain', 'skipped_cells', 'TextCap',
-           'socket_name', 'engine', 'execute', 'Attempt', 'own_the_output', 'log_notebook', 'main', 'end_strays',
-           'Supervised']
+           'socket_name', 'engine', 'import_papermill', 'execute', 'Attempt', 'own_the_output', 'log_notebook', 'main',
+           'writes_to', 'end_strays', 'Supervised']
 
 # %% ../nbs/platform/22_supervisor.ipynb #40a4d752
 import contextlib
@@ -128,12 +128,18 @@ def engine(report: Any,  # called with (number of the cell, how many there are)
 
     return Engine
 
-# %% ../nbs/platform/22_supervisor.ipynb #bacb69f3
+# %% ../nbs/platform/22_supervisor.ipynb #ad0d31a1
+def import_papermill() -> Any:  # the module
+    "papermill, a second sooner: jsonschema would build a grammar to check what no notebook has."
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import papermill.clientwrap
+    return papermill
+
+# %% ../nbs/platform/22_supervisor.ipynb #efbfa6cf
 def execute(notebook: Path, copy: Path, parameters: dict,  # typed already
             report: Any = lambda cell, of: None) -> Outcome:
     "Execute `notebook` into `copy` and say how it ended; every code cell must have run."
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema builds its grammar, for a second, to check what no notebook has
-    import papermill
+    papermill = import_papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
@@ -215,12 +221,16 @@ def main() -> None:
         outcome = Outcome("FAILED", f"{type(error).__name__}: {error}\n  log: {attempt.folder / 'log.txt'}", type(error).__name__)
     attempt.end(outcome)
 
-# %% ../nbs/platform/22_supervisor.ipynb #815592a7
+# %% ../nbs/platform/22_supervisor.ipynb #f781343b
+def writes_to(process: psutil.Process, file: Path) -> bool:
+    "Whether a process has the file open: a copy of a warm process shows the environment that the warm one was started with."
+    return any(opened.path == str(file) for opened in process.open_files())
+
 def end_strays(folder: Path) -> int:  # how many were ended
     "Kill every process that belongs to the attempt in `folder`, wherever it hangs in the process tree."
     strays = []
     for process in psutil.process_iter():
-        try: mine = process.environ().get("MLOPS_TASK") == str(folder)
+        try: mine = process.environ().get("MLOPS_TASK") == str(folder) or writes_to(process, folder / "log.txt")
         except (psutil.Error, OSError): continue  # not ours to look at, or already gone
         if mine and process.pid != os.getpid():
             strays.append(process)

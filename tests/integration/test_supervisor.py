@@ -3,27 +3,40 @@ import os
 import sys
 import time
 
+import nbformat
 import psutil
 import pytest
 
-from mlops_nb.supervisor import OUTPUT_CAP, Supervised, end_strays
+from mlops_nb.supervisor import OUTPUT_CAP, Supervised, writes_to
+from mlops_nb.warm import Copy, Warm
+
+
+@pytest.fixture(scope="module", params=["a process of its own", "a copy of a warm process"])
+def start(request):
+    "The two ways to start a notebook."
+    if request.param == "a process of its own": yield lambda folder, told: Supervised(folder, told)
+    elif not sys.platform.startswith("linux"): pytest.skip("only Linux has a fork that can be trusted")
+    else:
+        with Warm(["numpy"], {}) as warm: yield lambda folder, told: warm.start(folder, told, {})
 
 
 @pytest.fixture
-def begin(project):
+def begin(project, start):
     "Start a notebook of these cells under supervision."
     def begin(*cells, timeout_seconds=None, parameters=None):
         project.notebook("n", *cells)
         told = {"notebook": str(project.root / "nbs/n.ipynb"), "notebook_parameters": parameters or {},
                 "timeout_seconds": timeout_seconds}
-        return Supervised(project.root / "attempt", told)
+        return start(project.root / "attempt", told)
     return begin
 
 
 def processes_of(folder):
-    "Every process that carries the attempt in its environment."
+    "Every process that carries the attempt in its environment, or writes to its log."
     def mine(p):
-        try: return p.environ().get("MLOPS_TASK") == str(folder) and p.status() != psutil.STATUS_ZOMBIE
+        try:
+            ours = p.environ().get("MLOPS_TASK") == str(folder) or writes_to(p, folder / "log.txt")
+            return ours and p.status() != psutil.STATUS_ZOMBIE
         except psutil.Error: return False
     return [p for p in psutil.process_iter() if mine(p)]
 
@@ -84,10 +97,12 @@ def test_a_killed_kernel_is_a_failure_that_says_so(begin):
 def test_a_killed_supervisor_is_a_failure_and_its_kernel_ends(begin, project):
     running = begin("import time; open('here', 'w').close(); time.sleep(600)")
     wait_for(project.root / "nbs/here")
-    running.process.kill()
+    all_of_it = processes_of(project.root / "attempt")
+    supervisor, = [p for p in all_of_it if p.parent() not in all_of_it]
+    supervisor.kill()
     outcome = running.wait()
     assert outcome.result_state == "FAILED" and "no word (killed, or out of memory)" in outcome.message
-    assert end_strays(project.root / "attempt") == 0  # wait() has ended the kernel already
+    assert len(all_of_it) > 1 and processes_of(project.root / "attempt") == []  # wait() has ended the kernel already
 
 
 def test_stop_cancels(begin, project):
@@ -115,3 +130,20 @@ def wait_for(path, seconds=30):
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.1)
     assert os.path.exists(path)
+
+
+def test_a_warm_process_copies_once_it_has_imported_and_no_two_copies_draw_the_same(project, tmp_path):
+    project.notebook("n", "import sys, random, numpy", "print('warm' if 'fractions' in sys.modules else 'cold', random.random(), numpy.random.rand())")
+    told = {"notebook": str(project.root / "nbs/n.ipynb"), "notebook_parameters": {}, "timeout_seconds": 60}
+    def printed(folder) -> list[str]:
+        cell = nbformat.read(folder / "notebook.ipynb", as_version=4).cells[1]
+        return cell.outputs[0].text.split()
+    with Warm(["fractions", "numpy"], {}) as warm:
+        begun = [warm.start_soonest(tmp_path / "at once", told, {})]
+        while not warm.has_imported(): time.sleep(0.1)
+        begun += [warm.start_soonest(tmp_path / name, told, {}) for name in ("one", "two")]
+        assert [run.wait().result_state for run in begun] == ["SUCCESS"] * 3
+    assert [isinstance(run, Copy) for run in begun] == [False, True, True]
+    first, *copies = [printed(tmp_path / name) for name in ("at once", "one", "two")]
+    assert (first[0], *[c[0] for c in copies]) == ("cold", "warm", "warm")
+    assert len({number for drawn in (first, *copies) for number in drawn[1:]}) == 6
