@@ -73,13 +73,13 @@ TAGS = {"as_of": "2013-04-01", "trained_through": "2013-03-03", "held_out_from":
         "threshold": "0.2", "baseline_threshold": "0.9", "git_sha": "abc", "read_versions": "{}"}
 
 
-def honest(body):
+def honest(body, held=HELD):
     "The metrics of a model by what its code says, as a run would log them; none if it says nothing."
     space = {}
     exec(CODE.replace("{body}", body), space)
-    try: own = metrics.binary_metrics(HELD.label, space["answer"](HELD.rows), 0.2, COSTS)
+    try: own = metrics.binary_metrics(held.label, space["answer"](held.rows), 0.2, COSTS)
     except Exception: return {}
-    return own | {f"baseline_{k}": v for k, v in metrics.binary_metrics(HELD.label, HELD.baseline, 0.9, COSTS).items()}
+    return own | {f"baseline_{k}": v for k, v in metrics.binary_metrics(held.label, held.baseline, 0.9, COSTS).items()}
 
 
 def spec(types):
@@ -233,6 +233,14 @@ def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
     found = replace(found, governance=world.demanded | {"forbidden_features": ["wind_gust"]})
     told = validation.failures(validation.run_checks(gate.checks(RULES, found)))
     assert told == ["forbidden: feature 'wind_gust' is forbidden: its name holds 'wind_gust'"]
+
+
+def test_one_that_was_judged_on_too_few_flights_is_refused_by_that_check_alone(world, monkeypatch):
+    few = gate.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800], HELD.days[:4800], SLICES)
+    monkeypatch.setattr(validate, "held_out", lambda *_: few)
+    results, version = judged(world, version_of(world, said=honest(BODIES["good"], few)))
+    assert validation.failures(results) == ["held_out: 4,800 held-out rows, at least 5,000 are needed"]
+    assert version.tags[validation.STATUS] == "FAILED" and version.tags["check_held_out"].startswith("4,800 held-out rows")
 
 
 def test_one_that_is_no_better_than_the_heuristic_is_refused_by_that_check_alone(world, monkeypatch):
