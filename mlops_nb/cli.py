@@ -8,8 +8,9 @@ __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app',
            'list_runs', 'show_run', 'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve',
            'show_history', 'copy_model', 'compare_models', 'validate', 'doctor', 'main']
 
-# %% ../nbs/platform/62_cli.ipynb #fd558314
+# %% ../nbs/platform/62_cli.ipynb #e44c88c3
 import signal
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
         found[name] = value
     return found
 
-# %% ../nbs/platform/62_cli.ipynb #ef054317
+# %% ../nbs/platform/62_cli.ipynb #7c6ae439
 def make_home(target: str | None, variables: dict, parallel: int | None = None) -> Any:
     "What a runner needs: the bundle, checked, and the target's environment."
     from mlops_nb import bundle, env, jobs, progress
@@ -64,8 +65,8 @@ def see_through(run: Any) -> None:
     "Run to the end, with Ctrl-C as a clean cancel, and show what came of it."
     from mlops_nb import jobs, progress, runs, warm
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop("CANCELED"))
-    with warm.of_jobs(run.home.notebook_environment) as process:
-        run.home.start = process.start_soonest
+    with ExitStack() as stack:
+        if len(run.tasks) > 1: run.home.start = stack.enter_context(warm.of_jobs(run.home.notebook_environment)).start_soonest
         result = jobs.finish(run)
     out.print()
     show(progress.run_table(run.home.store, run.run_id))
