@@ -206,7 +206,7 @@ def test_the_fast_metrics_are_scikit_learns(rows, threshold):
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    "Forecasts whose true log loss is known, in days that share a shock: 95 % intervals of 60 draws."
+    "Forecasts whose true log loss is known, in days that share a shock: 95 % intervals of 60 samples."
     rng, inside = np.random.default_rng(3), 0
     truth = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7))
     for _ in range(60):
