@@ -12,7 +12,7 @@ __all__ = ['LATE_AFTER', 'MEASURES', 'AHEAD', 'DAYS', 'WEIGHT', 'STAGES', 'TIMES
            'register_functions', 'feature_names', 'scheduled', 'labels', 'table_lookups', 'feature_lookups', 'asking',
            'check_tables', 'training_set', 'flight_features', 'as_input', 'band']
 
-# %% ../../nbs/flights/03_features.ipynb #4c55819a
+# %% ../../nbs/flights/03_features.ipynb #66836c4f
 from datetime import date, datetime, timedelta
 from functools import cache
 from zoneinfo import ZoneInfo
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .. import feature_functions, tables
-from ..data_contract import check_contract, check_fresh, contract_of, read_contracts
+from ..data_contract import check_contract, check_declared, check_fresh, contract_of, read_contracts
 from ..feature_spec import FeatureFunction, FeatureLookup
 from ..features import feature_client
 from .days import YEAR, ZONE, midnight, sql_day, sql_moment
@@ -195,7 +195,7 @@ def queries(cut: datetime) -> dict[str, str]:  # by table; queries on {flights},
             "weather_hourly": weather_query(cut), "carrier_daily": daily_query("carrier", "carrier", cut),
             "route_daily": daily_query("origin, dest", "route", cut), "plane": plane_query(), "airport": airport_query()}
 
-# %% ../../nbs/flights/03_features.ipynb #92968d34
+# %% ../../nbs/flights/03_features.ipynb #eb45deaa
 def write_table(spark, env, client, name: str, rows, contract) -> tuple:  # full name, rows changed, version
     "Check the rows of a feature table and merge them into it."
     keys, time = TIMES[name]
@@ -211,11 +211,11 @@ def write_features(spark, env, cut: datetime) -> pd.DataFrame:  # table, rows ch
     "Compute the feature tables from the bronze ones and merge them into the target's."
     source = lambda name: tables.read(spark, env, env.source_table(f"bronze_{name}"))
     bronze, client = {name: source(name) for name in ("flights", "weather", "planes", "airports")}, feature_client(spark, env)
-    contracts, written = read_contracts(env.root / CONTRACTS), []
-    for name in TIMES: contract_of(contracts, name, CONTRACTS)  # before anything is computed
-    for name, query in queries(cut).items():
-        rows = spark.sql(query, **{table: frame for table, frame in bronze.items() if f"{{{table}}}" in query})
-        written.append(write_table(spark, env, client, name, rows, contracts[name]))
+    contracts = read_contracts(env.root / CONTRACTS)
+    rows = {name: spark.sql(query, **{table: frame for table, frame in bronze.items() if f"{{{table}}}" in query})
+            for name, query in queries(cut).items()}
+    check_declared(contracts, {name: dict(frame.dtypes) for name, frame in rows.items()}, CONTRACTS)  # before anything is written
+    written = [write_table(spark, env, client, name, frame, contracts[name]) for name, frame in rows.items()]
     return pd.DataFrame(written, columns=["table", "changed", "version"])
 
 # %% ../../nbs/flights/03_features.ipynb #195c12aa

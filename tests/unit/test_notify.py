@@ -301,7 +301,11 @@ def test_one_bad_receiver_keeps_nobody_waiting_and_order_is_kept(hook, tmp_path)
 
 
 def test_only_so_many_at_once(hook, tmp_path):
-    def slowly(request): time.sleep(0.05); request.answer(200)
+    def slowly(request):
+        time.sleep(0.05)
+        with hook.lock: hook.open -= 1  # before the answer, with which the next one may come
+        request.answer(200)
+        with hook.lock: hook.open += 1
     hook.script = [slowly]
     deliveries = send([Notice("on_start", "webhook", "chat")] * 30, BODY, {"chat": {"url": url_of(hook)}}, tmp_path)
     assert all(d.ok for d in deliveries) and len(hook.got) == 30
