@@ -65,7 +65,7 @@ def run_of(env: Env, version: Any) -> Any | None:  # mlflow Run
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST": raise
 
-# %% ../nbs/platform/53_lineage.ipynb #bf374d14
+# %% ../nbs/platform/53_lineage.ipynb #fd62d584
 def data_lines(tags: Mapping[str, str], run: Any | None) -> dict[str, Any]:
     "Which data a version has seen; None for what is not known."
     held_out = [tags[name] for name in ("held_out_from", "held_out_to") if name in tags]
@@ -100,7 +100,8 @@ def lineage(env: Env, version: Any) -> dict[str, Any]:  # headings; below each a
     tags, metrics = dict(version.tags), run.data.metrics if run else {}
     return {
         "version": {"name": f"{version.name} v{version.version}", "aliases": ", ".join(aliases) or "none",
-                    "owner": tags.get("owner", NOT_RECORDED), "validation": tags.get("model_validation_status", "none")},
+                    "owner": tags.get("owner", NOT_RECORDED), "validation": tags.get("model_validation_status", "none"),
+                    "decision": tags.get("deployment_decision", "none")},
         "data": said(data_lines(tags, run)), "code": said(code_lines(env, version, run)),
         "model": model_lines(version, run),
         "parameters": said(run.data.params if run else {}),

@@ -6,7 +6,7 @@
 __all__ = ['MODEL', 'CONF', 'DECIDES', 'CODE', 'REQUIREMENTS', 'VERSION_TAGS', 'TEXT', 'fingerprint', 'pinned', 'signature',
            'input_types', 'Evaluation', 'champions', 'evaluate', 'log_data', 'log_results', 'pictures', 'contributions',
            'explain_pictures', 'log_figures', 'metrics_text', 'slices_text', 'card', 'log_model', 'train',
-           'find_or_train', 'describe', 'tuned', 'sentence']
+           'find_or_train', 'describe', 'tuned', 'result']
 
 # %% ../../nbs/flights/06_train.ipynb #2312ce22
 import json
@@ -195,7 +195,7 @@ def log_model(learnt: Learnt, example: pd.DataFrame,
                          artifacts=model.write_artifacts(Path(folder), learnt.booster, learnt.encoding),
                          pip_requirements=training.pinned(*REQUIREMENTS))
 
-# %% ../../nbs/flights/06_train.ipynb #7a1dfa23
+# %% ../../nbs/flights/06_train.ipynb #0796cd7b
 def train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,
           tags: Mapping[str, str],  # of the run, beside its dates
           client, inputs,  # a feature client, and the training set whose spec the model gets
@@ -236,7 +236,7 @@ def describe(env, version) -> None:
     "Say on the version's page what it is, who answers for it, and where its card lies."
     run = registry.client(env).get_run(version.run_id)
     text = governance.description(f"{version.name} v{version.version}", governance.read_governance(env.root),
-                                  sentence(version, run.data.metrics), version.run_id)
+                                  result(run.data.metrics), version.run_id)
     registry.client(env).update_model_version(env.check_write(version.name), str(version.version), text)
 
 # %% ../../nbs/flights/06_train.ipynb #15701ef0
@@ -255,9 +255,9 @@ def tuned(env, rows: pd.DataFrame, periods: Periods, conf: Mapping, how: Mapping
         mlflow.log_text(yaml.safe_dump({"options": [parameters for _, parameters in found[:3]]}), "options.yml")
     return learning.with_parameters(conf, found[0][1])
 
-# %% ../../nbs/flights/06_train.ipynb #46ca85fd
-def sentence(version, metrics: Mapping[str, float]) -> str:
+# %% ../../nbs/flights/06_train.ipynb #eefa7e8b
+def result(metrics: Mapping[str, float]) -> str:
     "The result, in words."
     new, old = metrics["log_loss"], metrics["baseline_log_loss"]
-    return (f"{version.name} v{version.version}: log loss {new:.4f}, baseline {old:.4f} ({abs(1 - new / old):.1%} "
-            f"{'lower' if new < old else 'higher'}), ROC AUC {metrics['roc_auc']:.3f}")
+    return (f"log loss {new:.4f}, baseline {old:.4f} ({abs(1 - new / old):.1%} {'lower' if new < old else 'higher'}), "
+            f"ROC AUC {metrics['roc_auc']:.3f}")
