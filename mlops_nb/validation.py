@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RULE', 'CHANGES', 'UNJUDGED', 'STATUS', 'CHECK', 'LONGEST', 'WRITTEN', 'check_signature', 'check_probabilities',
            'check_example', 'metric_thresholds', 'check_metrics', 'NotJudged', 'reasons_of', 'run_checks', 'failures',
-           'result', 'report', 'sections', 'described', 'page_of', 'begin', 'write_results', 'judge', 'require_passed']
+           'result', 'report', 'sections', 'described', 'page_of', 'begin', 'write_results', 'judge', 'require_passed',
+           'require_judged']
 
 # %% ../nbs/platform/33_validation.ipynb #dd6c302d
 import re
@@ -176,3 +177,11 @@ def require_passed(name: str, version: Any, results: Mapping[str, list[str]]) ->
         raise MlopsError(f"{name} v{version} failed its validation, for {len(reasons)} reason{'s' * (len(reasons) > 1)}:"
                          + "".join(f"\n  - {reason}" for reason in reasons),
                          "the reasons also stand in the version's description; no alias was moved")
+
+# %% ../nbs/platform/33_validation.ipynb #c5342356
+def require_judged(version: Any,  # mlflow ModelVersion
+                   judged: str) -> None:  # models:/name/version, as the task `validate` of this run handed it over
+    "MlopsError unless it is this version that was judged."
+    if judged == (uri := f"models:/{version.name}/{version.version}"): return
+    raise MlopsError(f"the task validate of this run has passed {judged or 'nothing'}, not {uri}",
+                     f"its tag {STATUS} is no evidence; run the whole job: mlops run deploy -p model_name={version.name} -p model_version={version.version}")

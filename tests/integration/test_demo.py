@@ -12,12 +12,12 @@ import pytest
 ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
 
 
-def mlops(state: Path, *words: str) -> str:
+def mlops(state: Path, *words: str, code: int = 0) -> str:
     "What the command prints, with this state."
     done = subprocess.run([MLOPS, *words], cwd=ROOT, capture_output=True, text=True, timeout=900,
                           env={k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
                           | {"MLOPS_STATE": str(state), "COLUMNS": "200"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
@@ -101,6 +101,13 @@ def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(
     page = versions[3].description
     assert "## Validation" in page and f"## Deployment\n\nRefused: {decision.removeprefix('keep: ')}" in page
     assert "| metric | v3 | v2 |" in page and f" | {judged['log_loss']:.4f} |" in page
+
+
+def test_a_tag_is_no_evidence_for_the_task_that_moves_aliases(demo):
+    "Version 3 is tagged PASSED, by whoever it was; this run has not judged it."
+    before = registered(demo[0])[2]
+    printed = mlops(demo[0], "run", "deploy", "--only", "deploy", "-p", "model_name=dev.flights.late_arrival", "-p", "model_version=3", code=1)
+    assert "has passed nothing, not models:/dev.flights.late_arrival/3" in printed and registered(demo[0])[2] == before
 
 
 def test_back_to_the_champion_of_april_in_one_command_and_the_history_tells_why(demo):
