@@ -9,6 +9,7 @@ UV := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 2
 
 help:  ## what there is to do
 	@echo "make TARGET, with TARGET one of"; \
@@ -51,7 +52,7 @@ test-unit: $(READY)
 	$(call suite,unit,60,$(BIN)/python -m pytest -q tests/unit)
 
 test-integration: $(READY)
-	$(call suite,integration,600,$(BIN)/python -m pytest -q tests/integration)
+	$(call suite,integration,600,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration)
 
 # The engines bring a `pyspark` of their own, so each has an environment of its own.
 .venv-spark/.ready: tests/engines/requirements.lock $(READY)

@@ -6,8 +6,8 @@
 __all__ = ['EXTRAS', 'PLAIN', 'DELTA_PACKAGE', 'SESSIONS', 'LOCK', 'engine_module', 'plain_path', 'location', 'quoted',
            'sql_text', 'sql_type', 'sql_name', 'folders', 'is_table', 'remove', 'stored_tables', 'delta_log',
            'catalogs', 'attach_schema', 'attach_table', 'attach', 'sail_settings', 'environment', 'start_sail',
-           'spark_settings', 'start_spark', 'check_answers', 'connect', 'check_catalogs', 'databricks_session',
-           'open_session', 'get_spark', 'stop']
+           'spark_settings', 'start_spark', 'check_answers', 'close_once', 'connect', 'check_catalogs',
+           'databricks_session', 'open_session', 'get_spark', 'stop']
 
 # %% ../nbs/platform/05_spark.ipynb #7e2e123c
 import hashlib
@@ -220,7 +220,15 @@ def check_answers(address: str,  # sc://host:port
         raise MlopsError(f"{address!r} ($SPARK_REMOTE) is no address of a Spark server: {error}",
                          "write sc://host:port") from error
 
-# %% ../nbs/platform/05_spark.ipynb #66276ebf
+# %% ../nbs/platform/05_spark.ipynb #b00f29b1
+def close_once(client):  # pyspark's client of a session
+    "Let only the first `close` count: when a stopped session is collected, pyspark closes it again, and the threads of all others with it."
+    close = client.close  # in whatever thread collects: one of those, or in the middle of a call, would wait for itself for ever
+    def first():
+        client.close = lambda: None
+        close()
+    client.close = first
+
 def connect(address: str, env: Env):  # -> SparkSession
     "A new session on a Spark Connect server, in UTC, which gives up in seconds on a server that died."
     session = engine_module(env.engine, "pyspark.sql.connect.session")
@@ -228,6 +236,7 @@ def connect(address: str, env: Env):  # -> SparkSession
     from pyspark.sql.connect.client.retries import DefaultPolicy
     os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # or the functions of a whole pyspark would look for a Java machine
     spark = session.SparkSession.builder.remote(address).create()
+    close_once(spark.client)
     spark.client.set_retry_policies([DefaultPolicy(max_retries=7, backoff_multiplier=2, initial_backoff=50)])
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     return spark

@@ -7,6 +7,13 @@ import pytest
 from mlops_nb import spark as sessions
 from mlops_nb.env import load_env
 
+LONGEST = ("test_whole", "test_demo", "test_model_loop", "test_deployment")  # begun first, so that no worker is left with one at the end
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):

@@ -69,6 +69,19 @@ def test_a_session_that_was_stopped_is_made_anew(env):
     assert not sessions.SESSIONS and sessions.get_spark(env).sql("SELECT 1").toArrow().num_rows == 1
 
 
+def test_a_stopped_session_that_is_collected_leaves_the_others_alone(env, tmp_path):
+    from pyspark.sql.connect.client.reattach import ExecutePlanResponseReattachableIterator as Answers
+    old = sessions.get_spark(env)
+    sessions.stop()
+    new = sessions.get_spark(changed(env, lakehouse=str(tmp_path / "other")))
+    assert new.range(3).count() == 3
+    helpers = Answers._release_thread_pool_instance
+    old.__del__()  # what the garbage collector does
+    assert helpers is not None and Answers._release_thread_pool_instance is helpers and new.range(3).count() == 3
+    sessions.stop()
+    assert Answers._release_thread_pool_instance is None
+
+
 def test_the_session_is_in_utc_and_knows_the_targets_catalogs(env):
     spark = sessions.get_spark(changed(env, catalog="dev", read=("dev", "prod"), write=("dev", "my-scratch")))
     zone, catalog = spark.sql("SELECT current_timezone(), current_catalog()").collect()[0]
