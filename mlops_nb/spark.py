@@ -7,7 +7,7 @@ __all__ = ['EXTRAS', 'PLAIN', 'DELTA_PACKAGE', 'SESSIONS', 'LOCK', 'engine_modul
            'sql_text', 'sql_type', 'sql_name', 'folders', 'is_table', 'remove', 'stored_tables', 'delta_log',
            'catalogs', 'attach_schema', 'attach_table', 'attach', 'sail_settings', 'environment', 'start_sail',
            'spark_settings', 'start_spark', 'check_answers', 'close_once', 'connect', 'check_catalogs',
-           'databricks_session', 'open_session', 'get_spark', 'stop']
+           'databricks_session', 'end', 'open_session', 'get_spark', 'stop']
 
 # %% ../nbs/platform/05_spark.ipynb #7e2e123c
 import hashlib
@@ -258,9 +258,16 @@ def databricks_session(env: Env):  # -> SparkSession
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     return spark
 
-# %% ../nbs/platform/05_spark.ipynb #0f45a120
+# %% ../nbs/platform/05_spark.ipynb #90deb7cd
 SESSIONS: dict[tuple, tuple] = {}  # what runs in this process: by engine, address, lakehouse and catalogs
 LOCK = threading.RLock()
+
+def end(spark):
+    "Stop a session, so that nobody finds it as the active one."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a server that is gone already is no news at the end
+        spark.client.set_retry_policies([])
+        spark.stop()
 
 def open_session(env: Env,
                  address: str | None,  # of a server that runs already
@@ -269,7 +276,11 @@ def open_session(env: Env,
     if env.engine == "databricks": return databricks_session(env), None
     if address:
         spark = connect(address, env)
-        if env.engine == "sail": check_catalogs(spark, env, address)
+        try:
+            if env.engine == "sail": check_catalogs(spark, env, address)
+        except MlopsError:
+            end(spark)
+            raise
         return spark, None
     if env.engine == "sail":
         server = start_sail(env)
@@ -280,7 +291,7 @@ def open_session(env: Env,
     server, address = start_spark()
     return connect(address, env), server
 
-# %% ../nbs/platform/05_spark.ipynb #107f8a05
+# %% ../nbs/platform/05_spark.ipynb #e65de4aa
 def get_spark(env: Env):  # -> SparkSession
     "This process's Spark session for the target, with the lakehouse attached."
     address = os.environ.get("SPARK_REMOTE") if env.engine != "databricks" else None
@@ -299,9 +310,6 @@ def stop():
         while SESSIONS:
             key, (spark, server) = SESSIONS.popitem()
             if key[0] == "databricks": continue  # the notebook's session is not ours to stop
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a server that is gone already is no news at the end
-                spark.client.set_retry_policies([])
-                spark.stop()
+            end(spark)
             if server: server.stop()
         os.environ.pop("SPARK_CONNECT_MODE_ENABLED", None)

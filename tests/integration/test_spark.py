@@ -145,6 +145,8 @@ def test_a_sail_server_without_the_catalogs_is_refused_with_the_setting_that_mak
     monkeypatch.setenv("SPARK_REMOTE", address)
     message = r"has no catalog prod, staging\n  start it with SAIL_CATALOG__LIST='\[\{name=\"dev\""
     with pytest.raises(MlopsError, match=message): sessions.get_spark(env)
+    from pyspark.sql.connect.session import SparkSession
+    assert SparkSession.getActiveSession() is None  # or MLflow asks it, and waits for a server that is gone
 
 
 def test_an_address_where_nothing_answers_is_an_error_within_seconds(env, monkeypatch):
