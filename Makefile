@@ -49,7 +49,7 @@ test-notebooks: $(READY)
 	$(call suite,notebooks,120,$(BIN)/nbdev_test --path nbs --n_workers 2)
 
 test-unit: $(READY)
-	$(call suite,unit,60,$(BIN)/python -m pytest -q tests/unit)
+	$(call suite,unit,60,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests/unit)
 
 test-integration: $(READY)
 	$(call suite,integration,600,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration)
@@ -68,7 +68,7 @@ test-integration: $(READY)
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
 
 test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
-	$(call suite,engines,240,$(BIN)/python -m pytest -q tests/engines)
+	$(call suite,engines,240,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests/engines)
 
 $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@
