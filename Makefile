@@ -52,7 +52,7 @@ test-unit: $(READY)
 	$(call suite,unit,60,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests/unit)
 
 test-integration: $(READY)
-	$(call suite,integration,600,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration)
+	$(call suite,integration,780,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration)
 
 # The engines bring a `pyspark` of their own, so each has an environment of its own.
 .venv-spark/.ready: tests/engines/requirements.lock $(READY)
