@@ -247,7 +247,7 @@ def lost_champion(log: list[dict],  # what `read_log` returns
     moves = [row["to_version"] for row in log if row["alias"] == "champion" and row["state"] == "done"]
     return moves[-1] if moves and now is None else None
 
-# %% ../nbs/platform/34_deployment.ipynb #1ee21c82
+# %% ../nbs/platform/34_deployment.ipynb #a9313c2e
 ROLLED_BACK = "rolled_back"  # a tag: why a version was taken out of production
 
 def rollback_target(env: Env, name: str, to: Any | None) -> Any:  # mlflow ModelVersion
@@ -263,15 +263,15 @@ def rollback_target(env: Env, name: str, to: Any | None) -> Any:  # mlflow Model
     return version
 
 def mark_rolled_back(env: Env, name: str, now: Any | None, target: Any, reason: str) -> None:
-    "Mark the version that is left, take the mark from the one that comes back, and say so on the pages of both."
-    mlflow = registry.client(env)
+    "Mark the version that is left, unless a rollback is undone; take the mark from the one that comes back; say so on the pages of both."
+    mlflow, undone = registry.client(env), ROLLED_BACK in target.tags  # then the one that is left only stood in for it
     def write(version: Any, text: str) -> None:
         page = described(version.description, f"## Rollback\n\n{text}: {reason}")
         mlflow.update_model_version(name, str(version.version), description=page)
-    if ROLLED_BACK in target.tags: mlflow.delete_model_version_tag(name, str(target.version), ROLLED_BACK)
+    if undone: mlflow.delete_model_version_tag(name, str(target.version), ROLLED_BACK)
     write(target, f"Put back in production in the place of v{now.version}" if now else "Put back in production")
     if not now: return
-    mlflow.set_model_version_tag(name, str(now.version), ROLLED_BACK, reason)
+    if not undone: mlflow.set_model_version_tag(name, str(now.version), ROLLED_BACK, reason)
     write(now, "Taken out of production")
 
 # %% ../nbs/platform/34_deployment.ipynb #a8f625f3

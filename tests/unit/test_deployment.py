@@ -267,9 +267,12 @@ def test_back_to_the_previous_champion_and_not_forward_again_by_accident(env, na
         deployment.rollback(None, env, name, "once more")
     deployment.rollback(None, env, name, "it was right", to=2)
     first, second = (registry.get_version(env, name, number) for number in (1, 2))
-    assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in second.tags and first.tags["rolled_back"] == "it was right"
+    assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in second.tags
+    assert "rolled_back" not in first.tags  # it only stood in, and nothing was wrong with it
     assert first.description == "## Rollback\n\nTaken out of production: it was right"
     assert second.description == "## Rollback\n\nPut back in production in the place of v1: it was right"
+    assert "v1 is Champion again" in deployment.rollback(None, env, name, "it was wrong after all")  # so the way back is open
+    assert registry.get_version(env, name, 2).tags["rolled_back"] == "it was wrong after all"
 
 
 def test_a_rollback_that_makes_no_sense_moves_nothing(env, name):
