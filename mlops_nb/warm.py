@@ -149,7 +149,7 @@ class Copy(Supervised):
         for end in (theirs_in, theirs_out): os.close(end)
         self.process = Ends(ours_in, ours_out)
 
-# %% ../nbs/platform/46_warm.ipynb #d0b057e5
+# %% ../nbs/platform/46_warm.ipynb #2c28f8a7
 class Warm:
     "The process that has imported; where there is no fork that can be trusted, each notebook gets a process of its own."
 
@@ -166,7 +166,7 @@ class Warm:
     def has_imported(self) -> bool:
         "Whether a copy would begin at once."
         if not self.imported and self.process:
-            with suppress(BlockingIOError): self.imported = bool(self.asks.recv(8, socket.MSG_DONTWAIT))
+            with suppress(OSError): self.imported = bool(self.asks.recv(8, socket.MSG_DONTWAIT))  # not yet, or it has ended
         return self.imported
 
     def start_soonest(self, folder: Path, told: dict, environment: dict[str, str]) -> Supervised:
