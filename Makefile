@@ -76,15 +76,19 @@ $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 bench: $(VENV)/.bench  ## how long things take, beside a peer, in one run
 	@$(BIN)/python benchmarks/run.py
 
+NOTEBOOKS = $$(find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*')
+# nbdev leaves the modules of notebooks that were moved or deleted, so the generated ones go first.
+EXPORT = find mlops_nb -name '*.py' -not -path mlops_nb/__init__.py -delete && $(BIN)/nbdev_export
+
 check: $(READY)  ## notebooks clean, export current, code tidy, bundle valid
-	@$(BIN)/nbdev_clean --fname nbs; $(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean --fname nbs; $(EXPORT)
 	@git diff --exit-code --stat -- nbs mlops_nb pyproject.toml settings.ini || { \
 	  echo "notebooks were not clean, or mlops_nb not exported: run make tidy and commit what it changed"; exit 1; }
 	@$(BIN)/ruff check --quiet . && $(BIN)/mlops validate && $(BIN)/mlops validate -t prod
 
 tidy: $(READY)  ## notebooks without outputs, mlops_nb exported from them, imports sorted: before a commit
-	@$(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb
-	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/nbdev_clean --fname nbs && $(BIN)/nbdev_export
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace $(NOTEBOOKS)
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/nbdev_clean --fname nbs && $(EXPORT)
 
 ui: $(READY)  ## MLflow's pages for what was trained here
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///.mlops/mlflow.db

@@ -15,7 +15,7 @@ TRIALS = 20
 
 def notebooks(folder: Path):
     "A search of notebooks; its summary, and the seconds it took."
-    from mlops_nb import automl
+    from mlops_nb.automl import summary as automl
     from mlops_nb.env import load_env
     store = f"sqlite:///{folder / 'mlflow.db'}"
     env = replace(load_env("dev", root=ROOT), state=folder, tracking_uri=store, registry_uri=store)
@@ -28,7 +28,7 @@ def plain(summary) -> float:
     "Seconds of a loop that fits the same families with the same parameters on the same rows, and logs nothing."
     import optuna
 
-    from mlops_nb.dataset import SPLIT
+    from mlops_nb.automl.dataset import SPLIT
     began = time.perf_counter()
     rows = pd.read_parquet(summary.folder / "dataset.parquet")
     part, target = rows.pop(SPLIT), rows.pop("target")
@@ -39,7 +39,7 @@ def plain(summary) -> float:
     for trial in sorted(summary.trials, key=lambda t: t.number):
         if trial.family not in fits:
             names = {}
-            exec((Path(ROOT, "nbs/automl/families", f"{trial.family}.py")).read_text(), names)
+            exec((Path(ROOT, "nbs/automl/templates/families", f"{trial.family}.py")).read_text(), names)
             fits[trial.family] = names["fit"]
         data = SimpleNamespace(kind="classify", train=rows[part == "train"], train_target=target[part == "train"], categories=[],
                                numbers=list(rows), seed=0, threads=1)

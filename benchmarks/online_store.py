@@ -10,8 +10,8 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from mlops_nb.online_rows import layout_of
-from mlops_nb.online_store import open_store
+from mlops_nb.features.stores.rows import layout_of
+from mlops_nb.features.stores.store import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/integration"))
 import stores

@@ -76,9 +76,9 @@ def sums(names: list[str]) -> list[str]:
 
 
 def ours(left: str, right: str, names: list[str]):
+    from mlops_nb.data.session import get_spark
     from mlops_nb.env import load_env
-    from mlops_nb.point_in_time import point_in_time_join
-    from mlops_nb.spark import get_spark
+    from mlops_nb.features.point_in_time import point_in_time_join
     spark = get_spark(replace(load_env("dev", root=ROOT), engine="sail", lakehouse=str(Path(left).parent / "lakehouse")))
 
     def run():

@@ -10,11 +10,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mlops_nb import tables, training
+from mlops_nb.data import tables
+from mlops_nb.data.session import get_spark
 from mlops_nb.env import load_env
 from mlops_nb.flights import learning, model, train
-from mlops_nb.metrics import mean_log_loss, paired_change
-from mlops_nb.spark import get_spark
+from mlops_nb.models import evidence as training
+from mlops_nb.models.metrics import mean_log_loss, paired_change
 
 DAYS = [date(2013, month, 1) for month in range(4, 13)]
 

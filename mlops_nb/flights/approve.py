@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from .. import registry
-from ..approval import require_approved
+from ..deployment.approval import require_approved
+from ..models import registry
 
 # %% ../../nbs/flights/15_approve.ipynb #215725ed
 def shown(env, version: Any) -> pd.DataFrame:  # mlflow ModelVersion

@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..deployment import Comparison, compare, known_until, learnt_through
+from ..deployment.aliases import Comparison, compare, known_until, learnt_through
+from ..deployment.promotion import Match
 from ..errors import MlopsError
 from .deploy import contender
 from .learning import labelled_rows
-from ..promotion import Match
 
 # %% ../../nbs/flights/16_compare.ipynb #a8f3f3fe
 def day_of(first: Any, second: Any,  # mlflow ModelVersions

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .. import promotion
-from ..deployment import Comparison, Contender, known_until, learnt_through, tag_of
+from ..deployment import promotion
+from ..deployment.aliases import Comparison, Contender, known_until, learnt_through, tag_of
+from ..deployment.promotion import Match
 from ..errors import MlopsError
 from .features import BASELINE, FEATURES
 from .learning import labelled_rows
-from ..promotion import Match
 
 # %% ../../nbs/flights/08_deploy.ipynb #673aaca7
 def comparable_rows(spark, env, version: Any, champion: Any | None) -> pd.DataFrame:  # what `labelled_rows` returns

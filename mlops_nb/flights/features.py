@@ -20,10 +20,11 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from .. import feature_functions, tables
-from ..data_contract import check_contract, check_declared, check_fresh, contract_of, read_contracts
-from ..feature_spec import FeatureFunction, FeatureLookup
-from ..features import feature_client
+from ..data import tables
+from ..data.contracts import check_contract, check_declared, check_fresh, contract_of, read_contracts
+from ..features import functions as feature_functions
+from ..features.client import feature_client
+from ..features.spec import FeatureFunction, FeatureLookup
 from .days import YEAR, ZONE, midnight, sql_day, sql_moment
 from .ingest import KEYS as BRONZE_KEYS
 

@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
-from .. import tables
+from ..data import tables
 from ..errors import MlopsError, unknown
 from .days import YEAR, ZONE
 

@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
 
-from .. import training
 from ..errors import MlopsError
 from . import model
 from .days import midnight
 from .features import BANDS, BASELINE, FEATURES, KEYS, flight_features, labels
-from ..metrics import binary_metrics, cheapest_threshold, mean_log_loss
+from ..models import evidence as training
+from ..models.metrics import binary_metrics, cheapest_threshold, mean_log_loss
 
 # %% ../../nbs/flights/05_learning.ipynb #4897cd09
 @dataclass(frozen=True)

@@ -12,17 +12,18 @@ from datetime import date
 
 import pandas as pd
 
-from .. import registry, tables
+from ..data import tables
 from ..env import Env
 from ..errors import MlopsError
 from .days import ZONE, midnight
 from .features import FEATURES, KEYS, labels, scheduled
 from .inference import PREDICTIONS, predict_flights
-from ..inference import tag_of
-from ..monitoring import Measured, measure, write_metrics
-from ..profiles import Monitor, as_monitor
-from ..thresholds import Threshold, read_thresholds
-from ..training import read_conf
+from ..models import registry
+from ..models.evidence import read_conf
+from ..models.scoring import tag_of
+from ..monitoring.metric_tables import Measured, measure, write_metrics
+from ..monitoring.profiles import Monitor, as_monitor
+from ..monitoring.thresholds import Threshold, read_thresholds
 
 # %% ../../nbs/flights/10_monitor.ipynb #56a82a9c
 def read_monitoring(root) -> tuple[Monitor, list[Threshold]]:  # root: the project's folder

@@ -11,7 +11,7 @@ from datetime import date
 
 import pandas as pd
 
-from .. import lineage
+from ..deployment import lineage
 from ..errors import MlopsError
 from . import model
 from .learning import Periods, judge, labelled_rows, learn, split

@@ -19,11 +19,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .. import explanation, governance, registry, tables, training, tuning
+from ..data import tables
 from . import learning, model
 from .features import BASELINE, FEATURE_TABLES, FEATURES, SLICES
 from .learning import Learnt, Periods, check_rows, judge, labelled_rows, learn, split
-from mlops_nb.metrics import (
+from ..models import evidence as training
+from ..models import explanation, registry, tuning
+from ..models import model_card as governance
+from mlops_nb.models.metrics import (
     custom_metrics,
     intervals,
     plot_calibration,
@@ -38,7 +41,7 @@ MODEL = "late_arrival"  # one part: each target has its own
 CONF = ("held_out_days", "blocks", "min_rows", "costs", "rounds", "parameters",  # of conf/train.yml: these decide the model,
         "min_slice_rows", "custom_metrics", "search_space", "options")  # and these what is said and tried beside it
 DECIDES = CONF[:6]
-CODE = ("mlops_nb.flights.model", "mlops_nb.flights.learning", "mlops_nb.training")  # what decides a model, beside data and settings
+CODE = ("mlops_nb.flights.model", "mlops_nb.flights.learning", "mlops_nb.models.evidence")  # what decides a model, beside data and settings
 REQUIREMENTS = ("mlflow", "lightgbm", "numpy", "pandas")  # what the model's file imports
 VERSION_TAGS = ("as_of", "trained_through", "held_out_from", "held_out_to", "threshold", "baseline_threshold", "git_sha",
                 "git_dirty", "fingerprint", "read_versions", "owner")

@@ -14,13 +14,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .. import gate, governance, registry, training, validation
+from ..deployment import checks as gate
+from ..deployment import validation
 from ..errors import MlopsError
-from ..features import spec_of
+from ..features.client import spec_of
 from . import train
 from .features import BASELINE, SLICES
 from .learning import Periods, labelled_rows, split
 from .train import input_types
+from ..models import evidence as training
+from ..models import model_card as governance
+from ..models import registry
 
 # %% ../../nbs/flights/07_validate.ipynb #8c7005cb
 CONF = ("checks", "deployment")  # of conf/validation.yml

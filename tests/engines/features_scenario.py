@@ -4,10 +4,10 @@ from datetime import date, timedelta
 
 from side_by_side import Scenario, rows
 
-from mlops_nb import tables
+from mlops_nb.data import tables
+from mlops_nb.features.point_in_time import point_in_time_join
 from mlops_nb.flights import features, ingest
 from mlops_nb.flights.days import cut_of, sql_day
-from mlops_nb.point_in_time import point_in_time_join
 
 step = scenario = Scenario()
 CUT = cut_of(date(2013, 1, 4))

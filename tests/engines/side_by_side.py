@@ -26,8 +26,8 @@ class Scenario:
 
     def run(self, engine: str, lakehouse: str, results: str, other: str = ""):
         "Run every step on an engine; a step that fails is a result too, and the next ones follow."
+        from mlops_nb.data.session import get_spark, stop
         from mlops_nb.env import load_env
-        from mlops_nb.spark import get_spark, stop
         env = changed(load_env("dev", root=ROOT), engine=engine, lakehouse=lakehouse)
         began = time.time()
         spark = get_spark(env)
@@ -70,7 +70,7 @@ def schema(df) -> list:
 
 def everything(spark, env) -> dict:
     "What the engine reads in each table of a lakehouse, by its folder alone."
-    from mlops_nb.spark import location, stored_tables
+    from mlops_nb.data.session import location, stored_tables
     names = [name for catalog in ("dev", "prod") for name in stored_tables(env, catalog)]
     frames = {name: spark.read.format("delta").load(location(env, name)) for name in names}
     return {name: {"rows": rows(df), "columns": [c[:2] for c in plain(schema(df))]} for name, df in frames.items()}

@@ -4,7 +4,7 @@ from dataclasses import replace as changed
 
 from side_by_side import Scenario, refused, rows, schema
 
-from mlops_nb import tables
+from mlops_nb.data import tables
 
 step = scenario = Scenario()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mlops_nb.data.session import environment, start_sail
 from mlops_nb.env import load_env
-from mlops_nb.spark import environment, start_sail
 
 ROOT = Path(__file__).parents[2]
 

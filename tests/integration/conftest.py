@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_nb import spark as sessions
+from mlops_nb.data import session as sessions
 from mlops_nb.env import load_env
 
 LONGEST = ("test_whole", "test_demo", "test_model_loop", "test_deployment")  # begun first, so that no worker is left with one at the end

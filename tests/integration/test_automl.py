@@ -16,8 +16,10 @@ from mlflow.tracking import MlflowClient
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.metrics import log_loss
 
-from mlops_nb import automl, dataset, tables
-from mlops_nb.dataset import SPLIT
+from mlops_nb.automl import dataset
+from mlops_nb.automl import summary as automl
+from mlops_nb.automl.dataset import SPLIT
+from mlops_nb.data import tables
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
@@ -147,7 +149,7 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from sklearn.datasets import load_wine
 import test_automl as tests
-from mlops_nb import automl
+from mlops_nb.automl import summary as automl
 automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=sys.argv[2].split(), max_trials=2, explore=False,
                 **tests.settings(Path(sys.argv[1])))
 """
@@ -183,7 +185,7 @@ def test_the_time_is_kept_and_nothing_goes_on(tmp_path, state):
         automl.classify(load_wine(as_frame=True).frame, "target", families=[family(tmp_path, "slow", before="time.sleep(100)")],
                         explore=False, **settings(state) | {"timeout_minutes": 0.1})
     assert time.monotonic() - began < 20
-    assert not [p for p in psutil.Process().children(recursive=True) if "mlops_nb.warm" in " ".join(p.cmdline())]
+    assert not [p for p in psutil.Process().children(recursive=True) if "mlops_nb.jobs.warm" in " ".join(p.cmdline())]
 
 
 def test_numbers_over_time_from_a_table(state, spark, env):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_nb.data_contract import check_declared, read_contracts
+from mlops_nb.data.contracts import check_declared, read_contracts
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import features, ingest
 from mlops_nb.flights.days import midnight

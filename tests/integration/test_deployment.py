@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mlops_nb import deployment, registry
+from mlops_nb.data.session import get_spark, stop
+from mlops_nb.deployment import aliases as deployment
 from mlops_nb.env import load_env
-from mlops_nb.spark import get_spark, stop
+from mlops_nb.models import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,8 @@ import json, os, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from mlops_nb import deployment, promotion, registry, training
+from mlops_nb.deployment import aliases as deployment, promotion
+from mlops_nb.models import evidence as training, registry
 from mlops_nb.env import load_env
 NAME, folder = "dev.flights.late_arrival", Path(sys.argv[1])
 RULE = dict(mode="compare", metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01, confidence=0.95, floor=0.9)
@@ -164,7 +166,7 @@ def test_killed_before_any_step_and_run_again_it_ends_like_an_undisturbed_one(ki
 
 
 RACING = MADE_UP + """
-from mlops_nb.spark import get_spark
+from mlops_nb.data.session import get_spark
 env, number = home(folder), int(sys.argv[2])
 spark = get_spark(env)
 if number == 2:
@@ -257,7 +259,7 @@ def project(tmp_path):
         cells = [cell('model_name: str = ""\nmodel_version: str = ""', "parameters"), cell(text)]
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}},
                                                             "nbformat": 4, "nbformat_minor": 5}))
-    notebook("wait", "from mlops_nb import approval, registry, task\nfrom mlops_nb.env import load_env\nenv = load_env('dev')\n"
+    notebook("wait", "from mlops_nb import task\nfrom mlops_nb.deployment import approval\nfrom mlops_nb.models import registry\nfrom mlops_nb.env import load_env\nenv = load_env('dev')\n"
                      "task.exit(approval.require_approved(env, registry.get_version(env, model_name, model_version), 'Approval_Legal'))")
     notebook("go", "open('went.txt', 'a').write('x')")
     (tmp_path / "databricks.yml").write_text(textwrap.dedent("""

@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb import feature_functions, registry, tables
+from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
-from mlops_nb.feature_spec import FeatureFunction, FeatureLookup
-from mlops_nb.features import FeatureEngineeringClient, feature_client, find_spec, spec_of
+from mlops_nb.features import functions as feature_functions
+from mlops_nb.features.client import FeatureEngineeringClient, feature_client, find_spec, spec_of
+from mlops_nb.features.spec import FeatureFunction, FeatureLookup
+from mlops_nb.models import registry
 
 T = "TIMESTAMP'2013-07-01 {}:00:00'"
 

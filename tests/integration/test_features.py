@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_nb import spark as sessions
-from mlops_nb import tables
+from mlops_nb.data import session as sessions
+from mlops_nb.data import tables
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.features import publish_table
+from mlops_nb.features.client import publish_table
+from mlops_nb.features.online import OnlineFeatures
+from mlops_nb.features.point_in_time import point_in_time_join
+from mlops_nb.features.stores.store import open_store
 from mlops_nb.flights import features, ingest
 from mlops_nb.flights.days import ZONE, cut_of, midnight, sql_day
 from mlops_nb.flights.features import FEATURES, KEYS, TIMES
-from mlops_nb.online_features import OnlineFeatures
-from mlops_nb.online_store import open_store
-from mlops_nb.point_in_time import point_in_time_join
 
 ROOT = Path(__file__).parents[2]
 CUT = cut_of(date(2013, 3, 14))  # after the clocks changed

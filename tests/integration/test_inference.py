@@ -11,17 +11,18 @@ import pandas as pd
 import papermill
 import pytest
 
-from mlops_nb import registry, tables
+from mlops_nb.data import tables
+from mlops_nb.data.session import get_spark, stop
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.features import feature_client
+from mlops_nb.features.client import feature_client
 from mlops_nb.flights import ingest
 from mlops_nb.flights.days import cut_of, midnight
 from mlops_nb.flights.features import KEYS, labels, register_functions, scheduled, training_set, write_features
 from mlops_nb.flights.inference import PREDICTIONS, predict_flights, write_predictions
 from mlops_nb.flights.monitor import BASELINE, monitor_predictions, read_monitoring, watched, write_baselines
-from mlops_nb.inference import resolve, score
-from mlops_nb.spark import get_spark, stop
+from mlops_nb.models import registry
+from mlops_nb.models.scoring import resolve, score
 
 # MLflow warns of its own type hints, and of models without examples
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_nb import tables
+from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import ingest
 from mlops_nb.flights.days import cut_of

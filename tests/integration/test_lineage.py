@@ -6,9 +6,11 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from typer.testing import CliRunner
 
-from mlops_nb import cli, lineage, registry
+from mlops_nb import cli
+from mlops_nb.deployment import lineage
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import registry
 
 ROOT = Path(__file__).parents[2]
 MODEL = LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0])

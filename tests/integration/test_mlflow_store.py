@@ -7,7 +7,7 @@ USE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from mlops_nb import registry
+from mlops_nb.models import registry
 from mlops_nb.env import load_env
 state = Path(sys.argv[1])
 env = replace(load_env(), state=state, tracking_uri=f"sqlite:///{state / 'mlflow.db'}", registry_uri=f"sqlite:///{state / 'mlflow.db'}")

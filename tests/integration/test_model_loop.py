@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_nb import deployment, registry, training
+from mlops_nb.deployment import aliases as deployment
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import evidence as training
+from mlops_nb.models import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
 MARCH, APRIL, LATER = date(2013, 3, 11), date(2013, 4, 1), date(2013, 4, 8)
@@ -32,7 +34,7 @@ def land(spark, env, as_of):
 
 def trained(loop, as_of, **conf):
     "The version as of a day, by settings that may differ from those in conf."
-    from mlops_nb.features import feature_client
+    from mlops_nb.features.client import feature_client
     from mlops_nb.flights import days, features, learning, train
     settings = training.read_conf(loop.env.root, "train.yml", train.CONF) | conf
     env = train.pinned(loop.spark, loop.env)
@@ -43,7 +45,8 @@ def trained(loop, as_of, **conf):
 
 def validated(loop, version, **metrics):
     "The reasons of each check: of all, or of the metrics alone by other rules."
-    from mlops_nb import gate, validation
+    from mlops_nb.deployment import checks as gate
+    from mlops_nb.deployment import validation
     from mlops_nb.flights import validate
     conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["checks"]
     evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
@@ -65,7 +68,7 @@ def aliases(env):
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
     "A lakehouse as of April; versions 1 (as of March) and 2 (as of April), and 3, which learnt for three rounds only."
-    from mlops_nb.spark import get_spark, stop
+    from mlops_nb.data.session import get_spark, stop
     folder = tmp_path_factory.mktemp("loop")
     uri = f"sqlite:///{folder}/mlflow.db"
     env = replace(load_env("dev"), state=folder, lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
@@ -100,7 +103,7 @@ def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
 def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
     import mlflow
 
-    from mlops_nb import governance
+    from mlops_nb.models import model_card as governance
     demanded, version = governance.read_governance(loop.env.root), registry.get_version(loop.env, NAME, 2)
     card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
     assert governance.check_card(card, demanded) == [] and governance.check_tags(version.tags, demanded) == []
@@ -253,10 +256,11 @@ KILLED = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from mlops_nb import deployment, registry, training
+from mlops_nb.deployment import aliases as deployment
+from mlops_nb.models import evidence as training, registry
 from mlops_nb.env import load_env
 from mlops_nb.flights import deploy, train, validate
-from mlops_nb.spark import get_spark
+from mlops_nb.data.session import get_spark
 folder, when = sys.argv[1:]
 uri = f"sqlite:///{folder}/mlflow.db"
 env = replace(load_env("dev"), state=Path(folder), lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)

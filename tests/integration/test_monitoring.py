@@ -10,12 +10,12 @@ import sklearn.metrics
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from mlops_nb import tables
+from mlops_nb.data import tables
+from mlops_nb.data.session import get_spark, stop
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.monitoring import drift_columns, measure, profile_columns, write_metrics
-from mlops_nb.profiles import Monitor
-from mlops_nb.spark import get_spark, stop
+from mlops_nb.monitoring.metric_tables import drift_columns, measure, profile_columns, write_metrics
+from mlops_nb.monitoring.profiles import Monitor
 
 ZONE = "America/New_York"
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", slicing_exprs=("origin", "distance > 1000"),

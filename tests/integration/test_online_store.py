@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import online_store, tables
+from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
-from mlops_nb.online_rows import Overtaken, layout_of
-from mlops_nb.online_store import open_store, store
-from mlops_nb.publishing import publish
+from mlops_nb.features.stores import store as online_store
+from mlops_nb.features.stores.publishing import publish
+from mlops_nb.features.stores.rows import Overtaken, layout_of
+from mlops_nb.features.stores.store import open_store, store
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stores
@@ -470,8 +471,8 @@ def test_a_publish_that_was_killed_is_finished_by_the_next(address, online, spar
 import sys, time, warnings
 warnings.simplefilter("ignore")
 import pyarrow as pa
-from mlops_nb.online_rows import Layout
-from mlops_nb.online_store import open_store
+from mlops_nb.features.stores.rows import Layout
+from mlops_nb.features.stores.store import open_store
 online, layout = open_store({address!r}, timeout=10), Layout.from_text({layout.as_text()!r})
 def batches():
     for i, batch in enumerate(pa.ipc.open_stream(sys.stdin.buffer).read_all().to_batches(max_chunksize=5)):
@@ -552,9 +553,9 @@ def test_a_whole_publish_killed(file, spark, env, table, tmp_path):
 import time
 from pathlib import Path
 from dataclasses import replace
-from mlops_nb import online_store, publishing
+from mlops_nb.features.stores import publishing, store as online_store
 from mlops_nb.env import load_env
-from mlops_nb.spark import get_spark
+from mlops_nb.data.session import get_spark
 env = replace(load_env("dev"), lakehouse={env.lakehouse!r})
 online = online_store.open_store("sqlite:///{tmp_path}/online.db")
 online.chunk, write = 100, online._write

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.point_in_time import point_in_time_join
+from mlops_nb.features.point_in_time import point_in_time_join
 
 ZONES = ("UTC", "America/New_York", "Asia/Kolkata")
 SPRING, AUTUMN = datetime(2013, 3, 10, 7, tzinfo=UTC), datetime(2013, 11, 3, 6, tzinfo=UTC)  # New York's clocks change

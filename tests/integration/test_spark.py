@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_nb import spark as sessions
-from mlops_nb import tables
+from mlops_nb.data import session as sessions
+from mlops_nb.data import tables
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 

@@ -7,8 +7,8 @@ import nbformat
 import psutil
 import pytest
 
-from mlops_nb.supervisor import OUTPUT_CAP, Supervised, writes_to
-from mlops_nb.warm import Copy, Warm
+from mlops_nb.jobs.process import OUTPUT_CAP, Supervised, writes_to
+from mlops_nb.jobs.warm import Copy, Warm
 
 
 @pytest.fixture(scope="module", params=["a process of its own", "a copy of a warm process"])

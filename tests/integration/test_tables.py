@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import spark as sessions
-from mlops_nb import tables
+from mlops_nb.data import session as sessions
+from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
 
 ROOT = Path(__file__).parents[2]
@@ -295,7 +295,7 @@ PROCESS = """
 import sys, json
 from dataclasses import replace as changed
 from pathlib import Path
-from mlops_nb import spark as sessions, tables
+from mlops_nb.data import session as sessions, tables
 from mlops_nb.env import load_env
 env = changed(load_env("dev", root=Path(sys.argv[1])), engine="sail", lakehouse=sys.argv[2])
 spark = sessions.get_spark(env)

@@ -9,12 +9,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb import deployment, features, gate, governance, metrics, registry, validation
+from mlops_nb.deployment import aliases as deployment
+from mlops_nb.deployment import checks as gate
+from mlops_nb.deployment import validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.feature_spec import TRAINING_DATA, Column, FeatureSpec
+from mlops_nb.features import client as features
+from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
 from mlops_nb.flights import train, validate
 from mlops_nb.flights.features import FEATURES, SLICES
+from mlops_nb.models import metrics, registry
+from mlops_nb.models import model_card as governance
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"), pytest.mark.filterwarnings("ignore:.*type hint")]
 NAME = "dev.flights.late_arrival"

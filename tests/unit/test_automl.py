@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import search, trials
-from mlops_nb.automl import AutoMLSummary, TrialInfo, better_first, classify
-from mlops_nb.dataset import PARTS, SPLIT, prepare, split_by_hash, split_by_time
+from mlops_nb.automl import search, trials
+from mlops_nb.automl.dataset import PARTS, SPLIT, prepare, split_by_hash, split_by_time
+from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, classify
 from mlops_nb.errors import MlopsError
-from mlops_nb.supervisor import Outcome
+from mlops_nb.jobs.process import Outcome
 
 ROOT = Path(__file__).parents[2]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -145,11 +145,11 @@ def test_a_trials_notebook_is_readable_source_alone(tmp_path):
 
 def test_a_wheel_takes_the_notebooks_along():
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folder = ROOT / told["package-dir"]["mlops_nb.automl_notebooks"]
-    packed = {p for pattern in told["package-data"]["mlops_nb.automl_notebooks"] for p in folder.glob(pattern)}
+    folder = ROOT / told["package-dir"]["mlops_nb.automl.templates"]
+    packed = {p for pattern in told["package-data"]["mlops_nb.automl.templates"] for p in folder.glob(pattern)}
     assert packed >= {folder / "trial.ipynb", folder / "exploration.ipynb", *(folder / "families").glob("*.py")}
     packages = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "mlops_nb").rglob("*.py")}
-    assert packages | {"mlops_nb.automl_notebooks"} == set(told["packages"]), "pyproject.toml lists the packages of a wheel"
+    assert packages | {"mlops_nb.automl.templates"} == set(told["packages"]), "pyproject.toml lists the packages of a wheel"
 
 
 def test_a_hopeless_trial_is_asked_to_stop(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import bundle
-from mlops_nb.bundle import find_root, job_id, load, target_names
+from mlops_nb.bundle import load
+from mlops_nb.bundle.load import find_root, job_id, load_bundle, target_names
 from mlops_nb.errors import MlopsError
 from mlops_nb.yaml_files import read_yaml
 
@@ -42,7 +42,7 @@ def write(tmp_path):
 
 def refused(root, message, **options):
     with pytest.raises(MlopsError) as error:
-        load(root, **options)
+        load_bundle(root, **options)
     assert message in str(error.value), str(error.value)
 
 
@@ -52,7 +52,7 @@ def refused(root, message, **options):
 def test_the_root_is_found_from_inside_and_missed_elsewhere(write, tmp_path_factory):
     root = write()
     (root / "nbs" / "deep").mkdir(parents=True)
-    assert find_root(root / "nbs" / "deep") == root.resolve() == load(root / "nbs").root
+    assert find_root(root / "nbs" / "deep") == root.resolve() == load_bundle(root / "nbs").root
     with pytest.raises(MlopsError, match="no databricks.yml in"):
         find_root(tmp_path_factory.mktemp("elsewhere"))
 
@@ -63,8 +63,8 @@ def test_includes_are_read_in_order_and_once(write):
         resources__b_yml="resources: {jobs: {b: {name: b}}}",
         resources__a_yml="resources: {jobs: {a: {name: a}}}",
     )
-    assert list(load(root).jobs) == ["c", "a", "b"]
-    assert str(load(root).place("resources.jobs.b.name")) == "resources/b.yml:1"
+    assert list(load_bundle(root).jobs) == ["c", "a", "b"]
+    assert str(load_bundle(root).place("resources.jobs.b.name")) == "resources/b.yml:1"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_misspelt_and_misshapen_sections(write, text, message):
 
 def test_several_slips_are_told_at_once(write):
     with pytest.raises(MlopsError) as error:
-        load(write("targest: {}\nvaraibles: {}"))
+        load_bundle(write("targest: {}\nvaraibles: {}"))
     assert "'targest'" in str(error.value) and "'varaibles'" in str(error.value)
 
 
@@ -161,16 +161,16 @@ TWO = "targets: {dev: {}, prod: {default: true}}"
 
 
 def test_choosing_a_target(write):
-    assert load(write(TWO)).target == "prod" and load(write(TWO), "dev").target == "dev"
-    assert load(write("targets: {only: }")).target == "only" and load(write("")).target == "default"
-    assert target_names(write(TWO)) == ["dev", "prod"] == list(load(write(TWO)).targets)
+    assert load_bundle(write(TWO)).target == "prod" and load_bundle(write(TWO), "dev").target == "dev"
+    assert load_bundle(write("targets: {only: }")).target == "only" and load_bundle(write("")).target == "default"
+    assert target_names(write(TWO)) == ["dev", "prod"] == list(load_bundle(write(TWO)).targets)
     refused(write(TWO), "no target 'prd' in databricks.yml\n  did you mean 'prod'? there are: dev, prod", target="prd")
     refused(write("targets: {a: {}, b: {}}"), "which target? none says default: true\n  there are: a, b")
     refused(write("targets: {a: {default: true}, b: {default: true}}"), "which target? several say default: true")
 
 
 def test_a_target_is_laid_over_the_rest(write):
-    loaded = load(
+    loaded = load_bundle(
         write("""
         workspace: {host: https://example.org}
         permissions: [{level: CAN_VIEW, group_name: all}]
@@ -246,7 +246,7 @@ def test_a_target_is_laid_over_the_rest(write):
 
 
 def test_keys_are_joined_after_their_references_are_resolved(write):
-    loaded = load(
+    loaded = load_bundle(
         write("""
         variables: {key: {default: a}}
         resources: {jobs: {score: {tasks: [{task_key: a, max_retries: 1}]}}}
@@ -287,8 +287,8 @@ def test_the_first_that_says_something_counts(write, monkeypatch):
             )
         },
     )
-    assert load(root, "dev").variables == {"name": "own", "size": 1, "loud": False, "many": ["a"], "needed": "dev"}
-    assert load(root, "prod").variables == {
+    assert load_bundle(root, "dev").variables == {"name": "own", "size": 1, "loud": False, "many": ["a"], "needed": "dev"}
+    assert load_bundle(root, "prod").variables == {
         "name": "of file",
         "size": 7,
         "loud": False,
@@ -296,13 +296,13 @@ def test_the_first_that_says_something_counts(write, monkeypatch):
         "needed": "prod",
     }
     monkeypatch.setenv("BUNDLE_VAR_name", "of environment")
-    assert load(root, "prod").variables["name"] == "of environment"
-    assert load(root, "prod", {"name": "of command line"}).variables["name"] == "of command line"
-    assert load(write(VARIABLES), "dev", {"size": "3", "loud": "true"}).variables["size"] == 3
+    assert load_bundle(root, "prod").variables["name"] == "of environment"
+    assert load_bundle(root, "prod", {"name": "of command line"}).variables["name"] == "of command line"
+    assert load_bundle(write(VARIABLES), "dev", {"size": "3", "loud": "true"}).variables["size"] == 3
 
 
 def test_a_target_gives_a_variable_its_value(write):
-    variables = load(write(VARIABLES), "prod").variables
+    variables = load_bundle(write(VARIABLES), "prod").variables
     assert (variables["name"], variables["many"]) == ("of target", ["b", "c"])
 
 
@@ -353,9 +353,9 @@ def test_a_bad_overrides_file(write):
 
 def test_a_variable_that_is_looked_up_takes_a_value(write, monkeypatch):
     root = write("variables: {policy: {lookup: {cluster_policy: small}}}")
-    assert load(root, variables={"policy": "A1"}).variables == {"policy": "A1"}
+    assert load_bundle(root, variables={"policy": "A1"}).variables == {"policy": "A1"}
     monkeypatch.setenv("BUNDLE_VAR_policy", "B2")
-    assert load(root).variables == {"policy": "B2"}
+    assert load_bundle(root).variables == {"policy": "B2"}
 
 
 def test_a_target_turns_a_lookup_into_a_value_and_back(write):
@@ -363,7 +363,7 @@ def test_a_target_turns_a_lookup_into_a_value_and_back(write):
         variables: {a: {lookup: {job: x}}, b: {default: y}}
         targets: {one: {variables: {a: z}}, two: {variables: {a: z, b: {lookup: {job: y}}}}}
         """
-    assert load(write(text), "one").variables == {"a": "z", "b": "y"}
+    assert load_bundle(write(text), "one").variables == {"a": "z", "b": "y"}
     refused(write(text), "the variable 'b' is looked up", target="two")
 
 
@@ -371,11 +371,11 @@ def test_a_target_turns_a_lookup_into_a_value_and_back(write):
 
 
 def resolved(root, **options):
-    return load(root, **options).job("a")["name"]
+    return load_bundle(root, **options).job("a")["name"]
 
 
 def test_references_to_everything_known(write, monkeypatch):
-    monkeypatch.setattr(bundle, "current_user", lambda: "Ana.B@example.org")
+    monkeypatch.setattr(load, "current_user", lambda: "Ana.B@example.org")
     monkeypatch.setenv("DATABRICKS_HOST", "https://home.example.org")
     name = """
       - ${bundle.name} ${bundle.target} ${bundle.mode}
@@ -384,7 +384,7 @@ def test_references_to_everything_known(write, monkeypatch):
       - ${workspace.root_path} ${workspace.file_path} ${workspace.host}
       - ${resources.jobs.b.id} ${resources.jobs.b.name} ${resources.schemas.s.id} ${resources.registered_models.m.id}
       - ${artifacts.wheel.path}"""
-    loaded = load(
+    loaded = load_bundle(
         write(
             """
         variables:
@@ -412,7 +412,7 @@ def test_references_to_everything_known(write, monkeypatch):
 
 
 def test_a_whole_text_takes_the_value_itself(write):
-    loaded = load(
+    loaded = load_bundle(
         write("""
         variables:
           tags: {type: complex, default: {team: "${bundle.name}"}}
@@ -493,12 +493,12 @@ def test_references_where_none_can_be(write):
     nested = "variables: {a: {default: x}, x: {default: y}, b: {default: '${var.${var.a}}'}}"
     refused(write(nested), "has a reference inside of a reference")
     refused(write("resources: {jobs: {'${bundle.name}_job': {}}}"), "the key '${bundle.name}_job' holds a reference")
-    assert load(write("resources: {jobs: {a: {tags: {'${HOME}': x}}}}")).job("a") == {"tags": {"${HOME}": "x"}}
+    assert load_bundle(write("resources: {jobs: {a: {tags: {'${HOME}': x}}}}")).job("a") == {"tags": {"${HOME}": "x"}}
 
 
 def test_an_entry_that_only_holds_an_anchor_is_left_out(write):
     text = "common: &common {max_retries: 2}\nresources: {jobs: {a: {tasks: [{task_key: a, <<: *common}]}}}"
-    assert load(write(text)).job("a") == {"tasks": [{"max_retries": 2, "task_key": "a"}]}
+    assert load_bundle(write(text)).job("a") == {"tasks": [{"max_retries": 2, "task_key": "a"}]}
     refused(write(text.replace("&common", "").replace(", <<: *common", "")), "no top-level key 'common'")
 
 
@@ -539,7 +539,7 @@ def test_paths_are_rewritten_from_where_they_stand(write):
         targets: {{dev: {{resources: {{jobs: {{a: {{tasks: [{task % ("of_target", "../nbs/t.ipynb")}]}}}}}}}}}}
         """,
     )
-    tasks = {task["task_key"]: task for task in load(root).job("a")["tasks"]}
+    tasks = {task["task_key"]: task for task in load_bundle(root).job("a")["tasks"]}
     found = {key: task["notebook_task"]["notebook_path"] for key, task in tasks.items() if "notebook_task" in task}
     assert found == {
         "up": "nbs/a.ipynb",
@@ -550,11 +550,11 @@ def test_paths_are_rewritten_from_where_they_stand(write):
     }
     assert tasks["loop"]["for_each_task"]["task"]["notebook_task"]["notebook_path"] == "nbs/d.ipynb"
     assert tasks["script"]["spark_python_task"]["python_file"] == "src/e.py"
-    assert load(root).job("b")["tasks"][0]["notebook_task"]["notebook_path"] == "nbs/a"
+    assert load_bundle(root).job("b")["tasks"][0]["notebook_task"]["notebook_path"] == "nbs/a"
 
 
 def test_what_databricks_takes_as_text_is_text(write):
-    loaded = load(
+    loaded = load_bundle(
         write("""
         resources:
           jobs:
@@ -587,12 +587,12 @@ def test_development_pauses_what_does_not_say(write, target, status):
           production: {mode: production}
           preset: {presets: {trigger_pause_status: UNPAUSED}}
         """)
-    jobs = load(root, target).jobs
+    jobs = load_bundle(root, target).jobs
     assert jobs["a"]["schedule"].get("pause_status") == status and jobs["b"]["trigger"]["pause_status"] == "UNPAUSED"
 
 
 def test_jobs_by_key_and_by_id(write):
-    loaded = load(write("resources: {jobs: {train: {}, deploy: {name: d}}}"))
+    loaded = load_bundle(write("resources: {jobs: {train: {}, deploy: {name: d}}}"))
     assert (
         loaded.job("deploy") == {"name": "d"}
         and loaded.job_by_id(job_id("train")) == loaded.job_by_id(str(job_id("train"))) == "train"
@@ -609,7 +609,7 @@ def test_ids_of_jobs_are_positive_and_stable(one, other):
 
 
 def test_ids_are_the_same_in_another_process():
-    command = [sys.executable, "-c", "from mlops_nb.bundle import job_id; print(job_id('train'))"]
+    command = [sys.executable, "-c", "from mlops_nb.bundle.load import job_id; print(job_id('train'))"]
     assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) == job_id("train")
 
 
@@ -682,7 +682,7 @@ def spots(value, path=()):
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([spot for spot in spots(GOOD) if spot]), junk)
 def test_any_mistake_is_answered_with_a_sentence(tmp_path_factory, spot, value):
-    from mlops_nb.checks import check
+    from mlops_nb.bundle.checks import check
 
     tree = json.loads(json.dumps(GOOD))
     inside = tree
@@ -693,7 +693,7 @@ def test_any_mistake_is_answered_with_a_sentence(tmp_path_factory, spot, value):
     root.mkdir(exist_ok=True)
     (root / "databricks.yml").write_text(json.dumps(tree))
     try:
-        assert all(str(problem) for problem in check(load(root)))
+        assert all(str(problem) for problem in check(load_bundle(root)))
     except MlopsError as error:
         assert error.message
 
@@ -712,9 +712,9 @@ def without_target(jobs, target):
 
 
 def test_staging_and_prod_differ_in_declared_variables_only():
-    prod = load(ROOT, "prod")
-    assert load(ROOT, "staging").jobs != prod.jobs
-    staging = load(ROOT, "staging", variables=prod.variables)
+    prod = load_bundle(ROOT, "prod")
+    assert load_bundle(ROOT, "staging").jobs != prod.jobs
+    staging = load_bundle(ROOT, "staging", variables=prod.variables)
     assert staging.variables == prod.variables
     assert without_target(staging.jobs, "staging") == without_target(prod.jobs, "prod")
     assert {kind: value for kind, value in staging.data["resources"].items() if kind != "jobs"} == {
@@ -724,7 +724,7 @@ def test_staging_and_prod_differ_in_declared_variables_only():
 
 @pytest.mark.parametrize("target", target_names(ROOT))
 def test_no_reference_is_left_in_our_own_bundle(target):
-    loaded = load(ROOT, target)
+    loaded = load_bundle(ROOT, target)
     assert "${" not in json.dumps(loaded.data) and loaded.variables["catalog"] == target
     for job in loaded.jobs.values():
         for task in job["tasks"]:
@@ -733,7 +733,7 @@ def test_no_reference_is_left_in_our_own_bundle(target):
 
 
 def test_each_line_of_our_own_bundle_is_where_it_is_said_to_be():
-    loaded = load(ROOT)
+    loaded = load_bundle(ROOT)
     for key in ("train", "monitor"):
         place = loaded.place(f"resources.jobs.{key}.tasks[0].task_key")
         line = (ROOT / place.file).read_text().splitlines()[place.line - 1]
@@ -743,11 +743,11 @@ def test_each_line_of_our_own_bundle_is_where_it_is_said_to_be():
 
 def test_importing_the_bundle_and_its_checks_is_cheap():
     heavy = ["databricks.sdk", "croniter", "papermill", "pandas", "mlflow", "pyspark", "numpy", "IPython"]
-    code = f"import sys, mlops_nb.bundle, mlops_nb.checks; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, mlops_nb.bundle, mlops_nb.bundle.checks; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_read_is_the_same_however_often():
     text = (ROOT / "databricks.yml").read_text()
-    assert read_yaml(text, "a") == read_yaml(text, "a") and load(ROOT) == load(ROOT)
+    assert read_yaml(text, "a") == read_yaml(text, "a") and load_bundle(ROOT) == load_bundle(ROOT)

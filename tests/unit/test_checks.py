@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mlops_nb.bundle import job_id, load, target_names
-from mlops_nb.checks import Problem, check, check_job, check_jobs
+from mlops_nb.bundle.checks import Problem, check, check_job, check_jobs
+from mlops_nb.bundle.load import job_id, load_bundle, target_names
+from mlops_nb.bundle.parameters import Parameter, notebook_parameters, parameter_cell
 from mlops_nb.errors import MlopsError
-from mlops_nb.notebooks import Parameter, notebook_parameters, parameter_cell
 
 ROOT = Path(__file__).parents[2]
 TRAIN = {"task_key": "train", "notebook_task": {"notebook_path": "train.ipynb"}}
@@ -33,7 +33,7 @@ def said(tmp_path):
         every = ({"job": JOB | (job or {})} if jobs is None else {}) | (jobs or {})
         tree = {"bundle": {"name": "example"}, "resources": {"jobs": every}} | bundle
         (tmp_path / "databricks.yml").write_text(json.dumps(tree, indent=1))
-        return [(p.key.removeprefix("resources.jobs.job."), p.message, p.hint) for p in check(load(tmp_path))]
+        return [(p.key.removeprefix("resources.jobs.job."), p.message, p.hint) for p in check(load_bundle(tmp_path))]
 
     find.root = tmp_path
     return find
@@ -456,7 +456,7 @@ def test_production_with_a_place_is_no_mistake(said):
 
 def test_a_problem_names_the_line(said):
     said(one(run_if="x"))
-    (problem,) = check(load(said.root))
+    (problem,) = check(load_bundle(said.root))
     line = (said.root / problem.file).read_text().splitlines()[problem.line - 1]
     assert '"run_if": "x"' in line
     assert str(problem).startswith(
@@ -467,7 +467,7 @@ def test_a_problem_names_the_line(said):
 
 def test_one_job_and_all_jobs(said):
     said(jobs={"a": one(run_if="x") | {"parameters": []}, "b": one(run_if="y") | {"parameters": []}})
-    loaded = load(said.root)
+    loaded = load_bundle(said.root)
     assert [p.message for p in check_job(loaded, "b")] == ["'y' is no RunIf"] and len(check_jobs(loaded)) == 2
     with pytest.raises(MlopsError, match="no job 'c'"):
         check_job(loaded, "c")
@@ -538,4 +538,4 @@ def test_a_notebook_that_cannot_be_read(tmp_path, content, message):
 
 @pytest.mark.parametrize("target", target_names(ROOT))
 def test_our_own_bundle_has_no_problem(target):
-    assert [str(problem) for problem in check(load(ROOT, target))] == []
+    assert [str(problem) for problem in check(load_bundle(ROOT, target))] == []

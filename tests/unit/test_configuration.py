@@ -5,9 +5,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mlops_nb import cli
-from mlops_nb.configuration import conf_problems
+from mlops_nb.conf_checks import conf_problems
 from mlops_nb.errors import MlopsError
-from mlops_nb.tuning import check_space, check_tuning, tuning_problems
+from mlops_nb.models.tuning import check_space, check_tuning, tuning_problems
 
 ROOT = Path(__file__).parents[2]
 KNOWN = ["depth", "rate"]

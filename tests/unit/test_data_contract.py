@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mlops_nb.data_contract import TYPES, Contract, check_declared, contract_problems, fits, read_contracts, wrong_types
+from mlops_nb.data.contracts import (
+    TYPES,
+    Contract,
+    check_declared,
+    contract_problems,
+    fits,
+    read_contracts,
+    wrong_types,
+)
 from mlops_nb.errors import MlopsError
 
 ROOT = Path(__file__).parents[2]

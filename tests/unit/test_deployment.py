@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import deployment, promotion, registry
+from mlops_nb.deployment import aliases as deployment
+from mlops_nb.deployment import promotion
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import compare as compare_notebook
 from mlops_nb.flights import deploy as deploy_notebook
+from mlops_nb.models import registry
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
               pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]

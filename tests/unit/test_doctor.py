@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from mlops_nb import cli, doctor
 from mlops_nb.env import load_env
-from mlops_nb.online_rows import layout_of
-from mlops_nb.online_store import store
+from mlops_nb.features.stores.rows import layout_of
+from mlops_nb.features.stores.store import store
 
 ROOT = Path(__file__).parents[2]
 

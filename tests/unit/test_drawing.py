@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from mlops_nb import bundle
-from mlops_nb.drawing import COMPUTED, draw, gets, gives, layers, mermaid, never_set, picture, uses, values_set
+from mlops_nb.bundle.drawing import COMPUTED, draw, gets, gives, layers, mermaid, never_set, picture, uses, values_set
+from mlops_nb.bundle.load import load_bundle
 from mlops_nb.errors import MlopsError
 
 
@@ -120,12 +120,12 @@ def test_a_job_of_a_bundle(project):
             "job_id": "${resources.jobs.deploy.id}",
             "job_parameters": {"version": "{{tasks.train.values.model_version}}"}}},
     ], parameters=[{"name": "as_of", "default": "2013-04-01"}, {"name": "target", "default": "${bundle.target}"}])
-    text = printed(draw(bundle.load(project.root), "train"))
+    text = printed(draw(load_bundle(project.root), "train"))
     for words in ("nbs/train.ipynb", "as_of = 2013-04-01", "model_version -> hand_over", "job deploy",
                   "version = {{tasks.train.values.model_version}}"):
         assert words in text, words
     assert "target" not in text and "does not set" not in text
     project.job("there", [{"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/Shared/a"}}],
                 parameters=[{"name": "as_of", "default": "latest"}])
-    assert "as_of = latest" in printed(draw(bundle.load(project.root), "there"))
-    with pytest.raises(MlopsError, match="no job 'trian'"): draw(bundle.load(project.root), "trian")
+    assert "as_of = latest" in printed(draw(load_bundle(project.root), "there"))
+    with pytest.raises(MlopsError, match="no job 'trian'"): draw(load_bundle(project.root), "trian")

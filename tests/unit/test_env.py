@@ -200,6 +200,6 @@ def test_pointing_mlflow_at_one_project_does_not_bind_the_next(root, monkeypatch
 
 def test_env_imports_nothing_heavy():
     heavy = "{'mlflow', 'pyspark', 'pandas', 'numpy', 'pyarrow', 'lightgbm', 'pysail', 'deltalake'} & set(sys.modules)"
-    code = f"import sys, mlops_nb.env, mlops_nb.spark, mlops_nb.tables; print(sorted({heavy}))"
+    code = f"import sys, mlops_nb.env, mlops_nb.data.session, mlops_nb.data.tables; print(sorted({heavy}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.stdout.strip() == "[]", run.stderr

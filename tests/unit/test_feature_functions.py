@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb import feature_functions as ff
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.features import functions as ff
 from mlops_nb.flights import features
 
 

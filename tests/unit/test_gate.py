@@ -7,10 +7,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import gate, training, validation
+from mlops_nb.deployment import checks as gate
+from mlops_nb.deployment import validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import validate
+from mlops_nb.models import evidence as training
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"), pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")]
 TYPES = {"origin": "string", "truth": "double", "wind": "double"}
@@ -44,7 +46,7 @@ def held(rows=6000, days=12):
 
 def logged(held_out, prediction):
     "What an honest run of this model logs."
-    from mlops_nb.metrics import binary_metrics
+    from mlops_nb.models.metrics import binary_metrics
     own, base = binary_metrics(held_out.label, prediction, 0.2, COSTS), binary_metrics(held_out.label, held_out.baseline, 0.9, COSTS)
     return own | {f"baseline_{name}": value for name, value in base.items()}
 

@@ -7,9 +7,8 @@ from databricks.sdk.service import jobs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb import graph
-from mlops_nb.errors import MlopsError
-from mlops_nb.graph import (
+from mlops_nb.bundle import graph
+from mlops_nb.bundle.graph import (
     ResultState,
     RunIf,
     condition,
@@ -23,6 +22,7 @@ from mlops_nb.graph import (
     topological,
     upstream,
 )
+from mlops_nb.errors import MlopsError
 
 
 def task(key: str, *before: str, **more) -> dict:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.types import ColSpec, Schema
 
-from mlops_nb import inference
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import scoring as inference
 
 
 def model(*columns, answer=lambda frame: np.zeros(len(frame))):

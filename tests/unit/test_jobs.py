@@ -6,9 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mlops_nb import jobs, runs
 from mlops_nb.errors import MlopsError
-from mlops_nb.supervisor import Outcome
+from mlops_nb.jobs import run_store as runs
+from mlops_nb.jobs import runner as jobs
+from mlops_nb.jobs.process import Outcome
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from mlops_nb import drift, monitoring, profiles, quality, thresholds
 from mlops_nb.errors import MlopsError
-from mlops_nb.profiles import GROUP, Monitor
+from mlops_nb.monitoring import drift, profiles, quality, thresholds
+from mlops_nb.monitoring import metric_tables as monitoring
+from mlops_nb.monitoring.profiles import GROUP, Monitor
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
 counts = lambda k: st.lists(st.integers(0, 60), min_size=k, max_size=k).filter(any).map(np.array)

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlops_nb import notify
+from mlops_nb.bundle.graph import ResultState
 from mlops_nb.errors import MlopsError
-from mlops_nb.graph import ResultState
-from mlops_nb.notify import Notice, destinations, event_of, mail_server, notifications, payload, send
+from mlops_nb.jobs import notices as notify
+from mlops_nb.jobs.notices import Notice, destinations, event_of, mail_server, notifications, payload, send
 
 BODY = payload("on_failure", 7, "train", 13, parent_run_id=12, task_key="deploy", workspace_id=5)
 PASSWORD = "hunter2-%/@:é"
@@ -548,6 +548,6 @@ def test_letters_beyond_ascii(post_office, tmp_path):
 
 def test_what_the_command_line_imports_stays_light():
     heavy = ["smtplib", "ssl", "email.message", "urllib.request", "http.client", "rich", "yaml", "databricks"]
-    code = ("import sys; import mlops_nb.references, mlops_nb.graph, mlops_nb.notify; "
+    code = ("import sys; import mlops_nb.bundle.references, mlops_nb.bundle.graph, mlops_nb.jobs.notices; "
             f"print(sorted(m for m in {heavy} if m in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

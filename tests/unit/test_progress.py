@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mlops_nb import progress, runs
 from mlops_nb.env import load_env
+from mlops_nb.jobs import progress
+from mlops_nb.jobs import run_store as runs
 
 ROOT = Path(__file__).parents[2]
 PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"

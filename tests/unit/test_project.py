@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import mlops_nb
-from mlops_nb import bundle
-from mlops_nb.jobs import nested_tasks
-from mlops_nb.notebooks import parameter_cell
+from mlops_nb.bundle.load import load_bundle
+from mlops_nb.bundle.parameters import parameter_cell
+from mlops_nb.jobs.runner import nested_tasks
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-OF_JOBS = sorted({ROOT / t["notebook_task"]["notebook_path"] for job in bundle.load(ROOT).jobs.values()
+OF_JOBS = sorted({ROOT / t["notebook_task"]["notebook_path"] for job in load_bundle(ROOT).jobs.values()
                   for t in nested_tasks(job) if "notebook_task" in t})
 
 
@@ -32,18 +32,18 @@ def exported(path: Path) -> list[str]:
 
 
 def module_of(path: Path) -> str:
-    "The module a notebook is exported to."
+    "The module a notebook is exported to, without the package."
     found = re.search(r"#\| default_exp (\S+)", path.read_text().replace("\\n", "\n").replace('"', " "))
     return found.group(1) if found else ""
 
 
 def imported(path: Path) -> set[str]:
-    "Our own modules that a notebook's exported cells import."
-    names = set()
+    "Our own modules that a notebook's exported cells import, without the package."
+    modules, names = {module_of(p) for p in NOTEBOOKS} - {""}, set()
     for node in ast.walk(ast.parse("\n".join(exported(path)))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlops_nb":
             inner = node.module.partition(".")[2]
-            names |= {inner} if inner and inner != "flights" else {f"{inner}.{a.name}".lstrip(".") for a in node.names}
+            names |= {inner} if inner in modules else {f"{inner}.{alias.name}".lstrip(".") for alias in node.names}
     return names
 
 
@@ -84,14 +84,28 @@ def test_a_notebook_has_the_form_that_readers_expect(path):
     assert not any(c.get("outputs") for c in cells), "outputs belong to runs"
     functions = [n for s in exported(path) for n in ast.walk(ast.parse(s)) if isinstance(n, ast.FunctionDef)]
     assert not (long := [f.name for f in functions if f.end_lineno - f.lineno >= 30]), f"functions that are too long: {long}"
-    if path.parent.name != "nbs": assert module_of(path).rpartition(".")[2] == path.stem.partition("_")[2], "module and notebook have one name"
+    if module := module_of(path):
+        folder = path.parent.relative_to(ROOT / "nbs")
+        assert module == ".".join((*folder.parts, path.stem.partition("_")[2])), "module and notebook have one name"
 
 
-def test_imports_point_one_way():
-    order = {module_of(p): (p.parent.name, int(p.stem[:2])) for p in NOTEBOOKS if module_of(p)}
-    assert len(order) == len(set(order.values())), "two notebooks share a number"
+def areas() -> list[set[str]]:
+    "The areas, and the rooms at the root, in the order of the table in nbs/index.ipynb: each imports from those above it."
+    table = next(source for cell in json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"]
+                 if "| area |" in (source := "".join(cell["source"])))
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    return [set(re.findall(r"`(\S+)`", cell)) for cell in first]
+
+
+def test_an_area_imports_only_from_areas_above_it():
+    ranks = {name: rank for rank, names in enumerate(areas()) for name in names}
+    rooms = {}  # module -> the rank of its area, its number there
     for path in NOTEBOOKS:
-        for other in imported(path) - {module_of(path)}:  # a function that is sent to workers imports its own module
-            mine, theirs = (path.parent.name, int(path.stem[:2])), order[other]
-            assert not (mine[0] == "platform" and theirs[0] == "flights"), f"{path.name} imports {other}"
-            assert mine[0] != theirs[0] or theirs[1] < mine[1], f"{path.name} imports {other}, which stands after it"
+        area, number = path.parent.relative_to(ROOT / "nbs").as_posix(), path.stem.partition("_")[0]
+        if number.isdigit(): rooms[module_of(path)] = (ranks[path.stem.partition("_")[2] if area == "." else area], int(number))
+    assert set(rooms) == {module for path in NOTEBOOKS if (module := module_of(path))}
+    assert len(set(rooms.values())) == len(rooms), "two notebooks of an area share a number"
+    for path in NOTEBOOKS:
+        if (module := module_of(path)) not in rooms: continue
+        for other in imported(path) - {module}:  # a function that is sent to workers imports its own module
+            assert rooms[other] < rooms[module], f"{module} imports {other}, which stands after it"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_nb.bundle.schedule import next_time, translate, values, zone
 from mlops_nb.errors import MlopsError
-from mlops_nb.quartz import next_time, translate, values, zone
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 

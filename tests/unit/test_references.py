@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_nb.bundle.references import TIME_PARTS, as_inputs, find, literals, parse, resolve, time_part
 from mlops_nb.errors import MlopsError
-from mlops_nb.references import TIME_PARTS, as_inputs, find, literals, parse, resolve, time_part
 
 ROOT = Path(__file__).parents[2]
 START = datetime(2013, 3, 31, 23, 59, 58, 123456, tzinfo=UTC)

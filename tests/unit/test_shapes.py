@@ -7,9 +7,9 @@ import typing
 import pytest
 from databricks.sdk.service import compute, jobs
 
-from mlops_nb.bundle import load
+from mlops_nb.bundle.load import load_bundle
+from mlops_nb.bundle.schema import misfits, nearest, shape
 from mlops_nb.errors import MlopsError
-from mlops_nb.shapes import misfits, nearest, shape
 
 MODULES = {"jobs": jobs, "compute": compute}
 
@@ -49,7 +49,7 @@ def test_what_is_read_is_what_an_import_says():
 
 def test_our_own_jobs_come_back_from_the_sdk_as_they_went_in():
     for target in ("dev", "prod"):
-        for job in load(target=target).jobs.values():
+        for job in load_bundle(target=target).jobs.values():
             assert not list(misfits(job, "JobSettings"))
             filled = {
                 name: value for name, value in job.items() if not name.endswith("_notifications")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import metrics, registry, training
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import evidence as training
+from mlops_nb.models import metrics, registry
 
 COSTS = dict(missed=5, false_warning=1)
 scored = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])), min_size=2, max_size=40)
@@ -177,7 +178,7 @@ HOLD = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from mlops_nb import registry
+from mlops_nb.models import registry
 from mlops_nb.env import load_env
 with registry.lock(replace(load_env("dev"), state=Path(sys.argv[1]), home="local"), "m"):
     print("held", flush=True)

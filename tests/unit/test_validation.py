@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import registry, validation
+from mlops_nb.deployment import validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import registry
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
               pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
