@@ -24,9 +24,9 @@ def read_dataset(dataset: Any,  # DataFrame of pandas or Spark, or the name of a
                  env: Env) -> pd.DataFrame:
     "The rows, in memory."
     if isinstance(dataset, str):
-        from mlops_nb.data import session as spark
+        from mlops_nb.data import session as sessions
         from mlops_nb.data import tables
-        session = spark.get_spark(env)
+        session = sessions.get_spark(env)
         dataset = tables.read(session, env, dataset)
     if hasattr(dataset, "toPandas"): dataset = dataset.toPandas()
     if isinstance(dataset, pd.DataFrame): return dataset.rename(columns=str).reset_index(drop=True)

@@ -15,7 +15,7 @@ from datetime import date, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .session import quoted
+from .sql import quoted
 from ..errors import MlopsError, unknown, what_exists
 from ..yaml_files import Node, places, plain, read_yaml
 

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from ..data import tables
-from ..data.session import quoted
+from ..data.sql import quoted
 from ..env import Env
 from ..errors import MlopsError
 from . import feature_model

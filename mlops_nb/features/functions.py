@@ -19,7 +19,8 @@ from functools import cache, lru_cache
 import numpy as np
 import pandas as pd
 
-from ..data.session import plain_path, sql_text
+from ..data.lakehouse import plain_path
+from ..data.sql import sql_text
 from ..env import Env
 from ..errors import MlopsError, unknown
 

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..data import tables
-from ..data.session import delta_log, location, remove, sql_name, sql_text
+from ..data import schemas, tables
+from ..data.lakehouse import delta_log, location, remove
+from ..data.sql import sql_name, sql_text
 from ..env import Env
 from ..errors import MlopsError, unknown
 
@@ -88,7 +89,7 @@ def create_table(spark, env: Env, name: str, primary_keys: str | Iterable[str],
                  description: str = "", tags: Mapping[str, str] | None = None) -> FeatureTable:
     "A feature table with at least these columns: made, or found if it was declared in the same way."
     keys = [primary_keys] if isinstance(primary_keys, str) else list(primary_keys)
-    columns = tables.columns_of(spark, schema)
+    columns = schemas.columns_of(spark, schema)
     types = {c.name: c.dataType.simpleString() for c in columns}
     said = {"primary_keys": keys, "timeseries_column": timeseries_column}
     table = check_definition(FeatureTable(env.check_write(name), types=types, description=description, tags=dict(tags or {}), **said))

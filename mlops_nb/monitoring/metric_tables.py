@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..data import tables
-from ..data.session import sql_text
+from ..data.sql import sql_text
 from ..env import Env
 from . import profiles
 from .drift import compared, comparisons, number_drift, text_drift

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from ..data.session import quoted, sql_text
+from ..data.sql import quoted, sql_text
 from ..errors import MlopsError, unknown
 
 # %% ../../nbs/monitoring/01_profiles.ipynb #a7e53885

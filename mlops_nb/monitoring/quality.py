@@ -9,7 +9,7 @@ __all__ = ['EPSILON', 'JUDGED', 'check_labels', 'count_classes', 'averages', 'cl
 import numpy as np
 import pandas as pd
 
-from ..data.session import quoted
+from ..data.sql import quoted
 from ..errors import MlopsError
 from .profiles import GROUP, NUMBERS, Monitor, as_groups, by_group
 

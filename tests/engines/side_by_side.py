@@ -70,7 +70,7 @@ def schema(df) -> list:
 
 def everything(spark, env) -> dict:
     "What the engine reads in each table of a lakehouse, by its folder alone."
-    from mlops_nb.data.session import location, stored_tables
+    from mlops_nb.data.lakehouse import location, stored_tables
     names = [name for catalog in ("dev", "prod") for name in stored_tables(env, catalog)]
     frames = {name: spark.read.format("delta").load(location(env, name)) for name in names}
     return {name: {"rows": rows(df), "columns": [c[:2] for c in plain(schema(df))]} for name, df in frames.items()}

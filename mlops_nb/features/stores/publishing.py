@@ -10,7 +10,8 @@ __all__ = ['RANK', 'COUNT', 'latest_rows', 'check_rows', 'table_id', 'difference
 from collections.abc import Iterable, Sequence
 
 from ...data import tables
-from ...data.session import delta_log, quoted
+from ...data.lakehouse import delta_log
+from ...data.sql import quoted
 from ...env import Env
 from ...errors import MlopsError, unknown
 from .rows import Layout, Overtaken, layout_of, merged
