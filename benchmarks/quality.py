@@ -10,12 +10,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from mlops_nb.conf import read_conf
 from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark
 from mlops_nb.env import load_env
 from mlops_nb.flights import learning, model, train
-from mlops_nb.models import evidence as training
-from mlops_nb.models.metrics import mean_log_loss, paired_change
+from mlops_nb.models.intervals import paired_change
+from mlops_nb.models.metrics import mean_log_loss
 
 DAYS = [date(2013, month, 1) for month in range(4, 13)]
 
@@ -36,7 +37,7 @@ def main() -> None:
     env = load_env()
     spark = get_spark(env)
     if not tables.exists(spark, env, "airport_recent"): sys.exit("there are no feature tables of the year: run make demo first")
-    conf = training.read_conf(env.root, "train.yml", train.CONF)
+    conf = read_conf(env.root, "train.yml", train.CONF)
     table = Table(title="log loss against the heuristic, on the four weeks before", title_justify="left", box=None)
     for column in ("as of", "lower by", "95 % of draws", "log loss", "ROC AUC", "calibration error", "cost", "seconds"): table.add_column(column)
     found = {}

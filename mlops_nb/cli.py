@@ -218,12 +218,12 @@ def rollback(name: Name, reason: Annotated[str, typer.Option(help="Why, for the 
     if not reason.strip(): raise MlopsError("a rollback needs a reason", 'say why: --reason "..."')
     from mlops_nb import env
     from mlops_nb.data.session import get_spark
-    from mlops_nb.deployment import aliases as deployment
+    from mlops_nb.deployment import aliases
     from mlops_nb.models import registry
     place = env.load_env(target)
     with registry.answering(place):
         registry.check_model(place, place.model(name))
-        out.print(escape(deployment.rollback(get_spark(place), place, place.model(name), reason, to)), highlight=False)
+        out.print(escape(aliases.rollback(get_spark(place), place, place.model(name), reason, to)), highlight=False)
 
 @app.command()
 def approve(name: Name, version: Annotated[int, typer.Argument(help="The number of the version.")],
@@ -258,12 +258,12 @@ def show_history(name: Name, target: Target = None) -> None:
 
     from mlops_nb import env
     from mlops_nb.data.session import get_spark
-    from mlops_nb.deployment import aliases as deployment
+    from mlops_nb.deployment import aliases
     from mlops_nb.models import registry
     place = env.load_env(target)
     with registry.answering(place):
         registry.check_model(place, place.model(name))
-        moves = deployment.read_log(get_spark(place), place, place.model(name))
+        moves = aliases.read_log(get_spark(place), place, place.model(name))
     wide = out.width >= WIDE
     table = Table("move", "when (UTC)", "alias", "from", "to", "who", "why", *(["run"] if wide else []), box=None, pad_edge=False, header_style="dim")
     for column in table.columns: column.overflow = "fold"
@@ -279,10 +279,10 @@ def copy_model(reference: Annotated[str, typer.Argument(help="catalog.schema.NAM
 
     Example: [bold]mlops models copy dev.flights.late_arrival/3 -t prod[/]"""
     from mlops_nb import env
-    from mlops_nb.deployment import approval
+    from mlops_nb.deployment import copying
     from mlops_nb.models import registry
     place = env.load_env(target)
-    with registry.answering(place): copied, new = approval.copy_version(place, reference)
+    with registry.answering(place): copied, new = copying.copy_version(place, reference)
     out.print(f"{copied.name} v{copied.version} is {'now' if new else 'already'} a copy of {escape(reference)}; validate and deploy it:", highlight=False)
     out.print(f"  mlops run deploy -t {place.target} -p model_name={copied.name} -p model_version={copied.version}", highlight=False, soft_wrap=True)
 

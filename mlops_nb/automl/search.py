@@ -30,8 +30,7 @@ from .dataset import Dataset
 from .trials import DIRECTIONS, METRICS, Family, Result, Running, metric_name
 from ..env import Env, check_name, load_env
 from ..errors import MlopsError, unknown
-from ..models import evidence as training
-from ..models import registry
+from ..models import fingerprint, registry
 from ..task import attempt_folder, write_atomically
 
 # %% ../../nbs/automl/02_search.ipynb #890031e5
@@ -92,7 +91,7 @@ def default_folder(env: Env) -> Path:
 
 def facts_of(dataset: Dataset, primary_metric: str, settings: Settings, families: Mapping[str, Family]) -> dict:
     "What two searches must have in common to be one."
-    return {"rows": training.data_digest(dataset.frame), "target_col": dataset.target_col, "kind": dataset.kind,
+    return {"rows": fingerprint.data_digest(dataset.frame), "target_col": dataset.target_col, "kind": dataset.kind,
             "excluded": dataset.excluded, "primary_metric": primary_metric, "pos_label": str(settings.pos_label),
             "families": {name: family.space for name, family in families.items()}}
 

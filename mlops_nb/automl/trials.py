@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..conf import check_keys
 from ..errors import MlopsError, unknown
-from ..jobs.process import Outcome, Supervised
+from ..jobs.execute import Outcome
+from ..jobs.process import Supervised
 from ..jobs.warm import Warm
-from ..models.evidence import check_keys
 from ..task import write_atomically
 
 # %% ../../nbs/automl/01_trials.ipynb #3100d522

@@ -11,10 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace as changed
 
-from mlops_nb.data.lakehouse import (
-    delta_log,
-    location,
-)
+from .lakehouse import delta_log, location
 from .sql import quoted, sql_name, sql_text, sql_type
 from ..env import Env
 from ..errors import MlopsError

@@ -24,8 +24,9 @@ import pandas as pd
 from . import validation
 from .validation import NotJudged, reasons_of
 from ..errors import MlopsError, unknown
-from ..models import metrics
+from ..models import intervals, metrics
 from ..models import model_card as governance
+from ..models.slices import slice_metrics
 
 # %% ../../nbs/deployment/02_checks.ipynb #c10ba47a
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def check_logged(e: Evidence, *, tolerance: float) -> list[str]:
 def check_improvement(e: Evidence, *, min_relative_change: float) -> list[str]:
     "The log loss is lower than the baseline's by what is asked, and surely lower: days are drawn again for the interval."
     prediction, held = e.prediction, e.held_out
-    change, low, high = metrics.paired_change(held.label, prediction, held.baseline, held.days, metrics.mean_log_loss)
+    change, low, high = intervals.paired_change(held.label, prediction, held.baseline, held.days, metrics.mean_log_loss)
     words = f"log_loss changes by {change:+.1%} against the baseline ({low:+.1%} to {high:+.1%})"
     return [f"{words}, {why}" for why, true in {f"-{min_relative_change:.1%} is asked": change > -min_relative_change,
                                                 "it may be no better": high >= 0}.items() if true]
@@ -205,7 +206,7 @@ def check_calibration(e: Evidence, *, max_error: float) -> list[str]:
 def slice_changes(e: Evidence, min_rows: float) -> pd.DataFrame:  # by slice and value: rows, model, baseline, change
     "The log loss of each slice that is large enough, against the baseline's."
     sides = {"model": e.prediction, "baseline": e.held_out.baseline}
-    found = metrics.slice_metrics(e.rows[list(e.held_out.slices)], e.held_out.label, sides, e.held_out.days, min_rows)
+    found = slice_metrics(e.rows[list(e.held_out.slices)], e.held_out.label, sides, e.held_out.days, min_rows)
     wide = found.dropna(subset="log_loss").pivot(index=["slice", "value", "rows"], columns="who", values="log_loss").reset_index("rows")
     if wide.empty: raise NotJudged(f"no slice has {min_rows:,} rows")
     return wide.assign(change=wide.model / wide.baseline - 1)
@@ -298,7 +299,7 @@ def plot_metrics(e: Evidence, rules: Mapping[str, Mapping], title: str = "") -> 
     "The metrics that have a rule, each on a scale of its own."
     from matplotlib import pyplot
     if not rules: raise NotJudged("no metric has a rule")
-    bounds = metrics.intervals(e.held_out.label, e.prediction, e.threshold("threshold"), e.costs, e.held_out.days)
+    bounds = intervals.intervals(e.held_out.label, e.prediction, e.threshold("threshold"), e.costs, e.held_out.days)
     figure, places = pyplot.subplots(len(rules), 1, figsize=(7, 0.9 * len(rules) + 0.6), layout="constrained", squeeze=False)
     for axes, (metric, rule) in zip(places.flat, rules.items(), strict=True):
         value, low, high = bounds.loc[metric]

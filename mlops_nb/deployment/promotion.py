@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import aliases as deployment
-from .aliases import ROLLED_BACK, Comparison, Contender, tag_of
+from . import aliases
+from .aliases import ROLLED_BACK
+from mlops_nb.deployment.comparison import (
+    Comparison,
+    Contender,
+    check_rule,
+    compare,
+    plot_change,
+    plot_losses,
+    require_validated,
+    tag_of,
+)
 from .validation import described
 from ..env import Env
 from ..errors import MlopsError
-from ..models import evidence as training
+from ..models import fingerprint, registry
 from ..models import model_card as governance
-from ..models import registry
 
 # %% ../../nbs/deployment/05_promotion.ipynb #12104790
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def older_by(version: Any, champion: Any | None) -> int | None:  # mlflow ModelV
 # %% ../../nbs/deployment/05_promotion.ipynb #e156b3ba
 def comparison_mark(version: Any, champion: Any | None, rule: Mapping, costs: Mapping) -> str:
     "The same for the same two versions and the same rule."
-    return training.fingerprint(comparison=version.name, challenger=int(version.version), champion=int(champion.version) if champion else None,
+    return fingerprint.fingerprint(comparison=version.name, challenger=int(version.version), champion=int(champion.version) if champion else None,
                                 rule=dict(rule), costs=dict(costs))
 
 def run_tags(version: Any, champion: Any | None, found: Comparison) -> dict[str, str]:
@@ -62,8 +71,8 @@ def track(env: Env, experiment: str, mark: str, version: Any, champion: Any | No
     import mlflow
     from matplotlib import pyplot
     title = f"{match.challenger.name} against {match.incumbent.name}"
-    pictures = {"loss_by_day.png": deployment.plot_losses(pd.to_datetime(match.days), match.label, (match.challenger, match.incumbent), title),
-                "change.png": deployment.plot_change(found, rule["metric"], title)}
+    pictures = {"loss_by_day.png": plot_losses(pd.to_datetime(match.days), match.label, (match.challenger, match.incumbent), title),
+                "change.png": plot_change(found, rule["metric"], title)}
     name = f"comparison v{version.version} {f'v{champion.version}' if champion else 'baseline'}"
     with mlflow.start_run(experiment_id=experiment, run_name=name, tags={"fingerprint": mark} | run_tags(version, champion, found)) as run:
         mlflow.log_metrics({k: float(v) for k, v in run_metrics(found).items() if np.isfinite(v)})
@@ -77,13 +86,13 @@ def compare_once(env: Env, version: Any, champion: Any | None, rule: Mapping, co
                  meet: Callable[[Any, Any | None], Match]) -> tuple[Comparison, str | None]:  # with its run_id
     "The comparison that was made, or a new one. Needs the model's lock."
     experiment = registry.experiment_id(env, version.name.split(".")[-1])
-    mark = comparison_mark(version, champion, deployment.check_rule(rule), costs)
-    if run := training.find_run(env, experiment, mark):
+    mark = comparison_mark(version, champion, check_rule(rule), costs)
+    if run := fingerprint.find_run(env, experiment, mark):
         tags, logged = run.data.tags, run.data.metrics
         return Comparison(tags["decision"], tags["reason"], int(tags["rows"]), logged_metrics(logged), logged["change"],
                           (logged["change_low"], logged["change_high"])), run.info.run_id
     match = meet(version, champion)
-    found = deployment.compare(match.label, match.challenger, match.incumbent, rule, costs, match.days, older_by(version, champion))
+    found = compare(match.label, match.challenger, match.incumbent, rule, costs, match.days, older_by(version, champion))
     if found.metrics.empty: return found, None
     return found, track(env, experiment, mark, version, champion, match, found, rule)
 
@@ -105,7 +114,7 @@ def challenge(spark, env: Env, version: Any) -> str:  # what to add to the resul
     "Make the version Challenger, unless a newer one is."
     holder = registry.find_alias(env, version.name, "challenger")
     if is_older(version, holder): return f"; v{holder.version}, which is newer, stays Challenger"
-    deployment.move_alias(spark, env, version.name, "challenger", version.version, "passed validation", run_id=version.run_id or None)
+    aliases.move_alias(spark, env, version.name, "challenger", version.version, "passed validation", run_id=version.run_id or None)
     return ""
 
 # %% ../../nbs/deployment/05_promotion.ipynb #1baeeb18
@@ -144,19 +153,19 @@ def deploy(spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
            meet: Callable[[Any, Any | None], Match],  # given the version, and the Champion or None
            ) -> tuple[str, Comparison | None, str | None]:  # a sentence, what was compared, in which run
     "Make the version Challenger, and Champion if it is better than the one in place."
-    deployment.require_validated(version)
+    require_validated(version)
     require_in_favour(env, version)
     name = env.check_write(version.name)
     with registry.answering(env), registry.lock(env, name):
-        done, champion = deployment.settle(spark, env, name), registry.find_alias(env, name, "champion")
+        done, champion = aliases.settle(spark, env, name), registry.find_alias(env, name, "champion")
         if champion and int(champion.version) == int(version.version): return f"{name} v{version.version} is Champion already, nothing changes", None, None
-        lost = deployment.lost_champion(done, int(champion.version) if champion else None)
+        lost = aliases.lost_champion(done, int(champion.version) if champion else None)
         others = challenge(spark, env, version)
         comparison, run_id = compare_once(env, version, champion, rule_against(champion, version, rule), costs, meet)
         if lost: comparison = gone(comparison, lost)
         record(env, version, comparison, page(version, champion, comparison, run_id))
         if comparison.decision == "promote":
-            deployment.move_alias(spark, env, name, "champion", version.version, comparison.reason,
+            aliases.move_alias(spark, env, name, "champion", version.version, comparison.reason,
                                   expected=int(champion.version) if champion else None, run_id=run_id)
     return sentence(version, champion, comparison, others), comparison, run_id
 

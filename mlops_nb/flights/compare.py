@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..deployment.aliases import Comparison, compare, known_until, learnt_through
+from ..deployment.comparison import Comparison, compare, known_until, learnt_through
 from ..deployment.promotion import Match
 from ..errors import MlopsError
 from .deploy import contender

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..deployment import promotion
-from ..deployment.aliases import Comparison, Contender, known_until, learnt_through, tag_of
+from ..deployment.comparison import Comparison, Contender, known_until, learnt_through, tag_of
 from ..deployment.promotion import Match
 from ..errors import MlopsError
 from .features import BASELINE, FEATURES

@@ -15,7 +15,7 @@ from ..data import tables
 from ..errors import MlopsError
 from ..features.client import feature_client
 from .features import BANDS, FEATURE_TABLES, FEATURES, KEYS, as_input, asking, check_tables, scheduled
-from ..models.scoring import check_knows_nothing_of, with_origin
+from ..inference.batch import check_knows_nothing_of, with_origin
 
 # %% ../../nbs/flights/09_inference.ipynb #2484d4a1
 PREDICTIONS = "predictions"

@@ -28,7 +28,7 @@ from ..errors import MlopsError
 from . import model
 from .days import midnight
 from .features import BANDS, BASELINE, FEATURES, KEYS, flight_features, labels
-from ..models import evidence as training
+from ..models import calibration
 from ..models.metrics import binary_metrics, cheapest_threshold, mean_log_loss
 
 # %% ../../nbs/flights/05_learning.ipynb #4897cd09
@@ -114,10 +114,10 @@ def choose_calibration(label: np.ndarray, prediction: np.ndarray, block: np.ndar
     gains = []
     for number in np.unique(block):
         here = block == number
-        numbers = training.fit_calibration(label[~here], prediction[~here])
-        mended = training.calibrate(prediction[here], **numbers)
+        numbers = calibration.fit_calibration(label[~here], prediction[~here])
+        mended = calibration.calibrate(prediction[here], **numbers)
         gains.append(log_loss(label[here], prediction[here], labels=[0, 1]) - log_loss(label[here], mended, labels=[0, 1]))
-    return training.fit_calibration(label, prediction) if np.mean(gains) > 0 else AS_IT_IS
+    return calibration.fit_calibration(label, prediction) if np.mean(gains) > 0 else AS_IT_IS
 
 # %% ../../nbs/flights/05_learning.ipynb #08b6e054
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def learn(rows: pd.DataFrame,  # the training rows, in order of time
     label, block = rows.late_arrival.to_numpy(int), blocks_of(rows.flight_day, conf["blocks"])
     unseen = unseen_predictions(rows, encoding, conf, block)
     encoding["calibration"] = choose_calibration(label, unseen, block)
-    threshold = cheapest_threshold(label, training.calibrate(unseen, **encoding["calibration"]), conf["costs"])
+    threshold = cheapest_threshold(label, calibration.calibrate(unseen, **encoding["calibration"]), conf["costs"])
     known = rows[BASELINE].notna()  # on the first day of the data nobody has a past
     return Learnt(fit(rows, encoding, conf), encoding, threshold,
                   cheapest_threshold(label[known], rows[BASELINE][known].to_numpy(), conf["costs"]))

@@ -12,6 +12,7 @@ from datetime import date
 
 import pandas as pd
 
+from ..conf import read_conf
 from ..data import tables
 from ..env import Env
 from ..errors import MlopsError
@@ -19,11 +20,10 @@ from .days import ZONE, midnight
 from .features import FEATURES, KEYS, labels, scheduled
 from .inference import PREDICTIONS, predict_flights
 from ..models import registry
-from ..models.evidence import read_conf
 from ..models.scoring import tag_of
 from ..monitoring.metric_tables import Measured, measure, write_metrics
-from ..monitoring.profiles import Monitor, as_monitor
 from ..monitoring.thresholds import Threshold, read_thresholds
+from ..monitoring.windows import Monitor, as_monitor
 
 # %% ../../nbs/flights/10_monitor.ipynb #56a82a9c
 def read_monitoring(root) -> tuple[Monitor, list[Threshold]]:  # root: the project's folder

@@ -19,38 +19,35 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from ..conf import read_conf
 from ..data import tables
 from . import learning, model
 from .features import BASELINE, FEATURE_TABLES, FEATURES, SLICES
 from .learning import Learnt, Periods, check_rows, judge, labelled_rows, learn, split
-from ..models import evidence as training
-from ..models import explanation, registry, tuning
+from ..models import evidence, explanation, registry, tuning
+from ..models import fingerprint as fingerprints
 from ..models import model_card as governance
-from mlops_nb.models.metrics import (
-    custom_metrics,
-    intervals,
-    plot_calibration,
-    plot_importance,
-    plot_slices,
-    plot_thresholds,
-    slice_metrics,
-)
+from ..models.fingerprint import code_digest, data_digest, find_run, register_run
+from ..models.intervals import intervals
+from ..models.metrics import custom_metrics
+from ..models.plots import plot_calibration, plot_importance, plot_slices, plot_thresholds
+from ..models.slices import slice_metrics
 
 # %% ../../nbs/flights/06_train.ipynb #cc773234
 MODEL = "late_arrival"  # one part: each target has its own
 CONF = ("held_out_days", "blocks", "min_rows", "costs", "rounds", "parameters",  # of conf/train.yml: these decide the model,
         "min_slice_rows", "custom_metrics", "search_space", "options")  # and these what is said and tried beside it
 DECIDES = CONF[:6]
-CODE = ("mlops_nb.flights.model", "mlops_nb.flights.learning", "mlops_nb.models.evidence")  # what decides a model, beside data and settings
+CODE = ("mlops_nb.flights.model", "mlops_nb.flights.learning", "mlops_nb.models.calibration")  # what decides a model, beside data and settings
 REQUIREMENTS = ("mlflow", "lightgbm", "numpy", "pandas")  # what the model's file imports
 VERSION_TAGS = ("as_of", "trained_through", "held_out_from", "held_out_to", "threshold", "baseline_threshold", "git_sha",
                 "git_dirty", "fingerprint", "read_versions", "owner")
 
 def fingerprint(rows: pd.DataFrame, periods: Periods, conf: Mapping) -> str:
     "The same if as_of, rows, settings, code and libraries are."
-    return training.fingerprint(as_of=str(periods.as_of), rows=training.data_digest(rows), conf={k: conf[k] for k in DECIDES},
-                                code=training.code_digest(*CODE),
-                                libraries=training.pinned(*REQUIREMENTS, "scikit-learn"))
+    return fingerprints.fingerprint(as_of=str(periods.as_of), rows=data_digest(rows), conf={k: conf[k] for k in DECIDES},
+                                    code=code_digest(*CODE),
+                                    libraries=evidence.pinned(*REQUIREMENTS, "scikit-learn"))
 
 def pinned(spark, env):  # -> Env
     "The target with the versions of all tables that rows come from: whatever is read after, is read as of now."
@@ -105,10 +102,10 @@ def evaluate(held_out: pd.DataFrame, learnt: Learnt, prediction: np.ndarray, riv
 # %% ../../nbs/flights/06_train.ipynb #0357f6a6
 def log_data(env, rows: Mapping[str, pd.DataFrame]) -> None:  # by context: training, evaluation
     "What was read, as inputs of the active run."
-    training.log_tables(env, env.versions)
+    evidence.log_tables(env, env.versions)
     table = env.source_table("bronze_flights")
     for context, frame in rows.items():
-        training.log_rows(env, frame[[*FEATURES, "late_arrival"]], signature().inputs, table, env.versions[table], context)
+        evidence.log_rows(env, frame[[*FEATURES, "late_arrival"]], signature().inputs, table, env.versions[table], context)
 
 def log_results(env, learnt: Learnt, held_out: pd.DataFrame, found: Evaluation, conf: Mapping, rows: int) -> None:
     "Parameters, thresholds and metrics, with the held-out labels and predictions as the dataset of the evaluation."
@@ -119,7 +116,7 @@ def log_results(env, learnt: Learnt, held_out: pd.DataFrame, found: Evaluation, 
     mlflow.log_dict({k: conf[k] for k in DECIDES}, "conf/train.json")
     table = env.source_table("bronze_flights")
     judged = pd.DataFrame({"late_arrival": held_out.late_arrival.to_numpy(float), "prediction": found.predictions["model"]})
-    training.evaluate(env, judged, "late_arrival", found.metrics["model"].to_dict() | found.own, table, env.versions[table])
+    evidence.evaluate(env, judged, "late_arrival", found.metrics["model"].to_dict() | found.own, table, env.versions[table])
     mlflow.log_metrics(found.metrics["baseline"].add_prefix("baseline_").to_dict())
     mlflow.log_metrics({f"{name}_{end}": row[end] for name, row in found.bounds.iterrows() for end in ("low", "high")})
     for name, frame in {"metrics": found.metrics.rename_axis("metric").reset_index(), "slices": found.slices}.items():
@@ -196,7 +193,7 @@ def log_model(learnt: Learnt, example: pd.DataFrame,
         client.log_model(model=model.__file__, artifact_path=MODEL, flavor=mlflow.pyfunc, training_set=inputs,
                          signature=signature(), input_example=example[FEATURES],
                          artifacts=model.write_artifacts(Path(folder), learnt.booster, learnt.encoding),
-                         pip_requirements=training.pinned(*REQUIREMENTS))
+                         pip_requirements=evidence.pinned(*REQUIREMENTS))
 
 # %% ../../nbs/flights/06_train.ipynb #0796cd7b
 def train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,
@@ -227,11 +224,11 @@ def find_or_train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,  # e
                   client, inputs):  # a feature client, and the training set whose spec the model gets. -> mlflow ModelVersion
     "The version for these rows, settings and code: the one that exists, or a new one."
     name, mark = env.check_write(env.model(MODEL)), fingerprint(rows, periods, conf)
-    tags = {"fingerprint": mark, "read_versions": json.dumps(env.versions), **training.code_version(env.root)}
+    tags = {"fingerprint": mark, "read_versions": json.dumps(env.versions), **evidence.code_version(env.root)}
     with registry.lock(env, name):
-        found = training.find_run(env, registry.experiment_id(env, MODEL), mark)
+        found = find_run(env, registry.experiment_id(env, MODEL), mark)
         run_id = found.info.run_id if found else train(env, rows, periods, conf, tags, client, inputs)
-        version = training.register_run(env, name, run_id, VERSION_TAGS)
+        version = register_run(env, name, run_id, VERSION_TAGS)
         if not version.description: describe(env, version)
         return version
 

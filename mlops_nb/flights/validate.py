@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from .. import conf
 from ..deployment import checks as gate
 from ..deployment import validation
 from ..errors import MlopsError
@@ -22,7 +23,6 @@ from . import train
 from .features import BASELINE, SLICES
 from .learning import Periods, labelled_rows, split
 from .train import input_types
-from ..models import evidence as training
 from ..models import model_card as governance
 from ..models import registry
 
@@ -104,5 +104,5 @@ def gather(spark, env, version: Any) -> gate.Evidence:  # of an mlflow ModelVers
     recorded = recorded_of(run.data.tags, run.data.params) if run else {}
     return gate.Evidence(types=input_types(), tags=version.tags, recorded=recorded, description=version.description, card=card,
                          logged=run.data.metrics if run else {}, held_out=held_out(spark, env, version.tags, recorded),
-                         costs=training.read_conf(env.root, "train.yml", train.CONF)["costs"],
+                         costs=conf.read_conf(env.root, "train.yml", train.CONF)["costs"],
                          governance=governance.read_governance(env.root), **model_of(f"models:/{version.name}/{version.version}"))

@@ -13,9 +13,10 @@ from typing import Any
 
 from ..bundle.load import Bundle
 from ..env import Env
-from . import notices as notify
+from . import delivery
 from . import run_store as runs
-from .process import Outcome, Supervised
+from .execute import Outcome
+from .process import Supervised
 
 # %% ../../nbs/jobs/06_home.ipynb #f22b6f7e
 class Silent:
@@ -41,7 +42,7 @@ class Home:
     def __post_init__(self):
         self.store = runs.RunStore(self.env.state / "runs.db")
         self.places = threading.BoundedSemaphore(self.parallel)
-        self.destinations = notify.destinations(self.env.state)
+        self.destinations = delivery.destinations(self.env.state)
         self.sending = []  # threads that send notifications
 
     @property

@@ -24,10 +24,12 @@ from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_parameters
 from ..errors import MlopsError, unknown
+from . import delivery
 from . import notices as notify
 from . import run_store as runs
+from .execute import Outcome
 from .home import Home, wait_for_sending
-from .process import Outcome, end_strays
+from .process import end_strays
 from ..task import MISSING, convert
 
 # %% ../../nbs/jobs/07_runner.ipynb #ffe10f26
@@ -377,7 +379,7 @@ def tell(run: JobRun, event: str | None, task: dict | None = None,
     body = notify.payload(event, job_id(run.key), run.job.get("name", run.key), run.run_id, run.run_id if task else None, key)
 
     def send() -> None:
-        delivered = notify.send(notices, body, run.home.destinations, run.home.env.state)
+        delivered = delivery.send(notices, body, run.home.destinations, run.home.env.state)
         runs.save_deliveries(run.home.store, run.run_id, key, delivered)
 
     run.home.sending.append(threading.Thread(target=send, daemon=True))

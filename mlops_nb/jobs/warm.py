@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .process import Supervised, import_papermill
-from .process import main as supervise
+from .execute import import_papermill
+from .execute import main as supervise
+from .process import Supervised
 from ..task import write_atomically
 
 # %% ../../nbs/jobs/03_warm.ipynb #b62f1370

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from .profiles import GROUP, by_group
+from .windows import GROUP, by_group
 
 # %% ../../nbs/monitoring/03_drift.ipynb #8da3b964
 def shares(counts: np.ndarray) -> np.ndarray:  # adds up to 1; all zero if there is nothing to share

@@ -17,10 +17,10 @@ import pyarrow as pa
 from ..data import tables
 from ..data.sql import sql_text
 from ..env import Env
-from . import profiles
+from . import profiles, windows
 from .drift import compared, comparisons, number_drift, text_drift
-from .profiles import GROUP, Monitor, as_groups, by_group
 from .quality import quality
+from .windows import GROUP, Monitor, as_groups, by_group
 
 # %% ../../nbs/monitoring/04_metric_tables.ipynb #588bbc04
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def measure_groups(groups, names: pd.DataFrame,  # a DataFrame with group_id; th
 def measure_slices(groups, types: Mapping[str, str], monitor: Monitor) -> Measured:
     "The same for the slices, of the columns that the monitor profiles there."
     inside = list(types) if monitor.sliced_columns is None else watched_columns(monitor, monitor.sliced_columns)
-    names = profiles.group_names(groups, monitor, of_slices=True)
-    return measure_groups(profiles.slice_rows(groups, monitor, inside), names, {c: types[c] for c in inside}, monitor)
+    names = windows.group_names(groups, monitor, of_slices=True)
+    return measure_groups(windows.slice_rows(groups, monitor, inside), names, {c: types[c] for c in inside}, monitor)
 
 def watched_columns(monitor: Monitor, columns: Iterable[str]) -> list[str]:
     "The columns to be profiled: those asked for, predictions and labels."
@@ -101,12 +101,12 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with their labels 
             ) -> Measured:
     "Profile, quality and drift of every window, for the whole table and for its slices."
     watched = watched_columns(monitor, columns)
-    seen = profiles.with_windows(rows, monitor, watched, granularity)
-    if baseline is not None: seen = seen.unionByName(profiles.with_windows(baseline, monitor, watched, None))
-    versions, types = profiles.versions_of(seen), profiles.data_types(rows, watched)
-    with tables.staged(spark, env, profiles.with_groups(seen, monitor, versions)) as view:
+    seen = windows.with_windows(rows, monitor, watched, granularity)
+    if baseline is not None: seen = seen.unionByName(windows.with_windows(baseline, monitor, watched, None))
+    versions, types = windows.versions_of(seen), profiles.data_types(rows, watched)
+    with tables.staged(spark, env, windows.with_groups(seen, monitor, versions)) as view:
         groups = spark.table(view)
-        parts = [measure_groups(groups, profiles.group_names(groups, monitor), types, monitor)]
+        parts = [measure_groups(groups, windows.group_names(groups, monitor), types, monitor)]
         if monitor.slicing_exprs: parts.append(measure_slices(groups, types, monitor))
     frames = stack_frames(p.profile for p in parts), stack_frames(p.drift for p in parts)
     if len(versions) == 1: frames = [pd.concat([f, f.assign(model_id="*")], ignore_index=True) for f in frames]
@@ -148,7 +148,7 @@ def drift_columns(model_id_col: str) -> dict:  # {name: Arrow type}
 def window(start, granularity: str, time_zone: str) -> dict | None:  # start, end
     "A window as the metric tables hold it."
     if pd.isna(start): return None
-    return {"start": start.to_pydatetime(), "end": profiles.window_end(start.to_pydatetime(), granularity, time_zone)}
+    return {"start": start.to_pydatetime(), "end": windows.window_end(start.to_pydatetime(), granularity, time_zone)}
 
 def steady(value):
     "Nothing as None and numbers to twelve digits: the order in which Spark adds numbers up changes those behind."

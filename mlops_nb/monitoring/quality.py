@@ -11,7 +11,8 @@ import pandas as pd
 
 from ..data.sql import quoted
 from ..errors import MlopsError
-from .profiles import GROUP, NUMBERS, Monitor, as_groups, by_group
+from .profiles import NUMBERS
+from .windows import GROUP, Monitor, as_groups, by_group
 
 # %% ../../nbs/monitoring/02_quality.ipynb #83d8c985
 def check_labels(rows, monitor: Monitor) -> None:  # rows: DataFrame with the columns of the monitor

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import MlopsError, unknown
 from .metric_tables import Measured
-from .profiles import GROUP, Monitor, parts
+from .windows import GROUP, Monitor, parts
 
 # %% ../../nbs/monitoring/05_thresholds.ipynb #1513035c
 @dataclass(frozen=True)

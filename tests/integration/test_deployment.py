@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlops_nb.data.session import get_spark, stop
-from mlops_nb.deployment import aliases as deployment
+from mlops_nb.deployment import aliases
 from mlops_nb.env import load_env
 from mlops_nb.models import registry
 
@@ -27,8 +27,8 @@ import json, os, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from mlops_nb.deployment import aliases as deployment, promotion
-from mlops_nb.models import evidence as training, registry
+from mlops_nb.deployment import comparison, promotion
+from mlops_nb.models import evidence, registry
 from mlops_nb.env import load_env
 NAME, folder = "dev.flights.late_arrival", Path(sys.argv[1])
 RULE = dict(mode="compare", metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01, confidence=0.95, floor=0.9)
@@ -41,7 +41,7 @@ def home(folder):
     return replace(load_env("dev"), state=Path(folder), lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
 
 def meet(version, champion):
-    side = lambda v, name: deployment.Contender(name, np.where(LABEL == 1, SURE[v], 1 - SURE[v]), 0.5)
+    side = lambda v, name: comparison.Contender(name, np.where(LABEL == 1, SURE[v], 1 - SURE[v]), 0.5)
     number = int(champion.version) if champion else None
     return promotion.Match(LABEL, DAYS, side(int(version.version), f"v{version.version}"), side(number, f"v{number}" if number else "the baseline"))
 
@@ -199,13 +199,13 @@ def raced(tmp_path_factory):
 
 def test_of_two_deployments_at_once_none_is_lost_and_none_displaces_whom_it_did_not_meet(raced):
     env, spark, said = raced
-    log = deployment.read_log(spark, env, NAME)
+    log = aliases.read_log(spark, env, NAME)
     assert [r["move"] for r in log] == list(range(1, len(log) + 1)) and {r["state"] for r in log} == {"done"}
     assert [r["to_version"] for r in log if r["alias"] == "challenger"] in ([1, 2, 3], [1, 3]) and {r["to_version"] for r in log} == {1, 2, 3}
-    assert deployment.points_to(env, NAME, "challenger") == 3  # the newest, whoever came first
+    assert aliases.points_to(env, NAME, "challenger") == 3  # the newest, whoever came first
     moves = [r for r in log if r["alias"] == "champion"]
     assert [r["from_version"] for r in moves] == [None] + [r["to_version"] for r in moves[:-1]]  # nobody was overlooked
-    assert deployment.points_to(env, NAME, "champion") == moves[-1]["to_version"] == 2, said  # the best of the three, whoever came first
+    assert aliases.points_to(env, NAME, "champion") == moves[-1]["to_version"] == 2, said  # the best of the three, whoever came first
     for r in moves:
         run = registry.client(env).get_run(r["run_id"])
         met = f"{NAME} v{r['from_version']}" if r["from_version"] else "none"
@@ -217,11 +217,11 @@ def test_of_two_deployments_at_once_none_is_lost_and_none_displaces_whom_it_did_
 def test_a_log_from_before_there_were_runs_goes_on(raced):
     env, spark, _ = raced
     env = replace(env, schema="older")
-    old = deployment.LOG_COLUMNS.removesuffix(", run_id STRING")
+    old = aliases.LOG_COLUMNS.removesuffix(", run_id STRING")
     values = [("dev.older.m", 1, "champion", None, 1, "first", "done", "ann", None)]
-    deployment.tables.merge(spark, env, deployment.LOG, spark.createDataFrame(values, old), ["model_name", "move"])
-    deployment.write_log(spark, env, dict(model_name="dev.older.m", move=2, alias="champion", from_version=1, to_version=2, reason="r", state="done", run_id="4f1c"))
-    assert [(r["run_id"], r["moved_by"] == "ann") for r in deployment.read_log(spark, env, "dev.older.m")] == [(None, True), ("4f1c", False)]
+    aliases.tables.merge(spark, env, aliases.LOG, spark.createDataFrame(values, old), ["model_name", "move"])
+    aliases.write_log(spark, env, dict(model_name="dev.older.m", move=2, alias="champion", from_version=1, to_version=2, reason="r", state="done", run_id="4f1c"))
+    assert [(r["run_id"], r["moved_by"] == "ann") for r in aliases.read_log(spark, env, "dev.older.m")] == [(None, True), ("4f1c", False)]
 
 
 def command(state: Path, *words, code=0, cwd=ROOT, **more) -> str:
@@ -235,7 +235,7 @@ def command(state: Path, *words, code=0, cwd=ROOT, **more) -> str:
 def test_the_command_goes_back_in_seconds_and_the_history_tells_of_it(raced):
     env = raced[0]
     stop()
-    before = deployment.points_to(env, NAME, "previous_champion")
+    before = aliases.points_to(env, NAME, "previous_champion")
     used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     began = used()
     said = command(env.state, "rollback", "late_arrival", "--reason", "warns of every [flight]")

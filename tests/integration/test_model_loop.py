@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlops_nb.conf import read_conf
 from mlops_nb.deployment import aliases as deployment
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.models import evidence as training
 from mlops_nb.models import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
@@ -36,7 +36,7 @@ def trained(loop, as_of, **conf):
     "The version as of a day, by settings that may differ from those in conf."
     from mlops_nb.features.client import feature_client
     from mlops_nb.flights import days, features, learning, train
-    settings = training.read_conf(loop.env.root, "train.yml", train.CONF) | conf
+    settings = read_conf(loop.env.root, "train.yml", train.CONF) | conf
     env = train.pinned(loop.spark, loop.env)
     rows = learning.labelled_rows(loop.spark, env, as_of)
     inputs = features.training_set(loop.spark, env, features.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
@@ -48,7 +48,7 @@ def validated(loop, version, **metrics):
     from mlops_nb.deployment import checks as gate
     from mlops_nb.deployment import validation
     from mlops_nb.flights import validate
-    conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["checks"]
+    conf = read_conf(loop.env.root, "validation.yml", validate.CONF)["checks"]
     evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
     checks = gate.checks({"metrics": metrics} if metrics else conf, evidence)
     return validation.judge(loop.env, version.name, version.version, checks)
@@ -56,8 +56,8 @@ def validated(loop, version, **metrics):
 
 def deployed(loop, version, **rule):
     from mlops_nb.flights import deploy, train, validate
-    conf = training.read_conf(loop.env.root, "validation.yml", validate.CONF)["deployment"] | rule
-    costs = training.read_conf(loop.env.root, "train.yml", train.CONF)["costs"]
+    conf = read_conf(loop.env.root, "validation.yml", validate.CONF)["deployment"] | rule
+    costs = read_conf(loop.env.root, "train.yml", train.CONF)["costs"]
     return deploy.deploy(loop.spark, loop.env, registry.get_version(loop.env, NAME, version.version), conf, costs)[0]
 
 
@@ -200,7 +200,7 @@ def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_p
 
 def test_the_result_does_not_depend_on_the_number_of_threads(loop, monkeypatch):
     from mlops_nb.flights import learning, model, train
-    conf = training.read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 20}
+    conf = read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 20}
     rows = learning.split(learning.labelled_rows(loop.spark, loop.env, MARCH), learning.Periods(MARCH, 28))[0]
     encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
     def trees(threads):
@@ -256,22 +256,23 @@ KILLED = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from mlops_nb.deployment import aliases as deployment
-from mlops_nb.models import evidence as training, registry
+from mlops_nb.deployment import aliases
+from mlops_nb import conf
+from mlops_nb.models import registry
 from mlops_nb.env import load_env
 from mlops_nb.flights import deploy, train, validate
 from mlops_nb.data.session import get_spark
 folder, when = sys.argv[1:]
 uri = f"sqlite:///{folder}/mlflow.db"
 env = replace(load_env("dev"), state=Path(folder), lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
-real = deployment.set_alias
+real = aliases.set_alias
 def set_alias(env, name, alias, version):
     if alias == "champion" and when == "before": os.kill(os.getpid(), signal.SIGKILL)
     real(env, name, alias, version)
     if alias == "champion": os.kill(os.getpid(), signal.SIGKILL)
-deployment.set_alias = set_alias
-rule = training.read_conf(env.root, "validation.yml", validate.CONF)["deployment"]
-costs = training.read_conf(env.root, "train.yml", train.CONF)["costs"]
+aliases.set_alias = set_alias
+rule = conf.read_conf(env.root, "validation.yml", validate.CONF)["deployment"]
+costs = conf.read_conf(env.root, "train.yml", train.CONF)["costs"]
 deploy.deploy(get_spark(env), env, registry.get_version(env, "dev.flights.late_arrival", 2), rule, costs)
 """
 
@@ -319,7 +320,7 @@ def test_odd_rows_are_learnt_from_and_predicted(loop):
     rows.loc[rows.index[::50], "temperature"] = np.inf
     rows.loc[rows.index[1::50], "wind_gust"] = -np.inf
     rows = rows.assign(pressure=np.nan, visibility=10.0, plane_maker=None)
-    learnt = learning.learn(rows, training.read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 10})
+    learnt = learning.learn(rows, read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 10})
     found = model.probabilities(learnt.booster, learnt.encoding, rows)
     assert np.isfinite(found).all() and found.std() > 0.01
     with pytest.raises(MlopsError, match="both must occur; there are: 1"): learning.learn(rows.assign(late_arrival=True), {"blocks": 2, "rounds": 2, "parameters": {}, "costs": {}})

@@ -15,7 +15,7 @@ from mlops_nb.data.session import get_spark, stop
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring.metric_tables import drift_columns, measure, profile_columns, write_metrics
-from mlops_nb.monitoring.profiles import Monitor
+from mlops_nb.monitoring.windows import Monitor
 
 ZONE = "America/New_York"
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", slicing_exprs=("origin", "distance > 1000"),

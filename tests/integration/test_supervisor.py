@@ -7,7 +7,8 @@ import nbformat
 import psutil
 import pytest
 
-from mlops_nb.jobs.process import OUTPUT_CAP, Supervised, writes_to
+from mlops_nb.jobs.execute import OUTPUT_CAP
+from mlops_nb.jobs.process import Supervised, writes_to
 from mlops_nb.jobs.warm import Copy, Warm
 
 

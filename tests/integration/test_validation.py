@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb.deployment import aliases as deployment
+from mlops_nb.deployment import aliases, validation
 from mlops_nb.deployment import checks as gate
-from mlops_nb.deployment import validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.features import client as features
+from mlops_nb.features import client, training_set
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
 from mlops_nb.flights import train, validate
 from mlops_nb.flights.features import FEATURES, SLICES
@@ -96,7 +95,7 @@ def logged_model(folder, body):  # -> mlflow ModelInfo
     import mlflow
     code = folder / "crafted.py"
     code.write_text(CODE.replace("{body}", body))
-    return features.log_model(features.TrainingSet(None, None, None, spec(train.input_types()), ()), code, "late_arrival", mlflow.pyfunc,
+    return client.log_model(training_set.TrainingSet(None, None, None, spec(train.input_types()), ()), code, "late_arrival", mlflow.pyfunc,
                               signature=train.signature(), input_example=HELD.rows[FEATURES].head(3),
                               pip_requirements=["mlflow"])
 
@@ -154,7 +153,7 @@ def edited(**words):
 
 def without_spec(folder): (folder / "data/feature_store/feature_spec.yaml").unlink()
 def without_file(folder): (folder / "data/feature_store/raw_model/MLmodel").unlink()
-def other_spec(folder): (folder / "data/feature_store/feature_spec.yaml").write_text(yaml.safe_dump(features.to_dict(spec({**train.input_types(), "tailnum": "string"}))))
+def other_spec(folder): (folder / "data/feature_store/feature_spec.yaml").write_text(yaml.safe_dump(client.to_dict(spec({**train.input_types(), "tailnum": "string"}))))
 def without(*names): return {tag: value for tag, value in TAGS.items() if tag not in names}
 def large(folder): (folder / "more.bin").write_bytes(bytes(1_000_000))
 
@@ -213,7 +212,7 @@ def test_what_is_written_by_hand_changes_nothing_and_a_refusal_moves_no_alias(wo
     results, forged = judged(world, forged)
     assert "roc_auc = 0.6" in results["metrics"][0] and [reason.split(" was ")[0] for reason in results["logged"]] == ["log_loss", "roc_auc"]
     assert forged.tags[validation.STATUS] == "FAILED" and "threshold check failed" in forged.tags["check_metrics"]
-    assert deployment.points_to(world.env, NAME, "champion") == int(good.version)
+    assert aliases.points_to(world.env, NAME, "champion") == int(good.version)
 
 
 def test_a_job_that_cannot_read_leaves_no_pass_of_earlier(world, monkeypatch):

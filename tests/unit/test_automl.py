@@ -17,7 +17,7 @@ from mlops_nb.automl import search, trials
 from mlops_nb.automl.dataset import PARTS, SPLIT, prepare, split_by_hash, split_by_time
 from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, classify
 from mlops_nb.errors import MlopsError
-from mlops_nb.jobs.process import Outcome
+from mlops_nb.jobs.execute import Outcome
 
 ROOT = Path(__file__).parents[2]
 optuna.logging.set_verbosity(optuna.logging.WARNING)

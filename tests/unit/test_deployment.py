@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.deployment import aliases as deployment
-from mlops_nb.deployment import promotion
+from mlops_nb.deployment import comparison, promotion
+from mlops_nb.deployment.comparison import Contender, compare
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import compare as compare_notebook
@@ -25,32 +26,32 @@ LABEL = np.tile([0, 0, 0, 1], 100)
 DAYS = np.repeat(np.arange(20), 20)
 
 
-def sure(name, p): return deployment.Contender(name, np.where(LABEL == 1, p, 1 - p), 0.5)
+def sure(name, p): return Contender(name, np.where(LABEL == 1, p, 1 - p), 0.5)
 
 
 @pytest.fixture
-def few_draws(monkeypatch): monkeypatch.setattr(deployment, "DRAWS", 20)
+def few_draws(monkeypatch): monkeypatch.setattr(comparison, "DRAWS", 20)
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0.5, 0.99), st.floats(0.5, 0.99))
 def test_the_decision_is_that_of_the_arithmetic(few_draws, new, old):
-    found = deployment.compare(LABEL, sure("v2", new), sure("v1", old), RULE, COSTS, DAYS, age=30)
+    found = compare(LABEL, sure("v2", new), sure("v1", old), RULE, COSTS, DAYS, age=30)
     assert found.decision == ("promote" if np.log(new) / np.log(old) <= 0.99 + 1e-12 else "keep")
     assert found.rows == 400 and list(found.metrics) == ["v2", "v1"]
 
 
 def test_a_metric_of_which_more_is_better(few_draws):
     rule = RULE | {"metric": "roc_auc", "greater_is_better": True}
-    good, bad = sure("v2", 0.9), deployment.Contender("v1", np.tile([0.2, 0.2, 0.8, 0.8], 100), 0.5)
-    assert deployment.compare(LABEL, good, bad, rule, COSTS, DAYS, age=30).decision == "promote"
-    assert deployment.compare(LABEL, bad, good, rule, COSTS, DAYS, age=30).decision == "keep"
+    good, bad = sure("v2", 0.9), Contender("v1", np.tile([0.2, 0.2, 0.8, 0.8], 100), 0.5)
+    assert compare(LABEL, good, bad, rule, COSTS, DAYS, age=30).decision == "promote"
+    assert compare(LABEL, bad, good, rule, COSTS, DAYS, age=30).decision == "keep"
 
 
 @pytest.mark.parametrize("label", [np.array([]), np.zeros(500, int), LABEL[:99]])
 def test_too_little_to_compare_on_decides_nothing(label):
-    of = lambda name: deployment.Contender(name, np.full(len(label), 0.3), 0.5)
-    found = deployment.compare(label, of("v2"), of("v1"), RULE, COSTS, np.arange(len(label)) // 20, age=30)
+    of = lambda name: Contender(name, np.full(len(label), 0.3), 0.5)
+    found = compare(label, of("v2"), of("v1"), RULE, COSTS, np.arange(len(label)) // 20, age=30)
     assert found.decision == "undecided" and f"{len(label)} rows" in found.reason and found.metrics.empty
 
 
@@ -80,7 +81,7 @@ def drawn_by_loops(label, day, new, old, level, times=2000):
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_the_interval_is_that_of_days_drawn_in_pairs(level):
     label, day, new, old = noisy(3)
-    found = deployment.compare(label, deployment.Contender("v2", new, 0.5), deployment.Contender("v1", old, 0.5), RULE | {"confidence": level}, COSTS, day, age=3)
+    found = compare(label, Contender("v2", new, 0.5), Contender("v1", old, 0.5), RULE | {"confidence": level}, COSTS, day, age=3)
     expected = drawn_by_loops(label, day, new, old, level)
     width = expected[1] - expected[0]
     assert np.abs(np.array(found.bounds) - expected).max() < 0.15 * width, (found.bounds, expected)
@@ -90,27 +91,27 @@ def test_better_by_chance_is_not_better():
     "One lucky day of twenty: the mean is better by far more than is asked, the days do not agree."
     even, odd = np.where(LABEL == 1, 0.6, 0.4), np.where(LABEL == 1, 0.6, 0.4)
     odd = np.where(DAYS == 7, np.where(LABEL == 1, 0.99, 0.01), np.clip(odd - np.where(LABEL == 1, 0.005, -0.005), 0, 1))
-    found = deployment.compare(LABEL, deployment.Contender("v2", odd, 0.5), deployment.Contender("v1", even, 0.5), RULE, COSTS, DAYS, age=30)
+    found = compare(LABEL, Contender("v2", odd, 0.5), Contender("v1", even, 0.5), RULE, COSTS, DAYS, age=30)
     assert found.change < -0.01 and found.bounds[1] > 0 and found.decision == "keep"
 
 
 def test_against_an_old_champion_not_being_worse_may_suffice():
     same, rule = sure("v2", 0.7), RULE | {"champion_max_age_days": 90, "not_worse_than": 0.02}
-    of = lambda age, p: deployment.compare(LABEL, same, sure("v1", p), rule, COSTS, DAYS, age=age)
+    of = lambda age, p: compare(LABEL, same, sure("v1", p), rule, COSTS, DAYS, age=age)
     assert [of(age, 0.7).decision for age in (90, 91)] == ["keep", "promote"]
     assert of(91, 0.75).decision == "keep" and "91 days older" in of(91, 0.7).reason
 
 
 def test_the_first_champion_needs_more_than_a_bad_baseline():
-    of = lambda p, floor: deployment.compare(LABEL, sure("v1", p), sure("the baseline", 0.51), RULE | {"floor": floor}, COSTS, DAYS).decision
+    of = lambda p, floor: compare(LABEL, sure("v1", p), sure("the baseline", 0.51), RULE | {"floor": floor}, COSTS, DAYS).decision
     assert (of(0.6, 0.6), of(0.6, 0.5), of(0.52, 0.9)) == ("promote", "keep", "promote")
     assert of(0.51, 0.9) == "keep"  # it must beat the baseline all the same
 
 
 def test_direct_promotes_what_is_worse_and_what_cannot_be_compared():
     direct = RULE | {"mode": "direct"}
-    worse = deployment.compare(LABEL, sure("v2", 0.6), sure("v1", 0.9), direct, COSTS, DAYS, age=1)
-    few = deployment.compare(LABEL[:9], deployment.Contender("v2", np.full(9, 0.3), 0.5), deployment.Contender("v1", np.full(9, 0.3), 0.5), direct, COSTS, DAYS[:9])
+    worse = compare(LABEL, sure("v2", 0.6), sure("v1", 0.9), direct, COSTS, DAYS, age=1)
+    few = compare(LABEL[:9], Contender("v2", np.full(9, 0.3), 0.5), Contender("v1", np.full(9, 0.3), 0.5), direct, COSTS, DAYS[:9])
     assert (worse.decision, few.decision) == ("promote", "promote") and "the rule is direct" in worse.reason and "worse" in worse.reason
 
 
@@ -119,7 +120,7 @@ def test_direct_promotes_what_is_worse_and_what_cannot_be_compared():
     ({"min_rows": "5000"}, "min_rows of .* is '5000'"), ({"min_rows": True}, "min_rows of .* is True"), ({"not_worse_than": 0.01}, "need each other"),
     ({"min_row": 3}, "no key 'min_row'"), ({"metric": "logloss"}, "no metric 'logloss'")])
 def test_a_rule_that_makes_no_sense_is_refused(change, said):
-    with pytest.raises(MlopsError, match=said): deployment.compare(LABEL, sure("v2", 0.7), sure("v1", 0.6), RULE | change, COSTS, DAYS, age=1)
+    with pytest.raises(MlopsError, match=said): compare(LABEL, sure("v2", 0.7), sure("v1", 0.6), RULE | change, COSTS, DAYS, age=1)
 
 
 NAME = "dev.flights.late_arrival"

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mlops_nb.conf import read_conf
 from mlops_nb.deployment import checks as gate
 from mlops_nb.deployment import validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import validate
-from mlops_nb.models import evidence as training
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"), pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")]
 TYPES = {"origin": "string", "truth": "double", "wind": "double"}
@@ -197,7 +197,7 @@ def test_a_mistake_in_the_configuration_is_named(rules, message):
 
 
 def test_every_check_is_on_in_this_project_and_says_what_it_is_for():
-    conf = training.read_conf(load_env("dev").root, "validation.yml", validate.CONF)
+    conf = read_conf(load_env("dev").root, "validation.yml", validate.CONF)
     assert list(gate.check_rules(conf["checks"])) == list(gate.CHECKS)
     assert all(check.__doc__ for check in gate.CHECKS.values())
 

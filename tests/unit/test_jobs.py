@@ -9,7 +9,7 @@ import pytest
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_store as runs
 from mlops_nb.jobs import runner as jobs
-from mlops_nb.jobs.process import Outcome
+from mlops_nb.jobs.execute import Outcome
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from scipy.spatial.distance import jensenshannon
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring import drift, profiles, quality, thresholds
 from mlops_nb.monitoring import metric_tables as monitoring
-from mlops_nb.monitoring.profiles import GROUP, Monitor
+from mlops_nb.monitoring.windows import GROUP, Monitor, as_monitor, parts, window_end
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
 counts = lambda k: st.lists(st.integers(0, 60), min_size=k, max_size=k).filter(any).map(np.array)
@@ -138,7 +138,7 @@ def test_a_group_without_values_has_no_quantiles():
 @given(st.datetimes(datetime(2012, 1, 1), datetime(2016, 1, 1)),
        st.sampled_from(["America/New_York", "Europe/Berlin", "UTC", "Asia/Kolkata"]))
 def test_windows_follow_each_other_from_midnight_to_midnight(granularity, moment, zone):
-    number, unit = profiles.parts(granularity)
+    number, unit = parts(granularity)
     local = pd.Timestamp(moment)
     day = {"day": local.normalize(), "week": local.normalize() - pd.Timedelta(days=local.weekday()),
            "month": local.normalize().replace(day=1),
@@ -147,27 +147,27 @@ def test_windows_follow_each_other_from_midnight_to_midnight(granularity, moment
             "year": pd.DateOffset(years=1)}[unit]
     start = day.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
     expected = (pd.Timestamp(day) + step).to_pydatetime().replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
-    assert profiles.window_end(start, granularity, zone) == expected
+    assert window_end(start, granularity, zone) == expected
 
 
 def test_short_windows_are_counted_in_utc():
     start = datetime(2013, 11, 3, 5, tzinfo=UTC)  # New York's clock goes back an hour at 06:00 UTC
-    assert profiles.window_end(start, "1 hour", "America/New_York") == start + timedelta(hours=1)
-    assert profiles.window_end(start, "30 minutes", "America/New_York") == start + timedelta(minutes=30)
+    assert window_end(start, "1 hour", "America/New_York") == start + timedelta(hours=1)
+    assert window_end(start, "30 minutes", "America/New_York") == start + timedelta(minutes=30)
 
 
 @pytest.mark.parametrize("wrong", ["monthly", "2 months", "0 weeks", "1 weekly", "", "minutes", "5 minute s"])
 def test_an_unknown_granularity_lists_what_exists(wrong):
-    with pytest.raises(MlopsError, match="there are: 5 minutes, 30 minutes, 1 hour"): profiles.parts(wrong)
+    with pytest.raises(MlopsError, match="there are: 5 minutes, 30 minutes, 1 hour"): parts(wrong)
 
 
 def test_a_monitor_is_read_from_a_bundles_resource():
     log = {"timestamp_col": "at", "model_id_col": "version", "prediction_col": "warning", "label_col": "late",
            "prediction_proba_col": "prediction",
            "problem_type": "PROBLEM_TYPE_CLASSIFICATION", "granularities": ["1 day"]}
-    assert profiles.as_monitor({"inference_log": log}, time_zone="America/New_York") == MONITOR
+    assert as_monitor({"inference_log": log}, time_zone="America/New_York") == MONITOR
     with pytest.raises(MlopsError, match="no setting 'label_column'.*\n.*'label_col'"):
-        profiles.as_monitor({"inference_log": {"label_column": "x"}})
+        as_monitor({"inference_log": {"label_column": "x"}})
 
 
 def test_types_without_a_profile_are_named():

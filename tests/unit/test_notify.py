@@ -20,8 +20,10 @@ import pytest
 
 from mlops_nb.bundle.graph import ResultState
 from mlops_nb.errors import MlopsError
+from mlops_nb.jobs import delivery
 from mlops_nb.jobs import notices as notify
-from mlops_nb.jobs.notices import Notice, destinations, event_of, mail_server, notifications, payload, send
+from mlops_nb.jobs.delivery import AT_ONCE, Delivery, destinations, mail_server, send
+from mlops_nb.jobs.notices import Notice, event_of, notifications, payload
 
 BODY = payload("on_failure", 7, "train", 13, parent_run_id=12, task_key="deploy", workspace_id=5)
 PASSWORD = "hunter2-%/@:é"
@@ -32,7 +34,7 @@ def plain_surroundings(monkeypatch):
     proxies = [name for word in ("http", "https", "all") for name in (f"{word}_proxy", f"{word}_proxy".upper())]
     for name in ("MLOPS_SMTP", "MLOPS_DESTINATIONS", "MLOPS_TASK", *proxies):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(notify, "PAUSE", 0.05)
+    monkeypatch.setattr(delivery, "PAUSE", 0.05)
 
 
 # --- who is told
@@ -171,7 +173,7 @@ def hook():
     server.stop.set(); server.shutdown(); server.server_close(); thread.join()
 
 
-def tell(url: str, tmp_path, seconds: float = 1.0, **more) -> notify.Delivery:
+def tell(url: str, tmp_path, seconds: float = 1.0, **more) -> Delivery:
     known = {"chat": {"url": url, **more}}
     [delivery] = send([Notice("on_failure", "webhook", "chat")], BODY, known, tmp_path, seconds)
     assert (delivery.event, delivery.to) == ("on_failure", "chat")
@@ -309,7 +311,7 @@ def test_only_so_many_at_once(hook, tmp_path):
     hook.script = [slowly]
     deliveries = send([Notice("on_start", "webhook", "chat")] * 30, BODY, {"chat": {"url": url_of(hook)}}, tmp_path)
     assert all(d.ok for d in deliveries) and len(hook.got) == 30
-    assert 1 < hook.most <= notify.AT_ONCE
+    assert 1 < hook.most <= AT_ONCE
 
 
 @pytest.mark.parametrize("body", [{}, {"run": {}}, BODY | {"x": object()}])
@@ -407,7 +409,7 @@ def certificate(tmp_path_factory):  # files of a certificate for 127.0.0.1 that 
     return SimpleNamespace(public=public, private=private)
 
 
-def write_to(*addresses: str, tmp_path, body: dict = BODY, seconds: float = 1.0) -> list[notify.Delivery]:
+def write_to(*addresses: str, tmp_path, body: dict = BODY, seconds: float = 1.0) -> list[Delivery]:
     return send([Notice("on_failure", "email", to) for to in addresses], body, {}, tmp_path, seconds)
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlops_nb import conf
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.models import evidence as training
-from mlops_nb.models import metrics, registry
+from mlops_nb.models import calibration, evidence, intervals, metrics, registry, slices
+from mlops_nb.models.fingerprint import code_digest, data_digest, find_run, register_run
 
 COSTS = dict(missed=5, false_warning=1)
 scored = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])), min_size=2, max_size=40)
@@ -60,8 +61,8 @@ def test_labels_that_cannot_be_judged_are_refused(label):
 def test_calibration_finds_the_numbers_that_spoilt_it(slope, intercept):
     rng = np.random.default_rng(1)
     spoilt = rng.beta(2, 5, 60_000)
-    label = (rng.random(len(spoilt)) < training.calibrate(spoilt, slope, intercept)).astype(int)
-    found = training.fit_calibration(label, spoilt)
+    label = (rng.random(len(spoilt)) < calibration.calibrate(spoilt, slope, intercept)).astype(int)
+    found = calibration.fit_calibration(label, spoilt)
     assert (found["slope"], found["intercept"]) == (pytest.approx(slope, abs=0.05), pytest.approx(intercept, abs=0.06))
 
 
@@ -69,42 +70,42 @@ def test_calibration_finds_the_numbers_that_spoilt_it(slope, intercept):
 @given(st.permutations(range(6)))
 def test_the_digest_of_data_does_not_see_the_order_of_rows(order):
     frame = pd.DataFrame({"a": ["x", "y", None, "x", "z", "z"], "b": [1.0, np.nan, 3.0, 4.0, 5.0, 5.0]})
-    assert training.data_digest(frame.iloc[list(order)]) == training.data_digest(frame)
+    assert data_digest(frame.iloc[list(order)]) == data_digest(frame)
 
 
 def test_the_digest_of_data_sees_every_change():
     frame = pd.DataFrame({"a": ["x", "y"], "b": [1.0, 2.0]})
     changed = [frame.rename(columns={"b": "c"}), frame.assign(b=[1.0, 2.0 + 1e-12]), frame.iloc[:1], pd.concat([frame, frame.iloc[:1]]),
                frame.assign(b=[2.0, 1.0]), frame[["b", "a"]], frame.assign(a=["x", None])]
-    assert len({training.data_digest(f) for f in [frame, *changed]}) == 1 + len(changed)
+    assert len({data_digest(f) for f in [frame, *changed]}) == 1 + len(changed)
 
 
 def test_the_digest_of_code_follows_the_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "some_model_code.py"
-    file.write_text("x = 1"); before = training.code_digest("some_model_code")
+    file.write_text("x = 1"); before = code_digest("some_model_code")
     file.write_text("x = 2")
-    assert before != training.code_digest("some_model_code")
+    assert before != code_digest("some_model_code")
 
 
 def test_code_version_tells_a_changed_file(tmp_path):
-    git = lambda *words: training.subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], cwd=tmp_path, check=True,
+    git = lambda *words: evidence.subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], cwd=tmp_path, check=True,
                                                  capture_output=True)
     (tmp_path / "a").write_text("1"); git("init"); git("add", "a"); git("commit", "-m", "a")
-    clean = training.code_version(tmp_path)
+    clean = evidence.code_version(tmp_path)
     (tmp_path / "a").write_text("2")
-    assert (clean["git_dirty"], training.code_version(tmp_path)) == ("false", {**clean, "git_dirty": "true"})
+    assert (clean["git_dirty"], evidence.code_version(tmp_path)) == ("false", {**clean, "git_dirty": "true"})
     assert len(clean["git_sha"]) == 40
 
 
 def test_configuration_errors_name_file_and_key(tmp_path):
     (tmp_path / "conf").mkdir()
-    with pytest.raises(MlopsError, match="no file 'train.yml' in conf"): training.read_conf(tmp_path, "train.yml", ["rounds"])
+    with pytest.raises(MlopsError, match="no file 'train.yml' in conf"): conf.read_conf(tmp_path, "train.yml", ["rounds"])
     (tmp_path / "conf/train.yml").write_text("rounds: 3\nronds: 3\n")
     with pytest.raises(MlopsError, match="no key 'ronds' in conf/train.yml\n  did you mean 'rounds'"):
-        training.read_conf(tmp_path, "train.yml", ["rounds"])
+        conf.read_conf(tmp_path, "train.yml", ["rounds"])
     (tmp_path / "conf/train.yml").write_text("rounds: [3\n")
-    with pytest.raises(MlopsError, match="conf/train.yml:"): training.read_conf(tmp_path, "train.yml", ["rounds"])
+    with pytest.raises(MlopsError, match="conf/train.yml:"): conf.read_conf(tmp_path, "train.yml", ["rounds"])
 
 
 # One registry for the rest
@@ -133,12 +134,12 @@ def logged_run(env, experiment, fingerprint, status="FINISHED"):
 def test_a_run_that_did_not_finish_is_no_result_and_is_closed(env):
     experiment = registry.experiment_id(env, "open")
     dead, failed = logged_run(env, experiment, "f", "RUNNING"), logged_run(env, experiment, "f", "FAILED")
-    assert training.find_run(env, experiment, "f") is None
+    assert find_run(env, experiment, "f") is None
     status = lambda run_id: registry.client(env).get_run(run_id).info.status
     assert (status(dead), status(failed)) == ("KILLED", "FAILED")
     good = logged_run(env, experiment, "f")
-    assert training.find_run(env, experiment, "f").info.run_id == good
-    assert training.find_run(env, experiment, "another") is None
+    assert find_run(env, experiment, "f").info.run_id == good
+    assert find_run(env, experiment, "another") is None
 
 
 @pytest.mark.parametrize("killed_at", ["register_model", "set_tag", None])
@@ -152,9 +153,9 @@ def test_a_kill_around_registration_makes_no_second_version(env, monkeypatch, ki
             patched.setattr(mlflow, "register_model", lambda *a, **k: (real(*a, **k), 1 / 0))
         if killed_at == "set_tag": patched.setattr(mlflow.MlflowClient, "set_tag", lambda *a, **k: 1 / 0)
         if killed_at:
-            with pytest.raises(ZeroDivisionError): training.register_run(env, name, run_id, ["as_of"])
-        else: training.register_run(env, name, run_id, ["as_of"])
-    again = training.register_run(env, name, run_id, ["as_of"])
+            with pytest.raises(ZeroDivisionError): register_run(env, name, run_id, ["as_of"])
+        else: register_run(env, name, run_id, ["as_of"])
+    again = register_run(env, name, run_id, ["as_of"])
     assert registry.version_numbers(env, name) == [1]
     assert again.run_id == run_id and again.tags["as_of"] == "2013-04-01"
     assert registry.client(env).get_run(run_id).data.tags["model_version"] == "1"
@@ -162,15 +163,15 @@ def test_a_kill_around_registration_makes_no_second_version(env, monkeypatch, ki
 
 def test_a_deleted_version_is_registered_again(env):
     run_id = logged_run(env, registry.experiment_id(env, "deleted"), "f")
-    training.register_run(env, NAME + "_deleted", run_id, ["as_of"])
+    register_run(env, NAME + "_deleted", run_id, ["as_of"])
     registry.client(env).delete_model_version(NAME + "_deleted", "1")
-    assert int(training.register_run(env, NAME + "_deleted", run_id, ["as_of"]).version) == 2
+    assert int(register_run(env, NAME + "_deleted", run_id, ["as_of"]).version) == 2
 
 
 def test_another_targets_model_is_not_written(env):
     run_id = logged_run(env, registry.experiment_id(env, "refused"), "f")
     with pytest.raises(MlopsError, match="target 'dev' may not write prod.flights.late_arrival"):
-        training.register_run(env, "prod.flights.late_arrival", run_id, ["as_of"])
+        register_run(env, "prod.flights.late_arrival", run_id, ["as_of"])
     assert registry.client(env).search_registered_models("name = 'prod.flights.late_arrival'") == []
 
 
@@ -214,7 +215,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         days = np.repeat(np.arange(28), 50)
         shock = rng.normal(0, 0.1, 28)[days]
         label = (rng.random(len(days)) < 0.3 + shock).astype(int)
-        found = metrics.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days, times=100).loc["log_loss"]
+        found = intervals.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days, times=100).loc["log_loss"]
         inside += found.low <= truth <= found.high
     assert inside >= 50  # a bootstrap of rows, which takes them for independent, covers it in about 35
 
@@ -224,15 +225,15 @@ def test_a_change_is_surer_than_its_sides():
     days, p = np.repeat(np.arange(28), 200), rng.beta(2, 6, 5600)
     label = (rng.random(5600) < p).astype(int)
     new, old = p, np.clip(p * 1.2, 0.001, 0.99)
-    change, low, high = metrics.paired_change(label, new, old, days, metrics.mean_log_loss)
+    change, low, high = intervals.paired_change(label, new, old, days, metrics.mean_log_loss)
     assert low < change < high < 0
-    assert metrics.paired_change(label, p, p, days, metrics.mean_log_loss) == (0, 0, 0)
-    with pytest.raises(MlopsError, match="1 group to draw from"): metrics.resampled(np.ones(5), 3)
+    assert intervals.paired_change(label, p, p, days, metrics.mean_log_loss) == (0, 0, 0)
+    with pytest.raises(MlopsError, match="1 group to draw from"): intervals.resampled(np.ones(5), 3)
 
 
 def test_small_slices_are_listed_and_not_judged():
     rows = pd.DataFrame({"origin": ["JFK"] * 600 + ["LGA"] * 20 + [None] * 5})
     label, days = np.arange(625) % 2, np.arange(625) % 7
-    found = metrics.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days).set_index("value")
+    found = slices.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days).set_index("value")
     assert found.rows.to_dict() == {"JFK": 600, "LGA": 20, "nan": 5} and found.log_loss.notna().to_dict() == {"JFK": True, "LGA": False, "nan": False}
     assert found.log_loss["JFK"] == pytest.approx(np.log(2))

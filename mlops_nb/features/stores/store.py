@@ -187,8 +187,8 @@ class OnlineStore(StoreWriter):
         return lambda *key: self.get(table, [key], columns)[0]
 
 # %% ../../../nbs/features/stores/01_store.ipynb #11e433f8
-ADAPTERS = {"sqlite": "mlops_nb.features.stores.sql:SqliteStore", "postgresql": "mlops_nb.features.stores.postgres:PostgresStore",
-            "redis": "mlops_nb.features.stores.documents:RedisStore", "dynamodb": "mlops_nb.features.stores.documents:DynamoStore",
+ADAPTERS = {"sqlite": "mlops_nb.features.stores.sqlite:SqliteStore", "postgresql": "mlops_nb.features.stores.postgres:PostgresStore",
+            "redis": "mlops_nb.features.stores.redis:RedisStore", "dynamodb": "mlops_nb.features.stores.dynamodb:DynamoStore",
             "cosmos": "mlops_nb.features.stores.cosmos:CosmosStore"}  # a store of another kind is one more entry
 
 def open_store(uri: str, timeout: float | None = None,  # seconds to connect, and for each question
