@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .bundle.checks import Problem
+from .conf import is_number
 from .data.contracts import contract_problems
-from .models.tuning import is_number, tuning_problems
+from .models.tuning import tuning_problems
 from .yaml_files import places, plain, read_yaml
 
 # %% ../nbs/10_conf_checks.ipynb #87541cb9

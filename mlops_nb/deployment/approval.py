@@ -14,7 +14,7 @@ from typing import Any
 from .comparison import require_validated
 from ..env import Env, load_env
 from ..errors import MlopsError
-from ..jobs import run_store as runs
+from ..jobs import run_store
 from ..models import registry
 
 # %% ../../nbs/deployment/06_approval.ipynb #e495732b
@@ -54,12 +54,12 @@ def waiting_run(store: Any,  # mlops_nb.jobs.run_store.RunStore
                 job: str, target: str, name: str, version: Any,
                 keys: list[str]) -> int | None:  # run_id
     "The run to repair: of those whose newest attempt stopped at an approval of this version, the latest, or the run that called it."
-    for row in runs.list_runs(store, job, limit=1000):
+    for row in run_store.list_runs(store, job, limit=1000):
         given = json.loads(row["parameters"])
         if (row["target"], given.get("model_name"), given.get("model_version")) != (target, name, str(version)): continue
-        last = runs.latest_attempts(store, row["run_id"])
+        last = run_store.latest_attempts(store, row["run_id"])
         if row["result_state"] != "FAILED" or not any(last.get(k, {}).get("result_state") == "FAILED" for k in keys): return None
-        while row["parent_run_id"]: row = runs.get_run(store, row["parent_run_id"])
+        while row["parent_run_id"]: row = run_store.get_run(store, row["parent_run_id"])
         return row["run_id"]
 
 # %% ../../nbs/deployment/06_approval.ipynb #479ec0c2

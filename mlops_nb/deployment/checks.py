@@ -24,8 +24,7 @@ import pandas as pd
 from . import validation
 from .validation import NotJudged, reasons_of
 from ..errors import MlopsError, unknown
-from ..models import intervals, metrics
-from ..models import model_card as governance
+from ..models import intervals, metrics, model_card
 from ..models.slices import slice_metrics
 
 # %% ../../nbs/deployment/02_checks.ipynb #c10ba47a
@@ -144,7 +143,7 @@ def check_signature(e: Evidence) -> list[str]:
 
 def check_forbidden(e: Evidence) -> list[str]:
     "No feature is one that governance forbids."
-    return governance.check_forbidden(dict.fromkeys([*e.types, *(e.spec or {})]), e.governance)
+    return model_card.check_forbidden(dict.fromkeys([*e.types, *(e.spec or {})]), e.governance)
 
 def check_size(e: Evidence, *, max_bytes: float) -> list[str]:
     "The model's files are not larger than a replica can load."
@@ -155,7 +154,7 @@ def check_size(e: Evidence, *, max_bytes: float) -> list[str]:
 def check_tags(e: Evidence) -> list[str]:
     "The tags that governance demands are there, and say what the run recorded."
     none = [] if e.recorded else ["no run is there that recorded anything about this version"]
-    return none + governance.check_tags(e.tags, e.governance) + [
+    return none + model_card.check_tags(e.tags, e.governance) + [
         f"tag {tag!r} is {e.tags[tag]!r}, but {said!r} was recorded" for tag, said in e.recorded.items() if e.tags.get(tag, said) != said]
 
 def check_description(e: Evidence) -> list[str]:
@@ -167,7 +166,7 @@ def check_card(e: Evidence) -> list[str]:
     card, demanded = e.card, e.governance
     licence = demanded["licence_of_data"].strip()
     unnamed = [] if not card or licence in card else [f"the card does not name the licence of the data: {licence}"]
-    return governance.check_card(card, demanded) + unnamed
+    return model_card.check_card(card, demanded) + unnamed
 
 # %% ../../nbs/deployment/02_checks.ipynb #b2a34786
 def check_held_out(e: Evidence, *, min_rows: float) -> list[str]:

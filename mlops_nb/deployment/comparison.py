@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..conf import check_keys
+from ..conf import check_keys, is_number
 from .validation import STATUS
 from ..errors import MlopsError, unknown
 from ..models.intervals import interval, relative_changes
@@ -75,7 +75,7 @@ def check_rule(rule: Mapping) -> dict:
     if rule["mode"] not in MODES: raise unknown("mode", rule["mode"], MODES, where=where)
     for key in set(rule) - {"mode", "metric", "greater_is_better"}:
         if rule[key] is None and OPTIONAL.get(key, 0) is None: continue
-        if isinstance(rule[key], bool) or not isinstance(rule[key], int | float): raise MlopsError(f"{key} of {where} is {rule[key]!r}", "write a number")
+        if not is_number(rule[key]): raise MlopsError(f"{key} of {where} is {rule[key]!r}", "write a number")
     if not 0 < rule["confidence"] < 1: raise MlopsError(f"confidence of {where} is {rule['confidence']}", "write a number between 0 and 1, such as 0.95")
     if (rule["champion_max_age_days"] is None) != (rule["not_worse_than"] is None):
         raise MlopsError(f"champion_max_age_days and not_worse_than of {where} need each other", "give both or neither")

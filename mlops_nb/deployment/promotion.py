@@ -31,8 +31,7 @@ from mlops_nb.deployment.comparison import (
 from .validation import described
 from ..env import Env
 from ..errors import MlopsError
-from ..models import fingerprint, registry
-from ..models import model_card as governance
+from ..models import fingerprint, model_card, registry
 
 # %% ../../nbs/deployment/05_promotion.ipynb #12104790
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def page(version: Any, champion: Any | None, comparison: Comparison, run_id: str
     if run_id is None: return text
     sides = [f"v{version.version}", f"v{champion.version}" if champion else "the baseline"]
     table = comparison.metrics.drop("example_count", errors="ignore").set_axis(sides, axis=1).map("{:.4f}".format).rename_axis("metric")
-    return f"{text}\n\n{governance.markdown_table(table)}\n\nThe comparison is run `{run_id}`."
+    return f"{text}\n\n{model_card.markdown_table(table)}\n\nThe comparison is run `{run_id}`."
 
 def record(env: Env, version: Any, comparison: Comparison, text: str) -> None:
     "Write what was decided, and why, onto the version."

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from .. import MlopsError
 from ..deployment.comparison import Comparison, compare, known_until, learnt_through
 from ..deployment.promotion import Match
-from ..errors import MlopsError
 from .deploy import contender
 from .learning import labelled_rows
 

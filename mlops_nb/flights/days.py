@@ -10,7 +10,7 @@ __all__ = ['ZONE', 'YEAR', 'FIRST_DAY', 'LAST_DAY', 'midnight', 'check_day', 'sa
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
-from ..errors import MlopsError
+from .. import MlopsError
 
 # %% ../../nbs/flights/00_days.ipynb #201b3bd8
 ZONE = "America/New_York"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .. import MlopsError
 from ..deployment import promotion
 from ..deployment.comparison import Comparison, Contender, known_until, learnt_through, tag_of
 from ..deployment.promotion import Match
-from ..errors import MlopsError
 from .features import BASELINE, FEATURES
 from .learning import labelled_rows
 

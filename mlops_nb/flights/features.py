@@ -20,11 +20,9 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from ..data import tables
+from .. import FeatureFunction, FeatureLookup, feature_client, tables
 from ..data.contracts import check_contract, check_declared, check_fresh, contract_of, read_contracts
 from ..features import functions as feature_functions
-from ..features.client import feature_client
-from ..features.spec import FeatureFunction, FeatureLookup
 from .days import YEAR, ZONE, midnight, sql_day, sql_moment
 from .ingest import KEYS as BRONZE_KEYS
 

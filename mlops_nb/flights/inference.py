@@ -11,9 +11,7 @@ from datetime import date, timedelta
 
 import pandas as pd
 
-from ..data import tables
-from ..errors import MlopsError
-from ..features.client import feature_client
+from .. import MlopsError, feature_client, tables
 from .features import BANDS, FEATURE_TABLES, FEATURES, KEYS, as_input, asking, check_tables, scheduled
 from ..inference.batch import check_knows_nothing_of, with_origin
 

@@ -24,8 +24,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
-from ..data import tables
-from ..errors import MlopsError, unknown
+from .. import MlopsError, tables
+from ..errors import unknown
 from .days import YEAR, ZONE
 
 # %% ../../nbs/flights/02_ingest.ipynb #07cf3eaa

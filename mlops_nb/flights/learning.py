@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
 
-from ..errors import MlopsError
+from .. import MlopsError
 from . import model
 from .days import midnight
 from .features import BANDS, BASELINE, FEATURES, KEYS, flight_features, labels

@@ -12,10 +12,9 @@ from datetime import date
 
 import pandas as pd
 
+from .. import MlopsError, tables
 from ..conf import read_conf
-from ..data import tables
 from ..env import Env
-from ..errors import MlopsError
 from .days import ZONE, midnight
 from .features import FEATURES, KEYS, labels, scheduled
 from .inference import PREDICTIONS, predict_flights

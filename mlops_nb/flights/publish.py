@@ -10,7 +10,7 @@ import time
 
 import pandas as pd
 
-from ..data import tables
+from .. import tables
 from .features import FEATURE_TABLES
 
 # %% ../../nbs/flights/13_publish.ipynb #b372729e

@@ -11,8 +11,8 @@ from datetime import date
 
 import pandas as pd
 
+from .. import MlopsError
 from ..deployment import lineage
-from ..errors import MlopsError
 from . import model
 from .learning import Periods, judge, labelled_rows, learn, split
 

@@ -19,14 +19,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from .. import tables
 from ..conf import read_conf
-from ..data import tables
 from . import learning, model
 from .features import BASELINE, FEATURE_TABLES, FEATURES, SLICES
 from .learning import Learnt, Periods, check_rows, judge, labelled_rows, learn, split
-from ..models import evidence, explanation, registry, tuning
+from ..models import evidence, explanation, model_card, registry, tuning
 from ..models import fingerprint as fingerprints
-from ..models import model_card as governance
 from ..models.fingerprint import code_digest, data_digest, find_run, register_run
 from ..models.intervals import intervals
 from ..models.metrics import custom_metrics
@@ -161,7 +160,7 @@ def metrics_text(found: Evaluation) -> str:  # Markdown
     shown["model"] = [f"{value} ({found.bounds.low[name]:.4f} to {found.bounds.high[name]:.4f})" if name in found.bounds.index else value
                       for name, value in shown.model.items()]
     own = "".join(f"\n\n{name}: {value:.4f}" for name, value in found.own.items())
-    return governance.markdown_table(shown.rename_axis("metric")) + own
+    return model_card.markdown_table(shown.rename_axis("metric")) + own
 
 def slices_text(slices: pd.DataFrame, count: int = 8) -> str:  # Markdown
     "Where the model is worst, and which slices are too small to say."
@@ -169,7 +168,7 @@ def slices_text(slices: pd.DataFrame, count: int = 8) -> str:  # Markdown
     judged, small = ours.dropna(subset="log_loss").nlargest(count, "log_loss"), ours[ours.log_loss.isna()]
     few = f"\n\nToo few flights to judge: {', '.join(f'{s} {r.value} ({r.rows})' for s, r in small.iterrows())}." if len(small) else ""
     columns = ["value", "rows", "late", "log_loss", "low", "high"]
-    return governance.markdown_table(judged[columns].round({"late": 3, "log_loss": 4, "low": 4, "high": 4})) + few
+    return model_card.markdown_table(judged[columns].round({"late": 3, "log_loss": 4, "low": 4, "high": 4})) + few
 
 def card(demanded: Mapping, periods: Periods, learning_rows: pd.DataFrame, held_out: pd.DataFrame, found: Evaluation,
          why: explanation.Contributions, versions: Mapping[str, int]) -> str:  # Markdown
@@ -181,7 +180,7 @@ def card(demanded: Mapping, periods: Periods, learning_rows: pd.DataFrame, held_
     reasons = (f"Shapley values of {len(why.rows):,} of {why.of:,} held-out flights. Strongest: "
                + ", ".join(f"{name} ({size:.2f})" for name, size in strongest.items()) + " (mean size in log-odds).\n\n"
                + "\n".join(f"![{name}](explanation/{name}.png)" for name in ("summary", "dependence", "single")))
-    return governance.model_card(f"{MODEL} as of {periods.as_of}", demanded, {
+    return model_card.model_card(f"{MODEL} as of {periods.as_of}", demanded, {
         "Data": data, "Metrics": metrics_text(found), "Slices": slices_text(found.slices), "Explanation": reasons})
 
 # %% ../../nbs/flights/06_train.ipynb #6560b5aa
@@ -204,7 +203,7 @@ def train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,
     import mlflow
     learning_rows, held_out = split(rows, periods)
     check_rows(learning_rows, held_out, conf["min_rows"])
-    demanded, title = governance.read_governance(env.root), f"{periods.held_out_from} to {periods.held_out_to}"
+    demanded, title = model_card.read_governance(env.root), f"{periods.held_out_from} to {periods.held_out_to}"
     dates = {name: str(getattr(periods, name)) for name in ("as_of", "trained_through", "held_out_from", "held_out_to")}
     with mlflow.start_run(experiment_id=registry.experiment_id(env, MODEL), run_name=f"as of {periods.as_of}",
                           tags={**tags, **dates, "owner": demanded["owner"]}) as run:
@@ -216,7 +215,7 @@ def train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,
         log_figures("pictures", pictures(learnt, held_out, found, conf["costs"], title))
         why = contributions(learnt, held_out)
         log_figures("explanation", explain_pictures(why))
-        mlflow.log_text(card(demanded, periods, learning_rows, held_out, found, why, env.versions), governance.CARD)
+        mlflow.log_text(card(demanded, periods, learning_rows, held_out, found, why, env.versions), model_card.CARD)
         log_model(learnt, learning_rows.head(5), client, inputs)
     return run.info.run_id
 
@@ -235,7 +234,7 @@ def find_or_train(env, rows: pd.DataFrame, periods: Periods, conf: Mapping,  # e
 def describe(env, version) -> None:
     "Say on the version's page what it is, who answers for it, and where its card lies."
     run = registry.client(env).get_run(version.run_id)
-    text = governance.description(f"{version.name} v{version.version}", governance.read_governance(env.root),
+    text = model_card.description(f"{version.name} v{version.version}", model_card.read_governance(env.root),
                                   result(run.data.metrics), version.run_id)
     registry.client(env).update_model_version(env.check_write(version.name), str(version.version), text)
 

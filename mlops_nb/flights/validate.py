@@ -14,17 +14,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .. import conf
-from ..deployment import checks as gate
-from ..deployment import validation
-from ..errors import MlopsError
+from .. import MlopsError, conf
+from ..deployment import checks, validation
 from ..features.client import spec_of
 from . import train
 from .features import BASELINE, SLICES
 from .learning import Periods, labelled_rows, split
 from .train import input_types
-from ..models import model_card as governance
-from ..models import registry
+from ..models import model_card, registry
 
 # %% ../../nbs/flights/07_validate.ipynb #8c7005cb
 CONF = ("checks", "deployment")  # of conf/validation.yml
@@ -50,13 +47,13 @@ def periods_of(tags: Mapping[str, str], recorded: Mapping[str, str]) -> Periods 
     return Periods(as_of, (as_of - trained_through).days - 1)
 
 # %% ../../nbs/flights/07_validate.ipynb #70773ff5
-def held_out(spark, env, tags: Mapping[str, str], recorded: Mapping[str, str]) -> gate.HeldOut | None:
+def held_out(spark, env, tags: Mapping[str, str], recorded: Mapping[str, str]) -> checks.HeldOut | None:
     "The held-out flights, read again; None if the tags do not say which they are."
     periods = periods_of(tags, recorded)
     if periods is None: return None
     then = replace(env, versions=json.loads(tags["read_versions"]))
     rows = split(labelled_rows(spark, then, periods.as_of, after=periods.trained_through), periods)[1]
-    return gate.HeldOut(rows, rows.late_arrival.to_numpy(int), rows[BASELINE].to_numpy(float), rows.flight_day.to_numpy(), SLICES)
+    return checks.HeldOut(rows, rows.late_arrival.to_numpy(int), rows[BASELINE].to_numpy(float), rows.flight_day.to_numpy(), SLICES)
 
 # %% ../../nbs/flights/07_validate.ipynb #a73dd9d1
 def spec_types(uri: str) -> dict[str, str] | None:
@@ -94,15 +91,15 @@ def card_of(env, run: Any | None) -> str | None:
     from mlflow.artifacts import load_text
     if run is None: return None
     names = [file.path for file in registry.client(env).list_artifacts(run.info.run_id)]
-    return load_text(f"runs:/{run.info.run_id}/{governance.CARD}") if governance.CARD in names else None
+    return load_text(f"runs:/{run.info.run_id}/{model_card.CARD}") if model_card.CARD in names else None
 
-def gather(spark, env, version: Any) -> gate.Evidence:  # of an mlflow ModelVersion
+def gather(spark, env, version: Any) -> checks.Evidence:  # of an mlflow ModelVersion
     "Everything that the checks look at."
     with registry.answering(env):
         run = run_of(env, version)
         card = card_of(env, run)
     recorded = recorded_of(run.data.tags, run.data.params) if run else {}
-    return gate.Evidence(types=input_types(), tags=version.tags, recorded=recorded, description=version.description, card=card,
+    return checks.Evidence(types=input_types(), tags=version.tags, recorded=recorded, description=version.description, card=card,
                          logged=run.data.metrics if run else {}, held_out=held_out(spark, env, version.tags, recorded),
                          costs=conf.read_conf(env.root, "train.yml", train.CONF)["costs"],
-                         governance=governance.read_governance(env.root), **model_of(f"models:/{version.name}/{version.version}"))
+                         governance=model_card.read_governance(env.root), **model_of(f"models:/{version.name}/{version.version}"))

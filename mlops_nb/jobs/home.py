@@ -13,8 +13,7 @@ from typing import Any
 
 from ..bundle.load import Bundle
 from ..env import Env
-from . import delivery
-from . import run_store as runs
+from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised
 
@@ -40,7 +39,7 @@ class Home:
     start: Any = Supervised  # (folder of the attempt, what it is told, environment) -> Supervised
 
     def __post_init__(self):
-        self.store = runs.RunStore(self.env.state / "runs.db")
+        self.store = run_store.RunStore(self.env.state / "runs.db")
         self.places = threading.BoundedSemaphore(self.parallel)
         self.destinations = delivery.destinations(self.env.state)
         self.sending = []  # threads that send notifications

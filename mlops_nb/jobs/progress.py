@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from . import run_store as runs
+from . import run_store
 
 # %% ../../nbs/jobs/08_progress.ipynb #e6bc5979
 COLOURS = {"SUCCESS": "green", "SUCCESS_WITH_FAILURES": "yellow", "FAILED": "red", "TIMEDOUT": "red", "INTERNAL_ERROR": "red",
@@ -103,12 +103,12 @@ def display(console: Console) -> Lines:
 def seconds(row: dict) -> str:
     "How long something took, or has taken so far."
     if not row["start_time"]: return ""
-    return f"{((row['end_time'] or runs.now()) - row['start_time']) / 1000:.1f}"
+    return f"{((row['end_time'] or run_store.now()) - row['start_time']) / 1000:.1f}"
 
-def task_rows(store: runs.RunStore, run_id: int, depth: int = 0) -> list[tuple]:  # (depth, task, its attempt's row)
+def task_rows(store: run_store.RunStore, run_id: int, depth: int = 0) -> list[tuple]:  # (depth, task, its attempt's row)
     "The last attempt of each task of a run, and of the runs it called, in the order in which they began."
     rows = []
-    for key, task in sorted(runs.latest_attempts(store, run_id).items(), key=lambda item: item[1]["start_time"] or 0):
+    for key, task in sorted(run_store.latest_attempts(store, run_id).items(), key=lambda item: item[1]["start_time"] or 0):
         rows.append((depth, key, task))
         if task["child_run_id"]: rows += task_rows(store, task["child_run_id"], depth + 1)
     return rows
@@ -131,9 +131,9 @@ def below(notes: list[tuple[str, str]]) -> list[Text]:  # whose they are, and wh
     said = [Text.assemble((f"\n{name}\n", "bold"), note.strip(), overflow="ignore", no_wrap=True) for name, note in notes]
     return [*said, Text()] if said else []
 
-def run_table(store: runs.RunStore, run_id: int) -> Group:
+def run_table(store: run_store.RunStore, run_id: int) -> Group:
     "A run as a table: task, result, seconds, what it said."
-    run, notes = runs.get_run(store, run_id), []
+    run, notes = run_store.get_run(store, run_id), []
     parameters = "  ".join(f"{k}={v}" for k, v in json.loads(run["parameters"]).items())
     table = plain_table("task", "result", "seconds", "what came of it", folded=("task", "what came of it"))
     def cell(name: str, said: str) -> str:

@@ -24,9 +24,8 @@ from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_parameters
 from ..errors import MlopsError, unknown
-from . import delivery
+from . import delivery, run_store
 from . import notices as notify
-from . import run_store as runs
 from .execute import Outcome
 from .home import Home, wait_for_sending
 from .process import end_strays
@@ -100,7 +99,7 @@ class JobRun:
     def job(self) -> dict: return self.home.bundle.job(self.key)
 
     @property
-    def row(self) -> dict: return runs.get_run(self.home.store, self.run_id)
+    def row(self) -> dict: return run_store.get_run(self.home.store, self.run_id)
 
     def stop(self, reason: str) -> None:
         "End every notebook and child run, and begin nothing more."
@@ -158,7 +157,7 @@ class Step:
 
     def save(self, **values) -> None:
         "Record the step in the run store."
-        runs.save_task(self.run.home.store, self.run.run_id, self.key, self.attempt, **values)
+        run_store.save_task(self.run.home.store, self.run.run_id, self.key, self.attempt, **values)
 
 # %% ../../nbs/jobs/07_runner.ipynb #0d16c585
 def run_notebook(step: Step) -> Outcome:
@@ -216,7 +215,7 @@ def run_child(step: Step) -> Outcome:
 
 def earlier_child(step: Step) -> int | None:  # run_id
     "The failed run of the same job with the same parameters that an earlier attempt began."
-    for task in runs.list_tasks(step.run.home.store, step.run.run_id):
+    for task in run_store.list_tasks(step.run.home.store, step.run.run_id):
         if task["task_key"] == step.key and task["attempt_number"] == step.attempt - 1 and task["child_run_id"]:
             same = json.loads(task["resolved_values"]) == step.resolve(step.task["run_job_task"]).get("job_parameters", {})
             return task["child_run_id"] if same else None
@@ -227,14 +226,14 @@ RUN = {"notebook_task": run_notebook, "condition_task": run_condition, "for_each
 
 def attempt_once(step: Step) -> Outcome:
     "Run a step and record how it began and ended."
-    step.save(life_cycle_state="RUNNING", start_time=runs.now(), owner=runs.owner())
+    step.save(life_cycle_state="RUNNING", start_time=run_store.now(), owner=run_store.owner())
     step.run.home.display.task_begins(step.run, step.key)
     try: outcome = RUN[kind_of(step.task)](step)
     except MlopsError as error: outcome = Outcome("FAILED", str(error), "MlopsError")
     except Exception: outcome = Outcome("FAILED", traceback.format_exc(), "InternalError")
     said = step.folder / "exit.txt"
     step.save(life_cycle_state="TERMINATED", result_state=outcome.result_state, state_message=outcome.message,
-              end_time=runs.now(), exit_value=said.read_text() if said.exists() else "")
+              end_time=run_store.now(), exit_value=said.read_text() if said.exists() else "")
     return outcome
 
 def wants_retry(task: dict, outcome: Outcome, tried: int) -> bool:  # tried: attempts made so far
@@ -276,8 +275,8 @@ def settle(run: JobRun, key: str, result: str) -> None:
     "Record a task that is decided without being run."
     run.states[key] = result
     run.attempts[key] = run.attempts.get(key, -1) + 1
-    time = runs.now()
-    runs.save_task(run.home.store, run.run_id, key, run.attempts[key], life_cycle_state="TERMINATED", result_state=result,
+    time = run_store.now()
+    run_store.save_task(run.home.store, run.run_id, key, run.attempts[key], life_cycle_state="TERMINATED", result_state=result,
                    start_time=time, end_time=time)
     run.home.display.task_ends(run, key, Outcome(result))
 
@@ -307,20 +306,20 @@ def begin(home: Home, key: str,  # of the job
     refuse_what_home_lacks(home.bundle, key)
     check_given(home.env.root, key, job, given)
     tasks = graph.subset(job["tasks"], graph.select(job["tasks"], only))
-    run_id = runs.begin_run(home.store, key, home.bundle.target, given, home.variables,
+    run_id = run_store.begin_run(home.store, key, home.bundle.target, given, home.variables,
                             "RUN_JOB_TASK" if parent else "ONE_TIME", trigger_time, parent and parent.run_id)
     run = JobRun(home, key, run_id, tasks, parent=parent)
     run.parameters = job_parameters(job, given, run.context())
-    runs.update_run(home.store, run_id, parameters=json.dumps(run.parameters), tasks=json.dumps([t["task_key"] for t in tasks]))
+    run_store.update_run(home.store, run_id, parameters=json.dumps(run.parameters), tasks=json.dumps([t["task_key"] for t in tasks]))
     return run
 
 def reopen(home: Home, run_id: int, parent: JobRun | None = None) -> JobRun:
     "An ended or killed run, ready to run again what failed and what depends on it."
-    row = runs.reopen_run(home.store, run_id)
+    row = run_store.reopen_run(home.store, run_id)
     refuse_what_home_lacks(home.bundle, row["job"])
     tasks = graph.subset(home.bundle.job(row["job"])["tasks"], set(json.loads(row["tasks"])))
     run = JobRun(home, row["job"], run_id, tasks, json.loads(row["parameters"]), parent)
-    last = runs.latest_attempts(home.store, run_id)
+    last = run_store.latest_attempts(home.store, run_id)
     for task in last.values():
         if task["life_cycle_state"] != "TERMINATED": end_strays(run.folder(task["task_key"], task["attempt_number"]))
     run.attempts = {key: task["attempt_number"] for key, task in last.items()}
@@ -334,7 +333,7 @@ def reopen(home: Home, run_id: int, parent: JobRun | None = None) -> JobRun:
 def wait_for_place(run: JobRun) -> bool:  # False where the run is skipped instead
     "Wait until the job has a free place, or refuse, as the job's `queue` says."
     places, queued = run.job.get("max_concurrent_runs", 1), run.job.get("queue", {}).get("enabled", True)
-    while holders := runs.take_place(run.home.store, run.run_id, places):
+    while holders := run_store.take_place(run.home.store, run.run_id, places):
         if run.stopped: return True  # the loop ends it
         if not queued:
             close(run, "MAXIMUM_CONCURRENT_RUNS_REACHED", f"run {holders[0]} of this job is still running", "SKIPPED")
@@ -345,12 +344,12 @@ def wait_for_place(run: JobRun) -> bool:  # False where the run is skipped inste
 
 def close(run: JobRun, result: str, message: str, life_cycle_state: str = "TERMINATED") -> None:
     "Record how the run ended."
-    runs.update_run(run.home.store, run.run_id, life_cycle_state=life_cycle_state, result_state=result,
-                    state_message=message, end_time=runs.now())
+    run_store.update_run(run.home.store, run.run_id, life_cycle_state=life_cycle_state, result_state=result,
+                    state_message=message, end_time=run_store.now())
 
 def summary(run: JobRun) -> str:
     "Which tasks failed, and the first words of why."
-    last = runs.latest_attempts(run.home.store, run.run_id)
+    last = run_store.latest_attempts(run.home.store, run.run_id)
     failed = [t for t in last.values() if t["result_state"] in ("FAILED", "TIMEDOUT") and t["task_key"] in run.states]
     return "\n".join(f"task {t['task_key']!r}: {t['state_message']}" for t in failed)
 
@@ -380,7 +379,7 @@ def tell(run: JobRun, event: str | None, task: dict | None = None,
 
     def send() -> None:
         delivered = delivery.send(notices, body, run.home.destinations, run.home.env.state)
-        runs.save_deliveries(run.home.store, run.run_id, key, delivered)
+        run_store.save_deliveries(run.home.store, run.run_id, key, delivered)
 
     run.home.sending.append(threading.Thread(target=send, daemon=True))
     run.home.sending[-1].start()
