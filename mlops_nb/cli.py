@@ -44,10 +44,11 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None) 
     "What a runner needs: the bundle, checked, and the target's environment."
     from mlops_nb import env
     from mlops_nb.bundle.load import load_bundle
-    from mlops_nb.jobs import progress, runner
+    from mlops_nb.jobs import progress
+    from mlops_nb.jobs.home import Home
     loaded = load_bundle(target=target, variables=variables)
     more = {"parallel": parallel} if parallel else {}
-    return runner.Home(env.load_env(target, variables, loaded.root), loaded, variables, display=progress.display(out), **more)
+    return Home(env.load_env(target, variables, loaded.root), loaded, variables, display=progress.display(out), **more)
 
 def problems_of(loaded: Any) -> list:
     "Everything that is wrong with the bundle, and with the files of conf/ beside it."
@@ -67,6 +68,7 @@ def show(what: Any) -> None:
 def see_through(run: Any) -> None:
     "Run to the end, with Ctrl-C as a clean cancel, and show what came of it."
     from mlops_nb.jobs import progress, run_store, runner, warm
+    from mlops_nb.jobs.tasks import GOOD
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop("CANCELED"))
     with ExitStack() as stack:
         if len(run.tasks) > 1: run.home.start = stack.enter_context(warm.of_jobs(run.home.notebook_environment)).start_soonest
@@ -74,7 +76,7 @@ def see_through(run: Any) -> None:
     out.print()
     show(progress.run_table(run.home.store, run.run_id))
     show(progress.where_to_look(run.home.env, run_store.get_run(run.home.store, run.run_id)))
-    if result not in runner.GOOD: raise typer.Exit(1)
+    if result not in GOOD: raise typer.Exit(1)
 
 # %% ../nbs/12_cli.ipynb #f2404b71
 @app.command()

@@ -48,8 +48,8 @@ class Project:
         "What a runner in this process needs."
         from mlops_nb import env
         from mlops_nb.bundle.load import load_bundle
-        from mlops_nb.jobs import runner as jobs
-        return jobs.Home(env.load_env(root=self.root), load_bundle(self.root), **options)
+        from mlops_nb.jobs.home import Home
+        return Home(env.load_env(root=self.root), load_bundle(self.root), **options)
 
 
 @pytest.fixture

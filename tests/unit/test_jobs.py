@@ -8,7 +8,7 @@ import pytest
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_store as runs
-from mlops_nb.jobs import runner as jobs
+from mlops_nb.jobs import runner
 from mlops_nb.jobs.execute import Outcome
 
 
@@ -22,7 +22,7 @@ def acts(monkeypatch):
         act = behaviour.get(step.task["task_key"], lambda step: Outcome("SUCCESS"))
         return act(step)
 
-    monkeypatch.setitem(jobs.RUN, "notebook_task", run_notebook)
+    monkeypatch.setitem(runner.RUN, "notebook_task", run_notebook)
     behaviour["ran"] = ran
     return behaviour
 
@@ -44,8 +44,8 @@ def gives(**values):
 
 
 def run(project, key="job", given=None, **options):
-    begun = jobs.begin(project.home(), key, given or {}, **options)
-    return begun, jobs.finish(begun)
+    begun = runner.begin(project.home(), key, given or {}, **options)
+    return begun, runner.finish(begun)
 
 
 def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, acts):
@@ -126,11 +126,11 @@ def test_repair_runs_again_what_failed_and_what_follows_with_the_values_of_befor
     begun, result = run(project)
     assert result == "FAILED"
     acts["b"] = lambda step: Outcome("SUCCESS" if step.run.values("a") == {"x": 1} else "FAILED")
-    again = jobs.reopen(project.home(), begun.run_id)
-    assert jobs.finish(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
+    again = runner.reopen(project.home(), begun.run_id)
+    assert runner.finish(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
     row = runs.get_run(again.home.store, begun.run_id)
     assert (row["result_state"], row["repair_count"]) == ("SUCCESS", 1)
-    with pytest.raises(MlopsError, match="succeeded: nothing to repair"): jobs.reopen(project.home(), begun.run_id)
+    with pytest.raises(MlopsError, match="succeeded: nothing to repair"): runner.reopen(project.home(), begun.run_id)
 
 
 def test_repair_goes_on_inside_the_called_job(project, acts):
@@ -139,7 +139,7 @@ def test_repair_goes_on_inside_the_called_job(project, acts):
     acts["second"] = fails
     begun, _ = run(project)
     del acts["second"]
-    assert jobs.finish(jobs.reopen(project.home(), begun.run_id)) == "SUCCESS"
+    assert runner.finish(runner.reopen(project.home(), begun.run_id)) == "SUCCESS"
     assert acts["ran"] == ["first", "second", "second"]
     assert len(runs.list_runs(begun.home.store, "child")) == 1
 
@@ -151,9 +151,9 @@ def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
     project.job("impatient", [task(project, "a")], queue={"enabled": False})
     for key, expected in (("job", "SUCCESS"), ("impatient", "MAXIMUM_CONCURRENT_RUNS_REACHED")):
         running.clear(), free.clear()
-        first, second = (jobs.begin(project.home(), key, {}) for _ in range(2))
+        first, second = (runner.begin(project.home(), key, {}) for _ in range(2))
         ends = {}
-        threads = [threading.Thread(target=lambda n, r, ends=ends: ends.update({n: jobs.finish(r)}), args=(n, r))
+        threads = [threading.Thread(target=lambda n, r, ends=ends: ends.update({n: runner.finish(r)}), args=(n, r))
                    for n, r in (("first", first), ("second", second))]
         threads[0].start(); assert running.wait(10)
         threads[1].start(); time.sleep(0.3)

@@ -14,7 +14,7 @@ import pytest
 import mlops_nb
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.bundle.parameters import parameter_cell
-from mlops_nb.jobs.runner import nested_tasks
+from mlops_nb.jobs.tasks import nested_tasks
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
