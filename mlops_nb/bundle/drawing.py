@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPUTED', 'parse_cell', 'code_cells', 'value_name', 'values_set', 'gets', 'gives', 'uses', 'never_set', 'layers',
-           'what_runs', 'waits_for', 'box', 'picture', 'mermaid', 'job_names', 'draw']
+           'what_runs', 'waits_for', 'box', 'picture', 'job_names', 'draw']
 
 # %% ../../nbs/bundle/09_drawing.ipynb #0d39d891
 import ast
@@ -145,26 +145,6 @@ def picture(job: Mapping, get: Mapping[str, Mapping[str, str]],  # what `gets` r
     rows = [Columns([box(job, tasks[key], get[key], give[key], missing, names or {}) for key in row])
             for row in layers(job["tasks"])]
     return Group(*[part for row in rows for part in ("    ▼", row)][1:])
-
-# %% ../../nbs/bundle/09_drawing.ipynb #9a109f64
-def mermaid(job: Mapping, give: Mapping[str, list[str]] | None = None,  # what `gives` returns; marks what is not set
-            names: Mapping[str, str] | None = None) -> str:  # id of a job -> its key
-    "The job's graph as the text of a Mermaid flowchart."
-    quoted = lambda text: '"' + str(text).translate({34: "#quot;", 60: "#lt;", 62: "#gt;"}) + '"'
-    number = {task["task_key"]: f"t{i}" for i, task in enumerate(job["tasks"])}
-    missing = set(never_set(job, give)) if give is not None else set()
-    lines = [f"  {number[task['task_key']]}[{quoted(task['task_key'] + ': ' + what_runs(task, names or {}))}]"
-             for task in job["tasks"]]
-    near = {(task["task_key"], edge["task_key"]): edge
-            for task in job["tasks"] for edge in task.get("depends_on") or []}
-    far = [(user, setter) for user, setter, _ in uses(job) if setter in number]
-    for user, setter in dict.fromkeys([*near, *far]):
-        carried = [name + " (not set)" * ((user, setter, name) in missing)
-                   for one, other, name in uses(job) if (one, other) == (user, setter)]
-        words = [str(near[user, setter]["outcome"])] if "outcome" in near.get((user, setter), {}) else []
-        label = f"|{quoted(', '.join(words + carried))}|" if words + carried else ""
-        lines.append(f"  {number[setter]} {'-->' if (user, setter) in near else '-.->'}{label} {number[user]}")
-    return "\n".join(["flowchart TD", *lines])
 
 # %% ../../nbs/bundle/09_drawing.ipynb #43e78d16
 def job_names(bundle) -> dict[str, str]:

@@ -149,8 +149,8 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from sklearn.datasets import load_wine
 import test_automl as tests
-from mlops_nb.automl import summary as automl
-automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=sys.argv[2].split(), max_trials=2, explore=False,
+from mlops_nb.automl import summary
+summary.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=sys.argv[2].split(), max_trials=2, explore=False,
                 **tests.settings(Path(sys.argv[1])))
 """
 

@@ -103,12 +103,12 @@ def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
 def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
     import mlflow
 
-    from mlops_nb.models import model_card as governance
-    demanded, version = governance.read_governance(loop.env.root), registry.get_version(loop.env, NAME, 2)
+    from mlops_nb.models import model_card
+    demanded, version = model_card.read_governance(loop.env.root), registry.get_version(loop.env, NAME, 2)
     card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
-    assert governance.check_card(card, demanded) == [] and governance.check_tags(version.tags, demanded) == []
+    assert model_card.check_card(card, demanded) == [] and model_card.check_tags(version.tags, demanded) == []
     assert "log loss" in version.description and demanded["owner"] in version.description and "## Validation" in version.description
-    said, logged = governance.sections_of(card)["Metrics"], registry.client(loop.env).get_run(version.run_id).data.metrics
+    said, logged = model_card.sections_of(card)["Metrics"], registry.client(loop.env).get_run(version.run_id).data.metrics
     assert f"| log_loss | {logged['log_loss']:.4f} ({logged['log_loss_low']:.4f} to {logged['log_loss_high']:.4f})" in said
     assert logged["log_loss_low"] < logged["log_loss"] < logged["log_loss_high"] and 0 < logged["warned_share"] < 1
 

@@ -9,16 +9,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb.deployment import aliases, validation
-from mlops_nb.deployment import checks as gate
+from mlops_nb.deployment import aliases, checks, validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import client, training_set
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
 from mlops_nb.flights import train, validate
 from mlops_nb.flights.features import FEATURES, SLICES
-from mlops_nb.models import metrics, registry
-from mlops_nb.models import model_card as governance
+from mlops_nb.models import metrics, model_card, registry
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"), pytest.mark.filterwarnings("ignore:.*type hint")]
 NAME = "dev.flights.late_arrival"
@@ -69,7 +67,7 @@ def held_out():
     rows = rows.assign(temperature=random.normal(-1, 1.3, count), wind_gust=random.normal(size=count), origin=random.choice(["JFK", "EWR", "LGA"], count),
                        carrier=random.choice(["AA", "UA", "MQ"], count, p=[0.5, 0.42, 0.08]), hour_band="9-12", distance_band="2000+")
     label = (random.uniform(size=count) < 1 / (1 + np.exp(-rows.temperature))).astype(int).to_numpy()
-    return gate.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 400, SLICES)
+    return checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 400, SLICES)
 
 
 HELD = held_out()
@@ -107,7 +105,7 @@ def version_of(world, body="good", tags=None, card=None, said=None, description=
     with mlflow.start_run(experiment_id=registry.experiment_id(env, "late_arrival"), tags=TAGS) as run:
         mlflow.log_param("held_out_days", 28)
         mlflow.log_metrics(honest(BODIES[body]) | (said or {}))
-        mlflow.log_text(card or world.card, governance.CARD)
+        mlflow.log_text(card or world.card, model_card.CARD)
         if change or body not in world.models: model = logged_model(world.folder, BODIES[body]).model_id
         if change: change(Path(mlflow.artifacts.download_artifacts(f"models:/{model}")))
         elif body in world.models: model = world.models[body]
@@ -123,7 +121,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     uri = f"sqlite:///{folder}/mlflow.db"
     env = replace(load_env("dev"), state=folder, home="local", tracking_uri=uri, registry_uri=uri)
-    demanded = governance.read_governance(env.root)
+    demanded = model_card.read_governance(env.root)
     sections = {name: "Said." for name in demanded["required_sections"] if name not in ("Purpose", "Owner", "Limits", "Licence of the data")}
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:
@@ -131,14 +129,14 @@ def world(tmp_path_factory):
         patch.setenv("GIT_PYTHON_REFRESH", "quiet")
         patch.setattr(validate, "held_out", lambda spark, env, tags, recorded: HELD if validate.periods_of(tags, recorded) else None)
         for name in (NAME, NAME.replace("dev.", "prod.")): registry.client(env).create_registered_model(name)
-        yield SimpleNamespace(env=env, folder=folder, models={}, card=governance.model_card("late_arrival", demanded, sections), demanded=demanded)
+        yield SimpleNamespace(env=env, folder=folder, models={}, card=model_card.model_card("late_arrival", demanded, sections), demanded=demanded)
 
 
 def judged(world, version, env=None):
     "What the job does with a version, and the version after it."
     env = env or world.env
     begun = validation.begin(env, version.name, version.version)
-    results = validation.judge(env, begun.name, begun.version, gate.checks(RULES, validate.gather(None, env, begun)))
+    results = validation.judge(env, begun.name, begun.version, checks.checks(RULES, validate.gather(None, env, begun)))
     return results, registry.get_version(env, version.name, version.version)
 
 
@@ -235,12 +233,12 @@ def test_the_verdict_of_prod_is_read_from_dev(world):
 def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
     found = validate.gather(None, world.env, version_of(world))
     found = replace(found, governance=world.demanded | {"forbidden_features": ["wind_gust"]})
-    told = validation.failures(validation.run_checks(gate.checks(RULES, found)))
+    told = validation.failures(validation.run_checks(checks.checks(RULES, found)))
     assert told == ["forbidden: feature 'wind_gust' is forbidden: its name holds 'wind_gust'"]
 
 
 def test_one_that_was_judged_on_too_few_flights_is_refused_by_that_check_alone(world, monkeypatch):
-    few = gate.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800], HELD.days[:4800], SLICES)
+    few = checks.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800], HELD.days[:4800], SLICES)
     monkeypatch.setattr(validate, "held_out", lambda *_: few)
     results, version = judged(world, version_of(world, said=honest(BODIES["good"], few)))
     assert validation.failures(results) == ["held_out: 4,800 held-out rows, at least 5,000 are needed"]

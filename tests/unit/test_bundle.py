@@ -679,6 +679,7 @@ def spots(value, path=()):
         yield from spots(value[key], (*path, key))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([spot for spot in spots(GOOD) if spot]), junk)
 def test_any_mistake_is_answered_with_a_sentence(tmp_path_factory, spot, value):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from mlops_nb.deployment import aliases as deployment
 from mlops_nb.deployment import comparison, promotion
 from mlops_nb.deployment.comparison import Contender, compare
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import compare as compare_notebook
 from mlops_nb.flights import deploy as deploy_notebook
@@ -126,13 +125,6 @@ def test_a_rule_that_makes_no_sense_is_refused(change, said):
 NAME = "dev.flights.late_arrival"
 
 
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    return replace(load_env("dev"), state=folder, home="local", tracking_uri=uri, registry_uri=uri)
-
-
 numbers = itertools.count()
 
 
@@ -140,8 +132,12 @@ numbers = itertools.count()
 def name(env, monkeypatch):
     "A fresh model of three versions, and a log without Spark."
     log = {}
-    monkeypatch.setattr(deployment, "read_log", lambda spark, env, name: [dict(row) for _, row in sorted(log.items())])
-    monkeypatch.setattr(deployment, "write_log", lambda spark, env, row: log.update({row["move"]: dict(row)}))
+    monkeypatch.setattr(deployment, "read_log", lambda spark, env, name: [dict(row) for key, row in sorted(log.items()) if key[0] == name])
+    monkeypatch.setattr(deployment, "write_log", lambda spark, env, row: log.update({(row["model_name"], row["move"]): dict(row)}))
+    return new_model(env)
+
+
+def new_model(env):
     name = f"{NAME}_{next(numbers)}"
     registry.client(env).create_registered_model(name)
     for _ in range(3): registry.client(env).create_model_version(name, source=str(env.state))
@@ -180,10 +176,8 @@ class Killed(BaseException):
     "As sudden as SIGKILL for what is stored: no handler of ours catches it."
 
 
-@pytest.mark.parametrize("effect", ["before", "after"])
-@pytest.mark.parametrize("step", range(7))
-def test_a_kill_at_any_step_then_the_same_again_ends_like_an_undisturbed_run(env, name, monkeypatch, step, effect):
-    deploy(env, name, 1); deploy(env, name, 2)
+def killed(env, name, monkeypatch, step, effect) -> bool:
+    "Deploy version 3 and die at this write, before or after its effect; False if the deployment had ended by then."
     with monkeypatch.context() as patched:
         calls = itertools.count()
         def dying(real):
@@ -193,25 +187,31 @@ def test_a_kill_at_any_step_then_the_same_again_ends_like_an_undisturbed_run(env
                 raise Killed
             return call
         for function in ("write_log", "set_alias"): patched.setattr(deployment, function, dying(getattr(deployment, function)))
-        with pytest.raises(Killed): deploy(env, name, 3)
-    assert deployment.points_to(env, name, "champion") in (2, 3)  # never none
-    deploy(env, name, 3)
+        try: deploy(env, name, 3)
+        except Killed: return True
+    return False
+
+
+@pytest.mark.parametrize("effect", ["before", "after"])
+def test_a_kill_at_any_step_then_the_same_again_ends_like_an_undisturbed_run(env, name, monkeypatch, effect):
+    for step in itertools.count():
+        name = new_model(env)
+        deploy(env, name, 1); deploy(env, name, 2)
+        died = killed(env, name, monkeypatch, step, effect)
+        assert deployment.points_to(env, name, "champion") in (2, 3)  # never none
+        deploy(env, name, 3)
+        assert_third_is_champion(env, name)
+        if not died: break
+    assert step > 0, "no step was disturbed"
+
+
+def assert_third_is_champion(env, name):
+    "The aliases and the log are those of an undisturbed run."
     aliases, log = state(env, name)
     assert aliases == {"champion": 3, "challenger": 3, "previous_champion": 2}
     assert [(r["move"], r["alias"], r["from_version"], r["to_version"], r["state"]) for r in log] == [
         (1, "challenger", None, 1, "done"), (2, "champion", None, 1, "done"), (3, "challenger", 1, 2, "done"),
         (4, "champion", 1, 2, "done"), (5, "challenger", 2, 3, "done"), (6, "champion", 2, 3, "done")]
-
-
-def test_an_undisturbed_deployment_has_seven_steps(env, name, monkeypatch):
-    "Or the test above leaves some out."
-    deploy(env, name, 1); deploy(env, name, 2)
-    calls = []
-    for function in ("write_log", "set_alias"):
-        real = getattr(deployment, function)
-        monkeypatch.setattr(deployment, function, lambda *given, real=real: (calls.append(real), real(*given)))
-    deploy(env, name, 3)
-    assert len(calls) == 7
 
 
 def test_a_move_that_never_happened_gives_its_place_in_the_log_to_the_next(env, name, monkeypatch):
@@ -303,14 +303,6 @@ def test_a_champion_that_was_deleted_can_be_replaced_and_is_not_forgotten(env, n
     assert aliases == {"champion": None, "challenger": None, "previous_champion": 1} and deployment.lost_champion(log, None) == 2
     assert deployment.rollback(None, env, name, "v2 was deleted").endswith("there was none: v2 was deleted")
     assert state(env, name)[0]["champion"] == 1
-
-
-def test_the_switch_itself_takes_less_than_a_second(env, name):
-    import time
-    deploy(env, name, 1); deploy(env, name, 2); passed(env, name, 1)
-    began = time.monotonic()
-    deployment.rollback(None, env, name, "now")  # all of it but Spark's log
-    assert time.monotonic() - began < 1
 
 
 def test_who_decided_stays_who_decided(env, name, monkeypatch):

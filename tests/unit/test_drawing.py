@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from mlops_nb.bundle.drawing import COMPUTED, draw, gets, gives, layers, mermaid, never_set, picture, uses, values_set
+from mlops_nb.bundle.drawing import COMPUTED, draw, gets, gives, layers, never_set, picture, uses, values_set
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.errors import MlopsError
 
@@ -97,17 +97,6 @@ def test_the_picture_shows_it_all_and_takes_no_name_for_markup():
 
 def test_the_picture_fits_a_narrow_terminal():
     assert max(map(len, printed(picture(JOB, GETS, gives(JOB, lambda path: [])), width=50).splitlines())) <= 50
-
-
-def test_mermaid():
-    assert mermaid(JOB, {"first": ["list"]}).splitlines() == [
-        "flowchart TD", '  t0["last: last.ipynb"]', '  t1["loop: for each of {{tasks.first.values.list}}: one.ipynb"]',
-        '  t2["first: [first].ipynb"]', "  t1 --> t0", '  t2 -->|"list"| t1', '  t2 -.->|"b (not set)"| t0']
-    quotes = {"tasks": [{"task_key": "a", "condition_task": {"left": '"<x>"', "op": "EQUAL_TO", "right": "1"}},
-                        {"task_key": "b", "depends_on": [{"task_key": "a", "outcome": "false"}],
-                         "run_job_task": {"job_id": 7}}]}
-    assert mermaid(quotes, names={"7": "deploy"}).splitlines()[1:] == [
-        '  t0["a: if #quot;#lt;x#gt;#quot; EQUAL_TO 1"]', '  t1["b: job deploy"]', '  t0 -->|"false"| t1']
 
 
 def test_a_job_of_a_bundle(project):

@@ -1,5 +1,6 @@
 """What a target means: names by Unity Catalog's rules, lists of catalogs, engine and places by the environment."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,14 +184,16 @@ def test_the_engine_can_be_chosen_and_a_misspelt_one_is_refused(root, monkeypatc
     with pytest.raises(MlopsError, match="did you mean 'spark'"): load_env(root=root)
 
 
-def test_pointing_mlflow_at_one_project_does_not_bind_the_next(root, monkeypatch):
+def test_pointing_mlflow_at_one_project_does_not_bind_the_next(root, monkeypatch, empty_store):
     import mlflow
+    (root / ".mlops").mkdir()
+    shutil.copy(empty_store, root / ".mlops/mlflow.db")
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     try:
         env = load_env(root=root)
         env.use_mlflow()
         assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (env.tracking_uri, env.registry_uri)
-        assert load_env(root=root, target="prod").tracking_uri == env.tracking_uri and env.state.is_dir()
+        assert load_env(root=root, target="prod").tracking_uri == env.tracking_uri
         monkeypatch.setenv("MLOPS_STATE", "other")
         assert load_env(root=root).tracking_uri == f"sqlite:///{root}/other/mlflow.db"
     finally:

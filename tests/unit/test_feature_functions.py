@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.env import load_env
@@ -39,6 +39,7 @@ def by_unity_catalog(function: ff.Function, values: dict):
 def same(one, other) -> bool: return one is other is None or one == pytest.approx(other, abs=1e-12)
 
 
+@settings(max_examples=40)
 @given(st.data())
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_column_a_request_and_unity_catalog_agree(name, data):

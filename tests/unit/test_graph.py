@@ -33,7 +33,7 @@ DIAMOND = [task("d", "b", "c"), task("b", "a"), task("c", "a"), task("a")]
 
 
 @pytest.mark.parametrize("ours, theirs", [
-    (graph.ResultState, jobs.RunResultState), (graph.LifeCycleState, jobs.RunLifeCycleState), (graph.RunIf, jobs.RunIf),
+    (graph.ResultState, jobs.RunResultState), (graph.RunIf, jobs.RunIf),
     (graph.COMPARISONS, jobs.ConditionTaskOp)])
 def test_names_are_databricks_own(ours, theirs):
     assert {str(name) for name in ours} == {name.value for name in theirs}

@@ -74,7 +74,7 @@ def test_when_the_facts_of_a_flight_are_known():
     assert set(known.scheduled_arrival) == {pd.Timestamp("2013-01-01T14:19Z")}
 
 
-@often
+@settings(often, max_examples=30)
 @given(st.datetimes(datetime(2013, 1, 1, 9), datetime(2013, 1, 1, 16)).map(lambda t: t.replace(tzinfo=UTC)))
 def test_only_facts_learnt_before_the_cut_are_known(cut):
     flights = few_flights()
@@ -88,7 +88,7 @@ def test_only_facts_learnt_before_the_cut_are_known(cut):
     pd.testing.assert_frame_equal(known[schedule], flights[schedule])
 
 
-@often
+@settings(often, max_examples=30)
 @given(*[st.integers(9 * 60, 16 * 60)] * 2)
 def test_forgetting_twice_is_forgetting_from_the_earlier_cut(one, other):
     cut = lambda minutes: datetime(2013, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)

@@ -7,8 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.jobs import run_store as runs
-from mlops_nb.jobs import runner
+from mlops_nb.jobs import run_store, runner
 from mlops_nb.jobs.execute import Outcome
 
 
@@ -62,7 +61,7 @@ def test_retries_count_attempts_and_the_last_one_decides(project, acts):
     acts["a"] = lambda step: Outcome("SUCCESS" if step.attempt == 2 else "FAILED", f"attempt {step.attempt}")
     begun, result = run(project)
     assert result == "SUCCESS" and acts["ran"] == ["a", "a", "a"]
-    assert [t["result_state"] for t in runs.list_tasks(begun.home.store, begun.run_id)] == ["FAILED", "FAILED", "SUCCESS"]
+    assert [t["result_state"] for t in run_store.list_tasks(begun.home.store, begun.run_id)] == ["FAILED", "FAILED", "SUCCESS"]
 
 
 def test_a_timeout_is_retried_only_when_asked(project, acts):
@@ -100,7 +99,7 @@ def test_a_called_job_gets_its_parameters_and_its_failure_is_the_callers(project
     acts["inside"] = lambda step: seen.append(step.run.parameters) or Outcome("FAILED", "no such version")
     begun, result = run(project)
     assert seen == [{"version": "7"}] and result == "FAILED"
-    child = runs.list_runs(begun.home.store, "child")[0]
+    child = run_store.list_runs(begun.home.store, "child")[0]
     assert child["parent_run_id"] == begun.run_id and child["trigger_type"] == "RUN_JOB_TASK"
     assert "no such version" in begun.row["state_message"]
 
@@ -128,7 +127,7 @@ def test_repair_runs_again_what_failed_and_what_follows_with_the_values_of_befor
     acts["b"] = lambda step: Outcome("SUCCESS" if step.run.values("a") == {"x": 1} else "FAILED")
     again = runner.reopen(project.home(), begun.run_id)
     assert runner.finish(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
-    row = runs.get_run(again.home.store, begun.run_id)
+    row = run_store.get_run(again.home.store, begun.run_id)
     assert (row["result_state"], row["repair_count"]) == ("SUCCESS", 1)
     with pytest.raises(MlopsError, match="succeeded: nothing to repair"): runner.reopen(project.home(), begun.run_id)
 
@@ -141,7 +140,7 @@ def test_repair_goes_on_inside_the_called_job(project, acts):
     del acts["second"]
     assert runner.finish(runner.reopen(project.home(), begun.run_id)) == "SUCCESS"
     assert acts["ran"] == ["first", "second", "second"]
-    assert len(runs.list_runs(begun.home.store, "child")) == 1
+    assert len(run_store.list_runs(begun.home.store, "child")) == 1
 
 
 def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
@@ -177,13 +176,13 @@ def test_what_home_cannot_run_is_refused_before_anything_starts(project, acts):
     project.job("child", [{"task_key": "query", "sql_task": {"warehouse_id": "w", "query": {"query_id": "q"}}}])
     project.job("job", [task(project, "a"), {"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
     with pytest.raises(MlopsError, match="task 'query' of job 'child' is a sql_task, which cannot run at home"): run(project)
-    assert runs.list_runs(project.home().store) == [] and acts["ran"] == []
+    assert run_store.list_runs(project.home().store) == [] and acts["ran"] == []
 
 
 def test_a_misspelt_parameter_leaves_no_run(project, acts):
     project.job("job", [task(project, "a")], parameters=[{"name": "as_of", "default": "latest"}])
     with pytest.raises(MlopsError, match="no parameter 'asof' in job 'job'\n  did you mean 'as_of'"): run(project, given={"asof": "1"})
-    assert runs.list_runs(project.home().store) == []
+    assert run_store.list_runs(project.home().store) == []
 
 
 @pytest.fixture

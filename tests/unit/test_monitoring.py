@@ -15,8 +15,7 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.monitoring import drift, profiles, quality, thresholds
-from mlops_nb.monitoring import metric_tables as monitoring
+from mlops_nb.monitoring import drift, metric_tables, profiles, quality, thresholds
 from mlops_nb.monitoring.windows import GROUP, Monitor, as_monitor, parts, window_end
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
@@ -105,6 +104,7 @@ def test_nothing_drifts_from_itself(two):
     assert drift.wasserstein_distance(values, counts, 3 * counts) == pytest.approx(0)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40))
 def test_class_scores_are_scikit_learns(pairs):
     predicted, label = map(list, zip(*pairs, strict=True))
@@ -222,7 +222,7 @@ def measured(*log_losses, base=0.40, count=5000, version="1"):
     moved = profile[profile.log_type == "INPUT"].drop(columns=["log_loss", "count", "f1_score"]).assign(
         drift_type="BASELINE", column_name="prediction",
         ks_test=[{"statistic": loss, "pvalue": 0.0} for loss in log_losses])
-    return monitoring.Measured(profile, moved)
+    return metric_tables.Measured(profile, moved)
 
 
 def flags(seen, **threshold): return thresholds.judge(seen, thresholds.Threshold(**threshold)).broken.tolist()
@@ -240,7 +240,7 @@ def test_a_limit_in_the_baselines_own_value():
 
 def test_each_version_has_its_own_baseline():
     one, two = measured(0.45, base=0.40), measured(0.45, base=0.50, version="2")
-    both = monitoring.Measured(*(pd.concat([getattr(one, part), getattr(two, part)], ignore_index=True)
+    both = metric_tables.Measured(*(pd.concat([getattr(one, part), getattr(two, part)], ignore_index=True)
                                  for part in ("profile", "drift")))
     judged = thresholds.judge(both, thresholds.Threshold("log_loss", at_most=1.1, times_baseline=True))
     assert judged.broken.droplevel(0).to_dict() == {"1": True, "2": False}
@@ -302,7 +302,7 @@ def test_violations_come_in_the_order_of_time():
 def test_arrow_keeps_nothing_as_null():
     frame = pd.DataFrame({"count": [1.0, np.nan], "avg": [0.1 + 0.2, np.nan],
                           "window": [None, {"start": datetime(2013, 1, 1, tzinfo=UTC), "end": None}]})
-    table = monitoring.as_arrow(frame, {k: v for k, v in monitoring.profile_columns("version").items()
+    table = metric_tables.as_arrow(frame, {k: v for k, v in metric_tables.profile_columns("version").items()
                                         if k in ("count", "avg", "window", "log_loss")})
     assert table["count"].to_pylist() == [1, None] and table["avg"].to_pylist() == [0.3, None]
     assert table["log_loss"].null_count == 2

@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from mlops_nb.env import load_env
-from mlops_nb.jobs import progress
-from mlops_nb.jobs import run_store as runs
+from mlops_nb.jobs import progress, run_store
 
 ROOT = Path(__file__).parents[2]
 PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"
@@ -19,12 +18,12 @@ ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH
 @pytest.fixture
 def store(tmp_path):
     "One run: a task that said a long sentence, one that named a path, one that failed."
-    store = runs.RunStore(tmp_path / "runs.db")
-    run_id = runs.begin_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
+    store = run_store.RunStore(tmp_path / "runs.db")
+    run_id = run_store.begin_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
     for key, result, said in (("deploy", "SUCCESS", {"exit_value": LONG}), ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
                               ("train_with_a_long_name", "FAILED", {"state_message": ERROR})):
-        runs.save_task(store, run_id, key, 0, life_cycle_state="TERMINATED", result_state=result, start_time=1_000, end_time=5_200, **said)
-    runs.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="SUCCESS_WITH_FAILURES", state_message=f"task 'train': {ERROR}")
+        run_store.save_task(store, run_id, key, 0, life_cycle_state="TERMINATED", result_state=result, start_time=1_000, end_time=5_200, **said)
+    run_store.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="SUCCESS_WITH_FAILURES", state_message=f"task 'train': {ERROR}")
     return store
 
 
@@ -47,17 +46,17 @@ def test_a_run_is_readable(store, width):
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_runs_are_readable_and_say_why_they_failed(store, width):
-    lines = shown(progress.runs_table(runs.list_runs(store, None, 9)), width)
+    lines = shown(progress.runs_table(run_store.list_runs(store, None, 9)), width)
     assert all(len(line) <= width for line in lines) and not any("…" in line for line in lines)
     assert lines[1].split()[-1] == "SUCCESS_WITH_FAILURES" and lines[-1] == "run 1: task 'train': no table 'x' in dev.flights"
 
 
 def test_a_narrow_terminal_folds_the_name_of_the_job(store):
-    lines = shown(progress.runs_table(runs.list_runs(store, None, 9)), 70)
+    lines = shown(progress.runs_table(run_store.list_runs(store, None, 9)), 70)
     assert len(lines[1]) <= 70 and "SUCCESS_WITH_FAILURES" in lines[1] and "dev" in lines[1]
 
 
 def test_where_to_look_has_whole_paths(store, tmp_path):
     env = replace(load_env("dev", root=ROOT), state=tmp_path / ("long-" * 20), tracking_uri="sqlite:///" + "long-" * 20)
-    lines = shown(progress.where_to_look(env, runs.get_run(store, 1)), 80)
+    lines = shown(progress.where_to_look(env, run_store.get_run(store, 1)), 80)
     assert any(line.endswith(str(env.state / "runs/1")) for line in lines) and any(line.endswith(env.tracking_uri) for line in lines)

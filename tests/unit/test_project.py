@@ -1,11 +1,13 @@
 """What holds for the project as a whole: packaging, the shape of its notebooks, and who may import whom."""
 import ast
 import configparser
+import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +33,7 @@ def exported(path: Path) -> list[str]:
     return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and re.match(r"#\|\s*export", "".join(c["source"]))]
 
 
+@cache
 def module_of(path: Path) -> str:
     "The module a notebook is exported to, without the package."
     found = re.search(r"#\| default_exp (\S+)", path.read_text().replace("\\n", "\n").replace('"', " "))
@@ -44,7 +47,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlops_nb":
             inner = node.module.partition(".")[2]
             names |= {inner} if inner in modules else {f"{inner}.{alias.name}".lstrip(".") for alias in node.names}
-    return names
+    return {mlops_nb._MODULES.get(name, name) for name in names}  # a name of the package itself stands for its module
 
 
 def test_the_wheel_brings_no_pyspark():
@@ -65,13 +68,22 @@ def test_locks_pin_and_name_no_address(lock):
     assert all("==" in line for line in lines if line.strip()) and not any("://" in line for line in lines)
 
 
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory) -> Path:
+    "A folder with the notebooks of the jobs as nbdev_clean leaves them."
+    folder = tmp_path_factory.mktemp("cleaned")
+    for name in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT / name, folder)
+    for path in OF_JOBS:
+        copy = folder / "nbs" / name_of(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    subprocess.run([Path(sys.executable).parent / "nbdev_clean", "--fname", folder / "nbs"], cwd=folder, check=True)
+    return folder / "nbs"
+
+
 @pytest.mark.parametrize("path", OF_JOBS, ids=name_of)
-def test_nbdev_clean_keeps_the_parameters_tag(path, tmp_path):
-    for name in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT / name, tmp_path)
-    copy = tmp_path / "nbs" / path.name
-    copy.parent.mkdir()
-    shutil.copy(path, copy)
-    subprocess.run([Path(sys.executable).parent / "nbdev_clean", "--fname", copy], cwd=tmp_path, check=True)
+def test_nbdev_clean_keeps_the_parameters_tag(path, cleaned):
+    copy = cleaned / name_of(path)
     assert parameter_cell(copy) == parameter_cell(path) != ""
     assert copy.read_text() == path.read_text(), "not clean: run nbdev_clean"
 
@@ -109,3 +121,22 @@ def test_an_area_imports_only_from_areas_above_it():
         if (module := module_of(path)) not in rooms: continue
         for other in imported(path) - {module}:  # a function that is sent to workers imports its own module
             assert rooms[other] < rooms[module], f"{module} imports {other}, which stands after it"
+
+
+def test_the_package_itself_has_what_users_import_and_loads_nothing_before():
+    for name, module in mlops_nb._MODULES.items():
+        room = importlib.import_module(f"mlops_nb.{module}")
+        assert getattr(mlops_nb, name) is (room if module.endswith(name) else getattr(room, name))
+    assert set(mlops_nb.__all__) == set(mlops_nb._MODULES) <= set(dir(mlops_nb))
+    with pytest.raises(ImportError, match="cannot import name 'lod_env'"): exec("from mlops_nb import lod_env")
+    code = "import sys, mlops_nb; print([m for m in sys.modules if m.startswith('mlops_nb.') or m in ('mlflow', 'pandas', 'pyspark')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+def test_pages_import_and_link_what_exists(page):
+    text = page.read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec("\n".join(ast.unparse(node) for node in imports), {})
+    for target in re.findall(r"\]\(([^)#:]+)\)", text): assert (page.parent / target).exists(), target

@@ -1,7 +1,6 @@
 """Metrics against slow and obvious ones; a registry that is killed between any two steps."""
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb import conf
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import calibration, evidence, intervals, metrics, registry, slices
 from mlops_nb.models.fingerprint import code_digest, data_digest, find_run, register_run
@@ -113,13 +111,6 @@ def test_configuration_errors_name_file_and_key(tmp_path):
 NAME = "dev.flights.late_arrival"
 
 
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    return replace(load_env("dev"), state=folder, home="local", tracking_uri=uri, registry_uri=uri)
-
-
 def logged_run(env, experiment, fingerprint, status="FINISHED"):
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     mlflow = registry.client(env)
@@ -199,7 +190,7 @@ def test_the_lock_excludes_other_processes_and_a_kill_releases_it(env):
 
 # ---- metrics that are taken hundreds of times
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(scored.filter(both), st.floats(0, 1))
 def test_the_fast_metrics_are_scikit_learns(rows, threshold):
     label, prediction = map(np.array, zip(*rows, strict=True))
@@ -207,6 +198,7 @@ def test_the_fast_metrics_are_scikit_learns(rows, threshold):
     assert {**fast, "example_count": len(label)} == pytest.approx(slow, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
     "Forecasts whose true log loss is known, in days that share a shock: 95 % intervals of 60 samples."
     rng, inside = np.random.default_rng(3), 0
