@@ -8,8 +8,6 @@ __all__ = ['RAW_MODEL', 'SPEC', 'FeatureModel']
 # %% ../../nbs/features/04_feature_model.ipynb #8149f467
 from pathlib import Path
 
-import mlflow
-
 # %% ../../nbs/features/04_feature_model.ipynb #7f46dafd
 RAW_MODEL, SPEC = "raw_model", "feature_spec.yaml"
 
@@ -24,4 +22,5 @@ class FeatureModel:
 
 def _load_pyfunc(path: str) -> FeatureModel:  # MLflow calls it by this name
     "The model that is stored in a folder with its spec."
-    return FeatureModel(mlflow.pyfunc.load_model(str(Path(path) / RAW_MODEL)))
+    from mlflow import pyfunc
+    return FeatureModel(pyfunc.load_model(str(Path(path) / RAW_MODEL)))

@@ -334,7 +334,7 @@ def promote(env, name, few_draws, monkeypatch):
     for number, as_of in enumerate(("2013-04-01", "2013-05-01", "2013-06-01"), 1):
         passed(env, name, number)
         registry.client(env).set_model_version_tag(name, str(number), "as_of", as_of)
-    for picture in ("plot_losses", "plot_change"): monkeypatch.setattr(deployment, picture, lambda *given: pyplot.figure(figsize=(1, 1)))
+    for picture in ("plot_losses", "plot_change"): monkeypatch.setattr(promotion, picture, lambda *given: pyplot.figure(figsize=(1, 1)))
     certainty = {None: 0.5, 1: 0.6, 2: 0.8, 3: 0.7}
     def meet(version, champion):
         number = int(champion.version) if champion else None
