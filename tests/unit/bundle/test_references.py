@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlops_nb.bundle.references import TIME_PARTS, as_inputs, find, parse, resolve, time_part
 from mlops_nb.errors import MlopsError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 START = datetime(2013, 3, 31, 23, 59, 58, 123456, tzinfo=UTC)
 
 

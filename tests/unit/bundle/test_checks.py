@@ -10,7 +10,7 @@ from mlops_nb.bundle.load import job_id, load_bundle, target_names
 from mlops_nb.bundle.parameters import Parameter, notebook_parameters, parameter_cell
 from mlops_nb.errors import MlopsError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRAIN = {"task_key": "train", "notebook_task": {"notebook_path": "train.ipynb"}}
 SCORE = {"task_key": "score", "depends_on": [{"task_key": "train"}], "notebook_task": {"notebook_path": "score.ipynb"}}
 IF = {"task_key": "if", "condition_task": {"left": "1", "op": "EQUAL_TO", "right": "1"}}

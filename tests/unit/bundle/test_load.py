@@ -16,7 +16,7 @@ from mlops_nb.bundle.load import find_root, job_id, load_bundle, target_names
 from mlops_nb.errors import MlopsError
 from mlops_nb.yaml_files import read_yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

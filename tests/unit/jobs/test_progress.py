@@ -9,7 +9,7 @@ from rich.console import Console
 from mlops_nb.env import load_env
 from mlops_nb.jobs import progress, run_store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"
 LONG = "log loss 0.4645 against 0.5447 of the baseline on 25,213 rows, which is 14.7% better, and 0.5% better is asked"
 ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH}"

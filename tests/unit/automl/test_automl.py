@@ -19,7 +19,7 @@ from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, clas
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs.execute import Outcome
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

@@ -15,7 +15,7 @@ from mlops_nb.data.contracts import (
 )
 from mlops_nb.errors import MlopsError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def said(**rules) -> list[str]:
