@@ -1,6 +1,6 @@
 # The front door. CI calls these targets and nothing else of weight.
 .DEFAULT_GOAL := help
-.PHONY: help install install-stores demo approve test test-notebooks test-unit test-integration test-spark bench check tidy ui lab lock clean
+.PHONY: help install install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark bench check tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook imports for twice as long
 
@@ -37,9 +37,13 @@ demo: $(READY)  ## a year of production on the real flights of 2013: train, scor
 approve: $(READY)  ## say yes to a version that waits: NAME=... VERSION=... WHO="..." TARGET=... in the environment
 	@$(BIN)/mlops approve "$$NAME" "$$VERSION" --as "$$WHO" --target "$$TARGET"
 
-test: test-notebooks test-unit test-integration  ## every test that a plain machine can run
+test: test-notebooks test-unit test-integration  ## what every change must pass, on a plain machine in a few minutes
 
-# $(call suite,name,seconds it may take,command)
+test-all: test test-slow test-spark  ## every test in full size (stores: make install-stores and their servers; Java 17)
+
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 --dist loadfile
+
+# $(call suite,name,seconds it may take,command). The command holds no comma.
 define suite
 	@echo "── $(1) (budget $(2) s)"; began=$$(date +%s); $(3); took=$$(( $$(date +%s) - began )); \
 	echo "── $(1): $$took s of $(2) s$$([ $$took -le $(2) ] || echo ', OVER BUDGET')"
@@ -49,10 +53,13 @@ test-notebooks: $(READY)
 	$(call suite,notebooks,120,$(BIN)/nbdev_test --path nbs --n_workers 2)
 
 test-unit: $(READY)
-	$(call suite,unit,60,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests/unit)
+	$(call suite,unit,60,$(PYTEST) -m "not slow" tests/unit)
 
 test-integration: $(READY)
-	$(call suite,integration,780,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration)
+	$(call suite,integration,210,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
+
+test-slow: $(READY)  ## what is rare or long: all kills, all online stores, a year of production (MLOPS_TEST_SIZE=reduced: less of it)
+	$(call suite,slow,$(if $(filter reduced,$(MLOPS_TEST_SIZE)),500,1500),$(PYTEST) --no-loadscope-reorder -m slow tests)
 
 # The engines bring a `pyspark` of their own, so each has an environment of its own.
 .venv-spark/.ready: tests/engines/requirements.lock $(READY)
@@ -68,7 +75,7 @@ test-integration: $(READY)
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
 
 test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
-	$(call suite,engines,240,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests/engines)
+	$(call suite,engines,240,$(PYTEST) -m "not slow" tests/engines)
 
 $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@

@@ -1,18 +1,44 @@
-"""A session on Sail for the tests of one file, in a lakehouse of its own."""
+"""A session on Sail for the tests of one file, in a lakehouse of its own; and one trained state for all files that need one."""
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from states import copy_state, make_trained
 
 from mlops_nb.data import session as sessions
 from mlops_nb.env import load_env
 
-LONGEST = ("test_whole", "test_demo", "test_model_loop", "test_deployment")  # begun first, so that no worker is left with one at the end
+# A worker takes whole files in this order. The first one makes the trained state; meanwhile the other takes those that need none,
+# the long ones first, and comes to those that need it when it is there. What is not named is short and comes last.
+ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment", "test_tables", "test_feature_client", "test_validation",
+         "test_mlflow_store", "test_features", "test_model_loop", "test_inference", "test_ingest")
 
 
 def pytest_collection_modifyitems(items):
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    order = {name: place for place, name in enumerate(ORDER)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(ORDER)))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, worker_id) -> Path:
+    "The state that the jobs `features` and `train` leave, made once for all workers. Only read it: to change it, take `own_trained`."
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master": folder = folder.parent  # of all workers
+    state, made = folder / "trained", folder / "trained.made"
+    with FileLock(folder / "trained.lock"):
+        if not made.exists():
+            shutil.rmtree(state, ignore_errors=True)  # what a worker that failed has left
+            make_trained(state)
+            made.touch()
+    return state
+
+
+@pytest.fixture(scope="module")
+def own_trained(trained, tmp_path_factory) -> Path:
+    "The trained state as the file's own, to be changed."
+    return copy_state(trained, tmp_path_factory.mktemp("own") / "state")
 
 
 @pytest.fixture(scope="module")

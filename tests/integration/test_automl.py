@@ -58,9 +58,8 @@ def settings(state: Path, **more) -> dict:
 def state(tmp_path_factory): return tmp_path_factory.mktemp("state")
 
 
-@pytest.fixture(scope="module")
-def classified(state):
-    "One search with all families, one that fails and one that meets a full disk, on rows with everything that is awkward."
+def awkward() -> pd.DataFrame:
+    "Rows with everything that is awkward."
     frame = load_breast_cancer(as_frame=True).frame
     frame["diagnosis"] = frame.pop("target").map({0: "malignant", 1: "benign"})
     frame["clinic"] = [("a", "b", None, f"rare {i}")[i % 4] for i in range(len(frame))]  # most of the rare ones are unseen in training
@@ -68,19 +67,24 @@ def classified(state):
     frame["told after"] = frame.diagnosis.map({"malignant": 1.0, "benign": 0.0})
     frame = frame.assign(nothing=None, always=1)
     frame.loc[:9, "mean area"] = float("inf")
-    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-    families = ["lightgbm", "histogram_boosting", "random_forest", "linear", family(state, "unlucky", before="raise ValueError('no luck today')"),
-                family(state, "full_disk", after=limit)]
-    summary = automl.classify(frame, "diagnosis", "log_loss", families=families, max_trials=6, exclude_cols=["mean radius"], **settings(state))
-    return frame, summary
+    return frame
 
 
-def test_every_trial_has_a_notebook_a_run_and_no_pickle(classified):
-    frame, summary = classified
+def search(state: Path, families: list[str]):  # -> the summary of a search
+    return automl.classify(awkward(), "diagnosis", "log_loss", families=families, max_trials=len(families), exclude_cols=["mean radius"],
+                           **settings(state))
+
+
+@pytest.fixture(scope="module")
+def classified(state):
+    "One small search, with a family that fails."
+    return search(state, ["lightgbm", "linear", family(state, "unlucky", before="raise ValueError('no luck today')")])
+
+
+def check_trials(summary, expected: dict[str, str]):  # state by family
+    "Every trial has a notebook and a finished run, and there is no pickle."
     client = MlflowClient(summary.trials[0].env.tracking_uri)
-    states = {t.family: t.state for t in summary.trials}
-    assert states == {"lightgbm": "COMPLETE", "histogram_boosting": "COMPLETE", "random_forest": "COMPLETE", "linear": "COMPLETE",
-                      "unlucky": "FAILED", "full_disk": "FAILED"}, [t.reason for t in summary.trials]
+    assert {t.family: t.state for t in summary.trials} == expected, [t.reason for t in summary.trials]
     for trial in summary.trials:
         run = client.get_run(trial.mlflow_run_id)
         assert run.info.experiment_id == summary.experiment.experiment_id
@@ -88,33 +92,51 @@ def test_every_trial_has_a_notebook_a_run_and_no_pickle(classified):
         assert run.data.tags["automl_family"] == trial.family and trial.notebook_path.exists()
         if trial.state == "COMPLETE":
             assert run.data.metrics["val_log_loss"] == pytest.approx(trial.evaluation_metric_score)
-    reasons = {t.family: t.reason for t in summary.trials}
-    assert "no luck today" in reasons["unlucky"] and "unlucky.ipynb" not in reasons["unlucky"]
-    assert [w for w in ("File too large", "disk I/O error", "disk is full", "unable to open") if w in reasons["full_disk"]], reasons["full_disk"]
     assert client.search_registered_models() == []
     assert client.search_runs([summary.experiment.experiment_id], "attributes.status = 'RUNNING'") == []
     files = [p for p in [*summary.folder.rglob("*"), *(summary.trials[0].env.state / "artifacts").rglob("*")] if p.is_file()]
     assert [p for p in files if p.suffix == ".skops"] and not [p for p in files if p.suffix in (".pkl", ".pickle", ".joblib")]
 
 
-def test_the_best_model_takes_rows_as_they_come(classified, monkeypatch):
-    frame, summary = classified
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+def check_models(summary):
+    "Every model scores the held rows as its trial says, and takes a value that it has never seen."
     rows = pd.read_parquet(summary.folder / "dataset.parquet")
     held = rows[rows[SPLIT] == "validate"]
-    for trial in summary.trials[:4]:
+    for trial in [t for t in summary.trials if t.state == "COMPLETE"]:
         loaded = trial.load_model()
         features = [c.name for c in loaded.metadata.get_input_schema()]
         assert "mean radius" not in features and "clinic" in features
         model = loaded.unwrap_python_model().pipeline
         again = log_loss(held.diagnosis, model.predict_proba(held[features]), labels=model.classes_)
         assert again == pytest.approx(trial.evaluation_metric_score, abs=1e-9)
-    later = frame.tail(3).assign(clinic="a place never seen")
+    later = awkward().tail(3).assign(clinic="a place never seen")
     assert set(summary.best_trial.load_model().predict(later)) <= {"malignant", "benign"}
 
 
+def test_every_trial_has_a_notebook_a_run_and_no_pickle(classified):
+    check_trials(classified, {"lightgbm": "COMPLETE", "linear": "COMPLETE", "unlucky": "FAILED"})
+    reason, = (t.reason for t in classified.trials if t.family == "unlucky")
+    assert "no luck today" in reason and "unlucky.ipynb" not in reason
+
+
+def test_the_best_model_takes_rows_as_they_come(classified, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    check_models(classified)
+
+
+@pytest.mark.slow
+def test_the_other_families_and_one_that_meets_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    summary = search(tmp_path, ["histogram_boosting", "random_forest", family(tmp_path, "full_disk", after=limit)])
+    check_trials(summary, {"histogram_boosting": "COMPLETE", "random_forest": "COMPLETE", "full_disk": "FAILED"})
+    reason, = (t.reason for t in summary.trials if t.family == "full_disk")
+    assert [w for w in ("File too large", "disk I/O error", "disk is full", "unable to open") if w in reason], reason
+    check_models(summary)
+
+
 def test_the_summary_says_what_is_odd_about_the_data(classified):
-    _, summary = classified
+    summary = classified
     said = "\n".join(summary.warnings)
     for words in ("nothing: left out, all values are missing", "always: left out, it is constant", "mean area: 10 infinite values",
                   "told after: alone it predicts the target almost perfectly", "clinic: it has"):
@@ -125,8 +147,9 @@ def test_the_summary_says_what_is_odd_about_the_data(classified):
     assert "told after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
 
 
+@pytest.mark.slow
 def test_a_notebook_run_by_hand_gives_its_metric_again_without_this_project(classified, tmp_path):
-    _, summary = classified
+    summary = classified
     blocked = tmp_path / "blocked" / "mlops_nb"
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text("raise ImportError('this project is not here')")
@@ -155,6 +178,7 @@ summary.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
     families = ["linear", family(tmp_path, "slow", before=f"time.sleep(0 if __import__('os').path.exists({str(tmp_path / 'quick')!r}) else 60)")]
     process = subprocess.Popen([sys.executable, "-c", SEARCH, state, " ".join(families), Path(__file__).parent], cwd=ROOT,
@@ -179,6 +203,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
     assert "RUNNING" not in {r.info.status for r in runs}
 
 
+@pytest.mark.slow
 def test_the_time_is_kept_and_nothing_goes_on(tmp_path, state):
     began = time.monotonic()
     with pytest.raises(MlopsError, match="no trial of the search succeeded: the search ended first"):
@@ -188,6 +213,7 @@ def test_the_time_is_kept_and_nothing_goes_on(tmp_path, state):
     assert not [p for p in psutil.Process().children(recursive=True) if "mlops_nb.jobs.warm" in " ".join(p.cmdline())]
 
 
+@pytest.mark.slow
 def test_numbers_over_time_from_a_table(state, spark, env):
     rows = load_diabetes(as_frame=True).frame.assign(day=pd.date_range("2020-01-01", periods=442, freq="D"))
     tables.overwrite(spark, env, "diabetes", spark.createDataFrame(rows))

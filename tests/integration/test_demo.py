@@ -1,24 +1,13 @@
 """The year of production that `make demo` shows, run once on all flights and looked at afterwards; then a worse version, and a rollback."""
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
+from states import client_of, copy_state, mlops, registered
 
-ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
-
-
-def mlops(state: Path, *words: str, code: int = 0) -> str:
-    "What the command prints, with this state."
-    done = subprocess.run([MLOPS, *words], cwd=ROOT, capture_output=True, text=True, timeout=900,
-                          env={k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
-                          | {"MLOPS_STATE": str(state), "COLUMNS": "200"})
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +22,10 @@ def rows(state: Path, name: str):
     return ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris()).to_table()
 
 
-def registered(state: Path):
-    "The registry's client, the versions by number, and the aliases."
-    from mlflow import MlflowClient
-    store, name = f"sqlite:///{state / 'mlflow.db'}", "dev.flights.late_arrival"
-    client = MlflowClient(store, registry_uri=store)  # without it, MLflow takes the registry that another test had named
-    versions = {int(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-    return client, versions, {a: int(v) for a, v in client.get_registered_model(name).aliases.items()}
-
-
 @pytest.fixture(scope="module")
-def model(demo): return registered(demo[0])
+def model(demo):
+    "The registry's client, the versions by number, and the aliases, as the demo has left them."
+    return client_of(demo[0]), *registered(demo[0])
 
 
 def test_every_later_flight_of_the_year_is_scored_once(demo):
@@ -88,10 +70,17 @@ def test_what_is_printed_tells_a_person_what_happened(demo):
     for said in ("255,987 flights", "log loss", "mlops runs show 1", "mlflow ui"): assert said in printed, printed
 
 
-def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(demo):
+@pytest.fixture(scope="module")
+def refused(demo, tmp_path_factory) -> tuple[Path, str]:
+    "A copy of the demo's state after one more training, as of May, and what that printed."
+    state = copy_state(demo[0], tmp_path_factory.mktemp("refused") / "state")
+    return state, mlops(state, "run", "train", "--param", "as_of=2013-05-01")
+
+
+def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(refused):
     "As of May, after a Champion as of July: it passes every check on its own weeks, and is worse in June, which neither has learnt from."
-    printed = mlops(demo[0], "run", "train", "--param", "as_of=2013-05-01")
-    client, versions, aliases = registered(demo[0])
+    state, printed = refused
+    client, (versions, aliases) = client_of(state), registered(state)
     assert aliases == {"champion": 2, "challenger": 3, "previous_champion": 1} and "v3 is not better, v2 stays Champion" in printed
     learnt = [int(client.get_run(versions[n].run_id).data.params["training_rows"]) for n in (2, 3)]
     assert learnt[1] < learnt[0] and versions[3].tags["as_of"] == "2013-05-01" and versions[3].tags["model_validation_status"] == "PASSED"
@@ -103,17 +92,19 @@ def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(
     assert "| metric | v3 | v2 |" in page and f" | {judged['log_loss']:.4f} |" in page
 
 
-def test_a_tag_is_no_evidence_for_the_task_that_moves_aliases(demo):
+def test_a_tag_is_no_evidence_for_the_task_that_moves_aliases(refused):
     "Version 3 is tagged PASSED, by whoever it was; this run has not judged it."
-    before = registered(demo[0])[2]
-    printed = mlops(demo[0], "run", "deploy", "--only", "deploy", "-p", "model_name=dev.flights.late_arrival", "-p", "model_version=3", code=1)
-    assert "has passed nothing, not models:/dev.flights.late_arrival/3" in printed and registered(demo[0])[2] == before
+    state, _ = refused
+    before = registered(state)[1]
+    printed = mlops(state, "run", "deploy", "--only", "deploy", "-p", "model_name=dev.flights.late_arrival", "-p", "model_version=3", code=1)
+    assert "has passed nothing, not models:/dev.flights.late_arrival/3" in printed and registered(state)[1] == before
 
 
-def test_back_to_the_champion_of_april_in_one_command_and_the_history_tells_why(demo):
-    said = mlops(demo[0], "rollback", "late_arrival", "--reason", "warns of every flight from Newark")
+def test_back_to_the_champion_of_april_in_one_command_and_the_history_tells_why(demo, tmp_path):
+    state = copy_state(demo[0], tmp_path / "state")
+    said = mlops(state, "rollback", "late_arrival", "--reason", "warns of every flight from Newark")
     assert "dev.flights.late_arrival v1 is Champion again, v2 is out of production: warns of every flight from Newark" in said
-    _, versions, aliases = registered(demo[0])
+    versions, aliases = registered(state)
     assert (aliases["champion"], aliases["previous_champion"]) == (1, 2) and versions[2].tags["rolled_back"] == "warns of every flight from Newark"
-    last = mlops(demo[0], "models", "history", "late_arrival").splitlines()[-1]
+    last = mlops(state, "models", "history", "late_arrival").splitlines()[-1]
     assert "champion" in last and "rollback: warns of every flight from Newark" in last and last.split().index("v2") < last.split().index("v1")

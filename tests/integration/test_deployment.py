@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up import NAME, deploy, home, three_versions
+from sizes import by_size
 
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases
@@ -19,46 +21,20 @@ from mlops_nb.env import load_env
 from mlops_nb.models import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
-ROOT = Path(__file__).parents[2]
-NAME = "dev.flights.late_arrival"
+ROOT, HERE = Path(__file__).parents[2], str(Path(__file__).parent)
 
-MADE_UP = """
-import json, os, sys, time
-from dataclasses import replace
+KILLED = """
+import json, os, shutil, sys, traceback
 from pathlib import Path
-import numpy as np
-from mlops_nb.deployment import comparison, promotion
-from mlops_nb.models import evidence, registry
-from mlops_nb.env import load_env
-NAME, folder = "dev.flights.late_arrival", Path(sys.argv[1])
-RULE = dict(mode="compare", metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01, confidence=0.95, floor=0.9)
-COSTS = dict(missed=5, false_warning=1)
-LABEL, DAYS = np.tile([0, 0, 0, 1], 100), np.repeat(np.arange("2013-06-01", "2013-06-21", dtype="M8[D]"), 20)
-SURE = {None: 0.5, 1: 0.6, 2: 0.8, 3: 0.7}  # how sure of the truth each version is
-
-def home(folder):
-    uri = f"sqlite:///{folder}/mlflow.db"
-    return replace(load_env("dev"), state=Path(folder), lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
-
-def meet(version, champion):
-    side = lambda v, name: comparison.Contender(name, np.where(LABEL == 1, SURE[v], 1 - SURE[v]), 0.5)
-    number = int(champion.version) if champion else None
-    return promotion.Match(LABEL, DAYS, side(int(version.version), f"v{version.version}"), side(number, f"v{number}" if number else "the baseline"))
-
-def three_versions(env):
-    registry.client(env).create_registered_model(NAME)
-    for as_of in ("2013-04-01", "2013-05-01", "2013-06-01"):
-        registry.client(env).create_model_version(NAME, source=str(env.state), tags={"model_validation_status": "PASSED", "as_of": as_of})
-
-def deploy(env, spark, number):
-    return promotion.deploy(spark, env, registry.get_version(env, NAME, number), RULE, COSTS, meet)[0]
-"""
-
-KILLED = MADE_UP + """
-import shutil, traceback
 import filelock, mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store, mlflow.data.meta_dataset, scipy.stats, sklearn.metrics
 from matplotlib import pyplot  # all of it before the processes part
-deployment.DRAWS = 20
+from made_up import NAME, deploy, home, three_versions
+from mlops_nb.deployment import aliases as deployment, comparison
+from mlops_nb.deployment import promotion
+from mlops_nb.models import evidence
+from mlops_nb.models import registry
+folder, stride = Path(sys.argv[1]), int(sys.argv[2])
+comparison.DRAWS = 20
 for name in ("plot_losses", "plot_change"): setattr(deployment, name, lambda *given: pyplot.figure(figsize=(1, 1)))
 def log_file(env): return Path(env.state) / "log.json"
 def read_log(spark, env, name): return json.loads(log_file(env).read_text()) if log_file(env).exists() else []
@@ -82,7 +58,7 @@ def die_before(step):
             return real(*given, **named)
         return call
     for where, name in [(deployment, "write_log"), (deployment, "set_alias"), (deployment, "mark_rolled_back"), (promotion, "record"),
-                        (mlflow, "log_dict"), (training, "find_run")]: setattr(where, name, dying(getattr(where, name)))
+                        (mlflow, "log_dict"), (evidence, "find_run")]: setattr(where, name, dying(getattr(where, name)))
     return count
 
 def aliases(env): return {a: deployment.points_to(env, NAME, a) for a in ("champion", "challenger", "previous_champion")}
@@ -130,7 +106,7 @@ for what in ("deploy", "rollback"):
     assert apart(lambda: prepare(what))
     shutil.copytree(folder / what, folder / f"{what}_whole")
     found[what] = {"whole": apart(lambda: undisturbed(what)), "kills": []}
-    for step in range(found[what]["whole"]["steps"]):
+    for step in range(0, found[what]["whole"]["steps"], stride):
         place = folder / f"{what}_{step}"
         shutil.copytree(folder / what, place)
         env = home(place)
@@ -141,22 +117,24 @@ for what in ("deploy", "rollback"):
 
 
 def python(code: str, *words, **more) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, words)], capture_output=True, text=True, **{"cwd": ROOT, **more})
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, words)], capture_output=True, text=True,
+                          **{"cwd": ROOT, "env": os.environ | {"PYTHONPATH": HERE}, **more})
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     "Each of two moves, undisturbed and killed before each of its steps, and then done again."
     folder = tmp_path_factory.mktemp("killed")
-    done = python(KILLED, folder)
+    done = python(KILLED, folder, by_size(1, 3))  # each step, or each third
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("what, steps, before, after", [("deploy", 10, 1, 2), ("rollback", 5, 2, 1)])
-def test_killed_before_any_step_and_run_again_it_ends_like_an_undisturbed_one(killed, what, steps, before, after):
+@pytest.mark.slow
+@pytest.mark.parametrize("what, before, after", [("deploy", 1, 2), ("rollback", 2, 1)])
+def test_killed_before_any_step_and_run_again_it_ends_like_an_undisturbed_one(killed, what, before, after):
     whole, kills = killed[what]["whole"], killed[what]["kills"]
-    assert whole["steps"] == len(kills) == steps and whole["aliases"]["champion"] == after and whole["aliases"]["previous_champion"] == before
+    assert whole["aliases"]["champion"] == after and whole["aliases"]["previous_champion"] == before
     assert whole["decided"] == ["promote", "## Deployment", "Promoted"]
     for kill in kills:
         assert kill["between"]["champion"] in (before, after)  # never none
@@ -165,20 +143,23 @@ def test_killed_before_any_step_and_run_again_it_ends_like_an_undisturbed_one(ki
     assert {kill["between"]["champion"] for kill in kills} == {before, after}  # killed on both sides of the switch
 
 
-RACING = MADE_UP + """
+RACING = """
+import sys, time
+from pathlib import Path
+from made_up import deploy, home, meet, three_versions
 from mlops_nb.data.session import get_spark
-env, number = home(folder), int(sys.argv[2])
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+env = home(folder)
 spark = get_spark(env)
 if number == 2:
     three_versions(env)
     deploy(env, spark, 1)
 (folder / f"ready_{number}").touch()
 while len(list(folder.glob("ready_*"))) < 2: time.sleep(0.01)
-slow = meet
-def meet(*versions):
+def slow(*versions):
     time.sleep(0.5)
-    return slow(*versions)
-print(deploy(env, spark, number))
+    return meet(*versions)
+print(deploy(env, spark, number, slow))
 """
 
 
@@ -186,17 +167,17 @@ print(deploy(env, spark, number))
 def raced(tmp_path_factory):
     "Version 1 is Champion; 2 and 3 are then deployed by two processes at once, on a real table of moves."
     folder = tmp_path_factory.mktemp("raced")
-    both = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", RACING, folder, str(n)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for n in (2, 3)]
+    both = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", RACING, folder, str(n)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHONPATH": HERE}) for n in (2, 3)]
     said = [p.communicate(timeout=120) for p in both]
     assert [p.returncode for p in both] == [0, 0], said
-    uri = f"sqlite:///{folder}/mlflow.db"
-    env = replace(load_env("dev"), state=folder, lakehouse=f"{folder}/lakehouse", engine="sail", home="local", tracking_uri=uri, registry_uri=uri)
+    env = home(folder)
     stop()
     yield env, get_spark(env), [out for out, _ in said]
     stop()
 
 
+@pytest.mark.slow
 def test_of_two_deployments_at_once_none_is_lost_and_none_displaces_whom_it_did_not_meet(raced):
     env, spark, said = raced
     log = aliases.read_log(spark, env, NAME)
@@ -214,8 +195,21 @@ def test_of_two_deployments_at_once_none_is_lost_and_none_displaces_whom_it_did_
         assert run.data.metrics["change_low"] <= run.data.metrics["change"] <= run.data.metrics["change_high"] < 0 and run.data.metrics["challenger_log_loss"] > 0
 
 
-def test_a_log_from_before_there_were_runs_goes_on(raced):
-    env, spark, _ = raced
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    "Version 1 was Champion, version 2 is."
+    folder = tmp_path_factory.mktemp("moved")
+    env = home(folder)
+    stop()
+    spark = get_spark(env)
+    three_versions(env)
+    for number in (1, 2): deploy(env, spark, number)
+    yield env, spark
+    stop()
+
+
+def test_a_log_from_before_there_were_runs_goes_on(moved):
+    env, spark = moved
     env = replace(env, schema="older")
     old = aliases.LOG_COLUMNS.removesuffix(", run_id STRING")
     values = [("dev.older.m", 1, "champion", None, 1, "first", "done", "ann", None)]
@@ -232,20 +226,18 @@ def command(state: Path, *words, code=0, cwd=ROOT, **more) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_command_goes_back_in_seconds_and_the_history_tells_of_it(raced):
-    env = raced[0]
-    stop()
-    before = aliases.points_to(env, NAME, "previous_champion")
+def test_the_command_goes_back_in_seconds_and_the_history_tells_of_it(moved):
+    env, _ = moved
     used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     began = used()
     said = command(env.state, "rollback", "late_arrival", "--reason", "warns of every [flight]")
     assert used() - began < 10, "seconds of a processor: on an idle machine the command takes no longer"
-    assert f"{NAME} v{before} is Champion again, v2 is out of production: warns of every [flight]" in said
+    assert f"{NAME} v1 is Champion again, v2 is out of production: warns of every [flight]" in said
     history = command(env.state, "models", "history", "late_arrival")
     assert "rollback: warns of every [flight]" in history and history.count("champion") >= 3 and "log_loss" in history
 
 
-@pytest.mark.parametrize("words", [["approve", "late_arrival", "1", "--as", "Ann"], ["rollback", "late_arrival", "--reason", "r"]])
+@pytest.mark.parametrize("words", [["approve", "late_arrival", "1", "--as", "Ann"], pytest.param(["rollback", "late_arrival", "--reason", "r"], marks=pytest.mark.slow)])
 def test_a_registry_that_is_down_is_said_in_a_sentence(tmp_path, words):
     said = command(tmp_path, *words, code=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert "error the registry at http://127.0.0.1:9 does not answer as it should" in said and "Traceback" not in said
@@ -288,6 +280,7 @@ def project(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_approval_goes_on_with_the_run_that_waits_and_with_the_one_that_called_it(project):
     run = lambda *words, code=0: command(project / ".mlops", *words, code=code, cwd=project)
     assert "waits for approval: the tag Approval_Legal is not Approved" in run("run", "train", code=1).replace("\n", " ")

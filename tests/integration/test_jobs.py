@@ -131,6 +131,7 @@ def test_a_killed_runner_leaves_a_run_that_says_so_and_can_be_repaired(project, 
     assert not (project.root / ".mlops/runs/1/one/1").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_cleanly(project, mlops, begin, hanging):
     runner = begin("run", "job")
     eventually(hanging.exists)
@@ -143,6 +144,7 @@ def test_ctrl_c_cancels_cleanly(project, mlops, begin, hanging):
     assert "SUCCESS" in mlops("repair", "1")
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_job_take_turns(project, begin):
     note = "import time; open('times', 'a').write(f'in {time.time()}\\n'); time.sleep(1); open('times', 'a').write(f'out {time.time()}\\n')"
     project.job("job", [notebook_task("one", project.notebook("one", note))])

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from sizes import by_size
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.point_in_time import point_in_time_join
@@ -76,29 +77,34 @@ def known_at(times):
 
 MUCH = dict(deadline=None, database=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 WINDOWS = st.sampled_from([0, 1, 1800, 3599, 3600, 7201, 86_400 * 236]).map(lambda s: timedelta(seconds=s))
+EXAMPLES = pytest.mark.parametrize("examples", [8, pytest.param(by_size(80, 25), marks=pytest.mark.slow)])
 
 
-@settings(max_examples=60, **MUCH)
-@given(left=asked_at(MOMENTS), right=known_at(MOMENTS), window=WINDOWS, zone=st.sampled_from(ZONES))
-@example(left=[(0, "a", t) for t in MOMENTS] * 2, right=[(0, "a", t, None) for t in MOMENTS[::3]],
-         window=timedelta(hours=1), zone="America/New_York")
-def test_moments_as_pandas_joins_them(spark, left, right, window, zone):
+def check_as_pandas(spark, zone, left, right, kind, window):
+    with zone_of(spark, zone):
+        asked, known = tables_of(spark, left, right, kind)
+        for how in (None, window): pd.testing.assert_frame_equal(ours(asked, known, how), theirs(left, right, how))
+
+
+@EXAMPLES
+def test_moments_as_pandas_joins_them(spark, examples):
     "Ties, gaps, rows asked twice, nulls in keys, times and values, around the nights in which clocks change."
-    with zone_of(spark, zone):
-        asked, known = tables_of(spark, left, right, "TIMESTAMP")
-        for how in (None, window):
-            pd.testing.assert_frame_equal(ours(asked, known, how), theirs(left, right, how))
+    @settings(max_examples=examples, **MUCH)
+    @given(left=asked_at(MOMENTS), right=known_at(MOMENTS), window=WINDOWS, zone=st.sampled_from(ZONES))
+    @example(left=[(0, "a", t) for t in MOMENTS] * 2, right=[(0, "a", t, None) for t in MOMENTS[::3]],
+             window=timedelta(hours=1), zone="America/New_York")
+    def check(left, right, window, zone): check_as_pandas(spark, zone, left, right, "TIMESTAMP", window)
+    check()
 
 
-@settings(max_examples=25, **MUCH)
-@given(left=asked_at(DAYS), right=known_at(DAYS), days=st.integers(0, 3), zone=st.sampled_from(ZONES))
-@example(left=[(0, "a", t) for t in DAYS], right=[(0, "a", t, 1) for t in DAYS[::2]], days=1, zone="America/New_York")
-def test_days_as_pandas_joins_them(spark, left, right, days, zone):
+@EXAMPLES
+def test_days_as_pandas_joins_them(spark, examples):
     "A day is 24 hours between two dates, also if New York's clocks changed in it."
-    with zone_of(spark, zone):
-        asked, known = tables_of(spark, left, right, "DATE")
-        for how in (None, timedelta(days=days)):
-            pd.testing.assert_frame_equal(ours(asked, known, how), theirs(left, right, how))
+    @settings(max_examples=examples, **MUCH)
+    @given(left=asked_at(DAYS), right=known_at(DAYS), days=st.integers(0, 3), zone=st.sampled_from(ZONES))
+    @example(left=[(0, "a", t) for t in DAYS], right=[(0, "a", t, 1) for t in DAYS[::2]], days=1, zone="America/New_York")
+    def check(left, right, days, zone): check_as_pandas(spark, zone, left, right, "DATE", timedelta(days=days))
+    check()
 
 
 def at(seconds: float) -> datetime: return SPRING + timedelta(seconds=seconds)

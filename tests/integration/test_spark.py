@@ -140,6 +140,7 @@ def test_a_sail_server_is_used_by_its_address(env, server, monkeypatch):
     assert here is not spark and here.table("dev.flights.t").toArrow().to_pylist() == [{"k": 1}]
 
 
+@pytest.mark.slow
 def test_a_sail_server_without_the_catalogs_is_refused_with_the_setting_that_makes_them(env, server, monkeypatch):
     address, _ = server(SAIL_CATALOG__LIST='[{name="dev", type="memory", initial_database=["default"]}]')
     monkeypatch.setenv("SPARK_REMOTE", address)
@@ -149,6 +150,7 @@ def test_a_sail_server_without_the_catalogs_is_refused_with_the_setting_that_mak
     assert SparkSession.getActiveSession() is None  # or MLflow asks it, and waits for a server that is gone
 
 
+@pytest.mark.slow
 def test_an_address_where_nothing_answers_is_an_error_within_seconds(env, monkeypatch):
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     monkeypatch.setenv("SPARK_REMOTE", f"sc://127.0.0.1:{port}")
@@ -170,6 +172,7 @@ def test_what_is_no_address_is_refused(env, monkeypatch, address):
         sessions.get_spark(env)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:.*RETRIES_EXCEEDED")
 def test_a_server_that_dies_ends_the_wait_within_seconds(env, server, monkeypatch):
     address, process = server(**sessions.sail_settings(env))

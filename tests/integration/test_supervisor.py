@@ -11,11 +11,14 @@ from mlops_nb.jobs.execute import OUTPUT_CAP
 from mlops_nb.jobs.process import Supervised, writes_to
 from mlops_nb.jobs.warm import Copy, Warm
 
+OWN, COPY = "a process of its own", "a copy of a warm process"
+USUAL = COPY if sys.platform.startswith("linux") else OWN  # how a job starts its notebooks
 
-@pytest.fixture(scope="module", params=["a process of its own", "a copy of a warm process"])
+
+@pytest.fixture(scope="module", params=[pytest.param(way, marks=[] if way == USUAL else pytest.mark.slow) for way in (OWN, COPY)])
 def start(request):
     "The two ways to start a notebook."
-    if request.param == "a process of its own": yield lambda folder, told: Supervised(folder, told)
+    if request.param == OWN: yield lambda folder, told: Supervised(folder, told)
     elif not sys.platform.startswith("linux"): pytest.skip("only Linux has a fork that can be trusted")
     else:
         with Warm(["numpy"], {}) as warm: yield lambda folder, told: warm.start(folder, told, {})
@@ -133,6 +136,7 @@ def wait_for(path, seconds=30):
     assert os.path.exists(path)
 
 
+@pytest.mark.slow
 def test_a_warm_process_copies_once_it_has_imported_and_no_two_copies_draw_the_same(project, tmp_path):
     project.notebook("n", "import sys, random, numpy", "print('warm' if 'fractions' in sys.modules else 'cold', random.random(), numpy.random.rand())")
     told = {"notebook": str(project.root / "nbs/n.ipynb"), "notebook_parameters": {}, "timeout_seconds": 60}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sizes import by_size
 
 from mlops_nb.data import session as sessions
 from mlops_nb.data import tables
@@ -62,9 +63,16 @@ def write(spark, env, name, kind, new, part):
     return tables.overwrite(spark, env, name, df)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-@given(writes=st.lists(WRITES, min_size=1, max_size=6))
-def test_writes_do_what_a_plain_model_says(spark, env, writes):
+@pytest.mark.parametrize("examples", [4, pytest.param(by_size(40, 12), marks=pytest.mark.slow)])
+def test_writes_do_what_a_plain_model_says(spark, env, examples):
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(writes=st.lists(WRITES, min_size=1, max_size=6))
+    def check(writes): check_writes(spark, env, writes)
+    check()
+
+
+def check_writes(spark, env, writes):
+    "After each write the table holds what a dict would, and every version that it ever had is still there."
     name, model, seen = f"model_{uuid.uuid4().hex}", {}, {}  # hypothesis seeds `random`
     tables.create(spark, env, name, "k INT, v STRING")
     for kind, new, part in writes:
@@ -353,29 +361,30 @@ tables.merge(spark, env, "killed", df, ["k"])
 """
 
 
-def test_a_process_killed_in_mid_write_leaves_the_old_table_or_the_new_one(spark, env, start):
-    def reset(): tables.overwrite(spark, env, "killed", spark.range(1_000_000).selectExpr("id AS k", "0L AS v"))
+@pytest.mark.slow
+@pytest.mark.parametrize("folder, size", by_size([("_staged", 0), ("dev/flights/killed", 0), ("dev/flights/killed", 500_000)],
+                                                 [("dev/flights/killed", 500_000)]))
+def test_a_process_killed_in_mid_write_leaves_the_old_table_or_the_new_one(spark, env, start, folder, size):
+    "Killed as soon as files are there: of staged rows, of the table, and of the table with so many bytes in them."
+    tables.overwrite(spark, env, "killed", spark.range(1_000_000).selectExpr("id AS k", "0L AS v"))
     def state():
         read = tables.read(spark, env, "killed").selectExpr("count(*)", "count(DISTINCT k)", "sum(v)")
         return tuple(read.toArrow().to_pylist()[0].values())
-    def files(folder): return {f.name for f in Path(env.lakehouse, folder).rglob("*.parquet")}
+    def files(): return {f: f.stat().st_size for f in Path(env.lakehouse, folder).rglob("*.parquet")}
+    def begun(): return (new := files().items() - before.items()) and sum(bytes for _, bytes in new) >= size
     old, new = (10**6, 10**6, 0), (10**6, 10**6, sum(i % 977 + 1 for i in range(10**6)))
-    # The moment to kill: rows are being staged, rows are being written into the table, and a little later
-    for folder, pause in (("_staged", 0), ("dev/flights/killed", 0), ("dev/flights/killed", 0.1)):
-        reset()  # the one before may have committed, and then there would be nothing to write
-        before, victim = files(folder), start(BIG)
-        go(victim)
-        while not files(folder) - before: assert victim.poll() is None, "it was over before the kill"
-        time.sleep(pause)
-        victim.kill(); victim.wait()
-        assert state() in (old, new), f"killed while writing into {folder}"
-        if folder == "_staged": assert state() == old, "nothing is committed while rows are being staged"
-    reset()
+    before, victim = files(), start(BIG)
+    go(victim)
+    while not begun(): assert victim.poll() is None, "it was over before the kill"
+    victim.kill(); victim.wait()
+    assert state() in (old, new), f"killed while writing into {folder}"
+    if folder == "_staged": assert state() == old, "nothing is committed while rows are being staged"
     again = start(BIG)
     go(again)
     assert again.wait(timeout=120) == 0 and state() == new
 
 
+@pytest.mark.slow
 def test_another_process_sees_what_is_committed_and_columns_that_are_added(spark, env, start, name):
     tables.merge(spark, env, name, frame(spark, [(1, "a")]), ["k"])
     other = start(f"""
@@ -386,7 +395,7 @@ tables.merge(spark, env, "{name}_new", spark.sql("SELECT 1 AS k"), ["k"])""")
     assert rows(spark, env, name) == [(1, "a", None), (2, "b", 0.5)] and rows(spark, env, f"{name}_new") == [(1,)]
 
 
-@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])
+@pytest.mark.parametrize("zone", ["America/New_York", pytest.param("Asia/Kolkata", marks=pytest.mark.slow)])
 def test_time_stamps_do_not_follow_the_zone_of_the_machine(start, name, zone):
     process = start(f"""
 df = spark.sql("SELECT 1 AS k, TIMESTAMP'2013-03-10 07:00:00' AS at")
@@ -402,7 +411,7 @@ print(told, read.toPandas()["at"][0])""",
 
 # ---- where the lakehouse lies
 
-@pytest.mark.parametrize("folder", ["my project", "Größe", "50%", "a'b"])
+@pytest.mark.parametrize("folder", ["a'b 50% Größe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("my project", "Größe", "50%", "a'b"))])
 def test_a_lakehouse_in_a_folder_of_any_name(env, tmp_path, folder):
     here = changed(env, lakehouse=str(tmp_path / folder / "lakehouse"))
     spark = sessions.get_spark(here)

@@ -1,5 +1,5 @@
-"""The whole loop on the real flights: what is learnt later changes nothing, and a kill anywhere is mended by a repair."""
-import os
+"""The whole loop on the real flights, by the command: jobs end as they should, what is learnt later changes nothing, and a kill
+anywhere is mended by a repair."""
 import shutil
 import sqlite3
 import subprocess
@@ -8,51 +8,160 @@ import time
 from importlib.metadata import files
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
-import pyarrow.dataset as ds
 import pytest
+from sizes import by_size
+from states import (
+    MODEL,
+    ROOT,
+    TRAINED_AS_OF,
+    client_of,
+    copy_state,
+    copy_tables,
+    environment,
+    mlops,
+    registered,
+    registry,
+    table,
+)
 
-ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
-AS_OF = "2013-03-15"  # early in the year: little data, quick jobs
-PROVENANCE = {"moved_at", "moved_by", "reason", "run_id"}  # columns that tell of a run, not of the data
-
-
-def mlops(state: Path, *words, code=0) -> str:
-    "Run the command on the real bundle, with a state of its own."
-    done = subprocess.run([MLOPS, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment(state))
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def environment(state: Path) -> dict:
-    "Ours, without what other tests of this process may have left there (MLflow keeps its address in it)."
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
-    return ours | {"MLOPS_STATE": str(state), "COLUMNS": "250"}
-
-
-def table(state: Path, name: str) -> pd.DataFrame:
-    "A table as it is, in an order of its own."
-    from deltalake import DeltaTable
-    rows = ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris()).to_table().to_pandas()
-    rows = rows[[c for c in sorted(rows) if c not in PROVENANCE]]
-    return rows.sort_values(list(rows), ignore_index=True, key=lambda c: c.astype(str))
-
-
-def registry(state: Path) -> dict:
-    "Versions, their tags and metrics, and the aliases, without what only tells of a run."
-    from mlflow import MlflowClient
-    store = f"sqlite:///{state / 'mlflow.db'}"
-    client = MlflowClient(store, registry_uri=store)  # without it, MLflow takes the registry that another test had named
-    name = "dev.flights.late_arrival"
-    versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
-    return {"aliases": {a: int(v) for a, v in client.get_registered_model(name).aliases.items()},
-            "versions": [{k: v for k, v in version.tags.items() if k not in ("read_versions", "git_sha", "git_dirty")} for version in versions],
-            "metrics": [client.get_run(version.run_id).data.metrics for version in versions]}
-
-
+SOMEBODY = "SELECT 1 FROM registered_model_aliases WHERE alias = '{}'"  # whether an alias points to a version
 FEATURES = ["airport_recent", "aircraft_recent", "carrier_daily", "route_daily", "weather_hourly", "plane", "airport"]
 
+
+def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+# ---- what the jobs print and leave
+
+def test_the_train_job_trains_validates_and_deploys_the_first_champion(trained):
+    printed = (trained / "train.txt").read_text()
+    for words in ("late_arrival v1: log loss 0.4", "v1 passed 15 checks", "target 'dev' asks for no approval",
+                  "v1 is Champion: log_loss 0.4", "of the baseline on 24,848 rows", "mlops runs show 2", "mlflow ui"):
+        assert words in printed, printed
+    versions, aliases = registered(trained)
+    assert aliases == {"champion": 1, "challenger": 1} and versions[1].tags["model_validation_status"] == "PASSED"
+    moves = table(trained, "deployment_log").sort_values("move")
+    assert moves[["move", "alias", "to_version", "state"]].values.tolist() == [[1, "challenger", 1, "done"], [2, "champion", 1, "done"]]
+    metrics = client_of(trained).get_run(versions[1].run_id).data.metrics
+    assert metrics["log_loss"] <= 0.88 * metrics["baseline_log_loss"] and metrics["roc_auc"] >= 0.74, metrics
+
+
+def test_scored_and_watched_by_jobs(trained, tmp_path):
+    "The flights of three days of which the model knows nothing, and the monitor of the day after."
+    state = copy_state(trained, tmp_path / "state")
+    printed = mlops(state, "run", "batch_inference", "--only", "inference", "--param", f"as_of={TRAINED_AS_OF}", "--param", "replay_days=3")
+    predictions = table(state, "predictions")
+    assert f"scored by {MODEL} v1" in printed and f"{len(predictions):,} " in printed and len(predictions) > 2500
+    assert (str(predictions.flight_day.min()), str(predictions.flight_day.max())) == ("2013-03-15", "2013-03-17")
+    printed = mlops(state, "run", "monitor", "--param", "as_of=2013-03-18")
+    assert "of 1 windows with" in printed
+    profile = table(state, "predictions_profile_metrics")
+    assert {"INPUT", "BASELINE"} <= set(profile.log_type)
+
+
+# ---- killed and repaired
+
+REPORTS = """
+from mlops_nb import cli
+from mlops_nb.jobs import progress
+
+class Cells(progress.Lines):
+    "Says which cell begins, as bars on a terminal do."
+    def task_advances(self, run, task_key, cell, of): print("cell", task_key, cell, flush=True)
+
+progress.display = lambda console: Cells(console)
+cli.main()
+"""
+
+
+def cell_with(notebook: str, text: str) -> int:
+    "The number of the cell that holds this text, as the runner counts them: the parameters that it is given are one more cell."
+    cells = nbformat.read(next(ROOT.glob(f"nbs/flights/*_{notebook}.ipynb")), 4).cells
+    return next(number for number, cell in enumerate(cells, 2) if "#| eval: false" in cell.source and text in cell.source)
+
+
+def ask(file: Path, question: str) -> bool:
+    "Whether a row of a SQLite file answers a question; no, as long as the file is only being made."
+    try: return bool(sqlite3.connect(f"file:{file}?mode=ro", uri=True).execute(question).fetchone())
+    except sqlite3.OperationalError: return False
+
+
+def run_and_kill(state: Path, words: list[str], task: str, cell: int, question: str) -> int:  # run_id
+    "SIGKILL a run and all below it, once it reports that a cell of a task begins and MLflow's store answers a question with a row."
+    runner = subprocess.Popen([sys.executable, "-c", REPORTS, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment(state))
+    with runner.stdout as lines:
+        assert any(line.split() == ["cell", task, str(cell)] for line in lines), f"cell {cell} of {task} never began"
+        deadline = time.monotonic() + 120
+        while question and not ask(state / "mlflow.db", question): assert time.monotonic() < deadline and runner.poll() is None
+        everything = [*psutil.Process(runner.pid).children(recursive=True), runner]
+        assert runner.poll() is None, "the run ended before it was killed"
+        for process in reversed(everything):
+            try: process.kill()
+            except psutil.NoSuchProcess: continue
+        runner.wait()
+    return sqlite3.connect(state / "runs.db").execute("SELECT max(run_id) FROM runs WHERE parent_run_id IS NULL").fetchone()[0]
+
+
+def as_if_undisturbed(state: Path, undisturbed: Path) -> None:
+    assert registry(state) == registry(undisturbed)
+    same(table(state, "deployment_log"), table(undisturbed, "deployment_log"))
+    for name in FEATURES: same(table(state, name), table(undisturbed, name))
+
+
+@pytest.mark.slow
+def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(trained, tmp_path):
+    "The version of the train job, back to where it was before its deployment: Challenger already, Champion not yet."
+    state = copy_state(trained, tmp_path / "state")
+    for alias in ("champion", "challenger"): client_of(state).delete_registered_model_alias(MODEL, alias)
+    shutil.rmtree(state / "lakehouse/dev/flights/deployment_log")
+    words = ["run", "deploy", "--param", f"model_name={MODEL}", "--param", "model_version=1"]
+    run = run_and_kill(state, words, "deploy", cell_with("deploy", "deploy(spark"), SOMEBODY.format("challenger"))
+    assert registered(state)[1] == {"challenger": 1}
+    assert "v1 is Champion" in mlops(state, "repair", run)
+    assert not (state / f"runs/{run}/validate/1").exists()  # what had succeeded did not run again
+    as_if_undisturbed(state, trained)
+
+
+KILLS = {"before anything is learnt": ("train", "labelled_rows(", ""),
+         "while it learns": ("train", "find_or_train(", "SELECT 1 FROM runs WHERE status = 'RUNNING'"),
+         "when the version is registered": ("train", "find_or_train(", "SELECT 1 FROM model_versions"),
+         "when the version is told": ("train", "set_value", ""),
+         "while it is judged": ("validate", "validation.judge(", "SELECT 1 FROM model_version_tags WHERE value = 'PENDING'"),
+         "when it is judged": ("validate", "require_passed(", ""),
+         "before it meets the Champion": ("deploy", "get_spark", ""),
+         "when it is Challenger": ("deploy", "deploy(spark", SOMEBODY.format("challenger")),
+         "when it is Champion": ("deploy", "deploy(spark", SOMEBODY.format("champion")),
+         "when the move is told": ("deploy", "set_value", "")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", by_size(list(KILLS), ["while it learns", "while it is judged"]))
+def test_a_train_job_killed_anywhere_and_repaired_is_as_if_nothing_had_happened(trained, tmp_path, moment):
+    task, text, question = KILLS[moment]
+    state = copy_tables(trained, tmp_path / "state")
+    run = run_and_kill(state, ["run", "train", "--param", f"as_of={TRAINED_AS_OF}"], task, cell_with(task, text), question)
+    mlops(state, "repair", run)
+    as_if_undisturbed(state, trained)
+
+
+@pytest.mark.slow
+def test_a_version_that_fails_its_validation_ends_the_deploy_job_and_goes_nowhere(trained, tmp_path):
+    "A version whose tag says another threshold than was recorded."
+    state = copy_state(trained, tmp_path / "state")
+    version = registered(state)[0][1]
+    tags = {k: v for k, v in version.tags.items() if not k.startswith(("check_", "model_validation", "deployment_"))}
+    client_of(state).create_model_version(MODEL, version.source, version.run_id, tags | {"threshold": "0.9"})
+    printed = mlops(state, "run", "deploy", "--param", f"model_name={MODEL}", "--param", "model_version=2", code=1)
+    assert "v2 failed its validation, for" in printed
+    versions, aliases = registered(state)
+    assert versions[2].tags["model_validation_status"] == "FAILED" and aliases == {"champion": 1, "challenger": 1}
+
+
+# ---- what is learnt later changes nothing
 
 def without_what_came_later(folder: Path, bronze: pd.DataFrame, cut: pd.Timestamp) -> Path:
     "The source as it would be if nothing had happened since: later facts are blank, later weather is not there."
@@ -75,95 +184,24 @@ def without_what_came_later(folder: Path, bronze: pd.DataFrame, cut: pd.Timestam
     return folder
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    "A state in which the features job has run for AS_OF, and nothing else."
-    state = tmp_path_factory.mktemp("base") / "state"
-    mlops(state, "run", "features", "--param", f"as_of={AS_OF}")
-    return state
-
-
-@pytest.fixture(scope="module")
-def undisturbed(base, tmp_path_factory) -> Path:
-    "The base with a train job that nobody disturbed."
-    return trained(base, tmp_path_factory.mktemp("undisturbed") / "state")
-
-
-def trained(base: Path, state: Path) -> Path:
-    shutil.copytree(base, state)
-    mlops(state, "run", "train", "--param", f"as_of={AS_OF}")
-    return state
-
-
-def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
-
-
-def test_what_is_learnt_after_as_of_changes_nothing_of_it(undisturbed, tmp_path):
-    later, cut = tmp_path / "later", pd.Timestamp(AS_OF, tz="America/New_York").tz_convert("UTC")
-    shutil.copytree(undisturbed, later)
-    mlops(later, "run", "batch_inference", "--param", f"as_of={AS_OF}", "--param", "replay_days=3")  # the world goes on
-    assert "metrics are the same to 1e-9" in mlops(later, "models", "reproduce", "late_arrival/1")
-    bronze = table(later, "bronze_flights")
-    source = without_what_came_later(tmp_path / "source", bronze, cut)
-    blind = tmp_path / "blind"
-    mlops(blind, "run", "features", "--param", f"as_of={AS_OF}", "--param", f"source={source}")
-    mlops(blind, "run", "train", "--param", f"as_of={AS_OF}")
-    for name in ["bronze_flights", "bronze_weather", *FEATURES]: same(table(undisturbed, name), table(blind, name))
-    assert registry(undisturbed) == registry(blind)
-    # trained again where later facts are there: the same model, to the last digit
-    again = tmp_path / "again"
-    shutil.copytree(base_of(later, tmp_path), again)
-    mlops(again, "run", "train", "--only", "train", "--param", f"as_of={AS_OF}")
-    assert registry(again)["metrics"] == registry(undisturbed)["metrics"]
+@pytest.mark.slow
+def test_what_is_learnt_after_as_of_changes_nothing_of_it(trained, tmp_path):
+    "Tables, metrics, versions and predictions of a day: with all that came later, and where it never came."
+    as_of, cut = ["--param", f"as_of={TRAINED_AS_OF}"], pd.Timestamp(TRAINED_AS_OF, tz="America/New_York")
+    bronze = table(trained, "bronze_flights")
+    source = without_what_came_later(tmp_path / "source", bronze, cut.tz_convert("UTC"))
+    seen, blind = tmp_path / "seen", tmp_path / "blind"
+    mlops(seen, "run", "features", *as_of)
+    mlops(blind, "run", "features", *as_of, "--param", f"source={source}")
+    for name in ["bronze_flights", "bronze_weather", *FEATURES]: same(table(seen, name), table(blind, name))
+    mlops(blind, "run", "train", *as_of)
+    assert registry(blind) == registry(trained)  # which was trained where two more weeks had been learnt
     # a day's predictions know that day, and nothing after it
-    day_after = pd.Timestamp(AS_OF, tz="America/New_York") + pd.DateOffset(days=1)
-    source = without_what_came_later(tmp_path / "source2", bronze, day_after.tz_convert("UTC"))
-    shutil.copytree(undisturbed, tmp_path / "day")
-    mlops(tmp_path / "day", "run", "batch_inference", "--param", f"as_of={AS_OF}", "--param", f"source={source}")
-    seen, unseen = (table(s, "predictions") for s in (later, tmp_path / "day"))
-    seen = seen[seen.flight_day == unseen.flight_day.iloc[0]].reset_index(drop=True)
-    drop = ["read_versions"]
-    same(seen.drop(columns=drop), unseen.drop(columns=drop))
-
-
-def base_of(state: Path, folder: Path) -> Path:
-    "The tables of a state, without its models and predictions."
-    copy = folder / "tables"
-    shutil.copytree(state / "lakehouse", copy / "lakehouse", ignore=shutil.ignore_patterns("predictions*", "deployment_log"))
-    return copy
-
-
-@pytest.mark.parametrize("task, seconds", [("train", 4.0), ("validate", 1.5), ("deploy", 4.0)])
-def test_killed_inside_any_task_and_repaired_it_is_as_if_nothing_had_happened(base, undisturbed, tmp_path, task, seconds):
-    state = tmp_path / "state"
-    shutil.copytree(base, state)
-    runner = subprocess.Popen([MLOPS, "run", "train", "--param", f"as_of={AS_OF}"], cwd=ROOT, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, env=environment(state))
-    kill_inside(runner, state, task, seconds)
-    runs = sqlite3.connect(state / "runs.db").execute("select max(run_id) from runs where parent_run_id is null").fetchall()
-    assert "INTERNAL_ERROR" in mlops(state, "runs")
-    mlops(state, "repair", runs[0][0])
-    assert registry(state) == registry(undisturbed)
-    same(table(state, "deployment_log"), table(undisturbed, "deployment_log"))
-    for name in FEATURES: same(table(state, name), table(undisturbed, name))
-
-
-def kill_inside(runner: subprocess.Popen, state: Path, task: str, seconds: float) -> None:
-    "SIGKILL the runner and all below it when a task has been running for so long (or has just ended)."
-    deadline, query = time.monotonic() + 120, "select count(*) from tasks where task_key = ? and child_run_id is null"
-    while not (state / "runs.db").exists() or not count(state, query, task):
-        assert runner.poll() is None and time.monotonic() < deadline, f"task {task} never began"
-        time.sleep(0.05)
-    time.sleep(seconds)
-    everything = [*psutil.Process(runner.pid).children(recursive=True), runner]
-    assert runner.poll() is None, "the run ended before it was killed"
-    for process in reversed(everything):
-        try: process.kill()
-        except psutil.NoSuchProcess: continue
-    runner.wait()
-
-
-def count(state: Path, query: str, *values) -> int:
-    try: return sqlite3.connect(state / "runs.db").execute(query, values).fetchone()[0]
-    except sqlite3.OperationalError: return 0  # the store is only just being made
+    later = copy_state(trained, tmp_path / "later")
+    mlops(later, "run", "batch_inference", *as_of, "--param", "replay_days=3")
+    assert "metrics are the same to 1e-9" in mlops(later, "models", "reproduce", "late_arrival/1")
+    source = without_what_came_later(tmp_path / "source of the day", bronze, (cut + pd.DateOffset(days=1)).tz_convert("UTC"))
+    mlops(blind, "run", "batch_inference", *as_of, "--param", f"source={source}")
+    known, unknown = (table(state, "predictions").drop(columns="read_versions") for state in (later, blind))
+    assert len(unknown) > 800 and unknown.flight_day.nunique() == 1
+    same(known[known.flight_day == unknown.flight_day.iloc[0]].reset_index(drop=True), unknown)

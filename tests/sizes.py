@@ -1,0 +1,11 @@
+"""How much the slow tests do: all of it, or a part that fits into a build of each change."""
+import os
+from typing import Any
+
+SIZE = os.environ.get("MLOPS_TEST_SIZE", "full")
+if SIZE not in ("full", "reduced"): raise ValueError(f"MLOPS_TEST_SIZE is {SIZE!r}: write full or reduced")
+
+
+def by_size(full: Any, reduced: Any) -> Any:
+    "The first, or under MLOPS_TEST_SIZE=reduced the second: how many repetitions, which cases."
+    return reduced if SIZE == "reduced" else full
