@@ -17,6 +17,7 @@ from states import copy_state, env_of
 from mlops_nb.conf import read_conf
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases as deployment
+from mlops_nb.deployment import validation
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 
@@ -38,7 +39,6 @@ def train_again(loop, as_of, **conf):
 def validated(loop, version, **metrics):
     "The reasons of each check: of all, or of the metrics alone by other rules."
     from mlops_nb.deployment import checks as gate
-    from mlops_nb.deployment import validation
     from mlops_nb.flights import validate
     conf = read_conf(loop.env.root, "validation.yml", validate.CONF)["checks"]
     evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
@@ -211,10 +211,14 @@ def versions(trained, tmp_path_factory, loop):
 
 
 @pytest.mark.slow
-def test_a_better_one_is_promoted_a_worse_one_refused_and_an_older_one_takes_no_alias(versions):
+def test_one_that_is_hardly_better_waits_a_worse_one_is_refused_and_an_older_one_takes_no_alias(versions):
     env, spark, (old, better, worse) = versions.env, versions.spark, versions.versions
     reason = deployed(versions, better)
-    assert f"{NAME} v2 is Champion: log_loss" in reason and "better" in reason and "on 25,213 rows" in reason
+    assert f"{NAME} v2 is not better, v1 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
+    assert aliases(env) == {"champion": 1, "challenger": 2, "previous_champion": None}
+    less = {"min_relative_change": 0.001, "confidence": 0.5}  # a rule that asks for less
+    reason = deployed(versions, better, **less)
+    assert f"{NAME} v2 is Champion: log_loss" in reason and "better" in reason
     assert aliases(env) == {"champion": 2, "challenger": 2, "previous_champion": 1}
     assert deployed(versions, better) == f"{NAME} v2 is Champion already, nothing changes"
     log = deployment.read_log(spark, env, NAME)
@@ -238,7 +242,8 @@ def test_a_better_one_is_promoted_a_worse_one_refused_and_an_older_one_takes_no_
 @pytest.mark.slow
 def test_a_version_that_learnt_too_little_fails_the_checks_of_the_configuration(versions):
     results = validated(versions, versions.versions[2])
-    assert results["metrics"] and registry.get_version(versions.env, NAME, 3).tags["model_validation_status"] == "FAILED"
+    assert "log_loss" in " ".join(validation.failures(results)), results
+    assert registry.get_version(versions.env, NAME, 3).tags["model_validation_status"] == "FAILED"
     with pytest.raises(MlopsError, match="v3 has not passed validation: model_validation_status is FAILED"):
         deployed(versions, registry.get_version(versions.env, NAME, 3))
 

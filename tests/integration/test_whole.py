@@ -20,6 +20,7 @@ from states import (
     client_of,
     copy_state,
     copy_tables,
+    env_of,
     environment,
     mlops,
     registered,
@@ -152,6 +153,7 @@ def test_a_train_job_killed_anywhere_and_repaired_is_as_if_nothing_had_happened(
 def test_a_version_that_fails_its_validation_ends_the_deploy_job_and_goes_nowhere(trained, tmp_path):
     "A version whose tag says another threshold than was recorded."
     state = copy_state(trained, tmp_path / "state")
+    env_of(state).use_mlflow()  # the client looks for the model's files where MLflow stands
     version = registered(state)[0][1]
     tags = {k: v for k, v in version.tags.items() if not k.startswith(("check_", "model_validation", "deployment_"))}
     client_of(state).create_model_version(MODEL, version.source, version.run_id, tags | {"threshold": "0.9"})
