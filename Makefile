@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help install install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark bench check tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
+# Threads that spin while they wait slow down what runs beside them.
+export OMP_WAIT_POLICY = PASSIVE
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook imports for twice as long
 
 PYTHON ?= python3

@@ -1,11 +1,14 @@
 """Small projects for tests: a bundle and notebooks of their own in a temporary folder."""
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import settings
+
+from mlops_nb.env import make_store
 
 settings.register_profile("tests", deadline=None, print_blob=True)  # a deadline would be a timed assertion
 settings.load_profile("tests")
@@ -58,7 +61,18 @@ class Project:
         return Home(env.load_env(root=self.root), load_bundle(self.root), **options)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    "An MLflow store without content. MLflow takes seconds to make its tables, so all workers share one file."
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: folder = folder.parent
+    make_store(folder / "empty_store" / "mlflow.db")  # it takes a lock: the other workers wait for the first
+    return folder / "empty_store" / "mlflow.db"
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, empty_store):
     for name in ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_TASK", "MLFLOW_TRACKING_URI"): monkeypatch.delenv(name, raising=False)
-    return Project(tmp_path)
+    small = Project(tmp_path)
+    shutil.copy(empty_store, small.path(".mlops/mlflow.db"))
+    return small

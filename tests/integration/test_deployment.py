@@ -208,6 +208,7 @@ def moved(tmp_path_factory):
     stop()
 
 
+@pytest.mark.slow
 def test_a_log_from_before_there_were_runs_goes_on(moved):
     env, spark = moved
     env = replace(env, schema="older")
@@ -226,6 +227,7 @@ def command(state: Path, *words, code=0, cwd=ROOT, **more) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_goes_back_in_seconds_and_the_history_tells_of_it(moved):
     env, _ = moved
     used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])

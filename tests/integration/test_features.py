@@ -358,6 +358,7 @@ def test_a_request_gets_online_what_a_batch_gets(spark, env, tmp_path, requests)
     assert min(found) > 0.95, found
 
 
+@pytest.mark.slow
 def test_target_dev_may_read_the_tables_of_prod(spark, env, tmp_path_factory):
     "Source tables come from the source catalog, and features are written to the target's own."
     lake = tmp_path_factory.mktemp("two")

@@ -217,6 +217,7 @@ def test_the_unzipped_copy_gives_the_same(folder, frames):
     for name, frame in frames.items(): pd.testing.assert_frame_equal(copy[name], frame)
 
 
+@pytest.mark.slow
 def test_what_was_learnt_after_the_cut_may_be_missing_or_different(folder, frames, csv):
     "Delete it, or put nonsense in its place: the tables of that day are the same."
     rng = np.random.default_rng(0)

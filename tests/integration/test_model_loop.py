@@ -148,6 +148,7 @@ print(json.dumps([model.predict(example).tolist(), model.predict(odd).tolist(), 
 """
 
 
+@pytest.mark.slow
 def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_path):
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE, loop.env.tracking_uri], capture_output=True, text=True, cwd=tmp_path,

@@ -51,6 +51,7 @@ def test_the_train_job_trains_validates_and_deploys_the_first_champion(trained):
     assert metrics["log_loss"] <= 0.88 * metrics["baseline_log_loss"] and metrics["roc_auc"] >= 0.74, metrics
 
 
+@pytest.mark.slow
 def test_scored_and_watched_by_jobs(trained, tmp_path):
     "The flights of three days of which the model knows nothing, and the monitor of the day after."
     state = copy_state(trained, tmp_path / "state")

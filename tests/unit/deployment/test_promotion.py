@@ -192,6 +192,7 @@ def killed(env, name, monkeypatch, step, effect) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["before", "after"])
 def test_a_kill_at_any_step_then_the_same_again_ends_like_an_undisturbed_run(env, name, monkeypatch, effect):
     for step in itertools.count():
