@@ -207,7 +207,7 @@ def receiver():
 def test_receivers_are_told_and_a_dead_one_fails_nothing(project, acts, receiver, monkeypatch):
     monkeypatch.delenv("MLOPS_SMTP", raising=False)
     state = project.root / ".mlops"
-    state.mkdir()
+    state.mkdir(exist_ok=True)
     (state / "destinations.json").write_text(json.dumps({
         "chat": {"url": f"http://127.0.0.1:{receiver.server_port}/hook"}, "dead": {"url": "http://127.0.0.1:9/"}}))
     project.job("job", [task(project, "a"), task(project, "b", webhook_notifications={"on_failure": [{"id": "chat"}]})],
