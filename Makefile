@@ -52,13 +52,13 @@ define suite
 endef
 
 test-notebooks: $(READY)
-	$(call suite,notebooks,120,$(BIN)/nbdev_test --path nbs --n_workers 2)
+	$(call suite,notebooks,70,$(BIN)/nbdev_test --path nbs --n_workers 2)
 
 test-unit: $(READY)
 	$(call suite,unit,60,$(PYTEST) -m "not slow" tests/unit)
 
 test-integration: $(READY)
-	$(call suite,integration,210,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
+	$(call suite,integration,230,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
 
 test-slow: $(READY)  ## what is rare or long: all kills, all online stores, a year of production (MLOPS_TEST_SIZE=reduced: less of it)
 	$(call suite,slow,$(if $(filter reduced,$(MLOPS_TEST_SIZE)),500,1500),$(PYTEST) --no-loadscope-reorder -m slow tests)

@@ -239,7 +239,8 @@ def test_the_command_goes_back_in_seconds_and_the_history_tells_of_it(moved):
     assert "rollback: warns of every [flight]" in history and history.count("champion") >= 3 and "log_loss" in history
 
 
-@pytest.mark.parametrize("words", [["approve", "late_arrival", "1", "--as", "Ann"], pytest.param(["rollback", "late_arrival", "--reason", "r"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["approve", "late_arrival", "1", "--as", "Ann"], ["rollback", "late_arrival", "--reason", "r"]])
 def test_a_registry_that_is_down_is_said_in_a_sentence(tmp_path, words):
     said = command(tmp_path, *words, code=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert "error the registry at http://127.0.0.1:9 does not answer as it should" in said and "Traceback" not in said

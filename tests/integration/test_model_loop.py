@@ -98,6 +98,7 @@ def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
     assert logged["log_loss_low"] < logged["log_loss"] < logged["log_loss_high"] and 0 < logged["warned_share"] < 1
 
 
+@pytest.mark.slow
 def test_the_explanation_adds_up_to_the_prediction(loop):
     "Shapley values, the base and nothing else: on the log-odds of what the registered model says."
     import lightgbm
@@ -179,6 +180,7 @@ def test_again_finds_the_version_that_the_job_has_made(loop):
     assert int(train_again(loop, MARCH).version) == 1 and registry.version_numbers(loop.env, NAME) == before
 
 
+@pytest.mark.slow
 def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
     with pytest.raises(MlopsError, match="0 labelled flights to learn from; at least 5,000"): train_again(loop, date(2013, 1, 20))
     mlflow = registry.client(loop.env)
