@@ -29,13 +29,11 @@ from pathlib import Path
 import filelock, mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store, mlflow.data.meta_dataset, scipy.stats, sklearn.metrics
 from matplotlib import pyplot  # all of it before the processes part
 from made_up import NAME, deploy, home, three_versions
-from mlops_nb.deployment import aliases as deployment, comparison
-from mlops_nb.deployment import promotion
-from mlops_nb.models import evidence
-from mlops_nb.models import registry
+from mlops_nb.deployment import aliases as deployment, comparison, promotion
+from mlops_nb.models import fingerprint, registry
 folder, stride = Path(sys.argv[1]), int(sys.argv[2])
 comparison.DRAWS = 20
-for name in ("plot_losses", "plot_change"): setattr(deployment, name, lambda *given: pyplot.figure(figsize=(1, 1)))
+for name in ("plot_losses", "plot_change"): setattr(promotion, name, lambda *given: pyplot.figure(figsize=(1, 1)))
 def log_file(env): return Path(env.state) / "log.json"
 def read_log(spark, env, name): return json.loads(log_file(env).read_text()) if log_file(env).exists() else []
 def write_log(spark, env, row):
@@ -58,7 +56,7 @@ def die_before(step):
             return real(*given, **named)
         return call
     for where, name in [(deployment, "write_log"), (deployment, "set_alias"), (deployment, "mark_rolled_back"), (promotion, "record"),
-                        (mlflow, "log_dict"), (evidence, "find_run")]: setattr(where, name, dying(getattr(where, name)))
+                        (mlflow, "log_dict"), (fingerprint, "find_run")]: setattr(where, name, dying(getattr(where, name)))
     return count
 
 def aliases(env): return {a: deployment.points_to(env, NAME, a) for a in ("champion", "challenger", "previous_champion")}
