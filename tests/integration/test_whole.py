@@ -141,7 +141,7 @@ KILLS = {"before anything is learnt": ("train", "labelled_rows(", ""),
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", by_size(list(KILLS), ["while it learns", "while it is judged"]))
+@pytest.mark.parametrize("moment", by_size(list(KILLS), ["while it learns"]))
 def test_a_train_job_killed_anywhere_and_repaired_is_as_if_nothing_had_happened(trained, tmp_path, moment):
     task, text, question = KILLS[moment]
     state = copy_tables(trained, tmp_path / "state")
