@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 PYTHON = {"sail": Path(sys.executable), "spark": ROOT / ".venv-spark/bin/python",
@@ -24,6 +25,19 @@ def spark_ready():
     except FileNotFoundError: pytest.skip("no Java: apt-get install openjdk-17-jre-headless")
     major = int(java.split('"')[1].split(".")[0])
     if major < 17: pytest.skip(f"Java {major} is too old for Apache Spark 4: apt-get install openjdk-17-jre-headless")
+
+
+@pytest.fixture(scope="session")
+def spark_jars(spark_ready, tmp_path_factory):
+    "What Spark wants from Maven Central, fetched by one worker: two that start with an empty cache spoil each other's files."
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: folder = folder.parent  # of all workers
+    start = "from mlops_nb.data.session import start_spark; start_spark()[0].stop()"
+    with FileLock(folder / "jars.lock"):
+        for _ in range(3):  # a download that broke off is tried again; what fails for good is told by the first scenario
+            if (folder / "jars.made").exists(): return
+            if subprocess.run([PYTHON["spark"], "-c", start], capture_output=True, timeout=600, cwd=HERE).returncode == 0:
+                (folder / "jars.made").touch()
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +64,7 @@ def run_on(): return run
 
 
 @pytest.fixture(scope="session")
-def each_engine(spark_ready, tmp_path_factory):
+def each_engine(spark_jars, tmp_path_factory):
     """Gives the results of a scenario, {"sail": {step: result}, "spark": {step: result}}; it is run once in a session.
 
     Afterwards each engine reads what the other has written: results "own tables" and "the other's tables"."""
