@@ -229,7 +229,8 @@ def test_stores_let_rows_go_by_themselves(online, table):
     online.upsert(layout, flights(("JFK", 1)), 1)
     until = time.monotonic() + 10
     while values(online, table, ["JFK"]) != [None]: assert time.monotonic() < until, "it never expired"
-    if "redis" in online.name: assert not online.stored_ids(table)
+    if "redis" in online.name:  # the server counts whole milliseconds: it lets go a moment after the reader does
+        while online.stored_ids(table): assert time.monotonic() < until, "the server keeps it"
     if "dynamodb" in online.name:
         assert online.client.describe_time_to_live(TableName=table)["TimeToLiveDescription"]["AttributeName"] == "expires__"
     if "sqlite" in online.name or "postgresql" in online.name:
