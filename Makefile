@@ -60,8 +60,10 @@ test-unit: $(READY)
 test-integration: $(READY)
 	$(call suite,integration,230,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
 
+REDUCED = $(filter reduced,$(MLOPS_TEST_SIZE))
+
 test-slow: $(READY)  ## what is rare or long: all kills, all online stores, a year of production (MLOPS_TEST_SIZE=reduced: less of it)
-	$(call suite,slow,$(if $(filter reduced,$(MLOPS_TEST_SIZE)),780,1500),$(PYTEST) --no-loadscope-reorder -m slow tests)
+	$(call suite,slow,$(if $(REDUCED),780,1500),$(PYTEST) --no-loadscope-reorder -m "slow$(if $(REDUCED), and not full)" tests)
 
 # The engines bring a `pyspark` of their own, so each has an environment of its own.
 .venv-spark/.ready: tests/engines/requirements.lock $(READY)

@@ -1,4 +1,5 @@
 """A session on Sail for the tests of one file, in a lakehouse of its own; and one trained state for all files that need one."""
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from mlops_nb.data import session as sessions
 from mlops_nb.env import load_env
 
 # A worker takes whole files in this order. The first one makes the trained state; meanwhile the other takes those that need none,
-# the long ones first, and comes to those that need it when it is there. What is not named is short and comes last.
-ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment", "test_tables", "test_feature_client", "test_validation",
-         "test_mlflow_store", "test_features", "test_model_loop", "test_inference", "test_ingest")
+# and comes to those that need it when it is there. What is not named is short and comes last.
+ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment", "test_tables", "test_supervisor", "test_feature_client",
+         "test_online_store", "test_mlflow_store", "test_spark", "test_point_in_time", "test_features", "test_model_loop", "test_inference",
+         "test_ingest", "test_validation")
 
 
 def pytest_collection_modifyitems(items):
@@ -23,9 +25,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, worker_id) -> Path:
-    "The state that the jobs `features` and `train` leave, made once for all workers. Only read it: to change it, take `own_trained`."
+    """The state that the jobs `features` and `train` leave, made once for all workers. Only read it: to change it, take `own_trained`.
+
+    MLOPS_TEST_STATE names a folder that keeps it from one suite to the next, for as long as the code stays the same."""
     folder = tmp_path_factory.getbasetemp()
     if worker_id != "master": folder = folder.parent  # of all workers
+    if kept := os.environ.get("MLOPS_TEST_STATE"): folder = Path(kept)
+    folder.mkdir(parents=True, exist_ok=True)
     state, made = folder / "trained", folder / "trained.made"
     with FileLock(folder / "trained.lock"):
         if not made.exists():

@@ -25,13 +25,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
 MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # where version 1 stands, and how far the tables go
 
 
-def train_again(loop, as_of, **conf):
+def train_again(loop, as_of, rows=None, **conf):
     "The version as of a day, by settings that may differ from those in conf."
     from mlops_nb.features.client import feature_client
     from mlops_nb.flights import days, features, learning, train
     settings = read_conf(loop.env.root, "train.yml", train.CONF) | conf
     env = train.pinned(loop.spark, loop.env)
-    rows = learning.labelled_rows(loop.spark, env, as_of)
+    if rows is None: rows = learning.labelled_rows(loop.spark, env, as_of)
     inputs = features.training_set(loop.spark, env, features.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
     return train.find_or_train(env, rows, learning.Periods(as_of, settings["held_out_days"]), settings, feature_client(loop.spark, env), inputs)
 
@@ -69,6 +69,13 @@ def loop(own_trained):
         stop()
 
 
+@pytest.fixture(scope="module")
+def march(loop) -> pd.DataFrame:
+    "The labelled flights that version 1 has learnt from, and those that it was judged by."
+    from mlops_nb.flights import learning
+    return learning.labelled_rows(loop.spark, loop.env, MARCH)
+
+
 def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
     version = loop.version
     run = registry.client(loop.env).get_run(version.run_id)
@@ -99,7 +106,7 @@ def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
 
 
 @pytest.mark.slow
-def test_the_explanation_adds_up_to_the_prediction(loop):
+def test_the_explanation_adds_up_to_the_prediction(loop, march):
     "Shapley values, the base and nothing else: on the log-odds of what the registered model says."
     import lightgbm
     import mlflow
@@ -107,20 +114,19 @@ def test_the_explanation_adds_up_to_the_prediction(loop):
     from mlops_nb.flights import features, learning, model, train
     inside = mlflow.pyfunc.load_model(f"models:/{NAME}/1").get_raw_model().unwrap_python_model()
     learnt = learning.Learnt(inside.booster, inside.encoding, 0.2, 0.2)
-    rows = learning.labelled_rows(loop.spark, loop.env, MARCH).tail(300)
+    rows = march.tail(300)
     found = train.contributions(learnt, rows)
     odds = found.values.sum(1) + found.base
     assert isinstance(inside.booster, lightgbm.Booster) and len(found.rows) == found.of == 300
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, found.shown[features.FEATURES]))
 
 
-def test_the_held_out_flights_are_judged_by_an_independent_reading(loop):
+def test_the_held_out_flights_are_judged_by_an_independent_reading(loop, march):
     "Rows by pandas from the source's own columns, metrics by their formulas."
     import mlflow
 
-    from mlops_nb.flights import features, learning
-    rows = learning.labelled_rows(loop.spark, loop.env, MARCH)
-    held = rows[(rows.flight_day >= date(2013, 2, 15)) & (rows.flight_day <= date(2013, 3, 14))]
+    from mlops_nb.flights import features
+    held = march[(march.flight_day >= date(2013, 2, 15)) & (march.flight_day <= date(2013, 3, 14))]
     run = registry.client(loop.env).get_run(loop.version.run_id).data
     p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held[features.FEATURES])
     assert run.metrics["example_count"] == len(held)
@@ -128,7 +134,7 @@ def test_the_held_out_flights_are_judged_by_an_independent_reading(loop):
     b = held.route_late_share
     assert run.metrics["baseline_log_loss"] == pytest.approx(-np.log(np.where(held.late_arrival, b, 1 - b)).mean(), abs=1e-9)
     assert run.metrics["calibration_error"] < 0.03 and run.metrics["business_cost"] < run.metrics["baseline_business_cost"]
-    learnt = rows[(rows.flight_day <= date(2013, 2, 14)) & (rows.arrival_known_at < pd.Timestamp("2013-02-15 05:00"))]
+    learnt = march[(march.flight_day <= date(2013, 2, 14)) & (march.arrival_known_at < pd.Timestamp("2013-02-15 05:00"))]
     assert run.params["training_rows"] == str(len(learnt))
 
 
@@ -164,10 +170,10 @@ def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_p
 
 
 @pytest.mark.slow
-def test_the_result_does_not_depend_on_the_number_of_threads(loop, monkeypatch):
+def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkeypatch):
     from mlops_nb.flights import learning, model, train
     conf = read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 20}
-    rows = learning.split(learning.labelled_rows(loop.spark, loop.env, MARCH), learning.Periods(MARCH, 28))[0]
+    rows = learning.split(march, learning.Periods(MARCH, 28))[0]
     encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
     def trees(threads):
         monkeypatch.setattr(os, "cpu_count", lambda: threads)
@@ -175,9 +181,9 @@ def test_the_result_does_not_depend_on_the_number_of_threads(loop, monkeypatch):
     assert trees(1) == trees(2)
 
 
-def test_again_finds_the_version_that_the_job_has_made(loop):
+def test_again_finds_the_version_that_the_job_has_made(loop, march):
     before = registry.version_numbers(loop.env, NAME)
-    assert int(train_again(loop, MARCH).version) == 1 and registry.version_numbers(loop.env, NAME) == before
+    assert int(train_again(loop, MARCH, march).version) == 1 and registry.version_numbers(loop.env, NAME) == before
 
 
 @pytest.mark.slow

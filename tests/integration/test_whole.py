@@ -28,6 +28,7 @@ from states import (
     table,
 )
 
+CUT, AS_OF = pd.Timestamp(TRAINED_AS_OF, tz="America/New_York"), ["--param", f"as_of={TRAINED_AS_OF}"]
 SOMEBODY = "SELECT 1 FROM registered_model_aliases WHERE alias = '{}'"  # whether an alias points to a version
 FEATURES = ["airport_recent", "aircraft_recent", "carrier_daily", "route_daily", "weather_hourly", "plane", "airport"]
 
@@ -52,10 +53,11 @@ def test_the_train_job_trains_validates_and_deploys_the_first_champion(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the demo runs both jobs over the year
 def test_scored_and_watched_by_jobs(trained, tmp_path):
     "The flights of three days of which the model knows nothing, and the monitor of the day after."
     state = copy_state(trained, tmp_path / "state")
-    printed = mlops(state, "run", "batch_inference", "--only", "inference", "--param", f"as_of={TRAINED_AS_OF}", "--param", "replay_days=3")
+    printed = mlops(state, "run", "batch_inference", "--only", "inference", *AS_OF, "--param", "replay_days=3")
     predictions = table(state, "predictions")
     assert f"scored by {MODEL} v1" in printed and f"{len(predictions):,} " in printed and len(predictions) > 2500
     assert (str(predictions.flight_day.min()), str(predictions.flight_day.max())) == ("2013-03-15", "2013-03-17")
@@ -145,7 +147,7 @@ KILLS = {"before anything is learnt": ("train", "labelled_rows(", ""),
 def test_a_train_job_killed_anywhere_and_repaired_is_as_if_nothing_had_happened(trained, tmp_path, moment):
     task, text, question = KILLS[moment]
     state = copy_tables(trained, tmp_path / "state")
-    run = run_and_kill(state, ["run", "train", "--param", f"as_of={TRAINED_AS_OF}"], task, cell_with(task, text), question)
+    run = run_and_kill(state, ["run", "train", *AS_OF], task, cell_with(task, text), question)
     mlops(state, "repair", run)
     as_if_undisturbed(state, trained)
 
@@ -162,6 +164,15 @@ def test_a_version_that_fails_its_validation_ends_the_deploy_job_and_goes_nowher
     assert "v2 failed its validation, for" in printed
     versions, aliases = registered(state)
     assert versions[2].tags["model_validation_status"] == "FAILED" and aliases == {"champion": 1, "challenger": 1}
+
+
+@pytest.mark.slow
+def test_a_tag_is_no_evidence_for_the_task_that_moves_aliases(trained, tmp_path):
+    "Version 1 is tagged PASSED, by whoever it was; this run has not judged it."
+    state = copy_state(trained, tmp_path / "state")
+    client_of(state).delete_registered_model_alias(MODEL, "champion")
+    printed = mlops(state, "run", "deploy", "--only", "deploy", "-p", f"model_name={MODEL}", "-p", "model_version=1", code=1)
+    assert f"has passed nothing, not models:/{MODEL}/1" in printed and registered(state)[1] == {"challenger": 1}
 
 
 # ---- what is learnt later changes nothing
@@ -187,24 +198,39 @@ def without_what_came_later(folder: Path, bronze: pd.DataFrame, cut: pd.Timestam
     return folder
 
 
+@pytest.fixture(scope="module")
+def blind(trained, tmp_path_factory) -> Path:
+    "What the jobs leave where nothing happened after the day that the shared model stands at."
+    folder = tmp_path_factory.mktemp("blind")
+    source = without_what_came_later(folder / "source", table(trained, "bronze_flights"), CUT.tz_convert("UTC"))
+    mlops(folder / "state", "run", "features", *AS_OF, "--param", f"source={source}")
+    mlops(folder / "state", "run", "train", *AS_OF)
+    return folder / "state"
+
+
 @pytest.mark.slow
-def test_what_is_learnt_after_as_of_changes_nothing_of_it(trained, tmp_path):
-    "Tables, metrics, versions and predictions of a day: with all that came later, and where it never came."
-    as_of, cut = ["--param", f"as_of={TRAINED_AS_OF}"], pd.Timestamp(TRAINED_AS_OF, tz="America/New_York")
+def test_what_is_learnt_after_as_of_changes_nothing_of_a_version(blind, trained):
+    "Metrics, tags and decisions, where nothing came later and where two more weeks had been learnt; so the rows of both were the same."
+    assert registry(blind) == registry(trained)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_what_is_learnt_after_as_of_changes_nothing_in_the_tables_of_that_day(blind, tmp_path):
+    "The source is whole here, and is read as of the same day."
+    mlops(tmp_path, "run", "features", *AS_OF)
+    for name in ["bronze_flights", "bronze_weather", *FEATURES]: same(table(tmp_path, name), table(blind, name))
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_a_day_is_predicted_from_that_day_and_nothing_after_it(blind, trained, tmp_path):
+    known, unknown = copy_state(trained, tmp_path / "known"), copy_state(blind, tmp_path / "unknown")
+    mlops(known, "run", "batch_inference", *AS_OF, "--param", "replay_days=3")
+    assert "metrics are the same to 1e-9" in mlops(known, "models", "reproduce", "late_arrival/1")
     bronze = table(trained, "bronze_flights")
-    source = without_what_came_later(tmp_path / "source", bronze, cut.tz_convert("UTC"))
-    seen, blind = tmp_path / "seen", tmp_path / "blind"
-    mlops(seen, "run", "features", *as_of)
-    mlops(blind, "run", "features", *as_of, "--param", f"source={source}")
-    for name in ["bronze_flights", "bronze_weather", *FEATURES]: same(table(seen, name), table(blind, name))
-    mlops(blind, "run", "train", *as_of)
-    assert registry(blind) == registry(trained)  # which was trained where two more weeks had been learnt
-    # a day's predictions know that day, and nothing after it
-    later = copy_state(trained, tmp_path / "later")
-    mlops(later, "run", "batch_inference", *as_of, "--param", "replay_days=3")
-    assert "metrics are the same to 1e-9" in mlops(later, "models", "reproduce", "late_arrival/1")
-    source = without_what_came_later(tmp_path / "source of the day", bronze, (cut + pd.DateOffset(days=1)).tz_convert("UTC"))
-    mlops(blind, "run", "batch_inference", *as_of, "--param", f"source={source}")
-    known, unknown = (table(state, "predictions").drop(columns="read_versions") for state in (later, blind))
-    assert len(unknown) > 800 and unknown.flight_day.nunique() == 1
-    same(known[known.flight_day == unknown.flight_day.iloc[0]].reset_index(drop=True), unknown)
+    source = without_what_came_later(tmp_path / "source", bronze, (CUT + pd.DateOffset(days=1)).tz_convert("UTC"))
+    mlops(unknown, "run", "batch_inference", *AS_OF, "--param", f"source={source}")
+    three_days, one_day = (table(state, "predictions").drop(columns="read_versions") for state in (known, unknown))
+    assert len(one_day) > 800 and one_day.flight_day.nunique() == 1
+    same(three_days[three_days.flight_day == one_day.flight_day.iloc[0]].reset_index(drop=True), one_day)
