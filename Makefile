@@ -79,7 +79,7 @@ test-slow: $(READY)  ## what is rare or long: all kills, all online stores, a ye
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
 
 test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
-	$(call suite,engines,240,$(PYTEST) -m "not slow" tests/engines)
+	$(call suite,engines,330,$(PYTEST) -m "not slow" tests/engines)
 
 $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@
