@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from states import copy_state, make_trained
+from states import code_digest, copy_state, make_trained
 
 from mlops_nb.data import session as sessions
 from mlops_nb.env import load_env
@@ -27,10 +27,10 @@ def pytest_collection_modifyitems(items):
 def trained(tmp_path_factory, worker_id) -> Path:
     """The state that the jobs `features` and `train` leave, made once for all workers. Only read it: to change it, take `own_trained`.
 
-    MLOPS_TEST_STATE names a folder that keeps it from one suite to the next, for as long as the code stays the same."""
+    MLOPS_TEST_STATE names a folder that keeps it from one suite to the next; other code makes another state."""
     folder = tmp_path_factory.getbasetemp()
     if worker_id != "master": folder = folder.parent  # of all workers
-    if kept := os.environ.get("MLOPS_TEST_STATE"): folder = Path(kept)
+    if kept := os.environ.get("MLOPS_TEST_STATE"): folder = Path(kept) / code_digest()
     folder.mkdir(parents=True, exist_ok=True)
     state, made = folder / "trained", folder / "trained.made"
     with FileLock(folder / "trained.lock"):

@@ -1,4 +1,5 @@
 """States that jobs have left: the lakehouse, MLflow's store and the runs, and the command `mlops` on them."""
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -30,6 +31,16 @@ def mlops(state: Path, *words, code: int = 0) -> str:
     done = subprocess.run([MLOPS, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment(state))
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def code_digest() -> str:
+    "Of every file that decides what a job leaves."
+    code = [file for folder in ("mlops_nb", "nbs", "conf", "resources", "tests/integration") for file in (ROOT / folder).rglob("*")
+            if file.suffix in (".py", ".ipynb", ".yml")]
+    digest = hashlib.sha256()
+    for file in [*sorted(code), ROOT / "databricks.yml", ROOT / "requirements.lock"]:
+        digest.update(f"{file.relative_to(ROOT)} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def make_trained(state: Path) -> None:
