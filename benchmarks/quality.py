@@ -27,7 +27,7 @@ def judged(rows: pd.DataFrame, day: date, conf: dict) -> dict:
     learning_rows, held_out = learning.split(rows, learning.Periods(day, conf["held_out_days"]))
     learnt = learning.learn(learning_rows, conf)
     prediction = model.probabilities(learnt.booster, learnt.encoding, held_out)
-    found = learning.judge(held_out, prediction, learnt.threshold, learnt.baseline_threshold, conf["costs"])
+    found = learning.metrics_beside_baseline(held_out, prediction, learnt.threshold, learnt.baseline_threshold, conf["costs"])
     label, baseline = held_out.late_arrival.to_numpy(int), held_out[train.BASELINE].to_numpy()
     lower, least, most = (-part for part in paired_change(label, prediction, baseline, held_out.flight_day.to_numpy(), mean_log_loss))
     return found["model"].to_dict() | {"lower": lower, "least": most, "most": least, "seconds": time.perf_counter() - began}
@@ -37,7 +37,7 @@ def main() -> None:
     env = load_env()
     spark = get_spark(env)
     if not tables.exists(spark, env, "airport_recent"): sys.exit("there are no feature tables of the year: run make demo first")
-    conf = read_conf(env.root, "train.yml", train.CONF)
+    conf = read_conf(env.root, "train.yml", train.TRAIN_KEYS)
     table = Table(title="log loss against the heuristic, on the four weeks before", title_justify="left", box=None)
     for column in ("as of", "lower by", "95 % of draws", "log loss", "ROC AUC", "calibration error", "cost", "seconds"): table.add_column(column)
     found = {}

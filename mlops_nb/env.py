@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'RUNTIME_FILE', 'ENGINES', 'check_name', 'full_name', 'on_databricks', 'choose_engine', 'Names', 'Access',
-           'make_store', 'Env', 'places', 'catalog_list', 'catalogs_of', 'load_env']
+           'make_store', 'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env']
 
 # %% ../nbs/04_env.ipynb #07753e62
 import os
@@ -149,8 +149,8 @@ class Env(Access):
         if before is None: os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 # %% ../nbs/04_env.ipynb #588cc242
-def places(root: Path,  # the project's folder, which relative paths start from
-           engine: str) -> dict:  # state, lakehouse, tracking_uri, registry_uri
+def locations(root: Path,  # the project's folder, which relative paths start from
+              engine: str) -> dict:  # state, lakehouse, tracking_uri, registry_uri
     "Where things are kept, by the environment variables or the defaults."
     state = root / Path(os.environ.get("MLOPS_STATE") or ".mlops").expanduser()
     lakehouse = os.environ.get("MLOPS_LAKEHOUSE") or str(state / "lakehouse")
@@ -198,4 +198,4 @@ def load_env(target: str | None = None,  # the default target of databricks.yml 
     engine = choose_engine()
     return Env(root=bundle.root, target=bundle.target, variables=dict(bundle.variables), engine=engine,
                home="databricks" if on_databricks() else "local",
-               **catalogs_of(bundle.variables, bundle.target), **places(bundle.root, engine))
+               **catalogs_of(bundle.variables, bundle.target), **locations(bundle.root, engine))

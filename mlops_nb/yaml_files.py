@@ -15,7 +15,7 @@ import yaml
 from .errors import MlopsError
 
 # %% auto #0
-__all__ = ['Place', 'Node', 'plain', 'node_of', 'children', 'places', 'read_yaml', 'merge', 'join_by', 'change']
+__all__ = ['Place', 'Node', 'plain', 'node_of', 'children', 'key_places', 'read_yaml', 'merge_trees', 'join_by', 'change']
 
 # %% ../nbs/01_yaml_files.ipynb #9c94f5e2
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def children(node: Node, key: str = "") -> Iterator[tuple[str, Node]]:  # key pa
         yield from ((f"{key}[{i}]", child) for i, child in enumerate(node.value))
 
 # %% ../nbs/01_yaml_files.ipynb #7c7b3771
-def places(node: Node, key: str = "") -> dict[str, Place]:
+def key_places(node: Node, key: str = "") -> dict[str, Place]:
     "The place of each key path."
     found = {key: node.place}
-    for path, child in children(node, key): found |= places(child, path)
+    for path, child in children(node, key): found |= key_places(child, path)
     return found
 
 # %% ../nbs/01_yaml_files.ipynb #ab61042d
@@ -142,7 +142,7 @@ def read_yaml(text: str, file: str) -> Node:  # a map, empty if the text is
 def _shape(node: Node) -> str:
     return "a map" if isinstance(node.value, dict) else "a list" if isinstance(node.value, list) else "a single value"
 
-def merge(under: Node, over: Node, key: str = "") -> Node:  # keeps the place of `under`, except for scalars
+def merge_trees(under: Node, over: Node, key: str = "") -> Node:  # keeps the place of `under`, except for scalars
     "Lays one tree over another."
     if over.value is None: return under
     if under.value is None: return over
@@ -153,7 +153,7 @@ def merge(under: Node, over: Node, key: str = "") -> Node:  # keeps the place of
     if not isinstance(under.value, dict): return over
     entries = dict(under.value)
     for name, node in over.value.items():
-        entries[name] = merge(entries[name], node, f"{key}.{name}".lstrip(".")) if name in entries else node
+        entries[name] = merge_trees(entries[name], node, f"{key}.{name}".lstrip(".")) if name in entries else node
     return Node(entries, under.place)
 
 # %% ../nbs/01_yaml_files.ipynb #e1cf224a
@@ -164,7 +164,7 @@ def join_by(items: Node, name: str) -> Node:  # a list of maps
         key = plain(item.get(name)) if item.get(name) else None
         same = [i for i, known in enumerate(joined) if key is not None and known.get(name)
                 and plain(known.get(name)) == key and item.place.target and not known.place.target]
-        if same: joined[same[0]] = merge(joined[same[0]], item, f"{name} {key}")
+        if same: joined[same[0]] = merge_trees(joined[same[0]], item, f"{name} {key}")
         else: joined.append(item)
     return Node(joined, items.place)
 

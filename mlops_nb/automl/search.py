@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Settings', 'read_settings', 'check_metric', 'check_label', 'default_folder', 'facts_of', 'open_folder', 'quiet',
-           'open_study', 'Search', 'begin_trial', 'notebook_parameters', 'close_run', 'end_trial', 'watch',
-           'close_killed', 'recover', 'begin_exploration', 'exploration_result', 'run', 'Shown', 'open_search',
-           'search', 'first_reason']
+           'open_study', 'Search', 'begin_trial', 'trial_parameters', 'close_run', 'end_trial', 'watch', 'close_killed',
+           'recover', 'begin_exploration', 'exploration_result', 'run_trials', 'Shown', 'open_search', 'run_search',
+           'first_reason']
 
 # %% ../../nbs/automl/02_search.ipynb #cd506e76
 import json
@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from . import trials
 from .dataset import Dataset
-from .trials import DIRECTIONS, METRICS, Family, Result, Running, metric_name
+from .trials import DIRECTIONS, TRIAL_METRICS, Family, Result, Running, metric_name
 from ..env import Env, check_name, load_env
 from ..errors import MlopsError, unknown
 from ..models import fingerprint, registry
@@ -72,7 +72,7 @@ def read_settings(given: Mapping) -> Settings:
 
 def check_metric(kind: str, primary_metric: str) -> str:
     "The metric's name, if this kind of search knows it."
-    if primary_metric not in METRICS[kind]: raise unknown("primary metric", primary_metric, METRICS[kind], where=kind)
+    if primary_metric not in TRIAL_METRICS[kind]: raise unknown("primary metric", primary_metric, TRIAL_METRICS[kind], where=kind)
     return primary_metric
 
 def check_label(dataset: Dataset, pos_label: Any) -> None:
@@ -178,11 +178,11 @@ def begin_trial(search: Search) -> Running:
     trials.compose(family, folder / "source.ipynb")
     for name, value in (("family", family.name), ("parameters", parameters), ("folder", folder.name)):
         asked.set_user_attr(name, value)
-    given = notebook_parameters(search) | {"parameters": parameters, "run_name": folder.name}
+    given = trial_parameters(search) | {"parameters": parameters, "run_name": folder.name}
     process = trials.start(search.warm, folder, given, search.deadline - time.monotonic())
     return Running(asked, family, folder, process)
 
-def notebook_parameters(search: Search) -> dict:
+def trial_parameters(search: Search) -> dict:
     "What every trial of a search is told."
     label = search.settings.pos_label
     return {"data_file": str(search.folder / "dataset.parquet"), "target_col": search.dataset.target_col, "kind": search.dataset.kind,
@@ -260,7 +260,7 @@ def begin_exploration(search: Search) -> Any:  # Supervised, None if it was done
     folder = search.folder / "exploration"
     if (folder / "result.json").exists() or not search.settings.explore: return None
     names = ("data_file", "target_col", "kind", "exclude_cols")
-    given = {name: value for name, value in notebook_parameters(search).items() if name in names} | {"time_col": search.settings.time_col or ""}
+    given = {name: value for name, value in trial_parameters(search).items() if name in names} | {"time_col": search.settings.time_col or ""}
     trials.compose(None, folder / "source.ipynb", "exploration.ipynb")
     return trials.start(search.warm, folder, given, search.deadline - time.monotonic())
 
@@ -272,7 +272,7 @@ def exploration_result(folder: Path, process: Any) -> list[str]:
     return [f"the data was not explored: {outcome.message.splitlines()[0]}"] if outcome else []
 
 # %% ../../nbs/automl/02_search.ipynb #7033eeeb
-def run(search: Search) -> list[str]:  # warnings of the exploration
+def run_trials(search: Search) -> list[str]:  # warnings of the exploration
     "Run trials until there are enough of them or the time is over; whatever happens, nothing goes on running."
     exploration = begin_exploration(search)
     try:
@@ -338,7 +338,7 @@ def open_search(dataset: Dataset, primary_metric: str, settings: Settings, env: 
     return Search(env, folder, dataset, primary_metric, settings, families, registry.experiment_id(env, name), study,
                   time.monotonic() + 60 * settings.timeout_minutes)
 
-def search(dataset: Dataset, primary_metric: str, settings: Settings) -> tuple[Search, list[str]]:  # and the exploration's warnings
+def run_search(dataset: Dataset, primary_metric: str, settings: Settings) -> tuple[Search, list[str]]:  # and the exploration's warnings
     "Run the search, or the rest of it; one process at a time."
     from filelock import FileLock, Timeout
     env = settings.env or load_env()
@@ -351,7 +351,7 @@ def search(dataset: Dataset, primary_metric: str, settings: Settings) -> tuple[S
         with held, Shown(found) as found.shown:
             found.warm = warm
             recover(found)
-            said = run(found)
+            said = run_trials(found)
     if not found.best:
         raise MlopsError(f"no trial of the search succeeded: {first_reason(found)}", f"its notebooks are in {found.folder}")
     return found, said

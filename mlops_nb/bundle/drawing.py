@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPUTED', 'parse_cell', 'code_cells', 'value_name', 'values_set', 'gets', 'gives', 'uses', 'never_set', 'layers',
-           'what_runs', 'waits_for', 'box', 'picture', 'job_names', 'draw']
+           'what_runs', 'dependency_line', 'box', 'picture', 'job_names', 'draw']
 
 # %% ../../nbs/bundle/09_drawing.ipynb #0d39d891
 import ast
@@ -16,7 +16,7 @@ from typing import Any
 
 from .graph import dependencies, topological
 from .parameters import notebook_parameters
-from .references import as_text, find
+from .references import find_references, parameter_text
 from ..errors import MlopsError
 
 # %% ../../nbs/bundle/09_drawing.ipynb #35d50a49
@@ -57,7 +57,7 @@ def values_set(notebook: Path) -> list[str]:  # in the order of the notebook, ea
 def gets(job: Mapping, declared: Callable[[str], Mapping]  # the parameters of the notebook at a path
          ) -> dict[str, dict[str, str]]:  # task_key -> name -> value as the YAML writes it
     "What each task is given; a job's parameter wins over the task's own of the same name."
-    defaults = {p["name"]: as_text(p.get("default", "")) for p in job.get("parameters") or []}
+    defaults = {p["name"]: parameter_text(p.get("default", "")) for p in job.get("parameters") or []}
 
     def given(task: Mapping) -> dict[str, Any]:
         if "for_each_task" in task: return given(task["for_each_task"]["task"])
@@ -67,7 +67,7 @@ def gets(job: Mapping, declared: Callable[[str], Mapping]  # the parameters of t
         passed = {name: value for name, value in defaults.items() if name in names}
         return (task["notebook_task"].get("base_parameters") or {}) | passed
 
-    return {task["task_key"]: {name: as_text(value) for name, value in given(task).items()} for task in job["tasks"]}
+    return {task["task_key"]: {name: parameter_text(value) for name, value in given(task).items()} for task in job["tasks"]}
 
 def gives(job: Mapping, values: Callable[[str], list[str]]  # the values that the notebook at a path sets
           ) -> dict[str, list[str]]:  # task_key -> names
@@ -78,7 +78,7 @@ def gives(job: Mapping, values: Callable[[str], list[str]]  # the values that th
 # %% ../../nbs/bundle/09_drawing.ipynb #607d8013
 def uses(job: Mapping) -> list[tuple[str, str, str]]:  # (task_key that uses, task_key that sets, name of the value)
     "All references from one task to a value of another."
-    found = [(task["task_key"], *reference.path[1::2]) for task in job["tasks"] for reference in find(task)
+    found = [(task["task_key"], *reference.path[1::2]) for task in job["tasks"] for reference in find_references(task)
              if reference.path[0] == "tasks" and reference.path[2:3] == ("values",) and len(reference.path) == 4]
     return list(dict.fromkeys(found))
 
@@ -105,10 +105,10 @@ def what_runs(task: Mapping, names: Mapping[str, str]  # id of a job -> its key
     if "condition_task" in task: return "if {left} {op} {right}".format(**task["condition_task"])
     if "for_each_task" in task:
         loop = task["for_each_task"]
-        return f"for each of {as_text(loop['inputs'])}: {what_runs(loop['task'], names)}"
+        return f"for each of {parameter_text(loop['inputs'])}: {what_runs(loop['task'], names)}"
     return next((field for field in task if field.endswith("_task")), "nothing")
 
-def waits_for(task: Mapping) -> str:
+def dependency_line(task: Mapping) -> str:
     "The dependencies of a task and its condition on them, in one line."
     edges = [f"{edge['task_key']} ({edge['outcome']})" if "outcome" in edge else edge["task_key"]
              for edge in task.get("depends_on") or []]
@@ -124,7 +124,7 @@ def box(job: Mapping, task: Mapping, get: Mapping[str, str], give: list[str], mi
     key, grid = task["task_key"], Table.grid(padding=(0, 1))
     grid.add_column(style="dim", no_wrap=True); grid.add_column()
     grid.add_row("runs", Text(what_runs(task, names)))
-    if waits_for(task): grid.add_row("after", Text(waits_for(task)))
+    if dependency_line(task): grid.add_row("after", Text(dependency_line(task)))
     for label, (name, value) in zip(["gets", *[""] * len(get)], get.items(), strict=False):
         grid.add_row(label, Text(f"{name} = {value}"))
     for label, name in zip(["gives", *[""] * len(give)], give, strict=False):

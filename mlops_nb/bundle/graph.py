@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATES_OF_SUCCESS', 'STATES_OF_CANCELLING', 'STATES_OF_FAILURE', 'HANDLES_FAILURE', 'COMPARISONS', 'ResultState',
            'RunIf', 'dependencies', 'topological', 'reach', 'followers', 'known_task', 'upstream', 'downstream',
-           'select', 'subset', 'edge_state', 'judge', 'decide', 'number', 'condition', 'leaves', 'job_result',
-           'needs_repair']
+           'select', 'subset', 'edge_state', 'evaluate_run_if', 'decide', 'exact_number', 'condition', 'leaves',
+           'job_result', 'needs_repair']
 
 # %% ../../nbs/bundle/08_graph.ipynb #8994bec5
 import re
@@ -17,7 +17,7 @@ from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 from typing import Any, Literal
 
-from .references import as_text
+from .references import parameter_text
 from ..errors import MlopsError, unknown
 
 # %% ../../nbs/bundle/08_graph.ipynb #e8e5d6c5
@@ -143,8 +143,8 @@ def edge_state(edge: Mapping,  # one item of depends_on
     return ResultState.SUCCESS if str(wanted).lower() == outcomes[key] else ResultState.EXCLUDED
 
 # %% ../../nbs/bundle/08_graph.ipynb #a62ca232
-def judge(run_if: RunIf, edges: list[ResultState],  # one at least
-          ) -> Literal["run"] | ResultState:
+def evaluate_run_if(run_if: RunIf, edges: list[ResultState],  # one at least
+                    ) -> Literal["run"] | ResultState:
     "Whether a task starts after these ends of its dependencies, or what becomes of it instead."
     if set(edges) == {ResultState.EXCLUDED}: return ResultState.EXCLUDED
     good = [state in STATES_OF_SUCCESS for state in edges]
@@ -170,22 +170,22 @@ def decide(task: Mapping, states: Mapping[str, str | None],  # result states of 
     if task.get("disabled"): return ResultState.DISABLED
     asked = task.get("run_if") or RunIf.ALL_SUCCESS
     if asked not in list(RunIf): raise unknown("run_if", asked, RunIf, where=f"task {task['task_key']!r}")
-    return judge(RunIf(asked), edges) if edges else "run"
+    return evaluate_run_if(RunIf(asked), edges) if edges else "run"
 
 # %% ../../nbs/bundle/08_graph.ipynb #cfe77885
-def number(value: Any) -> Decimal:
+def exact_number(value: Any) -> Decimal:
     "A value of a condition as an exact number."
-    text = as_text(value).strip()
+    text = parameter_text(value).strip()
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", text, re.ASCII): return Decimal(text)
     raise MlopsError(f"{text!r} is no number", "EQUAL_TO and NOT_EQUAL compare text, the other operators numbers")
 
 COMPARISONS = {
-    "EQUAL_TO": lambda left, right: as_text(left) == as_text(right),
-    "NOT_EQUAL": lambda left, right: as_text(left) != as_text(right),
-    "GREATER_THAN": lambda left, right: number(left) > number(right),
-    "GREATER_THAN_OR_EQUAL": lambda left, right: number(left) >= number(right),
-    "LESS_THAN": lambda left, right: number(left) < number(right),
-    "LESS_THAN_OR_EQUAL": lambda left, right: number(left) <= number(right),
+    "EQUAL_TO": lambda left, right: parameter_text(left) == parameter_text(right),
+    "NOT_EQUAL": lambda left, right: parameter_text(left) != parameter_text(right),
+    "GREATER_THAN": lambda left, right: exact_number(left) > exact_number(right),
+    "GREATER_THAN_OR_EQUAL": lambda left, right: exact_number(left) >= exact_number(right),
+    "LESS_THAN": lambda left, right: exact_number(left) < exact_number(right),
+    "LESS_THAN_OR_EQUAL": lambda left, right: exact_number(left) <= exact_number(right),
 }
 
 def condition(left: Any, op: str,  # after references are replaced

@@ -17,15 +17,17 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-from .variables import as_text, definitions, resolve, variable_values
+from .variables import definitions, resolve_variables, scalar_text, variable_values
 from ..errors import MlopsError, unknown
-from ..yaml_files import Node, Place, change, join_by, merge, node_of, places, plain, read_yaml
+from ..git import git_or
+from ..yaml_files import Node, Place, change, join_by, key_places, merge_trees, node_of, plain, read_yaml
 
 # %% auto #0
 __all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'find_root', 'included', 'refuse_twice',
-           'read_file', 'read_files', 'map_of', 'entries_of', 'refuse_unknown_names', 'targets_of', 'choose_target',
-           'lay_target', 'refuse_shared_keys', 'job_id', 'with_id', 'git_details', 'current_user', 'workspace_defaults',
-           'add_known', 'scope_of', 'read_overrides', 'finish', 'pause', 'Bundle', 'load_bundle', 'target_names']
+           'read_bundle_file', 'read_files', 'map_of', 'entries_of', 'refuse_unknown_names', 'targets_of',
+           'choose_target', 'lay_target', 'refuse_shared_keys', 'job_id', 'with_id', 'git_details', 'current_user',
+           'workspace_defaults', 'add_known', 'scope_of', 'read_overrides', 'finish_tree', 'pause', 'Bundle',
+           'load_bundle', 'target_names']
 
 # %% ../../nbs/bundle/01_load.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -72,7 +74,7 @@ TARGET_FIELDS = frozenset(("artifacts", "bundle", "cluster_id", "compute_id", "d
 VARIABLE_FIELDS = frozenset(("default", "description", "lookup", "type"))
 
 # %% ../../nbs/bundle/01_load.ipynb #86c7b78f
-def read_file(root: Path, name: str) -> Node:
+def read_bundle_file(root: Path, name: str) -> Node:
     "One YAML file of the bundle, without entries that only hold an anchor."
     try: text = (root / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
@@ -81,12 +83,12 @@ def read_file(root: Path, name: str) -> Node:
 
 def read_files(root: Path) -> Node:
     "databricks.yml and all that it includes, as one tree, before any target."
-    tree = read_file(root, FILE)
+    tree = read_bundle_file(root, FILE)
     for name in included(root, tree):
-        more = read_file(root, name)
+        more = read_bundle_file(root, name)
         if more.get("include"): raise MlopsError(f"{more.get('include').place}: only {FILE} can include files")
         refuse_twice(tree, more)
-        tree = merge(tree, more)
+        tree = merge_trees(tree, more)
     return tree
 
 # %% ../../nbs/bundle/01_load.ipynb #0d596aff
@@ -137,11 +139,11 @@ def lay_target(tree: Node, name: str) -> Node:
     entries = {key: node for key, node in tree.value.items() if key not in ("targets", "variables", "include")}
     for key in MERGED:
         both = [node for node in (entries.get(key), target.get(key)) if node]
-        if both: entries[key] = merge(both[0], both[-1], key) if len(both) == 2 else both[0]
+        if both: entries[key] = merge_trees(both[0], both[-1], key) if len(both) == 2 else both[0]
     if target.get("run_as"): entries["run_as"] = target.get("run_as")
     given = {key: target.get(key) for key in ("mode", "git", "cluster_id") if target.get(key)}
     given["target"] = Node(name, target.place)
-    entries["bundle"] = merge(entries.get("bundle") or Node({}, tree.place), Node(given, target.place), "bundle")
+    entries["bundle"] = merge_trees(entries.get("bundle") or Node({}, tree.place), Node(given, target.place), "bundle")
     return Node(entries, tree.place)
 
 # %% ../../nbs/bundle/01_load.ipynb #6d4972d2
@@ -177,14 +179,9 @@ def with_id(kind: str, key: str, resource: Node) -> Node:
 # %% ../../nbs/bundle/01_load.ipynb #fcb302d0
 def git_details(root: Path) -> dict[str, str]:
     "Branch and commit of the project; empty outside of a git repository, as on Databricks."
-    import subprocess
-    def ask(*command: str) -> str:
-        try: done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True)
-        except OSError: return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-    return {"branch": ask("symbolic-ref", "--short", "-q", "HEAD"),
-            "commit": ask("rev-parse", "-q", "--verify", "HEAD"),
-            "origin_url": ask("config", "--get", "remote.origin.url")}
+    return {"branch": git_or("", root, "symbolic-ref", "--short", "-q", "HEAD"),
+            "commit": git_or("", root, "rev-parse", "-q", "--verify", "HEAD"),
+            "origin_url": git_or("", root, "config", "--get", "remote.origin.url")}
 
 def current_user() -> str:
     "Who is at the keyboard; a container may not know."
@@ -204,9 +201,9 @@ def add_known(tree: Node, user: str, host: str, git: Mapping[str, str]) -> Node:
     "The tree with what only this machine can say, as defaults under what the files say."
     here = Place("this machine")
     defaults = node_of(workspace_defaults(user, host), here)
-    workspace = merge(defaults, tree.get("workspace") or Node({}, here), "workspace")
+    workspace = merge_trees(defaults, tree.get("workspace") or Node({}, here), "workspace")
     home = lambda node: Node(re.sub("^~/", f"/Workspace/Users/{user}/", str(node.value)), node.place)
-    bundle = merge(node_of({"git": dict(git)}, here), tree.get("bundle"), "bundle")
+    bundle = merge_trees(node_of({"git": dict(git)}, here), tree.get("bundle"), "bundle")
     return Node(tree.value | {"bundle": bundle, "workspace": change(workspace, "root_path", home)}, tree.place)
 
 def scope_of(tree: Node, variables: Mapping[str, Node]) -> Node:
@@ -227,7 +224,7 @@ def read_overrides(root: Path, target: str) -> dict[str, Node]:
 
 # %% ../../nbs/bundle/01_load.ipynb #ed91af76
 _JOB = "resources.jobs.*"
-_KEYED = {f"{_JOB}.tasks": "task_key", f"{_JOB}.job_clusters": "job_cluster_key", f"{_JOB}.parameters": "name",
+_KEYED_LISTS = {f"{_JOB}.tasks": "task_key", f"{_JOB}.job_clusters": "job_cluster_key", f"{_JOB}.parameters": "name",
           "resources.pipelines.*.clusters": "label", "resources.apps.*.resources": "name",
           "resources.*.*.grants": "principal"}
 _PATHS = ("notebook_task.notebook_path", "spark_python_task.python_file", "sql_task.file.path")
@@ -241,16 +238,16 @@ def _root_relative(node: Node) -> Node:
     return Node(posixpath.normpath(posixpath.join(posixpath.dirname(node.place.file), text)), node.place)
 
 def _as_text_node(node: Node) -> Node:
-    return node if isinstance(node.value, dict | list | None) else Node(as_text(node.value), node.place)
+    return node if isinstance(node.value, dict | list | None) else Node(scalar_text(node.value), node.place)
 
 def _without_repeats(node: Node) -> Node:
     if not isinstance(node.value, list): return node
     return Node(list({str(plain(item)): item for item in reversed(node.value)}.values())[::-1], node.place)
 
 # %% ../../nbs/bundle/01_load.ipynb #f4073e1f
-def finish(tree: Node) -> Node:
+def finish_tree(tree: Node) -> Node:
     "Joins keyed lists, rewrites paths, makes text of what is text."
-    for path, name in _KEYED.items():
+    for path, name in _KEYED_LISTS.items():
         tree = change(tree, path, lambda node, name=name: join_by(node, name) if isinstance(node.value, list) else node)
     tree = change(tree, "resources.*.*.grants.*.privileges", _without_repeats)
     tree = change(tree, f"{_JOB}.parameters.*.default", _as_text_node)
@@ -310,9 +307,9 @@ class Bundle:
 
 # %% ../../nbs/bundle/01_load.ipynb #56431f77
 def load_bundle(root: Path | None = None,  # the project's folder or one inside it
-         target: str | None = None,  # None: the default one
-         variables: Mapping[str, Any] | None = None,  # what `--var` gave
-         ) -> Bundle:
+                target: str | None = None,  # None: the default one
+                variables: Mapping[str, Any] | None = None,  # what `--var` gave
+                ) -> Bundle:
     "The bundle of a target."
     root = find_root(root)
     files = read_files(root)
@@ -329,9 +326,9 @@ def load_bundle(root: Path | None = None,  # the project's folder or one inside 
     uses_git = "${bundle.git" in json.dumps([plain(tree), *map(plain, values.values())])
     tree = add_known(tree, current_user(), os.environ.get("DATABRICKS_HOST", ""), git_details(root) if uses_git else {})
     scope = scope_of(tree, values)
-    tree = pause(finish(resolve(tree, scope)))
-    resolved = {key: plain(resolve(node, scope, f"variables.{key}")) for key, node in values.items()}
-    return Bundle(root, name.value, target, tuple(targets), resolved, plain(tree), places(files) | places(tree))
+    tree = pause(finish_tree(resolve_variables(tree, scope)))
+    resolved = {key: plain(resolve_variables(node, scope, f"variables.{key}")) for key, node in values.items()}
+    return Bundle(root, name.value, target, tuple(targets), resolved, plain(tree), key_places(files) | key_places(tree))
 
 def target_names(root: Path | None = None) -> list[str]:
     "The names of the targets, in the order of the file."

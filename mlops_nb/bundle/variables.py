@@ -13,7 +13,8 @@ from ..errors import MlopsError, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml
 
 # %% auto #0
-__all__ = ['definitions', 'from_text', 'choose_value', 'variable_values', 'look_up', 'as_text', 'refuse_references', 'resolve']
+__all__ = ['definitions', 'from_text', 'choose_value', 'variable_values', 'variable_value', 'scalar_text', 'refuse_references',
+           'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -104,22 +105,22 @@ def _missing(ref: str, seen: str, name: str, node: Node, where: str) -> MlopsErr
         if isinstance(node.value, list) else []
     return unknown(kind, name, known, where=f"${{{ref}}}, at {where}")
 
-def look_up(ref: str, scope: Node, where: str, trail: tuple = ()) -> Node:
+def variable_value(ref: str, scope: Node, where: str, trail: tuple = ()) -> Node:
     "The resolved value that a reference leads to."
     if ref in trail:
         raise MlopsError(f"references go in a circle: {' -> '.join([*trail[trail.index(ref):], ref])}", f"at {where}")
     node, seen = scope, ""
     for name in re.findall(r"[^.\[\]]+", ref):
-        if isinstance(node.value, str): node = resolve(node, scope, seen, (*trail, ref))
+        if isinstance(node.value, str): node = resolve_variables(node, scope, seen, (*trail, ref))
         if isinstance(node.value, list) and name.isdigit() and int(name) < len(node.value):
             step = node.value[int(name)]
         else: step = node.get(name)
         if step is None: raise _missing(ref, seen, name, node, where)
         node, seen = step, f"{seen}.{name}".lstrip(".")
-    return resolve(node, scope, seen, (*trail, ref))
+    return resolve_variables(node, scope, seen, (*trail, ref))
 
 # %% ../../nbs/bundle/00_variables.ipynb #382eb1d7
-def as_text(value: Any, where: str = "") -> str:
+def scalar_text(value: Any, where: str = "") -> str:
     "A single value as YAML would write it: `true`, not `True`."
     if isinstance(value, dict | list) or value is None:
         raise MlopsError(f"{where}: only a single value can stand inside a text, not {value!r}",
@@ -131,7 +132,7 @@ def _resolve_text(node: Node, scope: Node, key: str, trail: tuple) -> Node:
     where = f"{key} ({node.place})"
     def value_of(match: re.Match) -> Node | None:
         ref = match[1]
-        if _PATH.fullmatch(ref): return look_up(ref, scope, where, trail)
+        if _PATH.fullmatch(ref): return variable_value(ref, scope, where, trail)
         if re.split(r"[.\[]", ref.strip())[0] not in scope.value: return None
         raise MlopsError(f"{where}: {match[0]} is no reference", "it is written like ${var.name}")
     whole = _REFERENCE.fullmatch(node.value)
@@ -142,7 +143,7 @@ def _resolve_text(node: Node, scope: Node, key: str, trail: tuple) -> Node:
         raise MlopsError(f"{where}: {node.value!r} has a reference inside of a reference", "name the whole path")
     def text_of(match: re.Match) -> str:
         found = value_of(match)
-        return as_text(plain(found), where) if found else match[0]
+        return scalar_text(plain(found), where) if found else match[0]
     return Node(_REFERENCE.sub(text_of, node.value), node.place)
 
 # %% ../../nbs/bundle/00_variables.ipynb #70f412c1
@@ -152,13 +153,13 @@ def refuse_references(names: Mapping[str, Node], scope: Node) -> None:
         if any(match[1].split(".")[0] in scope.value for match in _REFERENCE.finditer(name)):
             raise MlopsError(f"{node.place}: the key {name!r} holds a reference", "only values can hold references")
 
-def resolve(node: Node, scope: Node, key: str = "", trail: tuple = ()) -> Node:
+def resolve_variables(node: Node, scope: Node, key: str = "", trail: tuple = ()) -> Node:
     "The tree with its references replaced."
     if isinstance(node.value, str): return _resolve_text(node, scope, key, trail) if "${" in node.value else node
     if isinstance(node.value, dict):
         refuse_references(node.value, scope)
-        return Node({name: resolve(child, scope, f"{key}.{name}".lstrip("."), trail)
+        return Node({name: resolve_variables(child, scope, f"{key}.{name}".lstrip("."), trail)
                      for name, child in node.value.items()}, node.place)
     if isinstance(node.value, list):
-        return Node([resolve(child, scope, f"{key}[{i}]", trail) for i, child in enumerate(node.value)], node.place)
+        return Node([resolve_variables(child, scope, f"{key}[{i}]", trail) for i, child in enumerate(node.value)], node.place)
     return node

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..bundle.load import target_names
 from . import validation
-from .lineage import find_version
 from ..env import Env, load_env
 from ..errors import MlopsError
 from ..models import registry
@@ -39,7 +38,7 @@ def copy_version(env: Env,  # of the target that gets it
     "A version of another target's model as a new version of this target's model of the same name; once."
     name = reference.removeprefix("models:/").partition("@")[0].split("/")[0]
     if name.count(".") != 2: raise MlopsError(f"{reference!r} does not say whose model it is", "write catalog.schema.NAME/VERSION, such as dev.flights.late_arrival/3")
-    source = find_version(owner_of(env, name), reference)
+    source = registry.resolve_version(owner_of(env, name), reference)
     own, origin = env.check_write(env.model(name.split(".")[-1])), f"{source.name}/{source.version}"
     if own == source.name: raise MlopsError(f"{origin} is target {env.target!r}'s own model", "name the target that is to get it: -t TARGET")
     with registry.lock(env, own):

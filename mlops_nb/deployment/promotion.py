@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECISION', 'HEADINGS', 'Match', 'older_by', 'comparison_mark', 'run_tags', 'run_metrics', 'track', 'compare_once',
-           'logged_metrics', 'is_older', 'rule_against', 'challenge', 'require_in_favour', 'page', 'record', 'sentence',
-           'deploy', 'gone']
+           'logged_metrics', 'is_older', 'rule_against', 'challenge', 'require_in_favour', 'deployment_section',
+           'record', 'sentence', 'deploy', 'gone']
 
 # %% ../../nbs/deployment/05_promotion.ipynb #406ea9e4
 from collections.abc import Callable, Mapping
@@ -26,7 +26,6 @@ from mlops_nb.deployment.comparison import (
     plot_change,
     plot_losses,
     require_validated,
-    tag_of,
 )
 from .validation import described
 from ..env import Env
@@ -45,7 +44,7 @@ class Match:
 def older_by(version: Any, champion: Any | None) -> int | None:  # mlflow ModelVersions
     "By how many days the Champion is older, by the days both stand at; None without a Champion."
     if champion is None: return None
-    return (date.fromisoformat(tag_of(version, "as_of")) - date.fromisoformat(tag_of(champion, "as_of"))).days
+    return (date.fromisoformat(registry.tag_of(version, "as_of")) - date.fromisoformat(registry.tag_of(champion, "as_of"))).days
 
 # %% ../../nbs/deployment/05_promotion.ipynb #e156b3ba
 def comparison_mark(version: Any, champion: Any | None, rule: Mapping, costs: Mapping) -> str:
@@ -127,7 +126,7 @@ def require_in_favour(env: Env, version: Any) -> None:
 
 HEADINGS = {"promote": "Promoted", "keep": "Refused", "undecided": "Not decided"}
 
-def page(version: Any, champion: Any | None, comparison: Comparison, run_id: str | None) -> str:  # Markdown
+def deployment_section(version: Any, champion: Any | None, comparison: Comparison, run_id: str | None) -> str:  # Markdown
     "The section on a version's page: what was decided and why, and the numbers behind it."
     text = f"## Deployment\n\n{HEADINGS[comparison.decision]}: {comparison.reason}"
     if run_id is None: return text
@@ -156,13 +155,13 @@ def deploy(spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
     require_in_favour(env, version)
     name = env.check_write(version.name)
     with registry.answering(env), registry.lock(env, name):
-        done, champion = aliases.settle(spark, env, name), registry.find_alias(env, name, "champion")
+        done, champion = aliases.settle_move(spark, env, name), registry.find_alias(env, name, "champion")
         if champion and int(champion.version) == int(version.version): return f"{name} v{version.version} is Champion already, nothing changes", None, None
         lost = aliases.lost_champion(done, int(champion.version) if champion else None)
         others = challenge(spark, env, version)
         comparison, run_id = compare_once(env, version, champion, rule_against(champion, version, rule), costs, meet)
         if lost: comparison = gone(comparison, lost)
-        record(env, version, comparison, page(version, champion, comparison, run_id))
+        record(env, version, comparison, deployment_section(version, champion, comparison, run_id))
         if comparison.decision == "promote":
             aliases.move_alias(spark, env, name, "champion", version.version, comparison.reason,
                                   expected=int(champion.version) if champion else None, run_id=run_id)

@@ -11,7 +11,7 @@ import time
 import pandas as pd
 
 from .. import tables
-from .features import FEATURE_TABLES
+from .feature_engineering import FEATURE_TABLES
 
 # %% ../../nbs/flights/13_publish.ipynb #b372729e
 def publish_tables(spark, env, client, store) -> pd.DataFrame:  # table, version, written, deleted, seconds

@@ -8,7 +8,7 @@ __all__ = ['registered']
 # %% ../../nbs/flights/12_setup.ipynb #ffdd3a5d
 import pandas as pd
 
-from .features import register_functions
+from .feature_engineering import register_functions
 
 # %% ../../nbs/flights/12_setup.ipynb #563b82a9
 def registered(spark, env) -> pd.DataFrame:  # function, parameters, returns

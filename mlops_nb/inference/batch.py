@@ -11,12 +11,13 @@ import tempfile
 from datetime import date
 
 from ..errors import MlopsError
-from ..models.scoring import tag_of, threshold_of
+from ..models import registry
+from ..models.scoring import threshold_of
 
 # %% ../../nbs/inference/00_batch.ipynb #52c2833f
 def check_knows_nothing_of(version, first: date):  # the first day to be predicted
     "MlopsError if the version was trained with what was learnt on the days that it is to predict."
-    trained = tag_of(version, "as_of", date.fromisoformat, "a date")
+    trained = registry.tag_of(version, "as_of", date.fromisoformat, "a date")
     if trained > first:
         raise MlopsError(f"version {version.version} of model {version.name} was trained as of {trained}, "
                          f"and knows what happened on {first}",

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN', 'run_notebook', 'run_condition', 'run_for_each', 'run_child', 'earlier_child', 'attempt_once', 'wants_retry',
-           'run_task', 'begin_ready', 'begin_thread', 'settle', 'run_graph', 'begin', 'reopen', 'wait_for_place',
-           'close', 'summary', 'finish', 'tell']
+           'run_task', 'begin_ready', 'begin_thread', 'settle_task', 'run_graph', 'begin_run', 'reopen',
+           'wait_for_place', 'close', 'failures_sentence', 'finish_run', 'tell']
 
 # %% ../../nbs/jobs/08_runner.ipynb #c2427b33
 import json
@@ -27,11 +27,11 @@ from mlops_nb.jobs.tasks import (
     GOOD,
     JobRun,
     Step,
-    check_given,
+    check_job_parameters,
     for_notebook,
     job_parameters,
-    kind_of,
     refuse_what_home_lacks,
+    task_type,
 )
 
 # %% ../../nbs/jobs/08_runner.ipynb #0d16c585
@@ -79,11 +79,11 @@ def run_child(step: Step) -> Outcome:
     key, given = run.home.bundle.job_by_id(spec["job_id"]), spec.get("job_parameters", {})
     step.save(resolved_values=json.dumps(given))
     failed = earlier_child(step)
-    child = reopen(run.home, failed, parent=run) if failed else begin(run.home, key, given, parent=run)
+    child = reopen(run.home, failed, parent=run) if failed else begin_run(run.home, key, given, parent=run)
     step.save(child_run_id=child.run_id)
     run.live[step.key] = child
     if run.stopped: child.stop(run.stopped)
-    try: result = finish(child)
+    try: result = finish_run(child)
     finally: del run.live[step.key]
     if result in GOOD: return Outcome("SUCCESS", child.row["state_message"])
     return Outcome(result if result in ("CANCELED", "TIMEDOUT") else "FAILED", f"run {child.run_id} of job {key!r}: {child.row['state_message']}")
@@ -103,7 +103,7 @@ def attempt_once(step: Step) -> Outcome:
     "Run a step and record how it began and ended."
     step.save(life_cycle_state="RUNNING", start_time=run_store.now(), owner=run_store.owner())
     step.run.home.display.task_begins(step.run, step.key)
-    try: outcome = RUN[kind_of(step.task)](step)
+    try: outcome = RUN[task_type(step.task)](step)
     except MlopsError as error: outcome = Outcome("FAILED", str(error), "MlopsError")
     except Exception: outcome = Outcome("FAILED", traceback.format_exc(), "InternalError")
     said = step.folder / "exit.txt"
@@ -140,13 +140,13 @@ def begin_ready(run: JobRun, waiting: set,  # loses the keys of what began or wa
         if decision is None: continue
         waiting.discard(key)
         if decision == "run": begin_thread(run, task, finished)
-        else: settle(run, key, str(decision))
+        else: settle_task(run, key, str(decision))
 
 def begin_thread(run: JobRun, task: dict, finished: queue.Queue) -> None:
     "Run the task beside the loop and report its end to it."
     threading.Thread(target=lambda: finished.put((task["task_key"], run_task(run, task))), daemon=True).start()
 
-def settle(run: JobRun, key: str, result: str) -> None:
+def settle_task(run: JobRun, key: str, result: str) -> None:
     "Record a task that is decided without being run."
     run.states[key] = result
     run.attempts[key] = run.attempts.get(key, -1) + 1
@@ -172,16 +172,16 @@ def run_graph(run: JobRun) -> str:  # result state
     return run.stopped or str(graph.job_result(run.tasks, run.states))
 
 # %% ../../nbs/jobs/08_runner.ipynb #3130e25e
-def begin(home: Home, key: str,  # of the job
-          given: dict,  # parameters, name -> string
-          parent: JobRun | None = None, only: list[str] | None = None,  # task keys, as in run-now
-          trigger_time: int | None = None) -> JobRun:
+def begin_run(home: Home, key: str,  # of the job
+              given: dict,  # parameters, name -> string
+              parent: JobRun | None = None, only: list[str] | None = None,  # task keys, as in run-now
+              trigger_time: int | None = None) -> JobRun:
     "Record a new run of a job, after everything has been checked that can be checked without running."
     job = home.bundle.job(key)
     refuse_what_home_lacks(home.bundle, key)
-    check_given(home.env.root, key, job, given)
+    check_job_parameters(home.env.root, key, job, given)
     tasks = graph.subset(job["tasks"], graph.select(job["tasks"], only))
-    run_id = run_store.begin_run(home.store, key, home.bundle.target, given, home.variables,
+    run_id = run_store.record_run(home.store, key, home.bundle.target, given, home.variables,
                             "RUN_JOB_TASK" if parent else "ONE_TIME", trigger_time, parent and parent.run_id)
     run = JobRun(home, key, run_id, tasks, parent=parent)
     run.parameters = job_parameters(job, given, run.context())
@@ -222,20 +222,20 @@ def close(run: JobRun, result: str, message: str, life_cycle_state: str = "TERMI
     run_store.update_run(run.home.store, run.run_id, life_cycle_state=life_cycle_state, result_state=result,
                     state_message=message, end_time=run_store.now())
 
-def summary(run: JobRun) -> str:
+def failures_sentence(run: JobRun) -> str:
     "Which tasks failed, and the first words of why."
     last = run_store.latest_attempts(run.home.store, run.run_id)
     failed = [t for t in last.values() if t["result_state"] in ("FAILED", "TIMEDOUT") and t["task_key"] in run.states]
     return "\n".join(f"task {t['task_key']!r}: {t['state_message']}" for t in failed)
 
 # %% ../../nbs/jobs/08_runner.ipynb #b056b2cd
-def finish(run: JobRun) -> str:  # result state
+def finish_run(run: JobRun) -> str:  # result state
     "Run it to its end, whatever that is."
     if not wait_for_place(run): return "MAXIMUM_CONCURRENT_RUNS_REACHED"
     run.home.display.run_begins(run)
     tell(run, "on_start")
     result = run_graph(run)
-    close(run, result, summary(run))
+    close(run, result, failures_sentence(run))
     tell(run, event_of(result), state=result)
     if not run.parent: wait_for_sending(run.home)
     run.home.display.run_ends(run, result)

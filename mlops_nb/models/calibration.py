@@ -8,7 +8,7 @@ __all__ = ['log_odds', 'calibrate', 'fit_calibration']
 # %% ../../nbs/models/05_calibration.ipynb #297eaf85
 import numpy as np
 
-from .metrics import check_labels
+from .metrics import binary_labels
 
 # %% ../../nbs/models/05_calibration.ipynb #4bbc726a
 def log_odds(probability: np.ndarray) -> np.ndarray:
@@ -23,5 +23,5 @@ def calibrate(probability: np.ndarray, slope: float, intercept: float) -> np.nda
 def fit_calibration(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:  # slope, intercept
     "The two numbers under which these rows are most likely."
     from sklearn.linear_model import LogisticRegression
-    found = LogisticRegression(C=1e6).fit(log_odds(probability)[:, None], check_labels(label))
+    found = LogisticRegression(C=1e6).fit(log_odds(probability)[:, None], binary_labels(label))
     return {"slope": float(found.coef_[0, 0]), "intercept": float(found.intercept_[0])}

@@ -64,6 +64,6 @@ def register_run(env: Env, name: str,  # the model's full name
     if not found:
         run = mlflow.get_run(run_id)
         model_id = run.outputs.model_outputs[-1].model_id
-        found = registry.register(env, name, model_id, {tag: run.data.tags[tag] for tag in tags})
+        found = registry.register_version(env, name, model_id, {tag: run.data.tags[tag] for tag in tags})
     mlflow.set_tag(run_id, "model_version", str(found.version))
     return found

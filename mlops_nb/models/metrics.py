@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREATER_IS_BETTER', 'EPSILON', 'bin_numbers', 'calibration_bins', 'calibration_error', 'business_cost',
-           'binary_metrics', 'check_labels', 'fast_metrics', 'mean_log_loss', 'cheapest_threshold', 'custom_metrics']
+           'binary_metrics', 'binary_labels', 'fast_metrics', 'mean_log_loss', 'cheapest_threshold', 'custom_metrics']
 
 # %% ../../nbs/models/01_metrics.ipynb #70b71462
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ def binary_metrics(label: np.ndarray,  # 0 or 1
                    ) -> dict[str, float]:  # named as MLflow names them, where it does
     "What a probability is judged by."
     from sklearn.metrics import brier_score_loss, log_loss, precision_score, recall_score, roc_auc_score
-    label, prediction = check_labels(label), np.asarray(prediction, float)
+    label, prediction = binary_labels(label), np.asarray(prediction, float)
     warned = prediction >= threshold
     return {"log_loss": log_loss(label, prediction), "roc_auc": roc_auc_score(label, prediction),
             "brier_score": brier_score_loss(label, prediction), "calibration_error": calibration_error(label, prediction),
@@ -57,7 +57,7 @@ GREATER_IS_BETTER = {"roc_auc": True, "precision_score": True, "recall_score": T
                      "calibration_error": False, "business_cost": False}
 
 # %% ../../nbs/models/01_metrics.ipynb #b4d25e51
-def check_labels(label: np.ndarray) -> np.ndarray:  # as int
+def binary_labels(label: np.ndarray) -> np.ndarray:  # as int
     "The labels, if there are both zeros and ones and nothing else."
     found = pd.unique(np.asarray(label, float))
     if len(label) == 0: raise MlopsError("there are no labelled rows", "look at the dates: labels arrive after the flights")
@@ -89,7 +89,7 @@ def mean_log_loss(label: np.ndarray, prediction: np.ndarray) -> float:
 def cheapest_threshold(label: np.ndarray, prediction: np.ndarray, costs: Mapping[str, float]) -> float:
     "The threshold, one of the predictions, at which `business_cost` is least."
     order = np.argsort(-np.asarray(prediction, float), kind="stable")
-    p, late = np.asarray(prediction, float)[order], check_labels(label)[order]
+    p, late = np.asarray(prediction, float)[order], binary_labels(label)[order]
     caught, in_vain = np.cumsum(late), np.cumsum(1 - late)  # if rows 0..i are warned of
     cost = costs["missed"] * (late.sum() - caught) + costs["false_warning"] * in_vain
     ends = np.append(p[1:] != p[:-1], True)  # equal predictions are warned of together

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['STORES', 'client', 'experiment_id', 'lock', 'model_names', 'version_numbers', 'whole_number', 'find_version',
-           'get_version', 'check_model', 'register', 'place_of', 'answering', 'find_alias', 'get_alias']
+           'get_version', 'check_model', 'register_version', 'place_of', 'answering', 'find_alias', 'get_alias',
+           'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
 
 # %% ../../nbs/models/00_registry.ipynb #166a6e64
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,10 +101,10 @@ def check_model(env: Env, name: str) -> None:
         raise unknown("model", name, model_names(env), where="the registry") from None
 
 # %% ../../nbs/models/00_registry.ipynb #af6e6b8a
-def register(env: Env, name: str,  # the model's full name
-             model_id: str,  # of the model that a run logged
-             tags: Mapping[str, str],
-             ) -> Any:  # mlflow ModelVersion
+def register_version(env: Env, name: str,  # the model's full name
+                     model_id: str,  # of the model that a run logged
+                     tags: Mapping[str, str],
+                     ) -> Any:  # mlflow ModelVersion
     "A new version of the model; the model is created with its first."
     from mlflow import register_model
     client(env)
@@ -141,3 +143,41 @@ def get_alias(env: Env, name: str, alias: str) -> Any:  # mlflow ModelVersion
     if found := find_alias(env, name, alias): return found
     known = client(env).get_registered_model(name).aliases
     raise unknown("alias", alias, [f"{a} (version {v})" for a, v in known.items()], where=f"model {name}")
+
+# %% ../../nbs/models/00_registry.ipynb #5a8b1339
+def known_models(env: Env) -> str:
+    "The models that the target may read, for messages."
+    return f"the models are: {', '.join(model_names(env)) or 'none yet'}"
+
+def known_versions(env: Env, name: str) -> str:
+    "A model's versions and aliases, for messages; all models if there is none of that name."
+    full = env.model(name)
+    if full not in model_names(env): return known_models(env)
+    aliases = client(env).get_registered_model(full).aliases
+    return (f"{full} has the versions {', '.join(map(str, version_numbers(env, full)))}"
+            + "".join(f", {alias} is {number}" for alias, number in aliases.items()))
+
+def resolve_version(env: Env, reference: str) -> Any:  # mlflow ModelVersion
+    "The version that NAME/VERSION or NAME@alias names; MlopsError says what exists."
+    name, at, alias = reference.removeprefix("models:/").partition("@")
+    if at: return get_alias(env, env.model(name), alias)
+    name, slash, version = name.rpartition("/")
+    if slash: return get_version(env, env.model(name), version)
+    raise MlopsError(f"{reference!r} names no version", f"write NAME/VERSION or NAME@alias; {known_versions(env, version)}")
+
+# %% ../../nbs/models/00_registry.ipynb #77c97115
+def tag_of(version: Any,  # mlflow ModelVersion
+           name: str, parse: Callable[[str], Any] = str,  # raises ValueError for a text that it cannot read
+           what: str = "set") -> Any:  # what such a tag is, for the message
+    "A tag that the version must carry; MlopsError if it is missing or cannot be read."
+    try: return parse(version.tags[name])
+    except (KeyError, ValueError):
+        raise MlopsError(f"version {version.version} of model {version.name} has no tag {name!r} that is {what}",
+                         f"its tags are: {json.dumps(dict(version.tags), sort_keys=True)}") from None
+
+def run_of(env: Env, version: Any) -> Any | None:  # mlflow Run
+    "The run that logged a version; None if it was logged without one, or the run was deleted for good."
+    from mlflow.exceptions import MlflowException
+    try: return client(env).get_run(version.run_id) if version.run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST": raise

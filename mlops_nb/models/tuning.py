@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANGE', 'Objective', 'entry_problems', 'space_problems', 'check_space', 'suggest', 'option_problems',
-           'tuning_problems', 'check_tuning', 'nested_run', 'run_trial', 'search', 'try_options']
+           'tuning_problems', 'check_tuning', 'nested_run', 'run_trial', 'tune', 'try_options']
 
 # %% ../../nbs/models/08_tuning.ipynb #65e424d5
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,9 +109,9 @@ def run_trial(trial, parameters: dict, objective: Objective, metric: str) -> flo
             return value
     raise outcome
 
-def search(space: Mapping[str, Mapping], objective: Objective, trials: int,
-           start: Mapping[str, Any],  # the parameters tried first
-           metric: str, seed: int = 1, progress: Callable[[str], None] = print) -> list[tuple[float, dict]]:  # the best first
+def tune(space: Mapping[str, Mapping], objective: Objective, trials: int,
+         start: Mapping[str, Any],  # the parameters tried first
+         metric: str, seed: int = 1, progress: Callable[[str], None] = print) -> list[tuple[float, dict]]:  # the best first
     "Search a space with so many trials; values and parameters of those that were not given up."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'SMALLEST', 'DELTAS', 'shares', 'ks_test', 'wasserstein_distance', 'population_stability_index',
            'l_infinity_distance', 'tv_distance', 'js_distance', 'chi_squared_test', 'comparisons', 'deltas', 'compared',
-           'side_by_side', 'key_of', 'aligned', 'number_drift', 'text_drift']
+           'side_by_side', 'profile_key', 'aligned', 'number_drift', 'text_drift']
 
 # %% ../../nbs/monitoring/03_drift.ipynb #322f5465
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ def side_by_side(counts: pd.DataFrame, place: str,  # the column that tells wher
     return {tuple(key.values()): (rows[place].to_numpy(), rows.n.to_numpy())
             for key, rows in by_group(known, "column_name")}
 
-def key_of(row) -> tuple:  # row of a described table
+def profile_key(row) -> tuple:  # row of a described table
     "The group and column of a row, as `side_by_side` knows them: nothing is None, not NaN or NaT."
     values = [getattr(row, name) for name in (*GROUP, "column_name")]
     return tuple(None if pd.isna(value) else value for value in values)
@@ -127,7 +127,7 @@ def number_drift(counts: pd.DataFrame, described: pd.DataFrame,  # from `count_n
     values = {name: (v.index.get_level_values("bucket").to_numpy(), (v.total / v.n).to_numpy())
               for name, v in pooled.groupby("column_name")}
     for kind, row, base in comparisons(described):
-        drift, keys = compared(kind, row, base), [key_of(row), key_of(base)]
+        drift, keys = compared(kind, row, base), [profile_key(row), profile_key(base)]
         if row.column_name not in times and all(k in groups for k in keys):
             places, means = values[row.column_name]
             now, then = aligned(groups[keys[0]], groups[keys[1]], places)
@@ -142,7 +142,7 @@ def text_drift(counts: pd.DataFrame, described: pd.DataFrame,  # from `count_tex
     "Drift of the text and boolean columns."
     found, groups = [], side_by_side(counts, "value")
     for kind, row, base in comparisons(described):
-        drift, keys = compared(kind, row, base), [key_of(row), key_of(base)]
+        drift, keys = compared(kind, row, base), [profile_key(row), profile_key(base)]
         if all(k in groups for k in keys):
             places = np.union1d(*(groups[k][0].astype(str) for k in keys))
             now, then = aligned(*((groups[k][0].astype(str), groups[k][1]) for k in keys), places)

@@ -68,7 +68,7 @@ def measure_groups(groups, names: pd.DataFrame,  # a DataFrame with group_id; th
                    types: Mapping[str, str],  # of the columns to be profiled
                    monitor: Monitor) -> Measured:
     "Profile, quality and drift of groups of rows."
-    kinds, described, drift = {name: profiles.kind_of(t) for name, t in types.items()}, [], []
+    kinds, described, drift = {name: profiles.column_kind(t) for name, t in types.items()}, [], []
     if {"number", "time"} & set(kinds.values()):
         counts = profiles.count_numbers(groups, names, types)
         described.append(profiles.describe_numbers(counts))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRANULARITIES', 'GROUP', 'Monitor', 'as_monitor', 'parts', 'window_start', 'window_end', 'slice_name', 'with_windows',
-           'versions_of', 'id_of', 'with_groups', 'slice_rows', 'as_groups', 'group_names', 'named', 'by_group']
+           'versions_of', 'id_of', 'with_groups', 'slice_rows', 'as_groups', 'group_names', 'with_group_columns',
+           'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
 from collections.abc import Iterable, Iterator, Mapping
@@ -148,7 +149,7 @@ def group_names(groups, monitor: Monitor, of_slices: bool = False) -> pd.DataFra
              for group, key, value in (slices if of_slices else whole)]
     return as_groups(pd.concat([rows.distinct().toArrow().to_pandas() for rows in found], ignore_index=True))
 
-def named(frame: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:
+def with_group_columns(frame: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:
     "The frame with the columns of GROUP in the place of the id."
     if frame.empty: raise MlopsError("there are no rows to be watched", "let the model predict first")
     return names.merge(frame, on="group_id").drop(columns="group_id")

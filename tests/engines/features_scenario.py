@@ -6,7 +6,7 @@ from side_by_side import Scenario, rows
 
 from mlops_nb.data import tables
 from mlops_nb.features.point_in_time import point_in_time_join
-from mlops_nb.flights import features, ingest
+from mlops_nb.flights import feature_engineering, ingest
 from mlops_nb.flights.days import cut_of, sql_day
 
 step = scenario = Scenario()
@@ -26,16 +26,16 @@ def bronze(spark, env):
 
 @step
 def feature_tables(spark, env):
-    features.write_features(spark, env, CUT)
-    return {name: rows(tables.read(spark, env, name)) for name in features.TIMES}
+    feature_engineering.write_features(spark, env, CUT)
+    return {name: rows(tables.read(spark, env, name)) for name in feature_engineering.TABLE_KEYS}
 
 
 @step
 def model_input(spark, env):
-    features.register_functions(spark, env)
-    flights = features.scheduled(spark, env, date(2013, 1, 3))
-    labels = features.labels(spark, env, cut_of(date(2013, 1, 3)))
-    return {"input": rows(features.flight_features(spark, env, flights)), "labels": rows(labels)}
+    feature_engineering.register_functions(spark, env)
+    flights = feature_engineering.scheduled(spark, env, date(2013, 1, 3))
+    labels = feature_engineering.labels(spark, env, cut_of(date(2013, 1, 3)))
+    return {"input": rows(feature_engineering.flight_features(spark, env, flights)), "labels": rows(labels)}
 
 
 @step

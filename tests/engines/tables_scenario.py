@@ -154,7 +154,7 @@ def two_writers_at_once(spark, env):
 
 
 @step
-def all_names(spark, env): return [tables.names(spark, env, catalog) for catalog in (None, "prod", "staging")]
+def all_names(spark, env): return [tables.table_names(spark, env, catalog) for catalog in (None, "prod", "staging")]
 
 
 if __name__ == "__main__": scenario.main()

@@ -7,10 +7,10 @@ import pytest
 
 from mlops_nb.data.contracts import check_declared, read_contracts
 from mlops_nb.errors import MlopsError
-from mlops_nb.flights import features, ingest
+from mlops_nb.flights import feature_engineering, ingest
 from mlops_nb.flights.days import midnight
 
-FILE = Path(__file__).parents[2] / features.CONTRACTS
+FILE = Path(__file__).parents[2] / feature_engineering.CONTRACTS
 MORE = {"flights": {name: "moment" for name in ("scheduled_departure", "scheduled_arrival", "departure_known_at", "arrival_known_at")}}
 
 
@@ -18,15 +18,15 @@ MORE = {"flights": {name: "moment" for name in ("scheduled_departure", "schedule
 def declared(spark) -> dict[str, dict[str, str]]:
     "The columns of each feature table, by type."
     def empty(name: str):
-        columns = ingest.columns_of(name) | MORE.get(name, {})
+        columns = ingest.file_columns(name) | MORE.get(name, {})
         rows = spark.createDataFrame([], ", ".join(f"{column} {ingest.SQL[kind.rstrip('?')]}" for column, kind in columns.items()))
         return rows.selectExpr("*", "make_date(year, month, day) AS flight_day") if name == "flights" else rows
     bronze = {name: empty(name) for name in ("flights", "weather", "planes", "airports")}
-    queries = features.queries(midnight(date(2013, 4, 1))).items()
+    queries = feature_engineering.queries(midnight(date(2013, 4, 1))).items()
     return {table: dict(spark.sql(query, **{n: df for n, df in bronze.items() if f"{{{n}}}" in query}).dtypes) for table, query in queries}
 
 
-def test_the_contracts_fit_the_feature_tables(declared): check_declared(read_contracts(FILE), declared, features.CONTRACTS)
+def test_the_contracts_fit_the_feature_tables(declared): check_declared(read_contracts(FILE), declared, feature_engineering.CONTRACTS)
 
 
 def test_a_misspelt_name_is_told_without_rows(declared):
@@ -35,4 +35,4 @@ def test_a_misspelt_name_is_told_without_rows(declared):
     columns = contracts["carrier_daily"].columns
     contracts["carrier_daily"] = replace(contracts["carrier_daily"], columns={n.replace("carrier_labels", "carrier_lables"): r for n, r in columns.items()})
     with pytest.raises(MlopsError, match=r"(?s)no table 'wether_hourly'; did you mean 'weather_hourly'.*no column 'carrier_labels' in the contract"):
-        check_declared(contracts, declared, features.CONTRACTS)
+        check_declared(contracts, declared, feature_engineering.CONTRACTS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from mlops_nb.flights import eda, features, ingest
+from mlops_nb.flights import eda, feature_engineering, ingest
 from mlops_nb.flights.days import ZONE, midnight
 
 FIRST, CUT = midnight(date(2013, 1, 28)), midnight(date(2013, 2, 9)) - timedelta(hours=8)  # four in the afternoon, in a storm
@@ -66,7 +66,7 @@ def same(found, expected):
 
 
 def test_the_rules_are_those_of_the_features():
-    assert (eda.LATE_AFTER, eda.BEFORE) == (features.LATE_AFTER, features.BEFORE)
+    assert (eda.LATE_AFTER, eda.HOURS_BEFORE) == (feature_engineering.LATE_AFTER, feature_engineering.HOURS_BEFORE)
 
 
 def test_only_what_was_known_before_the_cut_is_seen(known, expected):
@@ -190,7 +190,7 @@ def test_auc_is_that_of_scikit_learn(spark, known, expected):
 def test_intervals_are_wilsons(given_):
     late, labels = given_
     wanted = binomtest(late, labels).proportion_ci(0.95, method="wilson")
-    found = eda.interval(pd.DataFrame({"late": [late / labels], "labels": [labels]})).iloc[0]
+    found = eda.late_share_interval(pd.DataFrame({"late": [late / labels], "labels": [labels]})).iloc[0]
     np.testing.assert_allclose([found.low, found.high], wanted, atol=1e-4)
 
 

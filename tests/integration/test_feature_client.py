@@ -44,7 +44,7 @@ def client(spark, at_home):
     client.create_table(name="hours", primary_keys=["place", "ts"], timeseries_column="ts", df=rows, description="Hour by hour")
     client.create_table(name="places", primary_keys="place", df=spark.sql("SELECT 'a' AS place, 100 AS height"))
     client.create_table(name="empty", primary_keys=["place"], schema="place STRING, mood STRING")
-    feature_functions.register(spark, at_home, doubled)
+    feature_functions.register_function(spark, at_home, doubled)
     return client
 
 

@@ -17,9 +17,9 @@ from mlops_nb.features.client import publish_table
 from mlops_nb.features.online import OnlineFeatures
 from mlops_nb.features.point_in_time import point_in_time_join
 from mlops_nb.features.stores.store import open_store
-from mlops_nb.flights import features, ingest
+from mlops_nb.flights import feature_engineering, ingest
 from mlops_nb.flights.days import ZONE, cut_of, midnight, sql_day
-from mlops_nb.flights.features import FEATURES, KEYS, TIMES
+from mlops_nb.flights.feature_engineering import FEATURES, FLIGHT_KEY, TABLE_KEYS
 
 ROOT = Path(__file__).parents[2]
 CUT = cut_of(date.fromisoformat(TABLES_AS_OF))  # after the clocks changed
@@ -40,7 +40,7 @@ def env(own_trained):
 @pytest.fixture(scope="module")
 def held(spark, env) -> dict[str, pd.DataFrame]:
     "The feature tables, with moments in UTC."
-    return {name: utc(tables.read(spark, env, name).toPandas()) for name in TIMES}
+    return {name: utc(tables.read(spark, env, name).toPandas()) for name in TABLE_KEYS}
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,13 @@ def in_order(df, keys: list[str]) -> pd.DataFrame: return utc(df.toPandas()).sor
 # ---- the join in time
 
 def test_the_join_equals_pandas_on_all_flights(spark, env, frames):
-    flights = features.scheduled(spark, env, date(2013, 1, 1), 90)
+    flights = feature_engineering.scheduled(spark, env, date(2013, 1, 1), 90)
     weather = tables.read(spark, env, "weather_hourly").select("origin", "ts", "temperature", "pressure")
     ours = utc(point_in_time_join(flights, weather, ["origin"], "scheduled_departure", "ts").toPandas())
-    theirs = pd.merge_asof(ours[[*KEYS, "scheduled_departure"]].sort_values("scheduled_departure"),
+    theirs = pd.merge_asof(ours[[*FLIGHT_KEY, "scheduled_departure"]].sort_values("scheduled_departure"),
                            utc(weather.toPandas()).sort_values("ts"), by="origin",
                            left_on="scheduled_departure", right_on="ts")
-    both = ours.merge(theirs, on=KEYS, suffixes=("", "_pandas"), validate="1:1")
+    both = ours.merge(theirs, on=FLIGHT_KEY, suffixes=("", "_pandas"), validate="1:1")
     assert len(both) == flights.count() > 80_000
     for column in ("temperature", "pressure"):
         pd.testing.assert_series_equal(both[column], both[f"{column}_pandas"], check_names=False)
@@ -170,8 +170,8 @@ def test_weather_and_planes(held, frames):
 
 
 def test_a_run_again_changes_nothing(spark, env):
-    before = [tables.version(spark, env, name) for name in TIMES]
-    again = features.write_features(spark, env, CUT)
+    before = [tables.version(spark, env, name) for name in TABLE_KEYS]
+    again = feature_engineering.write_features(spark, env, CUT)
     assert (again.changed == 0).all() and again.version.tolist() == before
 
 
@@ -203,8 +203,8 @@ def test_no_feature_changes_if_everything_learnt_later_does(spark, frames, at):
     worlds = [{"flights": f, "weather": w, **others} for f, w in ((flights, weather), (future, storm))]
     worlds = [{name: ingest.to_spark(spark, name, frame) for name, frame in world.items()} for world in worlds]
     until = f"TIMESTAMP'{at:%Y-%m-%d %H:%M:%S}'"
-    for name, query in features.queries(at + timedelta(hours=30)).items():
-        keys, time = TIMES[name]
+    for name, query in feature_engineering.queries(at + timedelta(hours=30)).items():
+        keys, time = TABLE_KEYS[name]
         if time is None: continue
         tables_ = [spark.sql(query, **{s: df for s, df in world.items() if f"{{{s}}}" in query}) for world in worlds]
         known = f"{time} <= {until}" if time == "ts" else f"{time} <= {sql_day(until)}"
@@ -219,8 +219,8 @@ def test_no_feature_changes_if_everything_learnt_later_does(spark, frames, at):
 def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, held, frames):
     "Bronze tables that know more than the job may: rows before the cut come out as if they did not."
     whole = {name: ingest.to_spark(spark, name, frames[name]) for name in ("flights", "weather", "planes", "airports")}
-    for name, query in features.queries(CUT).items():
-        keys, time = TIMES[name]
+    for name, query in feature_engineering.queries(CUT).items():
+        keys, time = TABLE_KEYS[name]
         rows = spark.sql(query, **{s: df for s, df in whole.items() if f"{{{s}}}" in query})
         order = [*keys, time] if time else keys
         pd.testing.assert_frame_equal(held[name].sort_values(order, ignore_index=True), in_order(rows, order),
@@ -243,7 +243,7 @@ def test_a_label_learnt_at_midnight_belongs_to_the_day_after(spark, day):
     rows = [(c, "JFK", "BOS", day - timedelta(days=1), landing, 60) for c, landing in zip("AB", landings, strict=True)]
     flights = spark.createDataFrame(rows, "carrier STRING, origin STRING, dest STRING, flight_day DATE, "
                                           "arrival_known_at TIMESTAMP, arr_delay INT")
-    query = features.daily_query("carrier", "carrier", midnight(day + timedelta(days=40)))
+    query = feature_engineering.daily_query("carrier", "carrier", midnight(day + timedelta(days=40)))
     daily = spark.sql(query, flights=flights).toPandas().set_index(["carrier", "day"]).carrier_labels
     assert [daily["A", day], daily["B", day]] == [1, 0]
     assert [daily["A", day + timedelta(days=1)], daily["B", day + timedelta(days=1)]] == [1, 1]
@@ -254,7 +254,7 @@ def test_a_label_learnt_at_midnight_belongs_to_the_day_after(spark, day):
 def test_a_plane_that_lands_weeks_late_counts_in_no_window(spark):
     rows = [("A", date(2013, 2, 1), datetime(2013, 3, 5, tzinfo=UTC), 40_000)]
     flights = spark.createDataFrame(rows, "carrier STRING, flight_day DATE, arrival_known_at TIMESTAMP, arr_delay INT")
-    daily = spark.sql(features.daily_query("carrier", "carrier", midnight(date(2013, 4, 1))), flights=flights)
+    daily = spark.sql(feature_engineering.daily_query("carrier", "carrier", midnight(date(2013, 4, 1))), flights=flights)
     assert daily.selectExpr("sum(carrier_labels)").collect()[0][0] == 0
 
 
@@ -263,15 +263,15 @@ def test_a_plane_that_lands_weeks_late_counts_in_no_window(spark):
 @pytest.fixture(scope="module")
 def asked(spark, env):
     "The input of the last days before the cut."
-    return utc(features.flight_features(spark, env, features.scheduled(spark, env, date(2013, 3, 19), 13)).toPandas())
+    return utc(feature_engineering.flight_features(spark, env, feature_engineering.scheduled(spark, env, date(2013, 3, 19), 13)).toPandas())
 
 
 def test_every_flight_comes_once_with_every_feature(asked, facts):
     days = facts[(facts.flight_day >= date(2013, 3, 19)) & (facts.flight_day < date(2013, 4, 1))]
-    assert len(asked) == len(days) and not asked.duplicated(KEYS).any() and set(FEATURES) <= set(asked)
+    assert len(asked) == len(days) and not asked.duplicated(FLIGHT_KEY).any() and set(FEATURES) <= set(asked)
     assert (asked.scheduled_departure - asked.prediction_time == pd.Timedelta(hours=2)).all()
     kinds = {name: str(asked[name].dtype) for name in FEATURES}
-    assert {name for name, kind in kinds.items() if kind == "object"} == set(features.CATEGORICAL)
+    assert {name for name, kind in kinds.items() if kind == "object"} == set(feature_engineering.CATEGORICAL)
     assert set(kinds.values()) == {"object", "float64"}
     leaked = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "departure_known_at", "arrival_known_at"}
     assert not leaked & set(asked)
@@ -280,7 +280,7 @@ def test_every_flight_comes_once_with_every_feature(asked, facts):
 def test_features_are_those_of_the_prediction_time(asked, held):
     local = asked.prediction_time.dt.tz_convert(ZONE).dt.date
     for row, day in zip(sampled(asked, 80), local.sample(80, random_state=1), strict=True):
-        for name, (keys, time) in TIMES.items():
+        for name, (keys, time) in TABLE_KEYS.items():
             if name == "airport": continue  # has no feature of its own
             table = held[name]
             for key in keys: table = table[table[key] == row[key]]
@@ -307,33 +307,33 @@ def test_features_of_the_request(asked, frames):
 
 
 def test_a_prediction_time_of_ones_own(spark, env):
-    flights = features.scheduled(spark, env, date(2013, 3, 5)).selectExpr("*", "'kept' AS note")
+    flights = feature_engineering.scheduled(spark, env, date(2013, 3, 5)).selectExpr("*", "'kept' AS note")
     early = flights.selectExpr("*", "scheduled_departure - INTERVAL 30 HOURS AS prediction_time")
-    usual, early = (utc(features.flight_features(spark, env, f).toPandas()) for f in (flights, early))
+    usual, early = (utc(feature_engineering.flight_features(spark, env, f).toPandas()) for f in (flights, early))
     assert (early.scheduled_departure - early.prediction_time == pd.Timedelta(hours=30)).all()
-    both = usual.merge(early, on=KEYS, suffixes=("", "_early"))
+    both = usual.merge(early, on=FLIGHT_KEY, suffixes=("", "_early"))
     assert len(both) == len(usual) and (both.note == "kept").all()
     assert (both.route_late_share != both.route_late_share_early).mean() > 0.9
 
 
 def test_labels_are_those_known_before_the_cut(spark, env, facts):
     cut = datetime(2013, 2, 3, 20, 14, tzinfo=UTC)
-    ours = features.labels(spark, env, cut).toPandas().sort_values(KEYS, ignore_index=True)
-    known = facts[facts.arrival_known_at < cut].sort_values(KEYS, ignore_index=True)
+    ours = feature_engineering.labels(spark, env, cut).toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
+    known = facts[facts.arrival_known_at < cut].sort_values(FLIGHT_KEY, ignore_index=True)
     assert len(ours) == len(known) > 25_000 and not {"dep_delay", "arr_delay", "air_time"} & set(ours)
     assert (ours.late_arrival == (known.arr_delay >= 15)).all() and str(ours.late_arrival.dtype) == "bool"
 
 
 def test_features_that_end_too_early_are_an_error(spark, env):
-    flights = features.scheduled(spark, env, date(2013, 4, 1))
+    flights = feature_engineering.scheduled(spark, env, date(2013, 4, 1))
     with pytest.raises(MlopsError, match="airport_recent ends at 2013-04-01 03:45:00, and is asked for 2013-04-0"):
-        features.flight_features(spark, env, flights)
+        feature_engineering.flight_features(spark, env, flights)
 
 
 def test_feature_tables_that_are_missing_are_an_error(spark, env):
     other = changed(env, schema="elsewhere")
     with pytest.raises(MlopsError, match="no table 'dev.elsewhere.bronze_flights'"):
-        features.scheduled(spark, other, date(2013, 3, 5))
+        feature_engineering.scheduled(spark, other, date(2013, 3, 5))
 
 
 # ---- batch and online say the same
@@ -342,16 +342,16 @@ def test_feature_tables_that_are_missing_are_an_error(spark, env):
 def test_a_request_gets_online_what_a_batch_gets(spark, env, tmp_path, requests):
     "Flights of the days after the cut, asked by their keys alone: every value, and how many keys are found."
     store = open_store(f"sqlite:///{tmp_path / 'online.db'}")
-    for name in TIMES: publish_table(spark, env, store, name)
-    flights = features.scheduled(spark, env, date(2013, 4, 1), 20)
-    batch = features.training_set(spark, env, flights, only_features=True)
-    rows = features.training_set(spark, env, flights).load_df().orderBy(*KEYS).limit(requests).toPandas()
+    for name in TABLE_KEYS: publish_table(spark, env, store, name)
+    flights = feature_engineering.scheduled(spark, env, date(2013, 4, 1), 20)
+    batch = feature_engineering.training_set(spark, env, flights, only_features=True)
+    rows = feature_engineering.training_set(spark, env, flights).load_df().orderBy(*FLIGHT_KEY).limit(requests).toPandas()
     online = OnlineFeatures(env, batch.feature_spec, store)
-    asked = utc(rows[[c for c in features.SCHEDULE if c in rows]]).astype(object).where(lambda f: f.notna(), None)
+    asked = utc(rows[[c for c in feature_engineering.SCHEDULE if c in rows]]).astype(object).where(lambda f: f.notna(), None)
     answers = pd.DataFrame([online(request) for request in asked.to_dict("records")])
     assert len(answers) == requests and list(answers) == batch.feature_spec.inputs and set(answers) == set(FEATURES)
     for name in FEATURES:
-        if name in features.CATEGORICAL: assert (answers[name].fillna("") == rows[name].fillna("")).all(), name
+        if name in feature_engineering.CATEGORICAL: assert (answers[name].fillna("") == rows[name].fillna("")).all(), name
         else: np.testing.assert_allclose(answers[name].astype(float), rows[name].astype(float), rtol=0, atol=1e-9, err_msg=name)
     found = [answers[c].notna().mean() for c in ("origin_due_3h", "temperature", "carrier_late_share", "route_late_share",
                                                  "great_circle", "aircraft_stage")]
@@ -369,10 +369,10 @@ def test_target_dev_may_read_the_tables_of_prod(spark, env, tmp_path_factory):
         for name in ("flights", "weather", "planes", "airports"):
             rows = there.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
             if name == "flights": rows = rows.where("month = 1")
-            tables.merge(there, prod, f"bronze_{name}", rows, ingest.KEYS[name])
+            tables.merge(there, prod, f"bronze_{name}", rows, ingest.ROW_KEYS[name])
         sessions.stop()
         dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
         here = sessions.get_spark(dev)
-        done = features.write_features(here, dev, cut_of(date(2013, 1, 5)))
-        assert done.table.tolist() == [f"dev.flights.{name}" for name in TIMES] and (done.changed > 0).all()
+        done = feature_engineering.write_features(here, dev, cut_of(date(2013, 1, 5)))
+        assert done.table.tolist() == [f"dev.flights.{name}" for name in TABLE_KEYS] and (done.changed > 0).all()
     finally: sessions.stop()

@@ -16,20 +16,20 @@ from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.client import feature_client
 from mlops_nb.flights import ingest
+from mlops_nb.flights.batch_inference import PREDICTIONS, predict_flights, write_predictions
 from mlops_nb.flights.days import cut_of, midnight
-from mlops_nb.flights.features import (
+from mlops_nb.flights.feature_engineering import (
     FEATURES,
-    KEYS,
+    FLIGHT_KEY,
     labels,
     register_functions,
     scheduled,
     training_set,
     write_features,
 )
-from mlops_nb.flights.inference import PREDICTIONS, predict_flights, write_predictions
-from mlops_nb.flights.monitor import BASELINE, monitor_predictions, read_monitoring, watched, write_baselines
+from mlops_nb.flights.monitor import BASELINE_TABLE, monitor_predictions, read_monitoring, watched, write_baselines
 from mlops_nb.models import registry
-from mlops_nb.models.scoring import resolve, score
+from mlops_nb.models.scoring import score, version_by_alias
 
 # MLflow warns of its own type hints, and of models without examples
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
@@ -67,7 +67,7 @@ def home(own_trained):
     "Three days replayed at once by the first Champion."
     env = env_of(own_trained)
     stop()
-    spark, version = get_spark(env), resolve(env, env.model("late_arrival"))
+    spark, version = get_spark(env), version_by_alias(env, env.model("late_arrival"))
     assert write_predictions(spark, env, version, FIRST, 3) == scheduled(spark, env, FIRST, 3).count()
     yield spark, env, version
     stop()
@@ -84,13 +84,13 @@ def copied(home, tmp_path):
 
 def rows_of(spark, env, *without, name=PREDICTIONS) -> pd.DataFrame:
     frame = tables.read(spark, env, name).drop(*without).toPandas()
-    return frame.sort_values(KEYS, ignore_index=True)
+    return frame.sort_values(FLIGHT_KEY, ignore_index=True)
 
 
 def test_every_flight_is_scored_once_and_says_where_it_comes_from(home):
     spark, env, version = home
     rows = rows_of(spark, env)
-    assert not rows.duplicated(KEYS).any() and (rows.as_of == rows.flight_day).all()
+    assert not rows.duplicated(FLIGHT_KEY).any() and (rows.as_of == rows.flight_day).all()
     assert (rows.warning == (rows.prediction >= float(version.tags["threshold"]))).all() and rows.warning.mean() > 0.05
     assert set(rows.model_name) == {"dev.flights.late_arrival"} and set(rows.model_version) == {int(version.version)}
     read = json.loads(rows.read_versions.iloc[0])
@@ -113,7 +113,7 @@ def test_a_run_keeps_its_champion_and_the_next_one_takes_the_new_and_replaces_it
     try:
         new = new_champion(spark, env, old.tags)
         assert write_predictions(spark, env, old, FIRST, 1) == 0  # as if the alias had moved while it scored
-        taken = resolve(env, env.model("late_arrival"))
+        taken = version_by_alias(env, env.model("late_arrival"))
         assert int(taken.version) == int(new.version) > int(old.version)
         write_predictions(spark, env, taken, FIRST + timedelta(days=2), 1)
         after = rows_of(spark, env)
@@ -145,17 +145,17 @@ def test_days_without_flights_are_an_error(home):
 def test_a_model_without_champion_says_how_to_get_one(home):
     _, env, _ = home
     with pytest.raises(MlopsError, match="(?s)no alias 'previous_champion'.*mlops run train"):
-        resolve(env, env.model("late_arrival"), "previous_champion")
+        version_by_alias(env, env.model("late_arrival"), "previous_champion")
     with pytest.raises(MlopsError, match="(?s)no model 'dev.flights.early_arrival'.*mlops run train"):
-        resolve(env, env.model("early_arrival"))
+        version_by_alias(env, env.model("early_arrival"))
 
 
 def test_scoring_on_many_partitions_is_the_same(home):
     spark, env, version = home
     flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning")
-    scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}").select(*KEYS, "prediction")
-    scored = scored.toPandas().sort_values(KEYS, ignore_index=True)
-    expected = rows_of(spark, env).query("day == 15")[[*KEYS, "prediction"]].reset_index(drop=True)
+    scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}").select(*FLIGHT_KEY, "prediction")
+    scored = scored.toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
+    expected = rows_of(spark, env).query("day == 15")[[*FLIGHT_KEY, "prediction"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(scored, expected)
 
 
@@ -176,7 +176,7 @@ def test_a_baseline_is_the_held_out_flights_and_is_scored_once(home):
     spark, env, version = home
     assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
     assert write_baselines(spark, env, version.name, [int(version.version)]) == []
-    rows = rows_of(spark, env, name=BASELINE)
+    rows = rows_of(spark, env, name=BASELINE_TABLE)
     held_out = labels(spark, env, midnight(FIRST)).where("flight_day >= DATE'2013-02-15'").toPandas()
     assert (rows.flight_day.min(), rows.flight_day.max()) == (date(2013, 2, 15), date(2013, 3, 14))
     assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()

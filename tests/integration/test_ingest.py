@@ -53,7 +53,7 @@ def landed(spark, env, april, frames):
 
 
 def read(spark, env, name, version=None):
-    keys = ingest.KEYS[name.removeprefix("bronze_")]
+    keys = ingest.ROW_KEYS[name.removeprefix("bronze_")]
     return tables.read(spark, env, name, version).toPandas().sort_values(keys, ignore_index=True)
 
 
@@ -67,7 +67,7 @@ def numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_every_row_of_the_source_is_there_and_facts_after_the_cut_are_not(april, csv):
-    source = csv["flights"].sort_values(ingest.KEYS["flights"], ignore_index=True)
+    source = csv["flights"].sort_values(ingest.ROW_KEYS["flights"], ignore_index=True)
     flights = april[0]["bronze_flights"]
     leaves = moment(source.time_hour) + pd.to_timedelta(source.minute, unit="m")
     left = (leaves + pd.to_timedelta(source.dep_delay, unit="m")) < CUT
@@ -122,7 +122,7 @@ def test_the_other_tables_hold_the_source(april, csv):
     weather = sorted_weather(csv)
     pd.testing.assert_frame_equal(numbers(april[0]["bronze_weather"]), numbers(weather[weather.time_hour < CUT].reset_index(drop=True)))
     for name in ("planes", "airlines", "airports"):
-        source = csv[name].sort_values(ingest.KEYS[name], ignore_index=True)
+        source = csv[name].sort_values(ingest.ROW_KEYS[name], ignore_index=True)
         table = april[0][f"bronze_{name}"]
         if name == "airports": table = table[table.faa.isin(source.faa)].reset_index(drop=True)
         pd.testing.assert_frame_equal(numbers(table[list(source)]), numbers(source))

@@ -45,7 +45,7 @@ def said(*words: str) -> str:
 def test_what_plain_mlflow_does_not_record_is_said_so(env):
     text = said("show", "plain/1")
     assert "None" not in text and "data\n│   └── not recorded" in text and "rmse: 0.5" in text and "scikit-learn==1.2.3" in text
-    found = lineage.lineage(env, lineage.find_version(env, "plain/1"))
+    found = lineage.lineage(env, registry.resolve_version(env, "plain/1"))
     assert found["code"]["executed notebook"] == "not recorded" and found["model"]["id"].startswith("m-")
 
 

@@ -28,29 +28,29 @@ MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # where version 1 stands, an
 def train_again(loop, as_of, rows=None, **conf):
     "The version as of a day, by settings that may differ from those in conf."
     from mlops_nb.features.client import feature_client
-    from mlops_nb.flights import days, features, learning, train
-    settings = read_conf(loop.env.root, "train.yml", train.CONF) | conf
-    env = train.pinned(loop.spark, loop.env)
+    from mlops_nb.flights import days, feature_engineering, learning, train
+    settings = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | conf
+    env = train.pin_tables(loop.spark, loop.env)
     if rows is None: rows = learning.labelled_rows(loop.spark, env, as_of)
-    inputs = features.training_set(loop.spark, env, features.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
+    inputs = feature_engineering.training_set(loop.spark, env, feature_engineering.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
     return train.find_or_train(env, rows, learning.Periods(as_of, settings["held_out_days"]), settings, feature_client(loop.spark, env), inputs)
 
 
 def validated(loop, version, **metrics):
     "The reasons of each check: of all, or of the metrics alone by other rules."
-    from mlops_nb.deployment import checks as gate
+    from mlops_nb.deployment import validation_checks
     from mlops_nb.flights import validate
-    conf = read_conf(loop.env.root, "validation.yml", validate.CONF)["checks"]
+    conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["checks"]
     evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
-    checks = gate.checks({"metrics": metrics} if metrics else conf, evidence)
-    return validation.judge(loop.env, version.name, version.version, checks)
+    checks = validation_checks.checks({"metrics": metrics} if metrics else conf, evidence)
+    return validation.validate_version(loop.env, version.name, version.version, checks)
 
 
 def deployed(loop, version, **rule):
     from mlops_nb.flights import deploy, train, validate
-    conf = read_conf(loop.env.root, "validation.yml", validate.CONF)["deployment"] | rule
-    costs = read_conf(loop.env.root, "train.yml", train.CONF)["costs"]
-    return deploy.deploy(loop.spark, loop.env, registry.get_version(loop.env, NAME, version.version), conf, costs)[0]
+    conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["deployment"] | rule
+    costs = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS)["costs"]
+    return deploy.deploy_version(loop.spark, loop.env, registry.get_version(loop.env, NAME, version.version), conf, costs)[0]
 
 
 def aliases(env):
@@ -98,7 +98,7 @@ def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
     from mlops_nb.models import model_card
     demanded, version = model_card.read_governance(loop.env.root), loop.version
     card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
-    assert model_card.check_card(card, demanded) == [] and model_card.check_tags(version.tags, demanded) == []
+    assert model_card.missing_sections(card, demanded) == [] and model_card.missing_tags(version.tags, demanded) == []
     assert "log loss" in version.description and demanded["owner"] in version.description and "## Validation" in version.description
     said, logged = model_card.sections_of(card)["Metrics"], registry.client(loop.env).get_run(version.run_id).data.metrics
     assert f"| log_loss | {logged['log_loss']:.4f} ({logged['log_loss_low']:.4f} to {logged['log_loss_high']:.4f})" in said
@@ -111,24 +111,24 @@ def test_the_explanation_adds_up_to_the_prediction(loop, march):
     import lightgbm
     import mlflow
 
-    from mlops_nb.flights import features, learning, model, train
+    from mlops_nb.flights import feature_engineering, learning, model, train
     inside = mlflow.pyfunc.load_model(f"models:/{NAME}/1").get_raw_model().unwrap_python_model()
     learnt = learning.Learnt(inside.booster, inside.encoding, 0.2, 0.2)
     rows = march.tail(300)
     found = train.contributions(learnt, rows)
     odds = found.values.sum(1) + found.base
     assert isinstance(inside.booster, lightgbm.Booster) and len(found.rows) == found.of == 300
-    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, found.shown[features.FEATURES]))
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, found.shown[feature_engineering.FEATURES]))
 
 
 def test_the_held_out_flights_are_judged_by_an_independent_reading(loop, march):
     "Rows by pandas from the source's own columns, metrics by their formulas."
     import mlflow
 
-    from mlops_nb.flights import features
+    from mlops_nb.flights import feature_engineering
     held = march[(march.flight_day >= date(2013, 2, 15)) & (march.flight_day <= date(2013, 3, 14))]
     run = registry.client(loop.env).get_run(loop.version.run_id).data
-    p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held[features.FEATURES])
+    p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held[feature_engineering.FEATURES])
     assert run.metrics["example_count"] == len(held)
     assert run.metrics["log_loss"] == pytest.approx(-np.log(np.where(held.late_arrival, p, 1 - p)).mean(), abs=1e-9)
     b = held.route_late_share
@@ -172,12 +172,12 @@ def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_p
 @pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkeypatch):
     from mlops_nb.flights import learning, model, train
-    conf = read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 20}
+    conf = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 20}
     rows = learning.split(march, learning.Periods(MARCH, 28))[0]
     encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
     def trees(threads):
         monkeypatch.setattr(os, "cpu_count", lambda: threads)
-        return learning.fit(rows, encoding, conf).model_to_string().split("parameters:")[0]
+        return learning.fit_booster(rows, encoding, conf).model_to_string().split("parameters:")[0]
     assert trees(1) == trees(2)
 
 
@@ -201,7 +201,7 @@ def test_odd_rows_are_learnt_from_and_predicted(loop):
     rows.loc[rows.index[::50], "temperature"] = np.inf
     rows.loc[rows.index[1::50], "wind_gust"] = -np.inf
     rows = rows.assign(pressure=np.nan, visibility=10.0, plane_maker=None)
-    learnt = learning.learn(rows, read_conf(loop.env.root, "train.yml", train.CONF) | {"rounds": 10})
+    learnt = learning.learn(rows, read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 10})
     found = model.probabilities(learnt.booster, learnt.encoding, rows)
     assert np.isfinite(found).all() and found.std() > 0.01
     with pytest.raises(MlopsError, match="both must occur; there are: 1"): learning.learn(rows.assign(late_arrival=True), {"blocks": 2, "rounds": 2, "parameters": {}, "costs": {}})

@@ -228,8 +228,8 @@ def test_what_may_not_be_read_is_not_read(spark, env, name):
     tables.create(spark, env, name, "k INT")
     for ask in (tables.read, tables.exists, tables.version):
         with pytest.raises(MlopsError, match="'prod' may not read dev.flights"): ask(spark, prod, f"dev.flights.{name}")
-    with pytest.raises(MlopsError, match="'prod' may not read dev.flights"): tables.names(spark, prod, "dev")
-    assert tables.exists(spark, env, name) and f"dev.flights.{name}" in tables.names(spark, env), "who may sees the table"
+    with pytest.raises(MlopsError, match="'prod' may not read dev.flights"): tables.table_names(spark, prod, "dev")
+    assert tables.exists(spark, env, name) and f"dev.flights.{name}" in tables.table_names(spark, env), "who may sees the table"
 
 
 # ---- snapshots and history
@@ -258,8 +258,8 @@ def test_names_lists_tables_and_nothing_else(spark, env):
     for folder in ("dev/listed/started/_delta_log", "dev/listed/no_table", "_staged/x"):
         Path(env.lakehouse, folder).mkdir(parents=True, exist_ok=True)
     tables.create(spark, env, "dev.listed.table", "k INT")
-    assert [n for n in tables.names(spark, env) if ".listed." in n] == ["dev.listed.table"]
-    assert tables.names(spark, env, "staging") == []
+    assert [n for n in tables.table_names(spark, env) if ".listed." in n] == ["dev.listed.table"]
+    assert tables.table_names(spark, env, "staging") == []
 
 
 # ---- rows that are costly or random are computed once; nothing stays behind

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb.deployment import aliases, checks, validation
+from mlops_nb.deployment import aliases, validation, validation_checks
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import client, training_set
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
 from mlops_nb.flights import train, validate
-from mlops_nb.flights.features import FEATURES, SLICES
+from mlops_nb.flights.feature_engineering import FEATURES, SLICES
 from mlops_nb.models import metrics, model_card, registry
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"), pytest.mark.filterwarnings("ignore:.*type hint")]
@@ -67,7 +67,7 @@ def held_out():
     rows = rows.assign(temperature=random.normal(-1, 1.3, count), wind_gust=random.normal(size=count), origin=random.choice(["JFK", "EWR", "LGA"], count),
                        carrier=random.choice(["AA", "UA", "MQ"], count, p=[0.5, 0.42, 0.08]), hour_band="9-12", distance_band="2000+")
     label = (random.uniform(size=count) < 1 / (1 + np.exp(-rows.temperature))).astype(int).to_numpy()
-    return checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 400, SLICES)
+    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 400, SLICES)
 
 
 HELD = held_out()
@@ -135,8 +135,8 @@ def world(tmp_path_factory):
 def judged(world, version, env=None):
     "What the job does with a version, and the version after it."
     env = env or world.env
-    begun = validation.begin(env, version.name, version.version)
-    results = validation.judge(env, begun.name, begun.version, checks.checks(RULES, validate.gather(None, env, begun)))
+    begun = validation.begin_validation(env, version.name, version.version)
+    results = validation.validate_version(env, begun.name, begun.version, validation_checks.checks(RULES, validate.gather(None, env, begun)))
     return results, registry.get_version(env, version.name, version.version)
 
 
@@ -234,18 +234,18 @@ def test_the_verdict_of_prod_is_read_from_dev(world):
     judged(world, version_of(world, "unfair", env=prod, name=name), prod)
     seen = registry.get_version(world.env, name, 1)
     assert seen.tags[validation.STATUS] == "FAILED" and "carrier MQ" in seen.tags["check_slices"] and "| slices | carrier MQ" in seen.description
-    with pytest.raises(MlopsError, match="target 'dev' may not write"): validation.begin(world.env, name, 1)
+    with pytest.raises(MlopsError, match="target 'dev' may not write"): validation.begin_validation(world.env, name, 1)
 
 
 def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
     found = validate.gather(None, world.env, version_of(world))
     found = replace(found, governance=world.demanded | {"forbidden_features": ["wind_gust"]})
-    told = validation.failures(validation.run_checks(checks.checks(RULES, found)))
+    told = validation.failures(validation.run_checks(validation_checks.checks(RULES, found)))
     assert told == ["forbidden: feature 'wind_gust' is forbidden: its name holds 'wind_gust'"]
 
 
 def test_one_that_was_judged_on_too_few_flights_is_refused_by_that_check_alone(world, monkeypatch):
-    few = checks.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800], HELD.days[:4800], SLICES)
+    few = validation_checks.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800], HELD.days[:4800], SLICES)
     monkeypatch.setattr(validate, "held_out", lambda *_: few)
     results, version = judged(world, version_of(world, said=honest(BODIES["good"], few)))
     assert validation.failures(results) == ["held_out: 4,800 held-out rows, at least 5,000 are needed"]
@@ -269,6 +269,6 @@ def test_a_registry_that_is_down_is_told_in_a_sentence_without_the_password(worl
     down = replace(world.env, tracking_uri="http://me:secret@127.0.0.1:9", registry_uri="http://me:secret@127.0.0.1:9")
     try:
         with pytest.raises(MlopsError, match="the registry at http://127.0.0.1:9 does not answer as it should") as caught:
-            validation.begin(down, NAME, 1)
+            validation.begin_validation(down, NAME, 1)
         assert "secret" not in str(caught.value)
     finally: registry.client(world.env)

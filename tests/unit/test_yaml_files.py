@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.yaml_files import join_by, merge, node_of, places, plain, read_yaml
+from mlops_nb.yaml_files import join_by, key_places, merge_trees, node_of, plain, read_yaml
 
 text = st.text(
     st.characters(
@@ -91,7 +91,7 @@ def test_an_empty_file_is_an_empty_map():
 
 
 def test_places_name_the_line_of_every_value():
-    found = places(read_yaml("a:\n  - b: 1\n  - c:\n      d: 2\ntargets:\n  dev: {}\n", "a.yml"))
+    found = key_places(read_yaml("a:\n  - b: 1\n  - c:\n      d: 2\ntargets:\n  dev: {}\n", "a.yml"))
     assert {key: place.line for key, place in found.items()} == {
         "": 1,
         "a": 1,
@@ -110,7 +110,7 @@ def test_places_name_the_line_of_every_value():
 def test_merge_keeps_what_only_one_side_says(under, over):
     place = read_yaml("", "a.yml").place
     try:
-        merged = plain(merge(node_of(under, place), node_of(over, place)))
+        merged = plain(merge_trees(node_of(under, place), node_of(over, place)))
     except MlopsError:
         return
     assert merged.keys() == under.keys() | over.keys()
@@ -126,14 +126,14 @@ def test_merge_keeps_what_only_one_side_says(under, over):
 def test_shapes_that_do_not_merge_are_named():
     under, over = read_yaml("jobs:\n  a: {b: 1}", "under.yml"), read_yaml("jobs:\n  a: 1", "over.yml")
     with pytest.raises(MlopsError, match="over.yml:2: jobs.a is a single value here and a map at under.yml:2"):
-        merge(under, over)
+        merge_trees(under, over)
 
 
 def test_only_a_target_is_joined_into_what_stands_outside():
     tree = read_yaml(
         "items: [{k: a, n: 1}, {k: a, n: 2}, {n: 3}]\ntargets: {items: [{k: a, m: 4}, {k: b}, {k: b}, {n: 5}]}", "a.yml"
     )
-    both = merge(tree.get("items"), tree.get("targets").get("items"))
+    both = merge_trees(tree.get("items"), tree.get("targets").get("items"))
     assert plain(join_by(both, "k")) == [
         {"k": "a", "n": 1, "m": 4},
         {"k": "a", "n": 2},

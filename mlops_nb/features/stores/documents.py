@@ -9,7 +9,7 @@ __all__ = ['LATEST', 'DocumentStore', 'state_from', 'in_threads']
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from .rows import Layout, State, document_key, from_document, key_of, to_document
+from .rows import Layout, State, document_key, from_document, key_reader, to_document
 from .store import OnlineStore
 
 # %% ../../../nbs/features/stores/05_documents.ipynb #57a3b2f7
@@ -21,7 +21,7 @@ class DocumentStore(OnlineStore):
     def document_id(self, layout: Layout, key: Sequence) -> str: return document_key(key)
 
     def _write(self, layout, rows, version, expires):
-        key = key_of(layout)
+        key = key_reader(layout)
         return self._put(layout, {self.document_id(layout, key(row)): to_document(row) for row in rows}, version, expires)
 
     def _remove(self, layout, keys, version):

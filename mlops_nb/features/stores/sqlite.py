@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ...errors import MlopsError
 from .rows import check_begin, row_reader, stored_key
-from mlops_nb.features.stores.sql import (
+from mlops_nb.features.stores.sql_tables import (
     SqlStore,
+    ansi_quoted,
     insert_statement,
-    quoted,
     select_statement,
     states_statement,
     where_key,
@@ -77,15 +77,15 @@ class SqliteWriter(SqliteClient):
     def _remove(self, layout, keys, version):
         limit = "" if version is None else f" AND version__ <= {int(version)}"
         with self.transaction() as c:
-            return c.executemany(f"DELETE FROM {quoted(layout.table)} WHERE {where_key(layout)}{limit}", keys).rowcount
+            return c.executemany(f"DELETE FROM {ansi_quoted(layout.table)} WHERE {where_key(layout)}{limit}", keys).rowcount
 
     def _prune(self, layout, version):
         with self.transaction() as c:
-            return c.execute(f"DELETE FROM {quoted(layout.table)} WHERE version__ < ?", [version]).rowcount
+            return c.execute(f"DELETE FROM {ansi_quoted(layout.table)} WHERE version__ < ?", [version]).rowcount
 
     def _finish(self, layout, version):
         with self.transaction() as c:
-            c.execute(f"DELETE FROM {quoted(layout.table)} WHERE expires__ < ?", [self.clock()])
+            c.execute(f"DELETE FROM {ansi_quoted(layout.table)} WHERE expires__ < ?", [self.clock()])
             c.execute("UPDATE mlops_online SET published = max(coalesce(published, -1), ?) WHERE name = ?",
                       [version, layout.table])
 

@@ -20,7 +20,16 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from ... import task
 from ...env import Env
 from ...errors import MlopsError, unknown
-from .rows import ANY, READERS, Layout, State, check_table, row_reader, stored_key, stored_rows
+from mlops_nb.features.stores.rows import (
+    ANY_BEGUN,
+    READERS,
+    Layout,
+    State,
+    check_table,
+    row_reader,
+    stored_key,
+    stored_rows,
+)
 
 # %% ../../../nbs/features/stores/01_store.ipynb #92154aa2
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class StoreWriter(StoreCatalog):
     atomic = True             # whether nobody can begin a later version while rows are being written
     nan: Any = None           # what stands for NaN, if the store has none
 
-    def begin(self, layout: Layout, version: int, seen: Any = ANY) -> Layout:
+    def begin(self, layout: Layout, version: int, seen: Any = ANY_BEGUN) -> Layout:
         "Make the table, or give it new columns; from now on earlier versions are turned away."
         with self.asking(f"making {layout.table}"): both = self.layouts[layout.table] = self._begin(layout, version, seen)
         return both

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb.bundle.references import TIME_PARTS, as_inputs, find, parse, resolve, time_part
+from mlops_nb.bundle.references import TIME_PARTS, as_inputs, find_references, parse, resolve_references, time_part
 from mlops_nb.errors import MlopsError
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def context(**values) -> dict:
     ("job_{{job.run_id}}", "job_12"), ("{{job.id}}{{job.id}}", "77"), ("{{{job.id}}}", "{7}"),
 ])
 def test_every_kind_of_reference(text, expected):
-    assert resolve(text, context()) == expected
+    assert resolve_references(text, context()) == expected
 
 
 @pytest.mark.parametrize("text", [
@@ -50,8 +50,8 @@ def test_every_kind_of_reference(text, expected):
     "{{job.id.}}", "{{job-id}}", "{{jobs.id}}", "{{Job.id}}", "{{var.catalog}}", "{{job_id.x}}",
     "{{job.parameters.a-b}}", "{{job.parameters.`a-b}}", "{{jöb.id}}", "{{\njob.id}}"])
 def test_unknown_namespaces_and_broken_syntax_stay_as_written(text):
-    assert resolve(text, context()) == text
-    assert find(text) == []
+    assert resolve_references(text, context()) == text
+    assert find_references(text) == []
 
 
 @pytest.mark.parametrize("text, message", [
@@ -72,26 +72,26 @@ def test_unknown_namespaces_and_broken_syntax_stay_as_written(text):
 ])
 def test_a_wrong_name_in_a_known_namespace_says_what_exists(text, message):
     with pytest.raises(MlopsError, match=message):
-        resolve({"deep": [f"before {text} after"]}, context(model="m", metrics={"auc": 0.7}))
+        resolve_references({"deep": [f"before {text} after"]}, context(model="m", metrics={"auc": 0.7}))
 
 
 def test_a_task_that_set_nothing_is_named():
     with pytest.raises(MlopsError, match="task 'train' set no value 'x'; it set none"):
-        resolve("{{tasks.train.values.x}}", context())
+        resolve_references("{{tasks.train.values.x}}", context())
 
 
 def test_a_namespace_the_caller_does_not_know_is_an_error_and_not_literal():
     with pytest.raises(MlopsError, match="nothing is known of 'workspace' here"):
-        resolve("{{workspace.url}}", {"job": {}})
+        resolve_references("{{workspace.url}}", {"job": {}})
 
 
 def test_what_is_put_in_is_not_searched_again():
-    assert resolve("{{tasks.train.values.x}}", context(x="{{job.id}} \\1 \\g<0>")) == "{{job.id}} \\1 \\g<0>"
+    assert resolve_references("{{tasks.train.values.x}}", context(x="{{job.id}} \\1 \\g<0>")) == "{{job.id}} \\1 \\g<0>"
 
 
 def test_nested_values_keep_their_shape_and_the_original_is_untouched():
     value = {"{{job.id}}": ["{{job.id}}", 3, None, True, {"x": ("{{job.id}}",)}]}
-    assert resolve(value, context()) == {"{{job.id}}": ["7", 3, None, True, {"x": ["7"]}]}
+    assert resolve_references(value, context()) == {"{{job.id}}": ["7", 3, None, True, {"x": ["7"]}]}
     assert value == {"{{job.id}}": ["{{job.id}}", 3, None, True, {"x": ("{{job.id}}",)}]}
 
 
@@ -102,7 +102,7 @@ json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats
 
 @given(json_values)
 def test_a_task_value_that_is_no_string_arrives_as_json(value):
-    text = resolve("{{tasks.train.values.x}}", context(x=value))
+    text = resolve_references("{{tasks.train.values.x}}", context(x=value))
     assert isinstance(text, str) and json.loads(text) == value
 
 
@@ -110,12 +110,12 @@ def test_a_task_value_that_is_no_string_arrives_as_json(value):
 def test_any_name_can_be_quoted_and_any_string_arrives_as_it_is(value, name):
     found = context()
     found["job"]["parameters"][name] = value
-    assert resolve(f"<{{{{job.parameters.`{name}`}}}}>", found) == f"<{value}>"
+    assert resolve_references(f"<{{{{job.parameters.`{name}`}}}}>", found) == f"<{value}>"
 
 
 @given(st.text("{}`. jobid_", max_size=30))
 def test_no_soup_of_braces_breaks_it(text):
-    found = find(text)
+    found = find_references(text)
     assert [reference.text for reference in found] == [t for t in literals_and_references(text) if parse(t)]
 
 
@@ -161,12 +161,12 @@ def test_a_time_without_a_zone_is_refused():
 
 
 def test_backfill_takes_time_parts():
-    assert resolve("{{backfill.iso_date}}", {"backfill": START}) == "2013-03-31"
+    assert resolve_references("{{backfill.iso_date}}", {"backfill": START}) == "2013-03-31"
 
 
 def test_inputs_from_text_list_and_reference():
-    assert as_inputs("[1, 2]") == as_inputs([1, 2]) == as_inputs(resolve("{{tasks.train.values.x}}", context(x=[1, 2])))
-    assert as_inputs(resolve("{{tasks.train.values.x}}", context(x="[1, 2]"))) == [1, 2]
+    assert as_inputs("[1, 2]") == as_inputs([1, 2]) == as_inputs(resolve_references("{{tasks.train.values.x}}", context(x=[1, 2])))
+    assert as_inputs(resolve_references("{{tasks.train.values.x}}", context(x="[1, 2]"))) == [1, 2]
     assert as_inputs("[]") == []
 
 
@@ -179,12 +179,12 @@ def test_inputs_that_are_no_list(value, message):
 
 def test_fields_of_an_input():
     element = {"code": "EWR", "gates": {"a": 3}, "open": True}
-    assert resolve("{{input}}", {"input": element}) == json.dumps(element)
-    assert resolve("{{input.code}} {{input.gates.a}} {{input.open}}", {"input": element}) == "EWR 3 true"
-    assert resolve("{{input}}", {"input": "JFK"}) == "JFK"
+    assert resolve_references("{{input}}", {"input": element}) == json.dumps(element)
+    assert resolve_references("{{input.code}} {{input.gates.a}} {{input.open}}", {"input": element}) == "EWR 3 true"
+    assert resolve_references("{{input}}", {"input": "JFK"}) == "JFK"
     with pytest.raises(MlopsError, match="no 'cod' in input\n  did you mean 'code'"):
-        resolve("{{input.cod}}", {"input": element})
-    with pytest.raises(MlopsError, match="input is one value"): resolve("{{input.code}}", {"input": "JFK"})
+        resolve_references("{{input.cod}}", {"input": element})
+    with pytest.raises(MlopsError, match="input is one value"): resolve_references("{{input.code}}", {"input": "JFK"})
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "resources").glob("*.job.yml")), ids=lambda f: f.stem)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb.bundle.schedule import next_time, translate, values, zone
+from mlops_nb.bundle.schedule import next_fire_time, translate, values, zone
 from mlops_nb.errors import MlopsError
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -74,7 +74,7 @@ REFUSED_THOUGH_QUARTZ_DOES_NOT = [
 def test_a_schedule_fires_when_quartz_says(expression):
     time, found = NOON, []
     for _ in range(2):
-        time = next_time(expression, time)
+        time = next_fire_time(expression, time)
         if time is None:
             break
         found.append(f"{time:%Y-%m-%d %H:%M:%S}")
@@ -84,18 +84,18 @@ def test_a_schedule_fires_when_quartz_says(expression):
 @pytest.mark.parametrize("expression", REFUSED + REFUSED_THOUGH_QUARTZ_DOES_NOT)
 def test_what_is_no_schedule_is_refused(expression):
     with pytest.raises(MlopsError, match=r".+\n.+") as error:
-        next_time(expression, NOON)
+        next_fire_time(expression, NOON)
     assert repr(expression) in str(error.value)
 
 
 @pytest.mark.parametrize("expression", ["0 0 6 15W * ?", "0 0 6 LW * ?", "0 0 6 L-3 * ?"])
 def test_working_days_are_valid(expression):
-    assert next_time(expression, NOON) is not None
+    assert next_fire_time(expression, NOON) is not None
 
 
 @given(st.integers(0, 59), st.integers(0, 23), st.integers(1, 28), st.integers(1, 12))
 def test_plain_numbers_say_what_they_say(minute, hour, day, month):
-    time = next_time(f"0 {minute} {hour} {day} {month} ?", NOON)
+    time = next_fire_time(f"0 {minute} {hour} {day} {month} ?", NOON)
     assert (time.minute, time.hour, time.day, time.month) == (minute, hour, day, month) and time > NOON
 
 
@@ -120,7 +120,7 @@ def test_any_text_is_translated_or_refused(text):
 
 def test_daylight_saving_moves_the_time_in_utc():
     new_york = zone("America/New_York")
-    before, after = (next_time("0 30 5 * * ?", datetime(2026, 3, day, 12, tzinfo=new_york)) for day in (6, 8))
+    before, after = (next_fire_time("0 30 5 * * ?", datetime(2026, 3, day, 12, tzinfo=new_york)) for day in (6, 8))
     assert (before.astimezone(UTC).hour, after.astimezone(UTC).hour) == (10, 9)
 
 

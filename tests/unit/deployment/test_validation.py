@@ -38,9 +38,9 @@ GOOD = dict(signature=FEATURES, outputs=True, predict=lambda rows: np.full(len(r
 def judged(**changed):
     version = GOOD | changed
     return validation.run_checks({
-        "schema": lambda: validation.check_signature(signature(version["signature"], version["outputs"]), FEATURES),
+        "schema": lambda: validation.signature_reasons(signature(version["signature"], version["outputs"]), FEATURES),
         "example": lambda: validation.check_example(model(version["predict"]), version["example"]),
-        "metrics": lambda: validation.check_metrics(version["metrics"], version["baseline"], RULES)})
+        "metrics": lambda: validation.threshold_reasons(version["metrics"], version["baseline"], RULES)})
 
 
 @pytest.mark.parametrize(("check", "reason", "changed"), [
@@ -67,7 +67,7 @@ def test_a_good_version_has_no_failures():
 @given(st.floats(0.01, 2), st.floats(0.01, 2), st.floats(0.001, 0.5))
 def test_the_relative_change_is_that_of_the_arithmetic(new, old, least):
     rules = {"log_loss": {"min_relative_change": least, "greater_is_better": False}}
-    passed = validation.check_metrics({"log_loss": new}, {"log_loss": old}, rules) == []
+    passed = validation.threshold_reasons({"log_loss": new}, {"log_loss": old}, rules) == []
     assert passed == ((old - new) / old >= least)
 
 
@@ -79,7 +79,7 @@ def test_the_relative_change_is_that_of_the_arithmetic(new, old, least):
 ])
 def test_a_mistake_in_the_configuration_judges_nothing(rules, message):
     with pytest.raises(MlopsError, match=message):
-        validation.run_checks({"metrics": lambda: validation.check_metrics({"log_loss": 1.0}, {}, rules)})
+        validation.run_checks({"metrics": lambda: validation.threshold_reasons({"log_loss": 1.0}, {}, rules)})
 
 
 @pytest.fixture(scope="module")
@@ -93,27 +93,27 @@ def env(env):
 def test_the_verdict_goes_from_pending_to_passed_or_failed_with_its_reasons(env):
     status = lambda: registry.get_version(env, NAME, 1).tags.get(validation.STATUS)
     seen = []
-    validation.judge(env, NAME, "1", {"schema": lambda: seen.append(status()) or [], "example": lambda: ["it | said\nnothing"]})
+    validation.validate_version(env, NAME, "1", {"schema": lambda: seen.append(status()) or [], "example": lambda: ["it | said\nnothing"]})
     found = registry.get_version(env, NAME, 1)
     assert (seen, status()) == (["PENDING"], "FAILED")
     assert "| schema | passed |" in found.description and "| example | it / said nothing |" in found.description
 
-    results = validation.judge(env, NAME, 1, {"schema": lambda: []})
+    results = validation.validate_version(env, NAME, 1, {"schema": lambda: []})
     assert status() == "PASSED" and results == {"schema": []}
     assert "nothing" not in registry.get_version(env, NAME, 1).description
 
 
 def test_a_job_that_dies_while_judging_leaves_no_pass(env):
-    validation.judge(env, NAME, 1, {"schema": lambda: []})
-    with pytest.raises(MlopsError): validation.judge(env, NAME, 1, {"schema": lambda: (_ for _ in ()).throw(MlopsError("conf"))})
+    validation.validate_version(env, NAME, 1, {"schema": lambda: []})
+    with pytest.raises(MlopsError): validation.validate_version(env, NAME, 1, {"schema": lambda: (_ for _ in ()).throw(MlopsError("conf"))})
     assert registry.get_version(env, NAME, 1).tags[validation.STATUS] == "PENDING"
 
 
 def test_what_does_not_exist_is_named_and_another_targets_version_is_not_judged(env):
     with pytest.raises(MlopsError, match="no version '7' in model dev.flights.late_arrival\n  there is only 1"):
-        validation.judge(env, NAME, 7, {})
+        validation.validate_version(env, NAME, 7, {})
     with pytest.raises(MlopsError, match="target 'prod' may not write dev.flights.late_arrival"):
-        validation.judge(replace(env, target="prod", write=("prod",), read=("prod", "dev")), NAME, 1, {})
+        validation.validate_version(replace(env, target="prod", write=("prod",), read=("prod", "dev")), NAME, 1, {})
 
 
 def test_the_error_lists_every_reason():

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import functions as ff
-from mlops_nb.flights import features
+from mlops_nb.flights import feature_engineering
 
 
 @pytest.fixture
 def env(tmp_path): return replace(load_env("dev"), engine="sail", lakehouse=str(tmp_path))
 
 
-FUNCTIONS = {f.__name__: ff.describe(f"dev.flights.{f.__name__}", f, uses) for f, uses in features.ON_DEMAND.items()}
+FUNCTIONS = {f.__name__: ff.declare_function(f"dev.flights.{f.__name__}", f, uses) for f, uses in feature_engineering.ON_DEMAND.items()}
 VALUES = {
     "BIGINT": st.integers(0, 2359), "DOUBLE": st.floats(-180, 180),
     "DATE": st.dates(date(2012, 6, 1), date(2014, 6, 1)),
@@ -29,7 +29,7 @@ VALUES = {
 
 def by_unity_catalog(function: ff.Function, values: dict):
     "What the body of the registered SQL function returns, run as Databricks does: the parameters are names in it."
-    body = ff.create_statement(function).split("$$")[1]
+    body = ff.create_function_sql(function).split("$$")[1]
     lines = "\n".join("    " + line for line in body.splitlines())
     space = {}
     exec(f"def udf({', '.join(function.parameters)}):\n{lines}", space)
@@ -76,15 +76,15 @@ def many(seats: int) -> bool:
 
 
 def test_texts_and_booleans_are_values_too(env):
-    assert ff.call_online(ff.register(None, env, first), {"code": "JFK"}) == "J"
-    made = ff.register(None, env, many)
+    assert ff.call_online(ff.register_function(None, env, first), {"code": "JFK"}) == "J"
+    made = ff.register_function(None, env, many)
     assert ff.call_online(made, {"seats": 300}) is True and ff.call_online(made, {"seats": 3}) is False
     assert ff.call(made, {"seats": pd.Series([3, 300])}).tolist() == [False, True]
 
 
 def test_a_function_is_registered_again_in_its_place(env):
-    old = ff.register(None, env, many)
-    assert ff.register(None, env, many) == old == ff.get(env, "many") and ff.names(env, "many") == ["dev.flights.many"]
+    old = ff.register_function(None, env, many)
+    assert ff.register_function(None, env, many) == old == ff.get(env, "many") and ff.function_names(env, "many") == ["dev.flights.many"]
 
 
 def untyped(a, b: int) -> float: return b
@@ -96,11 +96,11 @@ def silent(a: int): return a
     (untyped, "parameter 'a' of untyped has no annotation"), (odd, "parameter 'a' of odd has the annotation <class 'list'>"),
     (silent, "the result of silent has no annotation")])
 def test_a_function_without_types_is_refused(env, function, message):
-    with pytest.raises(MlopsError, match=message): ff.register(None, env, function)
-    assert ff.names(env, "any") == []
+    with pytest.raises(MlopsError, match=message): ff.register_function(None, env, function)
+    assert ff.function_names(env, "any") == []
 
 
 def test_a_target_registers_in_its_own_catalog_only(env, tmp_path):
-    assert ff.register(None, replace(env, catalog="prod", write=("prod",), read=("prod",)), many).name == "prod.flights.many"
-    with pytest.raises(MlopsError, match="write"): ff.register(None, replace(env, catalog="prod"), many)
+    assert ff.register_function(None, replace(env, catalog="prod", write=("prod",), read=("prod",)), many).name == "prod.flights.many"
+    with pytest.raises(MlopsError, match="write"): ff.register_function(None, replace(env, catalog="prod"), many)
     with pytest.raises(MlopsError, match="no function 'dev.flights.mani'"): ff.get(env, "mani")

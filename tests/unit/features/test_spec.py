@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from mlops_nb.errors import MlopsError
+from mlops_nb.features.feature_tables import FeatureTable
 from mlops_nb.features.functions import Function
 from mlops_nb.features.online import default_of
 from mlops_nb.features.spec import Column, FeatureFunction, FeatureLookup, from_yaml, make_spec, to_dict
-from mlops_nb.features.tables import FeatureTable
 
 HOURS = FeatureTable("dev.s.hours", ["place", "kind", "ts"], "ts", {
     "place": "string", "kind": "int", "ts": "timestamp", "level": "double", "count": "bigint"})

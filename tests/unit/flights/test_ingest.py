@@ -23,7 +23,7 @@ def shows(moment: datetime, clock: int, zone: str) -> bool:
 
 def next_time(moment: datetime, clock: int, zone: str) -> datetime:
     departure = pd.Series([moment]).astype("datetime64[us, UTC]")
-    return ingest.next_time(departure, pd.Series([clock]), zone)[0].to_pydatetime()
+    return ingest.next_clock_time(departure, pd.Series([clock]), zone)[0].to_pydatetime()
 
 
 # Half of the moments lie in the nights on which the clocks change
@@ -98,13 +98,13 @@ def test_forgetting_twice_is_forgetting_from_the_earlier_cut(one, other):
 
 def test_facts_that_contradict_each_other_are_refused():
     flights = few_flights()
-    ingest.check_order("f.csv", flights)
+    ingest.check_flight_times("f.csv", flights)
     days_later = pd.Timestamp("2013-01-03T00:00Z")
     for wrong in (dict(air_time=300), dict(departure_known_at=pd.NaT), dict(arrival_known_at=days_later)):
         flights = few_flights()
         for column, value in wrong.items(): flights.loc[0, column] = value
         with pytest.raises(MlopsError, match=r"f.csv: landings that do not follow.*\n    line 0: .*flight=1,"):
-            ingest.check_order("f.csv", flights)
+            ingest.check_flight_times("f.csv", flights)
 
 
 # ---- files
@@ -116,11 +116,11 @@ HEADER = "faa,name,lat,lon,alt,tz,dst,tzone"
 def read(tmp_path, text: str, name: str = "airports"):
     path = tmp_path / f"{name}.csv"
     path.write_text(text)
-    return ingest.read_file(path, name)
+    return ingest.read_source_file(path, name)
 
 
 def test_missing_values_stay_missing_and_whole_numbers_whole(tmp_path):
-    header = ",".join(ingest.columns_of("planes"))
+    header = ",".join(ingest.file_columns("planes"))
     text = f"{header}\nN1,NA,Fixed wing,BOEING,737,2,140,NA,Turbo-fan\nN2,1999.0,NA,,A320,2,,99,\n"
     frame = read(tmp_path, text, "planes")
     assert frame.index.tolist() == [2, 3]
@@ -157,10 +157,10 @@ def test_a_zip_that_was_cut_is_refused_wherever_it_was(tmp_path):
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("airlines.csv", "carrier,name\n9E,Endeavor\n")
     data = whole.read_bytes()
-    assert len(ingest.read_file(whole, "airlines")) == 1
+    assert len(ingest.read_source_file(whole, "airlines")) == 1
     for size in range(0, len(data), 7):
         whole.write_bytes(data[:size])
-        with pytest.raises(MlopsError, match="airlines.csv.zip cannot be unzipped"): ingest.read_file(whole, "airlines")
+        with pytest.raises(MlopsError, match="airlines.csv.zip cannot be unzipped"): ingest.read_source_file(whole, "airlines")
 
 
 def test_a_zip_with_a_flipped_bit_is_refused(tmp_path):
@@ -169,7 +169,7 @@ def test_a_zip_with_a_flipped_bit_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(b"Endeavor")] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MlopsError, match="cannot be unzipped: Bad CRC-32"): ingest.read_file(path, "airlines")
+    with pytest.raises(MlopsError, match="cannot be unzipped: Bad CRC-32"): ingest.read_source_file(path, "airlines")
 
 
 def test_where_the_files_are(tmp_path):
@@ -232,14 +232,14 @@ def test_columns_that_say_another_departure_are_refused(column, value):
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy")), max_size=6))
 def test_keys_that_come_twice_are_refused(keys):
     frame = pd.DataFrame(keys, columns=["k", "j"])
-    if len(set(keys)) == len(keys): ingest.check_keys("f.csv", frame, ["k", "j"])
+    if len(set(keys)) == len(keys): ingest.check_unique_rows("f.csv", frame, ["k", "j"])
     else:
-        with pytest.raises(MlopsError, match="rows share one key .k, j."): ingest.check_keys("f.csv", frame, ["k", "j"])
+        with pytest.raises(MlopsError, match="rows share one key .k, j."): ingest.check_unique_rows("f.csv", frame, ["k", "j"])
 
 
 def test_many_wrong_rows_are_counted_and_three_shown():
     frame = pd.DataFrame({"k": np.zeros(1000, int)})
-    with pytest.raises(MlopsError) as caught: ingest.check_keys("f.csv", frame, ["k"])
+    with pytest.raises(MlopsError) as caught: ingest.check_unique_rows("f.csv", frame, ["k"])
     assert len(caught.value.message.splitlines()) == 5 and caught.value.message.endswith("and 997 more")
 
 

@@ -19,7 +19,7 @@ ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH
 def store(tmp_path):
     "One run: a task that said a long sentence, one that named a path, one that failed."
     store = run_store.RunStore(tmp_path / "runs.db")
-    run_id = run_store.begin_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
+    run_id = run_store.record_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
     for key, result, said in (("deploy", "SUCCESS", {"exit_value": LONG}), ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
                               ("train_with_a_long_name", "FAILED", {"state_message": ERROR})):
         run_store.save_task(store, run_id, key, 0, life_cycle_state="TERMINATED", result_state=result, start_time=1_000, end_time=5_200, **said)

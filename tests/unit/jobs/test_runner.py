@@ -43,8 +43,8 @@ def gives(**values):
 
 
 def run(project, key="job", given=None, **options):
-    begun = runner.begin(project.home(), key, given or {}, **options)
-    return begun, runner.finish(begun)
+    begun = runner.begin_run(project.home(), key, given or {}, **options)
+    return begun, runner.finish_run(begun)
 
 
 def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, acts):
@@ -126,7 +126,7 @@ def test_repair_runs_again_what_failed_and_what_follows_with_the_values_of_befor
     assert result == "FAILED"
     acts["b"] = lambda step: Outcome("SUCCESS" if step.run.values("a") == {"x": 1} else "FAILED")
     again = runner.reopen(project.home(), begun.run_id)
-    assert runner.finish(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
+    assert runner.finish_run(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
     row = run_store.get_run(again.home.store, begun.run_id)
     assert (row["result_state"], row["repair_count"]) == ("SUCCESS", 1)
     with pytest.raises(MlopsError, match="succeeded: nothing to repair"): runner.reopen(project.home(), begun.run_id)
@@ -138,7 +138,7 @@ def test_repair_goes_on_inside_the_called_job(project, acts):
     acts["second"] = fails
     begun, _ = run(project)
     del acts["second"]
-    assert runner.finish(runner.reopen(project.home(), begun.run_id)) == "SUCCESS"
+    assert runner.finish_run(runner.reopen(project.home(), begun.run_id)) == "SUCCESS"
     assert acts["ran"] == ["first", "second", "second"]
     assert len(run_store.list_runs(begun.home.store, "child")) == 1
 
@@ -150,9 +150,9 @@ def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
     project.job("impatient", [task(project, "a")], queue={"enabled": False})
     for key, expected in (("job", "SUCCESS"), ("impatient", "MAXIMUM_CONCURRENT_RUNS_REACHED")):
         running.clear(), free.clear()
-        first, second = (runner.begin(project.home(), key, {}) for _ in range(2))
+        first, second = (runner.begin_run(project.home(), key, {}) for _ in range(2))
         ends = {}
-        threads = [threading.Thread(target=lambda n, r, ends=ends: ends.update({n: runner.finish(r)}), args=(n, r))
+        threads = [threading.Thread(target=lambda n, r, ends=ends: ends.update({n: runner.finish_run(r)}), args=(n, r))
                    for n, r in (("first", first), ("second", second))]
         threads[0].start(); assert running.wait(10)
         threads[1].start(); time.sleep(0.3)

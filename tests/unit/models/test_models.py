@@ -87,7 +87,7 @@ def test_the_digest_of_code_follows_the_source(tmp_path, monkeypatch):
 
 
 def test_code_version_tells_a_changed_file(tmp_path):
-    git = lambda *words: evidence.subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], cwd=tmp_path, check=True,
+    git = lambda *words: subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], cwd=tmp_path, check=True,
                                                  capture_output=True)
     (tmp_path / "a").write_text("1"); git("init"); git("add", "a"); git("commit", "-m", "a")
     clean = evidence.code_version(tmp_path)

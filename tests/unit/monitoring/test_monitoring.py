@@ -174,7 +174,7 @@ def test_types_without_a_profile_are_named():
     field = lambda name, kind: SimpleNamespace(name=name, dataType=SimpleNamespace(simpleString=lambda: kind))
     rows = SimpleNamespace(schema=SimpleNamespace(fields=[field("a", "decimal(10,2)"), field("b", "struct<x:int>"),
                                                           field("c", "map<string,int>")]))
-    assert profiles.data_types(rows, ["a"]) == {"a": "decimal(10,2)"} and profiles.kind_of("decimal(10,2)") == "number"
+    assert profiles.data_types(rows, ["a"]) == {"a": "decimal(10,2)"} and profiles.column_kind("decimal(10,2)") == "number"
     with pytest.raises(MlopsError, match="'b' holds struct<x:int>, which has no profile"):
         profiles.data_types(rows, ["a", "b"])
 
@@ -225,7 +225,7 @@ def measured(*log_losses, base=0.40, count=5000, version="1"):
     return metric_tables.Measured(profile, moved)
 
 
-def flags(seen, **threshold): return thresholds.judge(seen, thresholds.Threshold(**threshold)).broken.tolist()
+def flags(seen, **threshold): return thresholds.compare_windows(seen, thresholds.Threshold(**threshold)).broken.tolist()
 
 
 def test_a_limit_itself_is_kept():
@@ -242,7 +242,7 @@ def test_each_version_has_its_own_baseline():
     one, two = measured(0.45, base=0.40), measured(0.45, base=0.50, version="2")
     both = metric_tables.Measured(*(pd.concat([getattr(one, part), getattr(two, part)], ignore_index=True)
                                  for part in ("profile", "drift")))
-    judged = thresholds.judge(both, thresholds.Threshold("log_loss", at_most=1.1, times_baseline=True))
+    judged = thresholds.compare_windows(both, thresholds.Threshold("log_loss", at_most=1.1, times_baseline=True))
     assert judged.broken.droplevel(0).to_dict() == {"1": True, "2": False}
 
 
@@ -262,7 +262,7 @@ def test_metrics_of_drift_are_those_against_the_baseline():
     seen = measured(0.1, 0.3)
     consecutive = seen.drift.assign(drift_type="CONSECUTIVE", ks_test=[{"statistic": 1.0, "pvalue": 0.0}] * 2)
     seen = replace(seen, drift=pd.concat([seen.drift, consecutive], ignore_index=True))
-    judged = thresholds.judge(seen, thresholds.Threshold("ks_test.statistic", at_most=0.2, column="prediction",
+    judged = thresholds.compare_windows(seen, thresholds.Threshold("ks_test.statistic", at_most=0.2, column="prediction",
                                                          min_rows=0))
     assert judged.value.tolist() == [0.1, 0.3]
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.conf import read_conf
-from mlops_nb.deployment import checks, validation
+from mlops_nb.deployment import validation, validation_checks
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import validate
@@ -42,7 +42,7 @@ def held(rows=6000, days=12):
     truth = random.beta(1, 2, rows)
     frame = pd.DataFrame({"origin": random.choice(["JFK", "EWR", "LGA"], rows, p=[0.5, 0.4, 0.1]), "truth": truth, "wind": random.normal(size=rows)})
     label = (random.uniform(size=rows) < truth).astype(int)
-    return checks.HeldOut(frame, label, np.full(rows, label.mean()), np.arange(rows) * days // rows, ("origin",))
+    return validation_checks.HeldOut(frame, label, np.full(rows, label.mean()), np.arange(rows) * days // rows, ("origin",))
 
 
 def logged(held_out, prediction):
@@ -58,7 +58,7 @@ HONEST = logged(HELD, knows(HELD.rows))
 @pytest.fixture
 def few_draws_and_calls(monkeypatch):
     "Enough to tell a plain fault from none."
-    monkeypatch.setattr(checks, "CALLS", 5)
+    monkeypatch.setattr(validation_checks, "CALLS", 5)
     monkeypatch.setattr(intervals, "paired_change", partial(intervals.paired_change, times=100))
 
 
@@ -70,10 +70,10 @@ def evidence(model=knows, held_out=HELD, **changed):
         except Exception: said = {}
     good = dict(types=TYPES, model=model, signature=signature(TYPES), spec=TYPES, example=HELD.rows[list(TYPES)].head(3), size=900, tags=TAGS,
                 recorded=TAGS, description="It forecasts.", card=CARD, logged=said, held_out=held_out, costs=COSTS, governance=DEMANDED)
-    return checks.Evidence(**good | changed)
+    return validation_checks.Evidence(**good | changed)
 
 
-def refused(found): return validation.run_checks(checks.checks(RULES, found))
+def refused(found): return validation.run_checks(validation_checks.checks(RULES, found))
 
 
 def raises(rows): raise RuntimeError("no trees")
@@ -144,7 +144,7 @@ def test_each_fault_is_refused_by_its_check_alone(check, reason, changed, few_dr
 
 def test_a_good_version_passes_every_check():
     results = refused(evidence())
-    assert list(results) == list(checks.CHECKS) and not any(results.values()), results
+    assert list(results) == list(validation_checks.CHECKS) and not any(results.values()), results
 
 
 def test_the_slice_is_refused_though_the_whole_is_better():
@@ -163,9 +163,9 @@ def test_one_that_is_better_on_the_mean_but_not_surely_is_refused():
 
 
 def test_a_check_that_had_nothing_to_look_at_never_passes_a_version():
-    found = validation.run_checks(checks.checks({"slices": {"min_rows": 300, "max_relative_change": 1}}, evidence(model=raises)))
+    found = validation.run_checks(validation_checks.checks({"slices": {"min_rows": 300, "max_relative_change": 1}}, evidence(model=raises)))
     assert validation.failures(found) == ["slices: not judged: the model does not predict as it should"]
-    few = validation.run_checks(checks.checks({"slices": {"min_rows": 9999, "max_relative_change": 1}}, evidence()))
+    few = validation.run_checks(validation_checks.checks({"slices": {"min_rows": 9999, "max_relative_change": 1}}, evidence()))
     assert validation.failures(few) == ["slices: not judged: no slice has 9,999 rows"]
 
 
@@ -183,7 +183,7 @@ def test_a_model_that_changes_the_rows_it_is_given_changes_nobodys_evidence():
 def test_logged_metrics_may_differ_by_the_tolerance_and_no_more(change):
     assume(abs(abs(change) - 0.01) > 1e-9)
     found = evidence(logged=HONEST | {"roc_auc": HONEST["roc_auc"] + change})
-    assert (checks.check_logged(found, tolerance=0.01) == []) == (abs(change) <= 0.01)
+    assert (validation_checks.check_logged(found, tolerance=0.01) == []) == (abs(change) <= 0.01)
 
 
 @pytest.mark.parametrize(("rules", "message"), [
@@ -202,13 +202,13 @@ def test_logged_metrics_may_differ_by_the_tolerance_and_no_more(change):
     ({}, "no check is switched on"), (None, "no check is switched on"), (["predicts"], "no check is switched on"),
 ])
 def test_a_mistake_in_the_configuration_is_named(rules, message):
-    with pytest.raises(MlopsError, match=message): checks.check_rules(rules)
+    with pytest.raises(MlopsError, match=message): validation_checks.check_rules(rules)
 
 
 def test_every_check_is_on_in_this_project_and_says_what_it_is_for():
-    conf = read_conf(load_env("dev").root, "validation.yml", validate.CONF)
-    assert list(checks.check_rules(conf["checks"])) == list(checks.CHECKS)
-    assert all(check.__doc__ for check in checks.CHECKS.values())
+    conf = read_conf(load_env("dev").root, "validation.yml", validate.RULE_SECTIONS)
+    assert list(validation_checks.check_rules(conf["checks"])) == list(validation_checks.CHECKS)
+    assert all(check.__doc__ for check in validation_checks.CHECKS.values())
 
 
 def test_days_are_believed_only_as_they_were_recorded():
