@@ -168,11 +168,12 @@ def resolve_version(env: Env, reference: str) -> Any:  # mlflow ModelVersion
 # %% ../../nbs/models/00_registry.ipynb #77c97115
 def tag_of(version: Any,  # mlflow ModelVersion
            name: str, parse: Callable[[str], Any] = str,  # raises ValueError for a text that it cannot read
-           what: str = "set") -> Any:  # what such a tag is, for the message
+           what: str = "") -> Any:  # what such a tag is, for the message
     "A tag that the version must carry; MlopsError if it is missing or cannot be read."
     try: return parse(version.tags[name])
     except (KeyError, ValueError):
-        raise MlopsError(f"version {version.version} of model {version.name} has no tag {name!r} that is {what}",
+        wanted = f" that is {what}" if what else ""
+        raise MlopsError(f"version {version.version} of model {version.name} has no tag {name!r}{wanted}",
                          f"its tags are: {json.dumps(dict(version.tags), sort_keys=True)}") from None
 
 def run_of(env: Env, version: Any) -> Any | None:  # mlflow Run
