@@ -1,4 +1,4 @@
-"""What the doctor says of the online store."""
+"""The doctor's checks of the online store."""
 import socket
 import sys
 from dataclasses import replace
@@ -22,23 +22,25 @@ def env(tmp_path, monkeypatch):
     return replace(load_env("dev", root=ROOT), engine="sail", state=tmp_path / "state")
 
 
-def test_the_default_is_sqlite_and_looking_makes_no_file(env):
-    found = doctor.check_online_store(env)
-    assert found.state == "ok" and str(env.state / "online.db") in found.seen and "the default" in found.seen and "is made when" in found.seen
+def test_the_default_is_sqlite_and_the_check_creates_no_file(env):
+    result = doctor.check_online_store(env)
+    assert result.state == "ok" and str(env.state / "online.db") in result.observation
+    assert "the default" in result.observation and "created by the first publish" in result.observation
     assert not env.state.exists()
 
 
 def test_a_store_that_answers(env):
     with store(env) as opened:
         opened.begin(layout_of("dev.s.t", pa.schema([("k", pa.int64())]), ("k",)), 1)
-    found = doctor.check_online_store(env)
-    assert found.state == "ok" and "answers: 1 tables" in found.seen
+    result = doctor.check_online_store(env)
+    assert result.state == "ok" and "answers: 1 tables" in result.observation
 
 
-def test_a_file_that_is_no_store(env):
+def test_a_file_that_is_not_a_store(env):
     env.state.mkdir()
-    (env.state / "online.db").write_text("not a database, and long enough to be none" * 30)
-    assert (found := doctor.check_online_store(env)).state == "wrong" and "file is not a database" in found.seen
+    (env.state / "online.db").write_text("not a database, and longer than the header of one" * 30)
+    result = doctor.check_online_store(env)
+    assert result.state == "wrong" and "file is not a database" in result.observation
 
 
 @pytest.mark.parametrize("scheme, module, extra", [("redis", "redis", "redis"), ("postgresql", "psycopg", "postgres"),
@@ -46,40 +48,43 @@ def test_a_file_that_is_no_store(env):
 def test_a_driver_that_is_not_installed(env, monkeypatch, scheme, module, extra):
     monkeypatch.setenv("MLOPS_ONLINE_STORE", f"{scheme}://host/name")
     monkeypatch.setitem(sys.modules, module, None)
-    found = doctor.check_online_store(env)
-    assert found.state == "wrong" and f"{module!r}" in found.seen and "named by MLOPS_ONLINE_STORE" in found.seen
-    assert found.hint == f"uv pip install -e '.[{extra}]'"
+    result = doctor.check_online_store(env)
+    assert result.state == "wrong" and f"{module!r}" in result.observation
+    assert "set by MLOPS_ONLINE_STORE" in result.observation
+    assert result.hint == f"uv pip install -e '.[{extra}]'"
     assert doctor.OPTIONAL_PACKAGES[doctor.DRIVERS[scheme]][0].replace("-", ".").split(".")[0] == module.split(".")[0]
 
 
-@pytest.mark.parametrize("uri, said", [("redsi://host", "no kind of online store 'redsi'"), ("host", "cannot be read"),
-                                       ("redis://:hidden@host", "holds a password")])
-def test_an_address_that_is_none(env, monkeypatch, uri, said):
+@pytest.mark.parametrize("uri, message", [
+    ("redsi://host", "no kind of online store 'redsi'"), ("host", "cannot be read"),
+    ("redis://:hidden@host", "holds a password")])
+def test_an_invalid_address(env, monkeypatch, uri, message):
     monkeypatch.setenv("MLOPS_ONLINE_STORE", uri)
-    found = doctor.check_online_store(env)
-    assert found.state == "wrong" and said in found.seen and "hidden" not in f"{found}"
+    result = doctor.check_online_store(env)
+    assert result.state == "wrong" and message in result.observation and "hidden" not in f"{result}"
 
 
 @pytest.mark.timeout(30)  # half of what the address itself allows
-def test_a_server_that_is_not_there_or_never_answers(env, monkeypatch):
+def test_a_server_that_is_down_or_never_answers(env, monkeypatch):
     pytest.importorskip("redis", reason="uv pip install -e '.[redis]'")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLOPS_ONLINE_STORE", f"redis://127.0.0.1:{silent.getsockname()[1]}/0?timeout=60")
-        found = doctor.check_online_store(env, 0.5)
-        assert found.state == "wrong" and "does not answer within 0.5 s" in found.seen
-    assert (found := doctor.check_online_store(env)).state == "wrong" and "refused" in found.seen
+        result = doctor.check_online_store(env, 0.5)
+        assert result.state == "wrong" and "does not answer within 0.5 s" in result.observation
+    result = doctor.check_online_store(env)
+    assert result.state == "wrong" and "refused" in result.observation
 
 
-def test_on_databricks_the_store_is_theirs(env):
+def test_on_databricks_the_store_is_databricks_own(env):
     assert doctor.check_online_store(replace(env, engine="databricks")).state == "missing"
     named = replace(env, engine="databricks", variables=env.variables | {"online_store": "shop"})
-    assert doctor.check_online_store(named).seen == "Databricks' own: shop"
+    assert doctor.check_online_store(named).observation == "Databricks' own: shop"
 
 
 def test_the_command_prints_paths_and_commands_whole(env, monkeypatch, tmp_path):
     state = tmp_path / ("a-long-name-" * 8)
     monkeypatch.setenv("MLOPS_STATE", str(state))
     monkeypatch.chdir(ROOT)
-    said = CliRunner().invoke(cli.app, ["doctor"], env={"COLUMNS": "80"}).output
-    assert f"sqlite://{state}/online.db".replace("sqlite:///", "sqlite:////") in said
-    assert any(line.strip().startswith("uv pip install -e '.[spark]'") for line in said.splitlines())
+    output = CliRunner().invoke(cli.app, ["doctor"], env={"COLUMNS": "80"}).output
+    assert f"sqlite://{state}/online.db".replace("sqlite:///", "sqlite:////") in output
+    assert any(line.strip().startswith("uv pip install -e '.[spark]'") for line in output.splitlines())

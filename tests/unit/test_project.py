@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: packaging, the shape of its notebooks, and who may import whom."""
+"""Rules of the whole project: packaging, the form of its notebooks, and the direction of imports."""
 import ast
 import configparser
 import importlib
@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -30,14 +32,15 @@ def name_of(path): return str(path.relative_to(ROOT / "nbs"))
 def exported(path: Path) -> list[str]:
     "The sources of the cells that become the module."
     cells = json.loads(path.read_text())["cells"]
-    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and re.match(r"#\|\s*export", "".join(c["source"]))]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [source for source in sources if re.match(r"#\|\s*export", source)]
 
 
 @cache
 def module_of(path: Path) -> str:
     "The module a notebook is exported to, without the package."
-    found = re.search(r"#\| default_exp (\S+)", path.read_text().replace("\\n", "\n").replace('"', " "))
-    return found.group(1) if found else ""
+    export = re.search(r"#\| default_exp (\S+)", path.read_text().replace("\\n", "\n").replace('"', " "))
+    return export.group(1) if export else ""
 
 
 def imported(path: Path) -> set[str]:
@@ -56,13 +59,42 @@ def test_the_wheel_brings_no_pyspark():
     assert needed and not owners & {re.split(r"[^\w-]", r)[0].lower() for r in needed}
 
 
+def declared() -> set[str]:
+    "The distributions that pyproject.toml names, in its dependencies and extras."
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    return {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
+
+
+def third_party(source: str) -> set[str]:
+    "The top-level packages that code imports, without Python's own and ours."
+    packages = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level: packages.add(node.module.split(".")[0])
+    return packages - set(sys.stdlib_module_names) - {"mlops_nb"}
+
+
+def test_every_package_that_is_imported_is_declared():
+    owners, names = metadata.packages_distributions(), declared()
+    modules = [path for path in (ROOT / "mlops_nb").rglob("*.py") if path.name != "_modidx.py"]
+    imported_packages = set().union(*(third_party(path.read_text()) for path in modules))
+    installed = {package for package in imported_packages if package in owners}  # stores have drivers of their own
+    undeclared = {package for package in installed
+                  if not {owner.lower().replace("_", "-") for owner in owners[package]} & names}
+    assert len(installed) > 20 and not undeclared, f"add to pyproject.toml what brings {', '.join(sorted(undeclared))}"
+
+
 def test_one_version_everywhere():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")
     assert settings["DEFAULT"]["version"] == mlops_nb.__version__ == metadata.version("mlops_nb")
 
 
-@pytest.mark.parametrize("lock", [ROOT / "requirements.lock", *(ROOT / "tests/engines").glob("*.lock")], ids=lambda p: p.name)
+LOCKS = [ROOT / "requirements.lock", *(ROOT / "tests/engines").glob("*.lock")]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_locks_pin_and_name_no_address(lock):
     lines = lock.read_text().splitlines()
     assert all("==" in line for line in lines if line.strip()) and not any("://" in line for line in lines)
@@ -92,17 +124,19 @@ def test_nbdev_clean_keeps_the_parameters_tag(path, cleaned):
 def test_a_notebook_has_the_form_that_readers_expect(path):
     cells = json.loads(path.read_text())["cells"]
     first = "".join(cells[0]["source"])
-    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n\n> .+", first), "a title, and one line on what it is for"
+    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n\n> .+", first), "a title, and one line on its purpose"
+    if path in OF_JOBS: assert "[Results of this run](#Run)" in first, "the first cell of a job links to its results"
     assert not any(c.get("outputs") for c in cells), "outputs belong to runs"
     functions = [n for s in exported(path) for n in ast.walk(ast.parse(s)) if isinstance(n, ast.FunctionDef)]
-    assert not (long := [f.name for f in functions if f.end_lineno - f.lineno >= 30]), f"functions that are too long: {long}"
+    long = [function.name for function in functions if function.end_lineno - function.lineno >= 30]
+    assert not long, f"functions that are too long: {long}"
     if module := module_of(path):
         folder = path.parent.relative_to(ROOT / "nbs")
         assert module == ".".join((*folder.parts, path.stem.partition("_")[2])), "module and notebook have one name"
 
 
 def areas() -> list[set[str]]:
-    "The areas, and the rooms at the root, in the order of the table in nbs/index.ipynb: each imports from those above it."
+    "The areas, and the modules at the root, in the order of the table in nbs/index.ipynb."
     table = next(source for cell in json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"]
                  if "| area |" in (source := "".join(cell["source"])))
     first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
@@ -111,10 +145,10 @@ def areas() -> list[set[str]]:
 
 def test_an_area_imports_only_from_areas_above_it():
     ranks = {name: rank for rank, names in enumerate(areas()) for name in names}
-    rooms = {}  # module -> the rank of its area, its number there
+    rooms = {}  # module -> the rank of its area, its number in the area
     for path in NOTEBOOKS:
-        area, number = path.parent.relative_to(ROOT / "nbs").as_posix(), path.stem.partition("_")[0]
-        if number.isdigit(): rooms[module_of(path)] = (ranks[path.stem.partition("_")[2] if area == "." else area], int(number))
+        area, (number, _, name) = path.parent.relative_to(ROOT / "nbs").as_posix(), path.stem.partition("_")
+        if number.isdigit(): rooms[module_of(path)] = (ranks[name if area == "." else area], int(number))
     assert set(rooms) == {module for path in NOTEBOOKS if (module := module_of(path))}
     assert len(set(rooms.values())) == len(rooms), "two notebooks of an area share a number"
     for path in NOTEBOOKS:
@@ -129,7 +163,8 @@ def test_the_package_itself_has_what_users_import_and_loads_nothing_before():
         assert getattr(mlops_nb, name) is (room if module.endswith(name) else getattr(room, name))
     assert set(mlops_nb.__all__) == set(mlops_nb._MODULES) <= set(dir(mlops_nb))
     with pytest.raises(ImportError, match="cannot import name 'lod_env'"): exec("from mlops_nb import lod_env")
-    code = "import sys, mlops_nb; print([m for m in sys.modules if m.startswith('mlops_nb.') or m in ('mlflow', 'pandas', 'pyspark')])"
+    code = ("import sys, mlops_nb\nheavy = {'mlflow', 'pandas', 'pyspark'}\n"
+            "print([name for name in sys.modules if name.startswith('mlops_nb.') or name in heavy])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -1,0 +1,115 @@
+"""The page of a run, from a real run store and real executed notebooks."""
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mlops_nb.errors import MlopsError
+from mlops_nb.jobs import run_page
+from mlops_nb.jobs.run_store import RunStore, insert
+
+
+class Folded(HTMLParser):
+    "Collects the text of a page, apart from what is inside a closed <details>."
+
+    def __init__(self):
+        super().__init__()
+        self.depth, self.visible, self.hidden = 0, [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "details" and "open" not in dict(attributes): self.depth += 1
+
+    def handle_endtag(self, tag):
+        if tag == "details": self.depth -= 1
+
+    def handle_data(self, data): (self.hidden if self.depth else self.visible).append(data)
+
+
+def texts(page: str) -> tuple[str, str]:  # what a reader sees at once, and what is folded
+    parser = Folded()
+    parser.feed(page)
+    assert parser.depth == 0, "every <details> is closed"
+    return "".join(parser.visible), "".join(parser.hidden)
+
+
+def notebook(title: str, result: str, **options):
+    shown = new_output("display_data", {"text/plain": result})
+    warning = new_output("stream", name="stderr", text="a library's warning\n")
+    return new_notebook(cells=[
+        new_markdown_cell(f"# {title}"), new_code_cell(f"def {title}(): return 'secret of {title}'"),
+        new_markdown_cell(f"## Run\n\nPurpose of {title}."), new_code_cell("target = 'dev'"),
+        new_code_cell(f"{title}()", outputs=[warning, shown], **options)])
+
+
+@pytest.fixture
+def store(tmp_path):
+    "A store with run 1 (train, then a failed deploy in a called run 2), and their notebooks."
+    store = RunStore(tmp_path / "runs.db")
+    common = {"target": "dev", "variables": "{}", "trigger_type": "ONE_TIME", "trigger_time": 0, "start_time": 1000,
+              "life_cycle_state": "TERMINATED", "end_time": 9000}
+    tasks = {"life_cycle_state": "TERMINATED", "start_time": 1000, "end_time": 3500, "attempt_number": 0}
+    with store.connect() as connection:
+        insert(connection, "runs", common | {"job": "train", "parameters": '{"as_of": "2013-04-01"}', "result_state": "FAILED"})
+        insert(connection, "runs", common | {"job": "deploy", "parameters": "{}", "result_state": "FAILED", "parent_run_id": 1})
+        insert(connection, "tasks", tasks | {"run_id": 1, "task_key": "train", "result_state": "FAILED"})
+        insert(connection, "tasks", tasks | {"run_id": 1, "task_key": "train", "attempt_number": 1,
+                                             "result_state": "SUCCESS", "exit_value": "loss <0.46>"})
+        insert(connection, "tasks", tasks | {"run_id": 1, "task_key": "deploy", "result_state": "FAILED",
+                                             "child_run_id": 2, "start_time": 4000})
+        insert(connection, "tasks", tasks | {"run_id": 2, "task_key": "validate", "result_state": "FAILED",
+                                             "state_message": "no such table"})
+    for path, content in (("1/train/0", notebook("train", "an old attempt")), ("1/train/1", notebook("train", "log loss 0.46")),
+                          ("2/validate/0", failed_notebook())):
+        (tmp_path / path).mkdir(parents=True)
+        nbformat.write(content, tmp_path / path / "notebook.ipynb")
+    return store
+
+
+def failed_notebook():
+    failed = notebook("validate", "never reached")
+    failed.cells[1].outputs = [new_output("error", ename="MlopsError", evalue="no such table", traceback=["no such table t"])]
+    failed.cells[-1].outputs = []
+    return failed
+
+
+def test_results_come_first_and_code_is_folded(store, tmp_path):
+    visible, hidden = texts(run_page.run_page(store, tmp_path, 1))
+    assert visible.index("Run 1: train, target dev") < visible.index("log loss 0.46") < visible.index("Definitions and examples")
+    assert "as_of=2013-04-01" in visible and "loss <0.46>" in visible and "Purpose of train." in visible
+    assert "an old attempt" not in visible + hidden, "only the latest attempt is shown"
+    assert "secret of train" in hidden and "secret of train" not in visible
+    assert "a library's warning" in hidden and "a library's warning" not in visible
+
+
+def test_a_failed_cell_of_a_called_run_is_visible(store, tmp_path):
+    visible, _ = texts(run_page.run_page(store, tmp_path, 1))
+    assert "validate: FAILED" in visible and "no such table t" in visible and "never reached" not in visible
+
+
+def test_the_page_needs_no_other_file(store, tmp_path):
+    page = run_page.run_page(store, tmp_path, 1)
+    assert "<script" not in page and "http://" not in page and "https://" not in page
+
+
+def test_the_page_is_replaced_in_one_step(store, tmp_path):
+    first = run_page.write_run_page(store, tmp_path, 1)
+    assert run_page.write_run_page(store, tmp_path, 1) == first == tmp_path / "1/page.html"
+    assert [path.name for path in first.parent.iterdir() if path.is_file()] == ["page.html"]
+
+
+def test_a_run_without_notebooks_is_an_error(store, tmp_path):
+    (tmp_path / "1/train/1/notebook.ipynb").unlink(), (tmp_path / "2/validate/0/notebook.ipynb").unlink()
+    with pytest.raises(MlopsError, match="run 1 has no executed notebook"): run_page.write_run_page(store, tmp_path, 1)
+    with pytest.raises(MlopsError, match="no run '7'"): run_page.run_page(store, tmp_path, 7)
+
+
+def test_a_notebook_that_was_cut_off_is_an_error(store, tmp_path):
+    (tmp_path / "1/train/1/notebook.ipynb").write_text('{"cells": [')
+    with pytest.raises(MlopsError, match="cannot be read"): run_page.run_page(store, tmp_path, 1)
+
+
+def test_no_browser_without_a_display(monkeypatch, tmp_path):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert run_page.open_in_browser(tmp_path / "page.html") is False
