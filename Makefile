@@ -1,10 +1,10 @@
-# The front door. CI calls these targets and nothing else of weight.
+# The commands of the project; CI calls the same targets.
 .DEFAULT_GOAL := help
 .PHONY: help install install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark bench check tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
-# Threads that spin while they wait slow down what runs beside them.
+# Waiting threads must not spin: they would slow down other processes.
 export OMP_WAIT_POLICY = PASSIVE
-unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook imports for twice as long
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode, imports take twice as long in every notebook
 
 PYTHON ?= python3
 UV := 0.13.9
@@ -13,35 +13,35 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-help:  ## what there is to do
+help:  ## this list
 	@echo "make TARGET, with TARGET one of"; \
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(READY)  ## the environment in .venv, from requirements.lock (other targets do this by themselves)
+install: $(READY)  ## create .venv from requirements.lock (other targets do this when needed)
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "environment: $(VENV) from requirements.lock (about 1.3 GB; a minute, less when packages are cached)"
 	@$(PYTHON) -m venv $(VENV) >$(VENV).log 2>&1 || { cat $(VENV).log; rm -rf $(VENV) $(VENV).log; \
-	  echo "This Python cannot make environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	  echo "This Python cannot create environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@rm -f $(VENV).log; $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)
 
-install-stores: $(READY)  ## what the tests of the online stores need in Python; the servers are up to you (see .ci/run)
+install-stores: $(READY)  ## install the Python drivers for the tests of online stores (servers: see .ci/run)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirements tests/stores.lock
 
-demo: $(READY)  ## a year of production on the real flights of 2013: train, score, monitor, retrain
+demo: $(READY)  ## run a year of production on the flights of 2013: train, score, monitor, retrain
 	@$(BIN)/mlops run demo
 
-approve: $(READY)  ## say yes to a version that waits: NAME=... VERSION=... WHO="..." TARGET=... in the environment
+approve: $(READY)  ## approve a version that waits: NAME=... VERSION=... WHO="..." TARGET=...
 	@$(BIN)/mlops approve "$$NAME" "$$VERSION" --as "$$WHO" --target "$$TARGET"
 
-test: test-notebooks test-unit test-integration  ## what every change must pass, on a plain machine in a few minutes
+test: test-notebooks test-unit test-integration  ## run the tests required for every change, on a plain machine
 
-test-all: test test-slow test-spark  ## every test in full size (stores: make install-stores and their servers; Java 17)
+test-all: test test-slow test-spark  ## run all tests in full size (needs make install-stores, servers, Java 17)
 
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 --dist loadfile
 
@@ -62,10 +62,10 @@ test-integration: $(READY)
 
 REDUCED = $(filter reduced,$(MLOPS_TEST_SIZE))
 
-test-slow: $(READY)  ## what is rare or long: all kills, all online stores, a year of production (MLOPS_TEST_SIZE=reduced: less of it)
+test-slow: $(READY)  ## run rare and long tests: kills, online stores, a year (MLOPS_TEST_SIZE=reduced: fewer)
 	$(call suite,slow,$(if $(REDUCED),780,1500),$(PYTEST) --no-loadscope-reorder -m "slow$(if $(REDUCED), and not full)" tests)
 
-# The engines bring a `pyspark` of their own, so each has an environment of its own.
+# Each engine installs its own `pyspark`, so each has a separate environment.
 .venv-spark/.ready: tests/engines/requirements.lock $(READY)
 	@echo "environment: .venv-spark with Apache Spark (about 1.5 GB)"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-spark
@@ -78,44 +78,44 @@ test-slow: $(READY)  ## what is rare or long: all kills, all online stores, a ye
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --requirements tests/engines/connect.lock
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
 
-test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## the same tables from Sail and from Apache Spark with Delta (needs Java 17)
+test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## compare Sail with Apache Spark and Delta (Java 17)
 	$(call suite,engines,330,$(PYTEST) -m "not slow" tests/engines)
 
 $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@
 
-bench: $(VENV)/.bench  ## how long things take, beside a peer, in one run
+bench: $(VENV)/.bench  ## measure timings as ratios to a peer
 	@$(BIN)/python benchmarks/run.py
 
 NOTEBOOKS = $$(find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*')
-# nbdev leaves the modules of notebooks that were moved or deleted, so the generated ones go first.
+# nbdev keeps the modules of moved or deleted notebooks, so all generated modules are deleted first.
 EXPORT = find mlops_nb -name '*.py' -not -path mlops_nb/__init__.py -delete && $(BIN)/nbdev_export
 
-check: $(READY)  ## notebooks clean, export current, code tidy, bundle valid
+check: $(READY)  ## check that notebooks are clean, the export current, the code tidy, the bundle valid
 	@$(BIN)/nbdev_clean --fname nbs; $(EXPORT)
 	@git diff --exit-code --stat -- nbs mlops_nb pyproject.toml settings.ini || { \
 	  echo "notebooks were not clean, or mlops_nb not exported: run make tidy and commit what it changed"; exit 1; }
 	@$(BIN)/ruff check --quiet . && $(BIN)/mlops validate && $(BIN)/mlops validate -t prod
 
-tidy: $(READY)  ## notebooks without outputs, mlops_nb exported from them, imports sorted: before a commit
+tidy: $(READY)  ## before a commit: clear outputs, sort imports, export mlops_nb
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace $(NOTEBOOKS)
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/nbdev_clean --fname nbs && $(EXPORT)
 
-ui: $(READY)  ## MLflow's pages for what was trained here
+ui: $(READY)  ## open MLflow on the local state
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///.mlops/mlflow.db
 
-lab: $(READY)  ## JupyterLab on the notebooks
+lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs
 
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
 PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")
 
-lock: $(READY)  ## requirements.lock anew, and those of the benchmarks and the store tests, from pyproject.toml
+lock: $(READY)  ## compile requirements.lock and the locks of benchmarks and store tests
 	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
 	@$(BIN)/python -c '$(PEERS)' | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
 	@$(COMPILE) pyproject.toml tests/stores.in --extra aws --extra azure --extra postgres --extra redis \
-	  --constraint requirements.lock --output-file tests/stores.part  # what is locked already is left out
+	  --constraint requirements.lock --output-file tests/stores.part  # without what requirements.lock has
 	@grep -vxFf requirements.lock tests/stores.part >tests/stores.lock; rm tests/stores.part
 
-clean:  ## delete the environment and all local state
+clean:  ## delete the environments and the local state
 	rm -rf $(VENV) .venv-spark .venv-connect .mlops .pytest_cache .ruff_cache

@@ -41,10 +41,12 @@ class Project:
     def notebook(self, name: str, *cells: str, parameters: str = "") -> dict:
         "Write a notebook; returns the notebook_task that runs it."
         sources = [(parameters, ["parameters"])] if parameters else []
-        code = [{"cell_type": "code", "id": f"cell{i}", "metadata": {"tags": tags} if tags else {}, "execution_count": None, "outputs": [],
-                 "source": source} for i, (source, tags) in enumerate([*sources, *((cell, []) for cell in cells)])]
+        sources += [(cell, []) for cell in cells]
+        code = [{"cell_type": "code", "id": f"cell{i}", "metadata": {"tags": tags} if tags else {},
+                 "execution_count": None, "outputs": [], "source": source} for i, (source, tags) in enumerate(sources)]
         # nbformat would do the same, and takes seconds to import
-        self.path(f"nbs/{name}.ipynb").write_text(json.dumps({"cells": code, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+        content = {"cells": code, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        self.path(f"nbs/{name}.ipynb").write_text(json.dumps(content))
         return {"notebook_path": f"../nbs/{name}.ipynb"}
 
     def job(self, key: str, tasks: list, **settings) -> None:
@@ -72,7 +74,8 @@ def empty_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, empty_store):
-    for name in ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_TASK", "MLFLOW_TRACKING_URI"): monkeypatch.delenv(name, raising=False)
+    for name in ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_TASK", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
     small = Project(tmp_path)
     shutil.copy(empty_store, small.path(".mlops/mlflow.db"))
     return small

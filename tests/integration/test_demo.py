@@ -1,4 +1,4 @@
-"""The year of production that `make demo` shows, run once on all flights and looked at afterwards; then a worse version, and a rollback."""
+"""The year of production of `make demo`, run once on all flights; then a worse version, and a rollback."""
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
-    "The state that the demo leaves, and what it printed."
+    "The state after the demo, and its output."
     state = tmp_path_factory.mktemp("demo") / "state"
     return state, mlops(state, "run", "demo")
 
@@ -24,7 +24,7 @@ def rows(state: Path, name: str):
 
 @pytest.fixture(scope="module")
 def model(demo):
-    "The registry's client, the versions by number, and the aliases, as the demo has left them."
+    "The registry's client, the versions by number, and the aliases after the demo."
     return client_of(demo[0]), *registered(demo[0])
 
 
@@ -53,45 +53,59 @@ def test_the_better_challenger_was_promoted_and_the_move_is_recorded(demo, model
     log = sorted(rows(demo[0], "deployment_log").to_pylist(), key=lambda m: m["move"])
     champions = [m for m in log if m["alias"] == "champion"]
     assert [m["to_version"] for m in champions] == [1, 2] and {m["state"] for m in log} == {"done"}
-    judged = client.get_run(versions[2].run_id).data.metrics  # on the same four weeks of June
-    assert f"log_loss {judged['log_loss']:.4f} against" in champions[1]["reason"] and "better" in champions[1]["reason"]
-    assert f"Promoted: {champions[1]['reason']}" in versions[2].description and "| metric | v2 | v1 |" in versions[2].description
+    metrics = client.get_run(versions[2].run_id).data.metrics  # on the same four weeks of June
+    reason = champions[1]["reason"]
+    assert f"log_loss {metrics['log_loss']:.4f} against" in reason and "better" in reason
+    page = versions[2].description
+    assert f"Promoted: {reason}" in page and "| metric | v2 | v1 |" in page
 
 
-def test_summer_and_december_stand_out_against_september(demo):
-    said = sqlite3.connect(demo[0] / "runs.db").execute("select exit_value from tasks where task_key = 'monitor' and exit_value != ''")
-    text, = said.fetchone()
+def test_summer_and_december_exceed_the_limits_but_not_september(demo):
+    query = "select exit_value from tasks where task_key = 'monitor' and exit_value != ''"
+    text, = sqlite3.connect(demo[0] / "runs.db").execute(query).fetchone()
     flagged = {month for month in ("2013-06", "2013-07", "2013-12", "2013-09") if month in text}
     assert {"2013-06", "2013-07", "2013-12"} <= flagged and "2013-09" not in flagged, text
 
 
-def test_what_is_printed_tells_a_person_what_happened(demo):
+def test_the_output_summarises_the_year(demo):
     _, printed = demo
-    for said in ("255,987 flights", "log loss", "mlops runs show 1", "mlflow ui"): assert said in printed, printed
+    for words in ("255,987 flights", "log loss", "mlops runs show 1", "mlflow ui"): assert words in printed, printed
+
+
+def test_its_results_open_as_one_page(demo):
+    page = Path(mlops(demo[0], "runs", "open", "1").strip())
+    text = page.read_text()
+    assert page == demo[0] / "runs/1/page.html"
+    assert text.index("data:image/png") < text.index("Definitions and examples")
+    assert "Run 1: demo, target dev" in text and "255,987 flights" in text
 
 
 @pytest.mark.full
-def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(demo, tmp_path):
-    "As of May, after a Champion as of July: it passes every check on its own weeks, and is worse in June, which neither has learnt from."
+def test_a_plausible_version_of_an_older_smaller_window_is_refused_with_its_reasons(demo, tmp_path):
+    "As of May, after a Champion as of July: it passes all checks on its own weeks, and is worse in June, new to both."
     state = copy_state(demo[0], tmp_path / "state")
     printed = mlops(state, "run", "train", "--param", "as_of=2013-05-01")
     client, (versions, aliases) = client_of(state), registered(state)
-    assert aliases == {"champion": 2, "challenger": 3, "previous_champion": 1} and "v3 is not better, v2 stays Champion" in printed
-    learnt = [int(client.get_run(versions[n].run_id).data.params["training_rows"]) for n in (2, 3)]
-    assert learnt[1] < learnt[0] and versions[3].tags["as_of"] == "2013-05-01" and versions[3].tags["model_validation_status"] == "PASSED"
-    judged, decision = client.get_run(versions[2].run_id).data.metrics, versions[3].tags["deployment_decision"]
-    assert decision.startswith("keep: log_loss 0.") and "% worse (change +" in decision and decision.endswith("0.5% better is asked")
-    assert f"against {judged['log_loss']:.4f} of v2 on {judged['example_count']:,.0f} rows" in decision
+    assert aliases == {"champion": 2, "challenger": 3, "previous_champion": 1}
+    assert "v3 is not better, v2 stays Champion" in printed
+    training_rows = [int(client.get_run(versions[n].run_id).data.params["training_rows"]) for n in (2, 3)]
+    tags = versions[3].tags
+    assert training_rows[1] < training_rows[0]
+    assert tags["as_of"] == "2013-05-01" and tags["model_validation_status"] == "PASSED"
+    metrics, decision = client.get_run(versions[2].run_id).data.metrics, tags["deployment_decision"]
+    assert decision.startswith("keep: log_loss 0.") and "% worse (change +" in decision
+    assert f"against {metrics['log_loss']:.4f} of v2 on {metrics['example_count']:,.0f} rows" in decision
     page = versions[3].description
     assert "## Validation" in page and f"## Deployment\n\nRefused: {decision.removeprefix('keep: ')}" in page
-    assert "| metric | v3 | v2 |" in page and f" | {judged['log_loss']:.4f} |" in page
+    assert "| metric | v3 | v2 |" in page and f" | {metrics['log_loss']:.4f} |" in page
 
 
-def test_back_to_the_champion_of_april_in_one_command_and_the_history_tells_why(demo, tmp_path):
-    state = copy_state(demo[0], tmp_path / "state")
-    said = mlops(state, "rollback", "late_arrival", "--reason", "warns of every flight from Newark")
-    assert "dev.flights.late_arrival v1 is Champion again, v2 is out of production: warns of every flight from Newark" in said
+def test_a_rollback_restores_the_champion_of_april_and_the_history_has_the_reason(demo, tmp_path):
+    state, reason = copy_state(demo[0], tmp_path / "state"), "warns of every flight from Newark"
+    printed = mlops(state, "rollback", "late_arrival", "--reason", reason)
+    assert f"dev.flights.late_arrival v1 is Champion again, v2 is out of production: {reason}" in printed
     versions, aliases = registered(state)
-    assert (aliases["champion"], aliases["previous_champion"]) == (1, 2) and versions[2].tags["rolled_back"] == "warns of every flight from Newark"
+    assert (aliases["champion"], aliases["previous_champion"]) == (1, 2) and versions[2].tags["rolled_back"] == reason
     last = mlops(state, "models", "history", "late_arrival").splitlines()[-1]
-    assert "champion" in last and "rollback: warns of every flight from Newark" in last and last.split().index("v2") < last.split().index("v1")
+    assert "champion" in last and f"rollback: {reason}" in last
+    assert last.split().index("v2") < last.split().index("v1")

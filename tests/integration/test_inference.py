@@ -1,4 +1,4 @@
-"""A few days of March scored and watched, by the Champion that the train job has made, on the tables that the features job has written."""
+"""A few days of March, scored and monitored with the Champion and the feature tables of the jobs train and features."""
 import json
 import shutil
 from dataclasses import replace
@@ -55,8 +55,8 @@ def new_champion(spark, env, tags):
     columns = [mlflow.types.ColSpec("double", "origin_departure_late_3h", required=False)]
     with mlflow.start_run(experiment_id=registry.experiment_id(env, "late_arrival")):
         info = feature_client(spark, env).log_model(
-            model=str(code), artifact_path="guess", flavor=mlflow.pyfunc, training_set=inputs, pip_requirements=["mlflow"],
-            signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
+            model=str(code), artifact_path="guess", flavor=mlflow.pyfunc, training_set=inputs,
+            pip_requirements=["mlflow"], signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
     version = mlflow.register_model(info.model_uri, name, tags=tags)
     client.set_registered_model_alias(name, "champion", version.version)
     return version
@@ -78,7 +78,8 @@ def copied(home, tmp_path):
     "The same in a lakehouse of one's own, to be changed."
     spark, env, version = home
     own = replace(env, lakehouse=str(tmp_path / "lakehouse"))
-    shutil.copytree(env.lakehouse, own.lakehouse, ignore=shutil.ignore_patterns("*baseline*", "*metrics*"))  # of other tests
+    of_other_tests = shutil.ignore_patterns("*baseline*", "*metrics*")
+    shutil.copytree(env.lakehouse, own.lakehouse, ignore=of_other_tests)
     return get_spark(own), own, version
 
 
@@ -87,7 +88,7 @@ def rows_of(spark, env, *without, name=PREDICTIONS) -> pd.DataFrame:
     return frame.sort_values(FLIGHT_KEY, ignore_index=True)
 
 
-def test_every_flight_is_scored_once_and_says_where_it_comes_from(home):
+def test_every_flight_is_scored_once_and_records_its_provenance(home):
     spark, env, version = home
     rows = rows_of(spark, env)
     assert not rows.duplicated(FLIGHT_KEY).any() and (rows.as_of == rows.flight_day).all()
@@ -101,7 +102,7 @@ def test_every_flight_is_scored_once_and_says_where_it_comes_from(home):
     assert set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
 
 
-def test_the_same_days_again_change_nothing(home):
+def test_scoring_the_same_days_again_changes_nothing(home):
     spark, env, version = home
     before = tables.version(spark, env, PREDICTIONS)
     assert write_predictions(spark, env, version, FIRST, 3) == 0 and tables.version(spark, env, PREDICTIONS) == before
@@ -138,11 +139,11 @@ def test_features_that_end_too_early_are_an_error(home):
 
 def test_days_without_flights_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="no flights of 2014-02-13"):
+    with pytest.raises(MlopsError, match="no flights in the 1 day.* from 2014-02-13 on"):
         write_predictions(spark, env, version, date(2014, 2, 13), 1)
 
 
-def test_a_model_without_champion_says_how_to_get_one(home):
+def test_the_error_without_a_champion_names_the_train_job(home):
     _, env, _ = home
     with pytest.raises(MlopsError, match="(?s)no alias 'previous_champion'.*mlops run train"):
         version_by_alias(env, env.model("late_arrival"), "previous_champion")
@@ -153,8 +154,8 @@ def test_a_model_without_champion_says_how_to_get_one(home):
 def test_scoring_on_many_partitions_is_the_same(home):
     spark, env, version = home
     flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning")
-    scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}").select(*FLIGHT_KEY, "prediction")
-    scored = scored.toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
+    scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}")
+    scored = scored.select(*FLIGHT_KEY, "prediction").toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
     expected = rows_of(spark, env).query("day == 15")[[*FLIGHT_KEY, "prediction"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(scored, expected)
 
@@ -182,7 +183,7 @@ def test_a_baseline_is_the_held_out_flights_and_is_scored_once(home):
     assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
 
 
-def test_a_month_without_predictions_says_so(home):
+def test_a_month_without_predictions_is_an_error(home):
     spark, env, _ = home
     with pytest.raises(MlopsError, match="no predictions of days before 2013-03-15"): watched(spark, env, FIRST)
 
@@ -225,5 +226,6 @@ def test_nothing_learnt_later_changes_what_a_monitor_measures(copied, frames, tm
     before = monitor_predictions(get_spark(then), then, day, "1 day", monitor)
     later = monitor_predictions(spark, env, day, "1 day", monitor)
     for part in ("profile", "drift"):
-        one, other = (getattr(m, part).drop(columns=["quantiles", "centre"], errors="ignore") for m in (before, later))
-        pd.testing.assert_frame_equal(one, other)
+        frames = [getattr(measured, part).drop(columns=["quantiles", "centre"], errors="ignore")
+                  for measured in (before, later)]
+        pd.testing.assert_frame_equal(*frames)
