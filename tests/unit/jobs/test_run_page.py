@@ -11,7 +11,7 @@ from mlops_nb.jobs.run_store import RunStore, insert
 
 
 class Folded(HTMLParser):
-    "Collects the text of a page, apart from what is inside a closed <details>."
+    "Collect the text of a page: visible at once, or inside a closed <details>."
 
     def __init__(self):
         super().__init__()
@@ -46,36 +46,45 @@ def notebook(title: str, result: str, **options):
 def store(tmp_path):
     "A store with run 1 (train, then a failed deploy in a called run 2), and their notebooks."
     store = RunStore(tmp_path / "runs.db")
-    common = {"target": "dev", "variables": "{}", "trigger_type": "ONE_TIME", "trigger_time": 0, "start_time": 1000,
-              "life_cycle_state": "TERMINATED", "end_time": 9000}
-    tasks = {"life_cycle_state": "TERMINATED", "start_time": 1000, "end_time": 3500, "attempt_number": 0}
     with store.connect() as connection:
-        insert(connection, "runs", common | {"job": "train", "parameters": '{"as_of": "2013-04-01"}', "result_state": "FAILED"})
-        insert(connection, "runs", common | {"job": "deploy", "parameters": "{}", "result_state": "FAILED", "parent_run_id": 1})
-        insert(connection, "tasks", tasks | {"run_id": 1, "task_key": "train", "result_state": "FAILED"})
-        insert(connection, "tasks", tasks | {"run_id": 1, "task_key": "train", "attempt_number": 1,
-                                             "result_state": "SUCCESS", "exit_value": "loss <0.46>"})
-        insert(connection, "tasks", tasks | {"run_id": 1, "task_key": "deploy", "result_state": "FAILED",
-                                             "child_run_id": 2, "start_time": 4000})
-        insert(connection, "tasks", tasks | {"run_id": 2, "task_key": "validate", "result_state": "FAILED",
-                                             "state_message": "no such table"})
-    for path, content in (("1/train/0", notebook("train", "an old attempt")), ("1/train/1", notebook("train", "log loss 0.46")),
-                          ("2/validate/0", failed_notebook())):
+        insert(connection, "runs", run_row("train", "FAILED", parameters='{"as_of": "2013-04-01"}'))
+        insert(connection, "runs", run_row("deploy", "FAILED", parent_run_id=1))
+        insert(connection, "tasks", task_row(1, "train", "FAILED"))
+        insert(connection, "tasks", task_row(1, "train", "SUCCESS", attempt_number=1, exit_value="loss <0.46>"))
+        insert(connection, "tasks", task_row(1, "deploy", "FAILED", child_run_id=2, start_time=4000))
+        insert(connection, "tasks", task_row(2, "validate", "FAILED", state_message="no such table"))
+    notebooks = {"1/train/0": notebook("train", "an old attempt"), "1/train/1": notebook("train", "log loss 0.46"),
+                 "2/validate/0": failed_notebook()}
+    for path, content in notebooks.items():
         (tmp_path / path).mkdir(parents=True)
         nbformat.write(content, tmp_path / path / "notebook.ipynb")
     return store
 
 
+def run_row(job: str, result: str, **values) -> dict:
+    return {"job": job, "target": "dev", "parameters": "{}", "variables": "{}", "trigger_type": "ONE_TIME",
+            "trigger_time": 0, "start_time": 1000, "end_time": 9000, "life_cycle_state": "TERMINATED",
+            "result_state": result} | values
+
+
+def task_row(run_id: int, task_key: str, result: str, **values) -> dict:
+    return {"run_id": run_id, "task_key": task_key, "attempt_number": 0, "start_time": 1000, "end_time": 3500,
+            "life_cycle_state": "TERMINATED", "result_state": result} | values
+
+
 def failed_notebook():
     failed = notebook("validate", "never reached")
-    failed.cells[1].outputs = [new_output("error", ename="MlopsError", evalue="no such table", traceback=["no such table t"])]
+    error = new_output("error", ename="MlopsError", evalue="no such table", traceback=["no such table t"])
+    failed.cells[1].outputs = [error]
     failed.cells[-1].outputs = []
     return failed
 
 
 def test_results_come_first_and_code_is_folded(store, tmp_path):
     visible, hidden = texts(run_page.run_page(store, tmp_path, 1))
-    assert visible.index("Run 1: train, target dev") < visible.index("log loss 0.46") < visible.index("Definitions and examples")
+    parts = ("Run 1: train, target dev", "log loss 0.46", "Definitions and examples")
+    places = [visible.index(part) for part in parts]
+    assert places == sorted(places)
     assert "as_of=2013-04-01" in visible and "loss <0.46>" in visible and "Purpose of train." in visible
     assert "an old attempt" not in visible + hidden, "only the latest attempt is shown"
     assert "secret of train" in hidden and "secret of train" not in visible
@@ -113,3 +122,20 @@ def test_no_browser_without_a_display(monkeypatch, tmp_path):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     assert run_page.open_in_browser(tmp_path / "page.html") is False
+
+
+def test_the_command_prints_the_path(project, monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from mlops_nb import cli
+    monkeypatch.chdir(project.root)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"): monkeypatch.delenv(name, raising=False)
+    store = project.home().store
+    with store.connect() as connection:
+        insert(connection, "runs", run_row("a", "SUCCESS"))
+        insert(connection, "tasks", task_row(1, "t", "SUCCESS"))
+    folder = project.path(".mlops/runs/1/t/0/notebook.ipynb")
+    nbformat.write(notebook("train", "log loss 0.46"), folder)
+    result = CliRunner().invoke(cli.app, ["runs", "open", "1"], catch_exceptions=False)
+    page = project.root / ".mlops/runs/1/page.html"
+    assert result.output.strip() == str(page) and "log loss 0.46" in page.read_text()
