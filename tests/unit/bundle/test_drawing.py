@@ -5,7 +5,17 @@ import json
 import pytest
 from rich.console import Console
 
-from mlops_nb.bundle.drawing import COMPUTED, draw, gets, gives, layers, never_set, picture, uses, values_set
+from mlops_nb.bundle.drawing import (
+    COMPUTED,
+    draw,
+    draw_graph,
+    layers,
+    task_inputs,
+    task_outputs,
+    unset_values,
+    value_references,
+    values_set,
+)
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.errors import MlopsError
 
@@ -64,17 +74,17 @@ def printed(renderable, width: int = 200) -> str:
 
 
 def test_what_tasks_get_and_give():
-    assert gets(JOB, DECLARED.get) == GETS
-    assert gives(JOB, lambda path: [path]) == {"first": ["[first].ipynb"], "loop": [], "last": ["last.ipynb"]}
-    assert gets({"tasks": []}, DECLARED.get) == gives({"tasks": []}, list) == {}
-    assert uses(JOB) == [("last", "first", "b"), ("loop", "first", "list")]
+    assert task_inputs(JOB, DECLARED.get) == GETS
+    assert task_outputs(JOB, lambda path: [path]) == {"first": ["[first].ipynb"], "loop": [], "last": ["last.ipynb"]}
+    assert task_inputs({"tasks": []}, DECLARED.get) == task_outputs({"tasks": []}, list) == {}
+    assert value_references(JOB) == [("last", "first", "b"), ("loop", "first", "list")]
 
 
 def test_what_is_used_and_never_set():
-    assert never_set(JOB, {"first": ["b", "list"]}) == []
-    assert never_set(JOB, {"first": ["b"]}) == [("loop", "first", "list")]
-    assert never_set(JOB, {"first": [COMPUTED]}) == []
-    assert never_set(JOB, {}) == [("last", "first", "b"), ("loop", "first", "list")]
+    assert unset_values(JOB, {"first": ["b", "list"]}) == []
+    assert unset_values(JOB, {"first": ["b"]}) == [("loop", "first", "list")]
+    assert unset_values(JOB, {"first": [COMPUTED]}) == []
+    assert unset_values(JOB, {}) == [("last", "first", "b"), ("loop", "first", "list")]
 
 
 def test_rows_follow_the_dependencies():
@@ -86,17 +96,17 @@ def test_rows_follow_the_dependencies():
 
 
 def test_the_picture_shows_it_all_and_takes_no_name_for_markup():
-    text = printed(picture(JOB, GETS, {"first": ["b", "more"], "loop": [], "last": []}))
+    text = printed(draw_graph(JOB, GETS, {"first": ["b", "more"], "loop": [], "last": []}))
     for words in ("[first].ipynb", "as_of = latest", "b -> last", "more", "of = {{tasks.first.values.b}}",
                   "for each of {{tasks.first.values.list}}: one.ipynb", "loop, run_if ALL_DONE",
                   "list, which the notebook of first does not set"):
         assert words in text, words
     assert text.index("─ first ─") < text.index("─ loop ─") < text.index("─ last ─") and text.count("▼") == 2
-    assert printed(picture({"tasks": []}, {}, {})).strip() == ""
+    assert printed(draw_graph({"tasks": []}, {}, {})).strip() == ""
 
 
 def test_the_picture_fits_a_narrow_terminal():
-    assert max(map(len, printed(picture(JOB, GETS, gives(JOB, lambda path: [])), width=50).splitlines())) <= 50
+    assert max(map(len, printed(draw_graph(JOB, GETS, task_outputs(JOB, lambda path: [])), width=50).splitlines())) <= 50
 
 
 def test_a_job_of_a_bundle(project):

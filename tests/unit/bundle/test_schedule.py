@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb.bundle.schedule import next_fire_time, translate, values, zone
+from mlops_nb.bundle.schedule import item_values, next_fire_time, time_zone, translate
 from mlops_nb.errors import MlopsError
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -107,7 +107,7 @@ def test_a_range_is_walked_round_the_week(first, last, step):
         if day == last:
             break
         day = day % 7 + 1
-    assert values(f"{first}-{last}/{step}", "day-of-week") == walked[::step]
+    assert item_values(f"{first}-{last}/{step}", "day-of-week") == walked[::step]
 
 
 @given(st.text(st.sampled_from("0159*?/-,LW# JANMO"), max_size=20))
@@ -119,7 +119,7 @@ def test_any_text_is_translated_or_refused(text):
 
 
 def test_daylight_saving_moves_the_time_in_utc():
-    new_york = zone("America/New_York")
+    new_york = time_zone("America/New_York")
     before, after = (next_fire_time("0 30 5 * * ?", datetime(2026, 3, day, 12, tzinfo=new_york)) for day in (6, 8))
     assert (before.astimezone(UTC).hour, after.astimezone(UTC).hour) == (10, 9)
 
@@ -127,4 +127,4 @@ def test_daylight_saving_moves_the_time_in_utc():
 @pytest.mark.parametrize("name", ["America/NewYork", "", "../etc/passwd", "Nowhere"])
 def test_unknown_time_zones(name):
     with pytest.raises(MlopsError, match="no time zone"):
-        zone(name)
+        time_zone(name)

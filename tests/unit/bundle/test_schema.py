@@ -8,7 +8,7 @@ import pytest
 from databricks.sdk.service import compute, jobs
 
 from mlops_nb.bundle.load import load_bundle
-from mlops_nb.bundle.schema import misfits, nearest, shape
+from mlops_nb.bundle.schema import nearest, schema_findings, shape
 from mlops_nb.errors import MlopsError
 
 MODULES = {"jobs": jobs, "compute": compute}
@@ -50,7 +50,7 @@ def test_what_is_read_is_what_an_import_says():
 def test_our_own_jobs_come_back_from_the_sdk_as_they_went_in():
     for target in ("dev", "prod"):
         for job in load_bundle(target=target).jobs.values():
-            assert not list(misfits(job, "JobSettings"))
+            assert not list(schema_findings(job, "JobSettings"))
             filled = {
                 name: value for name, value in job.items() if not name.endswith("_notifications")
             }  # as_dict drops []
@@ -142,7 +142,7 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
     ],
 )
 def test_misfits_are_named_with_the_nearest(job, found):
-    said = list(misfits(job, "JobSettings"))
+    said = list(schema_findings(job, "JobSettings"))
     assert [(key, message) for key, message, _ in said] == [(key, message) for key, message, _ in found]
     for (_, _, hint), (_, _, expected) in zip(said, found, strict=True):
         assert hint.startswith(expected)
