@@ -59,6 +59,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # %% ../../nbs/bundle/05_schema.ipynb #83217a1b
 _SCALARS = {"str": ("a string", (str, int, float)),  # Databricks converts a number to a string
             "int": ("a whole number", (int,)), "bool": ("true or false", (bool,)), "float": ("a number", (int, float))}
+_UNQUOTED = {"int": r"[-+]?\d+", "float": r"[-+]?[\d.]+", "bool": "true|false"}  # strings that are valid without quotes
 
 def _wrong_type(value: Any, expected: str, key: str, hint: str = "") -> Finding:
     return key, f"expected {expected}, got {value!r}", hint
@@ -67,7 +68,7 @@ def _scalar_findings(value: Any, kind: str, key: str) -> Iterator[Finding]:
     expected, types = _SCALARS[kind]
     is_number_from_bool = isinstance(value, bool) and kind in ("int", "float")
     if isinstance(value, types) and not is_number_from_bool: return
-    is_quoted = isinstance(value, str) and kind != "str"
+    is_quoted = isinstance(value, str) and re.fullmatch(_UNQUOTED.get(kind, "(?!)"), value)
     yield _wrong_type(value, expected, key, "remove the quotes" if is_quoted else "")
 
 def _class_findings(value: Any, name: str, module: str, key: str) -> Iterator[Finding]:

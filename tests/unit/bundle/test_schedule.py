@@ -1,4 +1,4 @@
-"""Quartz schedules: against what Quartz 2.3.2 itself answered, asked once for each of these expressions."""
+"""Quartz schedules, compared with the fire times that Quartz 2.3.2 computed for these expressions."""
 
 from datetime import UTC, datetime
 
@@ -58,7 +58,7 @@ REFUSED = [
     "0 0 6 ? 1-FEB 2",
     "0 0 6 ? * XYZL",
 ]
-# Quartz takes these, and not for what they seem to say
+# Quartz accepts these, but reads them differently from what they seem to mean
 REFUSED_THOUGH_QUARTZ_DOES_NOT = [
     "0 0 6 ? * MON/2",
     "0 0 6 1,,2 * ?",
@@ -72,17 +72,17 @@ REFUSED_THOUGH_QUARTZ_DOES_NOT = [
 
 @pytest.mark.parametrize("expression", FIRES)
 def test_a_schedule_fires_when_quartz_says(expression):
-    time, found = NOON, []
+    time, fire_times = NOON, []
     for _ in range(2):
         time = next_fire_time(expression, time)
         if time is None:
             break
-        found.append(f"{time:%Y-%m-%d %H:%M:%S}")
-    assert found == FIRES[expression]
+        fire_times.append(f"{time:%Y-%m-%d %H:%M:%S}")
+    assert fire_times == FIRES[expression]
 
 
 @pytest.mark.parametrize("expression", REFUSED + REFUSED_THOUGH_QUARTZ_DOES_NOT)
-def test_what_is_no_schedule_is_refused(expression):
+def test_an_invalid_schedule_is_refused(expression):
     with pytest.raises(MlopsError, match=r".+\n.+") as error:
         next_fire_time(expression, NOON)
     assert repr(expression) in str(error.value)
