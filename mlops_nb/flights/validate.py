@@ -42,7 +42,8 @@ def recorded_of(tags: Mapping[str, str], parameters: Mapping[str, str],  # of th
 
 def periods_of(tags: Mapping[str, str], recorded: Mapping[str, str]) -> Periods | None:
     "The periods of a version; None if its tags differ from the recorded values."
-    if any(tags.get(name) is None or tags[name] != recorded.get(name) for name in (*DATES, "read_versions")): return None
+    names = (*DATES, "read_versions")
+    if any(tags.get(name) is None or tags[name] != recorded.get(name) for name in names): return None
     as_of, trained_through = (date.fromisoformat(tags[name]) for name in ("as_of", "trained_through"))
     return Periods(as_of, (as_of - trained_through).days - 1)
 

@@ -95,7 +95,7 @@ def test_a_slip_is_answered_with_what_exists(project, mlops, words, answer):
 def test_a_parameter_of_the_wrong_type_is_refused_before_anything_runs(project, mlops):
     project.job("job", [notebook_task("one", project.notebook("one", "1", parameters="days: int = 1"))],
                 parameters=[{"name": "days", "default": "1"}])
-    assert "parameter 'days' takes int, not 'many'" in mlops("run", "job", "--param", "days=many", code=2)
+    assert "parameter 'days' must be int, got 'many'" in mlops("run", "job", "--param", "days=many", code=2)
     assert "no runs yet" in mlops("runs")
 
 

@@ -1,4 +1,4 @@
-"""What several unit tests share: a target with a registry of its own."""
+"""Fixtures of the unit tests: a target with a registry of its own."""
 import shutil
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from mlops_nb.env import load_env
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory, empty_store):
-    "The target dev of this project; each file of tests has a registry of its own, empty at first."
+    "The target dev of this project; each test file has its own registry, which is empty at first."
     folder = tmp_path_factory.mktemp("registry")
     shutil.copy(empty_store, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"

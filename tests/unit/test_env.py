@@ -1,4 +1,4 @@
-"""What a target means: names by Unity Catalog's rules, lists of catalogs, engine and places by the environment."""
+"""The settings of a target: Unity Catalog names, lists of catalogs, engine and locations by environment variables."""
 import os
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ VARIABLES = ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_ENGINE", "MLFLOW_TRACKING_
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    "A project of two targets, and none of the variables that move things about."
+    "A project of two targets, without environment variables that change its settings."
     for name in VARIABLES: monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "RUNTIME_FILE", tmp_path / "DBR_VERSION")
     write(tmp_path)
@@ -41,7 +41,7 @@ def write(root, **variables):
 # ---- names
 
 @given(st.text())
-def test_a_name_passes_exactly_when_unity_catalog_takes_it(name):
+def test_a_name_passes_exactly_if_it_is_valid_in_unity_catalog(name):
     allowed = 1 <= len(name) <= 255 and not any(c in "./ \x7f" or ord(c) < 32 for c in name)
     if allowed: assert check_name(name) == name.lower()
     else:
@@ -56,8 +56,8 @@ def test_the_length_of_a_name_has_its_limit_at_255(length, passes):
 
 
 @pytest.mark.parametrize("name", [None, 7, b"plane", ["plane"]])
-def test_a_name_that_is_no_text_is_refused(name):
-    with pytest.raises(MlopsError, match="must be a text"): check_name(name)
+def test_a_name_that_is_not_a_string_is_refused(name):
+    with pytest.raises(MlopsError, match="must be a non-empty string"): check_name(name)
 
 
 @given(st.lists(st.from_regex(r"[A-Z_]{1,5}", fullmatch=True), min_size=1, max_size=5))
@@ -83,7 +83,7 @@ def test_the_default_target_has_its_own_names_and_places(root):
     assert (env.root, env.state, env.lakehouse) == (root, root / ".mlops", str(root / ".mlops/lakehouse"))
     assert env.tracking_uri == env.registry_uri == f"sqlite:///{root}/.mlops/mlflow.db"
     assert (env.home, env.engine) == ("local", "sail")
-    assert not (root / ".mlops").exists(), "to ask what a target means writes nothing"
+    assert not (root / ".mlops").exists(), "load_env writes nothing"
 
 
 def test_tables_models_and_experiments_are_named_by_target(root):
@@ -104,8 +104,8 @@ def test_what_may_be_read_and_written_follows_the_lists(root):
     write(root, read=["prod"], write=["dev", "scratch"])
     env = load_env(root=root)
     catalogs = ("dev", "prod", "scratch", "other")
-    may = {c: (env.can_read(f"{c}.flights.t"), env.can_write(f"{c}.flights.t")) for c in catalogs}
-    assert may == {"dev": (True, True), "prod": (True, False), "scratch": (True, True), "other": (False, False)}
+    access = {c: (env.can_read(f"{c}.flights.t"), env.can_write(f"{c}.flights.t")) for c in catalogs}
+    assert access == {"dev": (True, True), "prod": (True, False), "scratch": (True, True), "other": (False, False)}
     assert env.check_write("t") == "dev.flights.t" and env.check_read("PROD.flights.T") == "prod.flights.t"
 
 
@@ -121,18 +121,18 @@ def test_a_refusal_names_target_table_and_what_is_allowed(root):
     ({"write": ["prod"]}, "may not write its own catalog 'dev'"),
     ({"write": []}, "may not write its own catalog 'dev'"),
     ({"source_catalog": "prod"}, "may not read its source catalog 'prod'"),
-    ({"catalog": "my catalog"}, "'my catalog' holds ' '"),
-    ({"read": ["dev", "a/b"]}, "'a/b' holds '/'")])
+    ({"catalog": "my catalog"}, "'my catalog' contains ' '"),
+    ({"read": ["dev", "a/b"]}, "'a/b' contains '/'")])
 def test_lists_that_contradict_each_other_are_refused_at_once(root, variables, message):
     write(root, **variables)
     with pytest.raises(MlopsError, match=message): load_env(root=root)
 
 
-def test_an_unknown_target_is_answered_with_what_exists(root):
+def test_the_error_of_an_unknown_target_lists_the_targets(root):
     with pytest.raises(MlopsError, match="'prdo'(.|\n)*prod"): load_env("prdo", root=root)
 
 
-def test_values_given_by_hand_go_first(root):
+def test_variables_passed_to_load_env_override_the_bundle(root):
     assert load_env(root=root, variables={"schema": "other"}).table("plane") == "dev.other.plane"
 
 
@@ -199,6 +199,38 @@ def test_pointing_mlflow_at_one_project_does_not_bind_the_next(root, monkeypatch
     finally:
         mlflow.set_tracking_uri(before[0]); mlflow.set_registry_uri(before[1])
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+REGISTER = """
+import sys, mlflow
+from dataclasses import replace
+from pathlib import Path
+from mlops_nb.env import load_env
+folder = Path(sys.argv[1])
+uri = f"sqlite:///{folder / 'mlflow.db'}"
+replace(load_env("dev"), state=folder, tracking_uri=uri, registry_uri=uri).use_mlflow()
+mlflow.set_experiment("test")
+(folder / "model").mkdir()
+(folder / "model/MLmodel").write_text("flavors: {}\\n")
+mlflow.MlflowClient().create_registered_model("model")
+mlflow.MlflowClient().create_model_version("model", str(folder / "model"))
+mlflow.register_model(str(folder / "model"), "model")
+import logging
+logging.getLogger("mlflow.models").warning("a warning")
+"""
+
+
+@pytest.mark.parametrize("level, shows_messages", [(None, False), ("ERROR", False), ("INFO", True)])
+def test_mlflow_prints_its_messages_only_if_the_user_sets_the_level(tmp_path, level, shows_messages):
+    "MLflow is imported before `use_mlflow`, and creates its store and two versions of a model."
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    if level: variables["MLFLOW_LOGGING_LEVEL"] = level
+    process = subprocess.run([sys.executable, "-c", REGISTER, tmp_path], capture_output=True, text=True, env=variables,
+                             cwd=Path(__file__).parents[2])
+    assert process.returncode == 0, process.stderr
+    assert ("Created version '2'" in process.stderr) == shows_messages
+    lines = process.stderr.splitlines()
+    if not shows_messages: assert len(lines) == (level is None) and all("a warning" in line for line in lines), lines
 
 
 def test_env_imports_nothing_heavy():

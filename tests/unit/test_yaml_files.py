@@ -1,4 +1,4 @@
-"""YAML read into values that know their place, and merged."""
+"""Reading YAML into trees with places, and merging them."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_json_is_yaml(value):
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("text", "value"),
     [
         ("on", "on"),
         ("yes", "yes"),
@@ -47,16 +47,14 @@ def test_json_is_yaml(value):
         ("'1'", "1"),
         ('"true"', "true"),
         ("!!str 1", "1"),
-        ("-", "-"),
+        ("'-'", "-"),
         ("1.2.3", "1.2.3"),
         (".", "."),
     ],
 )
-def test_plain_scalars_are_those_of_yaml_1_2(written, meant):
-    if written == "-":
-        written = "'-'"
-    found = plain(read_yaml(f"a: {written}", "a.yml"))["a"]
-    assert found == meant and type(found) is type(meant)
+def test_plain_scalars_are_those_of_yaml_1_2(text, value):
+    read_value = plain(read_yaml(f"a: {text}", "a.yml"))["a"]
+    assert read_value == value and type(read_value) is type(value)
 
 
 def test_anchors_and_merge_keys():
@@ -70,17 +68,17 @@ def test_anchors_and_merge_keys():
     [
         ("a: 1\nb: [1, 2\nc: 3", "a.yml:3"),
         ("a: 1\n  b: 2", "a.yml:2: mapping values are not allowed"),
-        ("a: 1\nb:\n  c: 1\n  c: 2", "a.yml:4: the key 'c' stands twice in this map\n  the first is at line 3"),
-        ("- a", "a.yml:1: a map is needed"),
+        ("a: 1\nb:\n  c: 1\n  c: 2", "a.yml:4: duplicate key 'c'\n  first defined in line 3"),
+        ("- a", "a.yml:1: expected a map, got a list"),
         ("a: *nobody", "a.yml:1: found undefined alias"),
         ("a: 1\n---\nb: 2", "a.yml:2: expected a single document"),
         ("a: !date 1", "a.yml:1: cannot read '1' as !date"),
-        ("a: &x [*x]", "a.yml:1: an alias"),
-        ("? [a]\n: 1", "a.yml:1: a key must be text"),
+        ("a: &x [*x]", "a.yml:1: alias (*) to a value that contains the alias"),
+        ("? [a]\n: 1", "a.yml:1: a key must be a string"),
         ("a: \x01", "a.yml: "),
     ],
 )
-def test_what_is_no_yaml_is_an_error_with_its_line(source, message):
+def test_invalid_yaml_is_an_error_with_its_line(source, message):
     with pytest.raises(MlopsError) as error:
         read_yaml(source, "a.yml")
     assert message in str(error.value)
@@ -91,8 +89,8 @@ def test_an_empty_file_is_an_empty_map():
 
 
 def test_places_name_the_line_of_every_value():
-    found = key_places(read_yaml("a:\n  - b: 1\n  - c:\n      d: 2\ntargets:\n  dev: {}\n", "a.yml"))
-    assert {key: place.line for key, place in found.items()} == {
+    places = key_places(read_yaml("a:\n  - b: 1\n  - c:\n      d: 2\ntargets:\n  dev: {}\n", "a.yml"))
+    assert {key: place.line for key, place in places.items()} == {
         "": 1,
         "a": 1,
         "a[0]": 2,
@@ -103,11 +101,11 @@ def test_places_name_the_line_of_every_value():
         "targets": 5,
         "targets.dev": 6,
     }
-    assert [key for key, place in found.items() if place.target] == ["targets", "targets.dev"]
+    assert [key for key, place in places.items() if place.target] == ["targets", "targets.dev"]
 
 
 @given(st.dictionaries(st.sampled_from("abc"), values), st.dictionaries(st.sampled_from("abc"), values))
-def test_merge_keeps_what_only_one_side_says(under, over):
+def test_merge_keeps_the_values_of_one_side(under, over):
     place = read_yaml("", "a.yml").place
     try:
         merged = plain(merge_trees(node_of(under, place), node_of(over, place)))
@@ -129,7 +127,7 @@ def test_shapes_that_do_not_merge_are_named():
         merge_trees(under, over)
 
 
-def test_only_a_target_is_joined_into_what_stands_outside():
+def test_only_items_of_a_target_are_merged_into_items_outside():
     tree = read_yaml(
         "items: [{k: a, n: 1}, {k: a, n: 2}, {n: 3}]\ntargets: {items: [{k: a, m: 4}, {k: b}, {k: b}, {n: 5}]}", "a.yml"
     )

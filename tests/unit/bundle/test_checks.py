@@ -24,14 +24,15 @@ def notebook(source: str, **more) -> str:
 
 
 @pytest.fixture
-def said(tmp_path):
-    """What the checks say of a job `job` and what else is in the bundle: key path below the job, message, hint."""
+def problems_of(tmp_path):
+    """Checks a bundle with the job `job` and returns its problems: key path below the job, message, hint."""
     (tmp_path / "train.ipynb").write_text(notebook('as_of: str = "latest"  # the day\ndays: int = 28'))
     (tmp_path / "score.ipynb").write_text(notebook("rows = 10"))
 
     def find(job: dict | None = None, jobs: dict | None = None, **bundle) -> list[tuple[str, str, str]]:
-        every = ({"job": JOB | (job or {})} if jobs is None else {}) | (jobs or {})
-        tree = {"bundle": {"name": "example"}, "resources": {"jobs": every}} | bundle
+        if jobs is None:
+            jobs = {"job": JOB | (job or {})}
+        tree = {"bundle": {"name": "example"}, "resources": {"jobs": jobs}} | bundle
         (tmp_path / "databricks.yml").write_text(json.dumps(tree, indent=1))
         return [(p.key.removeprefix("resources.jobs.job."), p.message, p.hint) for p in check(load_bundle(tmp_path))]
 
@@ -43,14 +44,14 @@ def tasks(*changed: dict) -> dict:
     return {"tasks": list(changed)}
 
 
-def one(task: dict = TRAIN, **more) -> dict:
+def one_task(task: dict = TRAIN, **more) -> dict:
     return tasks(task | more)
 
 
-def test_a_job_that_is_right(said):
-    assert said() == []
+def test_a_job_that_is_right(problems_of):
+    assert problems_of() == []
     assert (
-        said(
+        problems_of(
             {
                 "permissions": [{"level": "CAN_VIEW", "group_name": "all"}],
                 "max_concurrent_runs": 1,
@@ -94,29 +95,29 @@ def test_a_job_that_is_right(said):
 
 SHAPE = [
     (
-        one(notebok_task={}),
+        one_task(notebok_task={}),
         [("tasks[0].notebok_task", "no field 'notebok_task' in Task", "did you mean 'notebook_task'?")],
     ),
-    (one(run_if="NEVER"), [("tasks[0].run_if", "'NEVER' is no RunIf", "there are: ALL_DONE")]),
-    ({"timeout_seconds": "1h"}, [("timeout_seconds", "'1h' stands where a whole number belongs", "")]),
-    ({"schedule": {"timezone_id": "UTC"}}, [("schedule", "quartz_cron_expression is missing", "")]),
+    (one_task(run_if="NEVER"), [("tasks[0].run_if", "'NEVER' is not a valid RunIf", "there are: ALL_DONE")]),
+    ({"timeout_seconds": "1h"}, [("timeout_seconds", "expected a whole number, got '1h'", "")]),
+    ({"schedule": {"timezone_id": "UTC"}}, [("schedule", "missing field 'quartz_cron_expression'", "")]),
     ({"tasks": []}, [("resources.jobs.job", "the job has no tasks", "")]),
-    ({"tasks": "train"}, [("tasks", "'train' stands where a list belongs", "")]),
+    ({"tasks": "train"}, [("tasks", "expected a list, got 'train'", "")]),
     (
         {"permissions": [{"level": "CAN_LOOK", "group_name": "a"}]},
-        [("permissions[0]", "'CAN_LOOK' is no level", "there are: CAN_MANAGE")],
+        [("permissions[0]", "'CAN_LOOK' is not a valid permission level", "there are: CAN_MANAGE")],
     ),
     (
         {"permissions": [{"level": "CAN_VIEW"}]},
-        [("permissions[0]", "a permission is a level and one name", "of user_name")],
+        [("permissions[0]", "a permission must have a level and one principal", "the principal is one of user_name")],
     ),
-    (one({"task_key": "a"}), [("tasks[0]", "the task does nothing: it has no type", "such as notebook_task")]),
+    (one_task({"task_key": "a"}), [("tasks[0]", "the task has no type", "add for example notebook_task")]),
     (
-        one(condition_task=IF["condition_task"]),
-        [("tasks[0]", "the task is condition_task and notebook_task at once", "a task is of one type")],
+        one_task(condition_task=IF["condition_task"]),
+        [("tasks[0]", "the task has several types: condition_task, notebook_task", "split it into one task")],
     ),
     (
-        one(
+        one_task(
             {
                 "task_key": "a",
                 "for_each_task": {
@@ -125,23 +126,23 @@ SHAPE = [
                 },
             }
         ),
-        [("tasks[0].for_each_task.task", "a for_each_task inside a for_each_task", "Databricks runs one level")],
+        [("tasks[0].for_each_task.task", "a for_each_task inside a for_each_task", "Databricks allows one level")],
     ),
 ]
 KEYS = [
-    (tasks(TRAIN, TRAIN, SCORE), [("tasks[1]", "task_key 'train' is used twice", "keep one")]),
-    ({"parameters": PARAMETERS * 2}, [("parameters[1]", "name 'as_of' is used twice", "keep one")]),
+    (tasks(TRAIN, TRAIN, SCORE), [("tasks[1]", "duplicate task_key 'train'", "remove one")]),
+    ({"parameters": PARAMETERS * 2}, [("parameters[1]", "duplicate name 'as_of'", "remove one")]),
     (
         {"environments": [{"environment_key": "e"}] * 2},
-        [("environments[1]", "environment_key 'e' is used twice", "keep one")],
+        [("environments[1]", "duplicate environment_key 'e'", "remove one")],
     ),
     (
-        one(environment_key="gpu") | {"environments": [{"environment_key": "cpu"}]},
-        [("tasks[0].environment_key", "no 'gpu' in the job's environments", "did you mean 'cpu'?")],
+        one_task(environment_key="gpu") | {"environments": [{"environment_key": "cpu"}]},
+        [("tasks[0].environment_key", "no environment_key 'gpu' in environments of the job", "did you mean 'cpu'?")],
     ),
     (
-        one(job_cluster_key="big"),
-        [("tasks[0].job_cluster_key", "no 'big' in the job's job_clusters", "there are none")],
+        one_task(job_cluster_key="big"),
+        [("tasks[0].job_cluster_key", "no job_cluster_key 'big' in job_clusters of the job", "there are none")],
     ),
 ]
 ORDER = [
@@ -151,37 +152,37 @@ ORDER = [
     ),
     (
         tasks(TRAIN | {"depends_on": [{"task_key": "score"}]}, SCORE),
-        [("tasks", "tasks wait for each other: ", "take one depends_on away")],
+        [("tasks", "circular dependencies: ", "remove one depends_on")],
     ),
-    (one(depends_on=[{"task_key": "train"}]), [("tasks", "tasks wait for each other: train -> train", "take one")]),
+    (one_task(depends_on=[{"task_key": "train"}]), [("tasks", "circular dependencies: train -> train", "remove one")]),
     (
         tasks(TRAIN, SCORE | {"depends_on": [{"task_key": "train", "outcome": "true"}]}),
-        [("tasks[1].depends_on[0].outcome", "the task 'train' has no outcome", "only a condition_task has")],
+        [("tasks[1].depends_on[0].outcome", "task 'train' has no outcome", "only a condition_task has")],
     ),
     (
         tasks(IF, TRAIN | {"depends_on": [{"task_key": "if", "outcome": "yes"}]}),
-        [("tasks[1].depends_on[0].outcome", "'yes' is no outcome", 'it is "true"')],
+        [("tasks[1].depends_on[0].outcome", "'yes' is not a valid outcome", 'write "true"')],
     ),
 ]
 NOTEBOOKS = [
     (
-        one({"task_key": "a", "notebook_task": {"notebook_path": "trian.ipynb"}}),
+        one_task({"task_key": "a", "notebook_task": {"notebook_path": "trian.ipynb"}}),
         [("tasks[0].notebook_task.notebook_path", "no notebook trian.ipynb", "did you mean 'train.ipynb'?")],
     ),
     (
-        one({"task_key": "a", "notebook_task": {"notebook_path": "nbs/a.ipynb"}}),
+        one_task({"task_key": "a", "notebook_task": {"notebook_path": "nbs/a.ipynb"}}),
         [("tasks[0].notebook_task.notebook_path", "no notebook nbs/a.ipynb", "there are none")],
     ),
     (
-        one({"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/a"}}),
-        [("tasks[0].notebook_task.notebook_path", "/Workspace/a is a path in a workspace", "")],
+        one_task({"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/a"}}),
+        [("tasks[0].notebook_task.notebook_path", "/Workspace/a is a workspace path", "")],
     ),
     (
-        one({"task_key": "a", "notebook_task": {"notebook_path": "broken.ipynb"}}),
-        [("tasks[0].notebook_task.notebook_path", "broken.ipynb is no notebook", "it is JSON")],
+        one_task({"task_key": "a", "notebook_task": {"notebook_path": "broken.ipynb"}}),
+        [("tasks[0].notebook_task.notebook_path", "cannot read broken.ipynb as a notebook", "a notebook is a JSON")],
     ),
     (
-        one(
+        one_task(
             {
                 "task_key": "a",
                 "for_each_task": {
@@ -196,21 +197,21 @@ NOTEBOOKS = [
 SCHEDULES = [
     (
         {"schedule": {"quartz_cron_expression": "30 5 * * *", "timezone_id": "UTC"}},
-        [("schedule.quartz_cron_expression", "'30 5 * * *' has 5 fields", "second")],
+        [("schedule.quartz_cron_expression", "'30 5 * * *' has 5 fields", "write second")],
     ),
     (
         {"schedule": {"quartz_cron_expression": "0 30 5 * * *", "timezone_id": "UTC"}},
         [
             (
                 "schedule.quartz_cron_expression",
-                "'0 30 5 * * *': exactly one of day-of-month and day-of-week is ?",
-                "such as",
+                "'0 30 5 * * *': exactly one of day-of-month and day-of-week must be ?",
+                "for example",
             )
         ],
     ),
     (
         {"schedule": {"quartz_cron_expression": "0 61 5 * * ?", "timezone_id": "UTC"}},
-        [("schedule.quartz_cron_expression", "'0 61 5 * * ?': '61' is no minute", "it is between 0 and 59")],
+        [("schedule.quartz_cron_expression", "'0 61 5 * * ?': '61' is not a valid minute", "allowed are 0 to 59")],
     ),
     (
         {"schedule": {"quartz_cron_expression": "0 0 5 31 4 ?", "timezone_id": "UTC"}},
@@ -224,7 +225,7 @@ SCHEDULES = [
 
 
 def base(**parameters):
-    return one({"task_key": "a", "notebook_task": {"notebook_path": "train.ipynb", "base_parameters": parameters}})
+    return one_task({"task_key": "a", "notebook_task": {"notebook_path": "train.ipynb", "base_parameters": parameters}})
 
 
 INPUTS = [
@@ -243,22 +244,22 @@ INPUTS = [
         [
             (
                 "tasks[0].notebook_task.base_parameters.days",
-                "parameter 'days' takes int, not 'many'",
+                "parameter 'days' must be int, got 'many'",
                 "write a whole number",
             )
         ],
     ),
     (
         {"parameters": [*PARAMETERS, {"name": "asof", "default": ""}]},
-        [("parameters[1]", "no notebook of the job declares the parameter 'asof'", "did you mean 'as_of'?")],
+        [("parameters[1]", "no notebook of the job declares parameter 'asof'", "did you mean 'as_of'?")],
     ),
     (
-        {"parameters": [*PARAMETERS, {"name": "rows", "default": "few"}]},
-        [("parameters[1].default", "parameter 'rows' takes int, not 'few'", "write a whole")],
+        {"parameters": [*PARAMETERS, {"name": "rows", "default": "ten"}]},
+        [("parameters[1].default", "parameter 'rows' must be int, got 'ten'", "write a whole")],
     ),
     (
-        one() | {"parameters": [{"name": "rows", "default": "1"}]},
-        [("parameters[0]", "no notebook of the job declares the parameter 'rows'", "there are: as_of, days")],
+        one_task() | {"parameters": [{"name": "rows", "default": "1"}]},
+        [("parameters[0]", "no notebook of the job declares parameter 'rows'", "there are: as_of, days")],
     ),
     (
         base(days="{{job.parameters.dyas}}") | {"parameters": [{"name": "n", "default": "1"}]},
@@ -268,7 +269,7 @@ INPUTS = [
                 "{{job.parameters.dyas}}: no 'dyas' in job.parameters",
                 "there is only n",
             ),
-            ("parameters[0]", "no notebook of the job declares the parameter 'n'", ""),
+            ("parameters[0]", "no notebook of the job declares parameter 'n'", ""),
         ],
     ),
     (
@@ -280,7 +281,7 @@ INPUTS = [
         [
             (
                 "tasks[1].notebook_task.base_parameters.as_of",
-                "{{tasks.train.values.x}}: the task 'train' does not run before this one",
+                "{{tasks.train.values.x}}: task 'train' does not run before this task",
                 "add it to depends_on",
             )
         ],
@@ -290,7 +291,7 @@ INPUTS = [
         [
             (
                 "tasks[0].notebook_task.base_parameters.as_of",
-                "{{tasks.a.values.x}}: the task 'a' does not run before",
+                "{{tasks.a.values.x}}: task 'a' does not run before",
                 "",
             )
         ],
@@ -330,33 +331,33 @@ INPUTS = [
     ),
     (
         base(as_of="{{input}}"),
-        [("tasks[0].notebook_task.base_parameters.as_of", "{{input}} has no loop around it", "")],
+        [("tasks[0].notebook_task.base_parameters.as_of", "{{input}} is not inside a for_each_task", "")],
     ),
     (
         {"parameters": [{"name": "as_of", "default": "{{tasks.train.values.x}}"}]},
-        [("parameters[0].default", "{{tasks.train.values.x}}: the task 'train' does not run before this one", "")],
+        [("parameters[0].default", "{{tasks.train.values.x}}: task 'train' does not run before this task", "")],
     ),
     (base(as_of="{{ not a reference }} {{strange.thing}}"), []),
 ]
 
 
 @pytest.mark.parametrize(("job", "expected"), [*SHAPE, *KEYS, *ORDER, *NOTEBOOKS, *SCHEDULES, *INPUTS])
-def test_each_mistake_is_found_and_nothing_else(said, job, expected):
-    (said.root / "broken.ipynb").write_text(notebook("as_of: str = 'x'")[:-30])
+def test_each_mistake_is_found_and_nothing_else(problems_of, job, expected):
+    (problems_of.root / "broken.ipynb").write_text(notebook("as_of: str = 'x'")[:-30])
     if "parameters" not in job:
         job = {"parameters": []} | job
-    found = said(job)
-    assert [key for key, _, _ in found] == [key for key, _, _ in expected], found
-    for (_, message, hint), (_, said_message, said_hint) in zip(found, expected, strict=True):
-        assert message.startswith(said_message) and hint.startswith(said_hint)
+    problems = problems_of(job)
+    assert [key for key, _, _ in problems] == [key for key, _, _ in expected], problems
+    for (_, message, hint), (_, expected_message, expected_hint) in zip(problems, expected, strict=True):
+        assert message.startswith(expected_message) and hint.startswith(expected_hint)
 
 
-def test_all_mistakes_are_told_at_once(said):
-    found = said(
+def test_all_mistakes_are_reported_together(problems_of):
+    problems = problems_of(
         tasks(TRAIN | {"run_if": "x"}, SCORE | {"depends_on": [{"task_key": "y"}]})
         | {"naem": "z", "max_concurrent_runs": "1"}
     )
-    assert {key for key, _, _ in found} == {
+    assert {key for key, _, _ in problems} == {
         "tasks[0].run_if",
         "tasks[1].depends_on[0].task_key",
         "naem",
@@ -364,15 +365,15 @@ def test_all_mistakes_are_told_at_once(said):
     }
 
 
-def test_parameters_that_others_may_read_are_no_mistake(said):
+def test_parameters_that_others_may_read_are_no_mistake(problems_of):
     sql = {"task_key": "sql", "sql_task": {"warehouse_id": "1", "query": {"query_id": "1"}}}
-    (said.root / "script.py").write_text("# Databricks notebook source")
+    (problems_of.root / "script.py").write_text("# Databricks notebook source")
     script = {"task_key": "script", "notebook_task": {"notebook_path": "script.py"}}
     git = {"git_source": {"git_url": "https://example.org", "git_provider": "gitHub"}}
     extra = {"parameters": [{"name": "other", "default": "x"}]}
-    assert said(extra) != []
+    assert problems_of(extra) != []
     for more in (tasks(TRAIN, sql), tasks(TRAIN, script), git):
-        assert said(extra | more) == []
+        assert problems_of(extra | more) == []
 
 
 def run(job: str, **parameters) -> dict:
@@ -382,49 +383,52 @@ def run(job: str, **parameters) -> dict:
     }
 
 
-def test_jobs_that_run_jobs(said):
+def test_jobs_that_run_jobs(problems_of):
     leaf = {"parameters": PARAMETERS, "tasks": [TRAIN]}
-    chain = lambda *names: (
-        {name: tasks(run(below)) for name, below in zip(names, names[1:], strict=False)} | {names[-1]: leaf}
-    )
-    assert said(jobs=chain("a", "b", "c", "d")) == []
-    assert [message for _, message, _ in said(jobs=chain("a", "b", "c", "d", "e"))] == [
-        "jobs run jobs, 4 deep: a -> b -> c -> d -> e"
+
+    def chain(*names: str) -> dict:
+        parents = {name: tasks(run(child)) for name, child in zip(names, names[1:], strict=False)}
+        return parents | {names[-1]: leaf}
+
+    assert problems_of(jobs=chain("a", "b", "c", "d")) == []
+    assert [message for _, message, _ in problems_of(jobs=chain("a", "b", "c", "d", "e"))] == [
+        "4 levels of run_job_tasks: a -> b -> c -> d -> e"
     ]
-    circle = said(jobs={"a": tasks(run("b")), "b": tasks(run("c")), "c": tasks(run("b"))})
+    circle = problems_of(jobs={"a": tasks(run("b")), "b": tasks(run("c")), "c": tasks(run("b"))})
     assert [(key, message) for key, message, _ in circle] == [
-        ("resources.jobs.b.tasks", "jobs run each other: b -> c -> b")
+        ("resources.jobs.b.tasks", "circular run_job_tasks: b -> c -> b")
     ]
-    assert [message for _, message, _ in said(jobs={"a": tasks(run("a"))})] == ["jobs run each other: a -> a"]
+    assert [message for _, message, _ in problems_of(jobs={"a": tasks(run("a"))})] == ["circular run_job_tasks: a -> a"]
     inner = {"task_key": "each", "for_each_task": {"inputs": "[1]", "task": run("a")}}
-    assert [message for _, message, _ in said(jobs={"a": tasks(inner)})] == ["jobs run each other: a -> a"]
+    assert [message for _, message, _ in problems_of(jobs={"a": tasks(inner)})] == ["circular run_job_tasks: a -> a"]
 
 
-def test_what_a_job_hands_to_a_job(said):
+def test_what_a_job_hands_to_a_job(problems_of):
     leaf = {"parameters": PARAMETERS, "tasks": [TRAIN]}
-    assert said(jobs={"a": tasks(run("leaf", as_of="{{job.run_id}}")), "leaf": leaf}) == []
-    assert said(jobs={"a": tasks(run("leaf", asof="x")), "leaf": leaf}) == [
+    assert problems_of(jobs={"a": tasks(run("leaf", as_of="{{job.run_id}}")), "leaf": leaf}) == []
+    assert problems_of(jobs={"a": tasks(run("leaf", asof="x")), "leaf": leaf}) == [
         (
             "resources.jobs.a.tasks[0].run_job_task.job_parameters.asof",
-            "the job 'leaf' declares no parameter 'asof'",
+            "job 'leaf' declares no parameter 'asof'",
             "did you mean 'as_of'? there is only as_of",
         )
     ]
-    assert said(jobs={"a": tasks({"task_key": "x", "run_job_task": {"job_id": 7}}), "leaf": leaf}) == [
+    assert problems_of(jobs={"a": tasks({"task_key": "x", "run_job_task": {"job_id": 7}}), "leaf": leaf}) == [
         (
             "resources.jobs.a.tasks[0].run_job_task.job_id",
             "no job of this bundle has the id 7",
             "write one of ${resources.jobs.a.id}, ${resources.jobs.leaf.id}",
         )
     ]
-    assert said(jobs={"a": tasks({"task_key": "x", "run_job_task": {"job_id": job_id("leaf")}}), "leaf": leaf}) == []
+    parent = tasks({"task_key": "x", "run_job_task": {"job_id": job_id("leaf")}})
+    assert problems_of(jobs={"a": parent, "leaf": leaf}) == []
 
 
 @pytest.mark.parametrize(
     ("bundle", "key", "message", "hint"),
     [
         ({"resources": {"jbos": {}}}, "resources.jbos", "no kind of resource 'jbos'", "did you mean 'jobs'?"),
-        ({"resources": {"schemas": {"s": None}}}, "resources.schemas.s", "a resource is a map", "it is empty"),
+        ({"resources": {"schemas": {"s": None}}}, "resources.schemas.s", "expected a map, got None", "add its fields"),
         (
             {"targets": {"dev": {"mode": "produktion"}}},
             "bundle.mode",
@@ -434,52 +438,55 @@ def test_what_a_job_hands_to_a_job(said):
         (
             {"targets": {"dev": {"mode": "production"}}},
             "bundle.mode",
-            "the target 'dev' is in production and has no workspace.root_path",
+            "target 'dev' has mode production, but no workspace.root_path",
             "",
         ),
         (
             {"python": {"resources": ["a:b"]}},
             "python",
-            "resources written in Python are not read here",
-            "write them in YAML",
+            "resources in Python are not supported",
+            "define them in YAML",
         ),
     ],
 )
-def test_mistakes_of_the_whole_bundle(said, bundle, key, message, hint):
-    (found,) = said(**({"resources": {}} | bundle))
-    assert found[:2] == (key, message) and found[2].startswith(hint)
+def test_mistakes_of_the_whole_bundle(problems_of, bundle, key, message, hint):
+    ((found_key, found_message, found_hint),) = problems_of(**({"resources": {}} | bundle))
+    assert (found_key, found_message) == (key, message) and found_hint.startswith(hint)
 
 
-def test_production_with_a_place_is_no_mistake(said):
-    assert said(targets={"prod": {"mode": "production", "workspace": {"root_path": "/Workspace/Shared/x"}}}) == []
+def test_production_with_a_place_is_no_mistake(problems_of):
+    target = {"mode": "production", "workspace": {"root_path": "/Workspace/Shared/x"}}
+    assert problems_of(targets={"prod": target}) == []
 
 
-def test_a_problem_names_the_line(said):
-    said(one(run_if="x"))
-    (problem,) = check(load_bundle(said.root))
-    line = (said.root / problem.file).read_text().splitlines()[problem.line - 1]
+def test_a_problem_names_the_line(problems_of):
+    problems_of(one_task(run_if="x"))
+    (problem,) = check(load_bundle(problems_of.root))
+    line = (problems_of.root / problem.file).read_text().splitlines()[problem.line - 1]
     assert '"run_if": "x"' in line
     assert str(problem).startswith(
-        f"databricks.yml:{problem.line}: resources.jobs.job.tasks[0].run_if: 'x' is no RunIf\n  there are"
+        f"databricks.yml:{problem.line}: resources.jobs.job.tasks[0].run_if: 'x' is not a valid RunIf\n  there are"
     )
     assert str(Problem("a.yml", "x", "wrong")) == "a.yml: x: wrong"
 
 
-def test_one_job_and_all_jobs(said):
-    said(jobs={"a": one(run_if="x") | {"parameters": []}, "b": one(run_if="y") | {"parameters": []}})
-    loaded = load_bundle(said.root)
-    assert [p.message for p in check_job(loaded, "b")] == ["'y' is no RunIf"] and len(check_jobs(loaded)) == 2
+def test_one_job_and_all_jobs(problems_of):
+    problems_of(jobs={"a": one_task(run_if="x") | {"parameters": []}, "b": one_task(run_if="y") | {"parameters": []}})
+    loaded = load_bundle(problems_of.root)
+    assert [p.message for p in check_job(loaded, "b")] == ["'y' is not a valid RunIf"]
+    assert len(check_jobs(loaded)) == 2
     with pytest.raises(MlopsError, match="no job 'c'"):
         check_job(loaded, "c")
 
 
-def test_a_duplicate_that_the_target_brings_is_joined_and_one_in_a_file_is_not(said):
-    assert said(targets={"dev": {"resources": {"jobs": {"job": tasks({"task_key": "train", "max_retries": 2})}}}}) == []
-    found = said(
+def test_a_duplicate_that_the_target_brings_is_joined_and_one_in_a_file_is_not(problems_of):
+    override = tasks({"task_key": "train", "max_retries": 2})
+    assert problems_of(targets={"dev": {"resources": {"jobs": {"job": override}}}}) == []
+    problems = problems_of(
         tasks(TRAIN, SCORE, SCORE),
         targets={"dev": {"resources": {"jobs": {"job": tasks({"task_key": "score", "max_retries": 2})}}}},
     )
-    assert [message for _, message, _ in found] == ["task_key 'score' is used twice"]
+    assert [message for _, message, _ in problems] == ["duplicate task_key 'score'"]
 
 
 # parameters of a notebook
@@ -515,12 +522,12 @@ def test_only_a_code_cell_with_the_tag_counts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is no notebook"),
-        ("{}", "is no notebook"),
-        ("[1]", "is no notebook"),
-        ('{"cells": ', "is it truncated?"),
-        (notebook("x = )"), "the cell tagged parameters is no Python"),
-        (notebook("x = date.today()"), "the parameter 'x' has the default date.today()"),
+        ("", "as a notebook"),
+        ("{}", "as a notebook"),
+        ("[1]", "as a notebook"),
+        ('{"cells": ', "a notebook is a JSON file with cells"),
+        (notebook("x = )"), "the cell tagged parameters is not valid Python"),
+        (notebook("x = date.today()"), "the default of parameter 'x' is not a literal: date.today()"),
         (json.dumps({"cells": json.loads(notebook("x = 1"))["cells"] * 2}), "has 2 cells tagged parameters"),
     ],
 )
@@ -529,7 +536,7 @@ def test_a_notebook_that_cannot_be_read(tmp_path, content, message):
     with pytest.raises(MlopsError) as error:
         notebook_parameters(tmp_path / "a.ipynb")
     assert message in str(error.value) and "a.ipynb" in str(error.value)
-    with pytest.raises(MlopsError, match="is no notebook"):
+    with pytest.raises(MlopsError, match="cannot read .*gone.ipynb as a notebook"):
         notebook_parameters(tmp_path / "gone.ipynb")
 
 

@@ -1,11 +1,21 @@
-"The picture of a job: what tasks get and give, read from the YAML and from the notebooks' code."
+"The drawing of a job: parameters and task values of its tasks, read from the YAML and from the notebooks' code."
 import io
 import json
 
 import pytest
 from rich.console import Console
 
-from mlops_nb.bundle.drawing import COMPUTED, draw, gets, gives, layers, never_set, picture, uses, values_set
+from mlops_nb.bundle.drawing import (
+    COMPUTED,
+    draw,
+    draw_graph,
+    layers,
+    task_inputs,
+    task_outputs,
+    unset_values,
+    value_references,
+    values_set,
+)
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.errors import MlopsError
 
@@ -36,9 +46,9 @@ def test_values_are_found_in_the_code(code, names, tmp_path):
 def test_a_notebook_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(MlopsError, match="a.ipynb, cell 2, line 1: "):
         values_set(notebook(tmp_path, "x = 1", "x = = 1"))
-    with pytest.raises(MlopsError, match="no.ipynb cannot be read"): values_set(tmp_path / "no.ipynb")
+    with pytest.raises(MlopsError, match="cannot read .*no.ipynb as a notebook"): values_set(tmp_path / "no.ipynb")
     (tmp_path / "half.ipynb").write_text('{"cells": [')
-    with pytest.raises(MlopsError, match="half.ipynb cannot be read"): values_set(tmp_path / "half.ipynb")
+    with pytest.raises(MlopsError, match="cannot read .*half.ipynb as a notebook"): values_set(tmp_path / "half.ipynb")
 
 
 JOB = {
@@ -48,13 +58,13 @@ JOB = {
          "notebook_task": {"notebook_path": "last.ipynb", "base_parameters": {"of": "{{tasks.first.values.b}}"}}},
         {"task_key": "loop", "depends_on": [{"task_key": "first"}], "for_each_task": {
             "inputs": "{{tasks.first.values.list}}",
-            "task": {"task_key": "one", "notebook_task": {"notebook_path": "one.ipynb",
+            "task": {"task_key": "day", "notebook_task": {"notebook_path": "day.ipynb",
                                                           "base_parameters": {"at": "{{input}}", "as_of": "never"}}}}},
         {"task_key": "first", "notebook_task": {"notebook_path": "[first].ipynb"}},
     ]}
-DECLARED = {"[first].ipynb": {"as_of": 1}, "one.ipynb": {"as_of": 1, "at": 1}, "last.ipynb": {"of": 1}}
-GETS = {"first": {"as_of": "latest"}, "loop": {"at": "{{input}}", "as_of": "latest"},
-        "last": {"of": "{{tasks.first.values.b}}"}}
+DECLARED = {"[first].ipynb": {"as_of": 1}, "day.ipynb": {"as_of": 1, "at": 1}, "last.ipynb": {"of": 1}}
+INPUTS = {"first": {"as_of": "latest"}, "loop": {"at": "{{input}}", "as_of": "latest"},
+          "last": {"of": "{{tasks.first.values.b}}"}}
 
 
 def printed(renderable, width: int = 200) -> str:
@@ -63,18 +73,18 @@ def printed(renderable, width: int = 200) -> str:
     return console.file.getvalue()
 
 
-def test_what_tasks_get_and_give():
-    assert gets(JOB, DECLARED.get) == GETS
-    assert gives(JOB, lambda path: [path]) == {"first": ["[first].ipynb"], "loop": [], "last": ["last.ipynb"]}
-    assert gets({"tasks": []}, DECLARED.get) == gives({"tasks": []}, list) == {}
-    assert uses(JOB) == [("last", "first", "b"), ("loop", "first", "list")]
+def test_inputs_and_outputs_of_tasks():
+    assert task_inputs(JOB, DECLARED.get) == INPUTS
+    assert task_outputs(JOB, lambda path: [path]) == {"first": ["[first].ipynb"], "loop": [], "last": ["last.ipynb"]}
+    assert task_inputs({"tasks": []}, DECLARED.get) == task_outputs({"tasks": []}, list) == {}
+    assert value_references(JOB) == [("last", "first", "b"), ("loop", "first", "list")]
 
 
-def test_what_is_used_and_never_set():
-    assert never_set(JOB, {"first": ["b", "list"]}) == []
-    assert never_set(JOB, {"first": ["b"]}) == [("loop", "first", "list")]
-    assert never_set(JOB, {"first": [COMPUTED]}) == []
-    assert never_set(JOB, {}) == [("last", "first", "b"), ("loop", "first", "list")]
+def test_values_that_are_used_and_never_set():
+    assert unset_values(JOB, {"first": ["b", "list"]}) == []
+    assert unset_values(JOB, {"first": ["b"]}) == [("loop", "first", "list")]
+    assert unset_values(JOB, {"first": [COMPUTED]}) == []
+    assert unset_values(JOB, {}) == [("last", "first", "b"), ("loop", "first", "list")]
 
 
 def test_rows_follow_the_dependencies():
@@ -85,18 +95,19 @@ def test_rows_follow_the_dependencies():
     assert layers(wide) == [["a"], ["b"], ["z"]]
 
 
-def test_the_picture_shows_it_all_and_takes_no_name_for_markup():
-    text = printed(picture(JOB, GETS, {"first": ["b", "more"], "loop": [], "last": []}))
+def test_the_drawing_shows_all_inputs_and_outputs_and_reads_no_name_as_markup():
+    text = printed(draw_graph(JOB, INPUTS, {"first": ["b", "more"], "loop": [], "last": []}))
     for words in ("[first].ipynb", "as_of = latest", "b -> last", "more", "of = {{tasks.first.values.b}}",
-                  "for each of {{tasks.first.values.list}}: one.ipynb", "loop, run_if ALL_DONE",
-                  "list, which the notebook of first does not set"):
+                  "for each of {{tasks.first.values.list}}: day.ipynb", "loop, run_if ALL_DONE",
+                  "list: the notebook of first does not set it"):
         assert words in text, words
     assert text.index("─ first ─") < text.index("─ loop ─") < text.index("─ last ─") and text.count("▼") == 2
-    assert printed(picture({"tasks": []}, {}, {})).strip() == ""
+    assert printed(draw_graph({"tasks": []}, {}, {})).strip() == ""
 
 
-def test_the_picture_fits_a_narrow_terminal():
-    assert max(map(len, printed(picture(JOB, GETS, gives(JOB, lambda path: [])), width=50).splitlines())) <= 50
+def test_the_drawing_fits_a_narrow_terminal():
+    text = printed(draw_graph(JOB, INPUTS, task_outputs(JOB, lambda path: [])), width=50)
+    assert max(map(len, text.splitlines())) <= 50
 
 
 def test_a_job_of_a_bundle(project):
@@ -114,7 +125,7 @@ def test_a_job_of_a_bundle(project):
                   "version = {{tasks.train.values.model_version}}"):
         assert words in text, words
     assert "target" not in text and "does not set" not in text
-    project.job("there", [{"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/Shared/a"}}],
+    project.job("other", [{"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/Shared/a"}}],
                 parameters=[{"name": "as_of", "default": "latest"}])
-    assert "as_of = latest" in printed(draw(load_bundle(project.root), "there"))
+    assert "as_of = latest" in printed(draw(load_bundle(project.root), "other"))
     with pytest.raises(MlopsError, match="no job 'trian'"): draw(load_bundle(project.root), "trian")

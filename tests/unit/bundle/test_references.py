@@ -1,4 +1,4 @@
-"Dynamic value references: what is found, what stays literal, what is put in, what is refused."
+"Dynamic value references: detection, literal text, replacement, errors."
 import json
 import re
 import time
@@ -56,32 +56,34 @@ def test_unknown_namespaces_and_broken_syntax_stay_as_written(text):
 
 @pytest.mark.parametrize("text, message", [
     ("{{job.naem}}", r"\{\{job.naem\}\}: no 'naem' in job\n  did you mean 'name'\? there are: id, name"),
-    ("{{job}}", "job has parts"), ("{{job.parameters}}", "job.parameters has parts\n.*as_of"),
+    ("{{job}}", "job is not a single value"), ("{{job.parameters}}", "job.parameters is not a single value\n.*as_of"),
     ("{{job.parameters.asof}}", "no 'asof' in job.parameters\n  did you mean 'as_of'"),
-    ("{{job.id.x}}", "job.id is one value"), ("{{job.start_time}}", "job.start_time has parts\n.*iso_date"),
+    ("{{job.id.x}}", "job.id is a single value without fields"),
+    ("{{job.start_time}}", "job.start_time is not a single value\n.*iso_date"),
     ("{{job.start_time.iso_dat}}", "no 'iso_dat' in job.start_time\n  did you mean 'iso_date'"),
-    ("{{job.start_time.year.x}}", "job.start_time.year is one value"),
-    ("{{tasks.trian.values.x}}", "no task 'trian' that ran before this one\n.*train"),
-    ("{{tasks.train.values.modle}}", "task 'train' set no value 'modle'; it set: metrics, model"),
-    ("{{tasks.train.values}}", "tasks.train.values has parts"), ("{{tasks.train}}", "tasks.train has parts"),
+    ("{{job.start_time.year.x}}", "job.start_time.year is a single value without fields"),
+    ("{{tasks.trian.values.x}}", "no task 'trian' before this task\n.*train"),
+    ("{{tasks.train.values.modle}}", "task 'train' did not set value 'modle'\n.*there are: metrics, model"),
+    ("{{tasks.train.values}}", "tasks.train.values is not a single value"),
+    ("{{tasks.train}}", "tasks.train is not a single value"),
     ("{{tasks.train.valeus.x}}", "no 'valeus' in tasks.train\n  did you mean 'values'"),
-    ("{{tasks.train.values.metrics.auc}}", "tasks.train.values.metrics is one value"),
+    ("{{tasks.train.values.metrics.auc}}", "tasks.train.values.metrics is a single value"),
     ("{{input}}", "only the task inside a for_each_task has an input"), ("{{input.x}}", "only the task inside"),
-    ("{{backfill.iso_date}}", "this run is no backfill"),
+    ("{{backfill.iso_date}}", "this run is not a backfill"),
     ("{{job.trigger.file_arrival.location}}", "no 'file_arrival' in job.trigger"),
 ])
-def test_a_wrong_name_in_a_known_namespace_says_what_exists(text, message):
+def test_the_error_of_an_unknown_name_lists_the_known_names(text, message):
     with pytest.raises(MlopsError, match=message):
         resolve_references({"deep": [f"before {text} after"]}, context(model="m", metrics={"auc": 0.7}))
 
 
 def test_a_task_that_set_nothing_is_named():
-    with pytest.raises(MlopsError, match="task 'train' set no value 'x'; it set none"):
+    with pytest.raises(MlopsError, match="task 'train' did not set value 'x'\n  there are none"):
         resolve_references("{{tasks.train.values.x}}", context())
 
 
 def test_a_namespace_the_caller_does_not_know_is_an_error_and_not_literal():
-    with pytest.raises(MlopsError, match="nothing is known of 'workspace' here"):
+    with pytest.raises(MlopsError, match="'workspace' is not available here"):
         resolve_references("{{workspace.url}}", {"job": {}})
 
 
@@ -108,27 +110,29 @@ def test_a_task_value_that_is_no_string_arrives_as_json(value):
 
 @given(st.text(), st.text(st.characters(exclude_characters="`"), min_size=1))
 def test_any_name_can_be_quoted_and_any_string_arrives_as_it_is(value, name):
-    found = context()
-    found["job"]["parameters"][name] = value
-    assert resolve_references(f"<{{{{job.parameters.`{name}`}}}}>", found) == f"<{value}>"
+    run = context()
+    run["job"]["parameters"][name] = value
+    assert resolve_references(f"<{{{{job.parameters.`{name}`}}}}>", run) == f"<{value}>"
 
 
 @given(st.text("{}`. jobid_", max_size=30))
-def test_no_soup_of_braces_breaks_it(text):
-    found = find_references(text)
-    assert [reference.text for reference in found] == [t for t in literals_and_references(text) if parse(t)]
+def test_any_combination_of_braces_is_parsed(text):
+    expected = [candidate for candidate in literals_and_references(text) if parse(candidate)]
+    assert [reference.text for reference in find_references(text)] == expected
 
 
-def literals_and_references(text: str) -> list[str]:  # by hand: leftmost opening braces first, names tried greedily
-    out, i = [], 0
-    while (i := text.find("{{", i)) >= 0:
-        ends = [j + 2 for j in range(i + 2, len(text) - 1) if text[j:j + 2] == "}}" and shape(text[i + 2:j])]
-        if ends: out.append(text[i:ends[0]]); i = ends[0]
-        else: i += 1
-    return out
+def literals_and_references(text: str) -> list[str]:
+    "A second implementation: from the left, each opening brace with the nearest closing brace that fits."
+    candidates, start = [], text.find("{{")
+    while start >= 0:
+        ends = [end + 2 for end in range(start + 2, len(text) - 1)
+                if text[end:end + 2] == "}}" and is_path(text[start + 2:end])]
+        if ends: candidates.append(text[start:ends[0]])
+        start = text.find("{{", ends[0] if ends else start + 1)
+    return candidates
 
 
-def shape(inside: str) -> bool:  # names and dots, without a regular expression
+def is_path(inside: str) -> bool:  # names and dots, without a regular expression
     names, quoted, name = [], False, ""
     for letter in inside:
         if letter == "`": quoted = not quoted; name += letter
@@ -165,15 +169,16 @@ def test_backfill_takes_time_parts():
 
 
 def test_inputs_from_text_list_and_reference():
-    assert as_inputs("[1, 2]") == as_inputs([1, 2]) == as_inputs(resolve_references("{{tasks.train.values.x}}", context(x=[1, 2])))
-    assert as_inputs(resolve_references("{{tasks.train.values.x}}", context(x="[1, 2]"))) == [1, 2]
+    assert as_inputs("[1, 2]") == as_inputs([1, 2]) == [1, 2]
+    for value in ([1, 2], "[1, 2]"):
+        assert as_inputs(resolve_references("{{tasks.train.values.x}}", context(x=value))) == [1, 2]
     assert as_inputs("[]") == []
 
 
 @pytest.mark.parametrize("value, message", [
-    ("", "are no JSON"), ("a,b", "are no JSON"), ('{"a": 1}', "no list"), ("3", "no list"), (None, "no list"),
-    ({"a": 1}, "no list")])
-def test_inputs_that_are_no_list(value, message):
+    ("", "are not valid JSON"), ("a,b", "are not valid JSON"), ('{"a": 1}', "must be a list"), ("3", "must be a list"),
+    (None, "must be a list"), ({"a": 1}, "must be a list")])
+def test_inputs_that_are_not_a_list(value, message):
     with pytest.raises(MlopsError, match=message): as_inputs(value)
 
 
@@ -184,9 +189,11 @@ def test_fields_of_an_input():
     assert resolve_references("{{input}}", {"input": "JFK"}) == "JFK"
     with pytest.raises(MlopsError, match="no 'cod' in input\n  did you mean 'code'"):
         resolve_references("{{input.cod}}", {"input": element})
-    with pytest.raises(MlopsError, match="input is one value"): resolve_references("{{input.code}}", {"input": "JFK"})
+    with pytest.raises(MlopsError, match="input is a single value"):
+        resolve_references("{{input.code}}", {"input": "JFK"})
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "resources").glob("*.job.yml")), ids=lambda f: f.stem)
-def test_the_projects_own_jobs_hold_no_slip(file):
-    assert all(parse(text) for text in re.findall(r"\{\{.*?\}\}", file.read_text())), "what is no reference reaches the task as it is"
+def test_the_references_of_the_projects_own_jobs_are_valid(file):
+    for text in re.findall(r"\{\{.*?\}\}", file.read_text()):
+        assert parse(text), f"{text} is not a reference and would be passed to the task as it is"

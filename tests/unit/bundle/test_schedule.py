@@ -1,4 +1,4 @@
-"""Quartz schedules: against what Quartz 2.3.2 itself answered, asked once for each of these expressions."""
+"""Quartz schedules, compared with the fire times that Quartz 2.3.2 computed for these expressions."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb.bundle.schedule import next_fire_time, translate, values, zone
+from mlops_nb.bundle.schedule import item_values, next_fire_time, time_zone, translate
 from mlops_nb.errors import MlopsError
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -58,7 +58,7 @@ REFUSED = [
     "0 0 6 ? 1-FEB 2",
     "0 0 6 ? * XYZL",
 ]
-# Quartz takes these, and not for what they seem to say
+# Quartz accepts these, but reads them differently from what they seem to mean
 REFUSED_THOUGH_QUARTZ_DOES_NOT = [
     "0 0 6 ? * MON/2",
     "0 0 6 1,,2 * ?",
@@ -72,17 +72,17 @@ REFUSED_THOUGH_QUARTZ_DOES_NOT = [
 
 @pytest.mark.parametrize("expression", FIRES)
 def test_a_schedule_fires_when_quartz_says(expression):
-    time, found = NOON, []
+    time, fire_times = NOON, []
     for _ in range(2):
         time = next_fire_time(expression, time)
         if time is None:
             break
-        found.append(f"{time:%Y-%m-%d %H:%M:%S}")
-    assert found == FIRES[expression]
+        fire_times.append(f"{time:%Y-%m-%d %H:%M:%S}")
+    assert fire_times == FIRES[expression]
 
 
 @pytest.mark.parametrize("expression", REFUSED + REFUSED_THOUGH_QUARTZ_DOES_NOT)
-def test_what_is_no_schedule_is_refused(expression):
+def test_an_invalid_schedule_is_refused(expression):
     with pytest.raises(MlopsError, match=r".+\n.+") as error:
         next_fire_time(expression, NOON)
     assert repr(expression) in str(error.value)
@@ -107,7 +107,7 @@ def test_a_range_is_walked_round_the_week(first, last, step):
         if day == last:
             break
         day = day % 7 + 1
-    assert values(f"{first}-{last}/{step}", "day-of-week") == walked[::step]
+    assert item_values(f"{first}-{last}/{step}", "day-of-week") == walked[::step]
 
 
 @given(st.text(st.sampled_from("0159*?/-,LW# JANMO"), max_size=20))
@@ -119,7 +119,7 @@ def test_any_text_is_translated_or_refused(text):
 
 
 def test_daylight_saving_moves_the_time_in_utc():
-    new_york = zone("America/New_York")
+    new_york = time_zone("America/New_York")
     before, after = (next_fire_time("0 30 5 * * ?", datetime(2026, 3, day, 12, tzinfo=new_york)) for day in (6, 8))
     assert (before.astimezone(UTC).hour, after.astimezone(UTC).hour) == (10, 9)
 
@@ -127,4 +127,4 @@ def test_daylight_saving_moves_the_time_in_utc():
 @pytest.mark.parametrize("name", ["America/NewYork", "", "../etc/passwd", "Nowhere"])
 def test_unknown_time_zones(name):
     with pytest.raises(MlopsError, match="no time zone"):
-        zone(name)
+        time_zone(name)

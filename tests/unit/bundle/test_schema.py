@@ -1,4 +1,4 @@
-"""What a job may hold: against databricks-sdk, imported."""
+"""The schema of a job, compared with the imported classes of databricks-sdk."""
 
 import dataclasses
 import enum
@@ -8,7 +8,7 @@ import pytest
 from databricks.sdk.service import compute, jobs
 
 from mlops_nb.bundle.load import load_bundle
-from mlops_nb.bundle.schema import misfits, nearest, shape
+from mlops_nb.bundle.schema import nearest, schema_findings, shape
 from mlops_nb.errors import MlopsError
 
 MODULES = {"jobs": jobs, "compute": compute}
@@ -16,24 +16,24 @@ MODULES = {"jobs": jobs, "compute": compute}
 
 def classes_below(start: type) -> set[type]:
     """Every class of the SDK that a value of the first can hold."""
-    found, ahead = set(), [start]
-    while ahead:
-        kind = ahead.pop()
-        ahead += typing.get_args(kind)
-        if not isinstance(kind, type) or kind in found or not kind.__module__.startswith("databricks."):
+    classes, open_types = set(), [start]
+    while open_types:
+        kind = open_types.pop()
+        open_types += typing.get_args(kind)
+        if not isinstance(kind, type) or kind in classes or not kind.__module__.startswith("databricks."):
             continue
-        found.add(kind)
+        classes.add(kind)
         if dataclasses.is_dataclass(kind):
-            ahead += typing.get_type_hints(kind).values()
-    return found
+            open_types += typing.get_type_hints(kind).values()
+    return classes
 
 
 def evaluated(annotation: str, module: str) -> object:
-    """The annotation as Python understands it in its module."""
+    """Returns the type of an annotation of a module."""
     return eval(annotation, {**vars(typing), **vars(MODULES[module])})
 
 
-def test_what_is_read_is_what_an_import_says():
+def test_the_classes_read_from_source_equal_the_imported_ones():
     below = classes_below(jobs.JobSettings)
     assert len(below) > 80
     for kind in below:
@@ -50,7 +50,7 @@ def test_what_is_read_is_what_an_import_says():
 def test_our_own_jobs_come_back_from_the_sdk_as_they_went_in():
     for target in ("dev", "prod"):
         for job in load_bundle(target=target).jobs.values():
-            assert not list(misfits(job, "JobSettings"))
+            assert not list(schema_findings(job, "JobSettings"))
             filled = {
                 name: value for name, value in job.items() if not name.endswith("_notifications")
             }  # as_dict drops []
@@ -62,7 +62,7 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
 
 
 @pytest.mark.parametrize(
-    ("job", "found"),
+    ("job", "expected"),
     [
         ({"tasks": [TASK], "job_clusters": [CLUSTER]}, []),
         ({"nmae": "a"}, [(".nmae", "no field 'nmae' in JobSettings", "did you mean 'name'?")]),
@@ -73,7 +73,7 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
         (
             {"tasks": [{"task_key": "a", "notebook_task": {"notebook_paht": "x"}}]},
             [
-                (".tasks[0].notebook_task", "notebook_path is missing", "NotebookTask needs notebook_path"),
+                (".tasks[0].notebook_task", "missing field 'notebook_path'", "NotebookTask requires notebook_path"),
                 (
                     ".tasks[0].notebook_task.notebook_paht",
                     "no field 'notebook_paht' in NotebookTask",
@@ -94,7 +94,7 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
         (
             {"tasks": [TASK | {"libraries": [{"pypi": {"pakage": "x"}}]}]},
             [
-                (".tasks[0].libraries[0].pypi", "package is missing", "PythonPyPiLibrary needs package"),
+                (".tasks[0].libraries[0].pypi", "missing field 'package'", "PythonPyPiLibrary requires package"),
                 (
                     ".tasks[0].libraries[0].pypi.pakage",
                     "no field 'pakage' in PythonPyPiLibrary",
@@ -104,11 +104,11 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
         ),
         (
             {"schedule": {"quartz_cron_expression": "x", "timezone_id": "UTC", "pause_status": "paused"}},
-            [(".schedule.pause_status", "'paused' is no PauseStatus", "there are: PAUSED, UNPAUSED")],
+            [(".schedule.pause_status", "'paused' is not a valid PauseStatus", "there are: PAUSED, UNPAUSED")],
         ),
         (
             {"tasks": [TASK | {"run_if": "ALL_SUCESS"}]},
-            [(".tasks[0].run_if", "'ALL_SUCESS' is no RunIf", "did you mean 'ALL_SUCCESS'?")],
+            [(".tasks[0].run_if", "'ALL_SUCESS' is not a valid RunIf", "did you mean 'ALL_SUCCESS'?")],
         ),
         (
             {"tasks": [{"task_key": "a", "for_each_task": {"inputs": "[1]", "task": TASK | {"max_retrys": 1}}}]},
@@ -122,30 +122,31 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
         ),
         (
             {"timeout_seconds": "60"},
-            [(".timeout_seconds", "'60' stands where a whole number belongs", "take the quotes away")],
+            [(".timeout_seconds", "expected a whole number, got '60'", "remove the quotes")],
         ),
-        ({"timeout_seconds": True}, [(".timeout_seconds", "True stands where a whole number belongs", "")]),
-        ({"timeout_seconds": 1.5}, [(".timeout_seconds", "1.5 stands where a whole number belongs", "")]),
+        ({"timeout_seconds": True}, [(".timeout_seconds", "expected a whole number, got True", "")]),
+        ({"timeout_seconds": 1.5}, [(".timeout_seconds", "expected a whole number, got 1.5", "")]),
         (
-            {"queue": {"enabled": "yes"}},
-            [(".queue.enabled", "'yes' stands where true or false belongs", "take the quotes away")],
+            {"queue": {"enabled": "true"}},
+            [(".queue.enabled", "expected true or false, got 'true'", "remove the quotes")],
         ),
-        ({"queue": True}, [(".queue", "True stands where a map belongs", "with enabled")]),
-        ({"tasks": {"a": {}}}, [(".tasks", "{'a': {}} stands where a list belongs", "")]),
-        ({"tags": ["a"]}, [(".tags", "['a'] stands where a map belongs", "")]),
-        ({"tags": {"a": ["b"]}}, [(".tags.a", "['b'] stands where text belongs", "")]),
+        ({"queue": {"enabled": "yes"}}, [(".queue.enabled", "expected true or false, got 'yes'", "")]),
+        ({"queue": True}, [(".queue", "expected a map, got True", "its fields are enabled")]),
+        ({"tasks": {"a": {}}}, [(".tasks", "expected a list, got {'a': {}}", "")]),
+        ({"tags": ["a"]}, [(".tags", "expected a map, got ['a']", "")]),
+        ({"tags": {"a": ["b"]}}, [(".tags.a", "expected a string, got ['b']", "")]),
         ({"name": 5, "tags": {"a": 1}, "description": None}, []),
         (
             {"parameters": [{"name": "a"}]},
-            [(".parameters[0]", "default is missing", "JobParameterDefinition needs name, default")],
+            [(".parameters[0]", "missing field 'default'", "JobParameterDefinition requires name, default")],
         ),
     ],
 )
-def test_misfits_are_named_with_the_nearest(job, found):
-    said = list(misfits(job, "JobSettings"))
-    assert [(key, message) for key, message, _ in said] == [(key, message) for key, message, _ in found]
-    for (_, _, hint), (_, _, expected) in zip(said, found, strict=True):
-        assert hint.startswith(expected)
+def test_findings_suggest_the_most_similar_name(job, expected):
+    findings = list(schema_findings(job, "JobSettings"))
+    assert [(key, message) for key, message, _ in findings] == [(key, message) for key, message, _ in expected]
+    for (_, _, hint), (_, _, expected_hint) in zip(findings, expected, strict=True):
+        assert hint.startswith(expected_hint) and bool(hint) == bool(expected_hint)
 
 
 def test_few_names_are_listed_many_are_not():
@@ -154,7 +155,7 @@ def test_few_names_are_listed_many_are_not():
 
 
 def test_what_the_sdk_does_not_have_is_an_error():
-    with pytest.raises(MlopsError, match="databricks-sdk has no jobs.Jbo"):
+    with pytest.raises(MlopsError, match="databricks-sdk has no class jobs.Jbo"):
         shape("jobs", "Jbo")
     with pytest.raises(MlopsError, match="databricks-sdk has no service 'jbos'"):
         shape("jbos", "Job")
