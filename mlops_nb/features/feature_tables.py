@@ -29,7 +29,7 @@ class FeatureTable:
     name: str  # catalog.schema.table
     primary_keys: list[str]  # in order, including the time-series column
     timeseries_column: str | None = None
-    types: dict[str, str] = field(default_factory=dict)  # of all columns, as Spark writes them: bigint, double, timestamp
+    types: dict[str, str] = field(default_factory=dict)  # of all columns, in Spark's words: bigint, double, timestamp
     description: str = ""
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -47,7 +47,7 @@ class FeatureTable:
 TIMESERIES_TYPES = ("timestamp", "date")
 
 def check_definition(table: FeatureTable) -> FeatureTable:
-    "Return the table; raise MlopsError unless its keys are columns and its time-series column is a key with a time type."
+    "Return the table; raise MlopsError unless its keys are columns, and its time-series column a key of a time type."
     for key in table.primary_keys:
         if key not in table.types: raise unknown("column", key, table.types, f"feature table {table.name}")
     if not table.lookup_keys: raise MlopsError(f"feature table {table.name} has no key", "name its primary_keys")
