@@ -1,4 +1,4 @@
-"""The join in time on Sail, against pandas.merge_asof: by moments and by days, whatever zone the session has."""
+"""The point-in-time join on Sail against pandas.merge_asof: timestamps and dates, in several session time zones."""
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
@@ -17,12 +17,12 @@ NEAR = [-7200, -3600, -1801, -1800, -1, 0, 1, 1799, 1800, 3600, 5400, 7200]
 MOMENTS = [base + timedelta(seconds=s) for base in (SPRING, AUTUMN) for s in NEAR]
 DAYS = [datetime.combine(base.date() + timedelta(days=d), datetime.min.time(), UTC)
         for base in (SPRING, AUTUMN) for d in range(-3, 4)]
-SERIES, KEYS = [*range(25), None], ["a", "b", None]  # many small cases in one table: each is a value of the first key column
+SERIES, KEYS = [*range(25), None], ["a", "b", None]  # each series is a small case; all cases share one table
 
 
 @contextmanager
 def zone_of(spark, zone: str):
-    "The session's time zone for a while."
+    "Set the session's time zone temporarily."
     spark.conf.set("spark.sql.session.timeZone", zone)
     try: yield
     finally: spark.conf.set("spark.sql.session.timeZone", "UTC")
@@ -32,65 +32,72 @@ def micros(moment: datetime) -> int: return (moment - datetime(1970, 1, 1, tzinf
 
 
 def tables_of(spark, left: list, right: list, kind: str):
-    "Two tables from moments; times travel as numbers, so that no zone can touch them."
-    time = {"TIMESTAMP": "timestamp_micros({})", "DATE": "date_from_unix_date(CAST({} / 86400000000 AS INT))"}[kind]
-    asked = [(i, case, key, at and micros(at)) for i, (case, key, at) in enumerate(left)]
-    known = [(case, key, at and micros(at), value) for case, key, at, value in right]
-    return (spark.createDataFrame(asked, "id INT, series INT, k STRING, at BIGINT").selectExpr(
-                "id", "series", "k", f"{time.format('at')} AS t"),
-            spark.createDataFrame(known, "series INT, k STRING, at BIGINT, value INT").selectExpr(
-                "series", "k AS key", f"{time.format('at')} AS ts", "at AS found", "value"))
+    "Return two tables from timestamps; times are created from numbers, which no time zone changes."
+    time = {"TIMESTAMP": "timestamp_micros(at)", "DATE": "date_from_unix_date(CAST(at / 86400000000 AS INT))"}[kind]
+    events = [(i, series, key, at and micros(at)) for i, (series, key, at) in enumerate(left)]
+    features = [(series, key, at and micros(at), value) for series, key, at, value in right]
+    return (spark.createDataFrame(events, "id INT, series INT, k STRING, at BIGINT").selectExpr(
+                "id", "series", "k", f"{time} AS t"),
+            spark.createDataFrame(features, "series INT, k STRING, at BIGINT, value INT").selectExpr(
+                "series", "k AS key", f"{time} AS ts", "at AS feature_time", "value"))
 
 
-def ours(left, right, window) -> pd.DataFrame:
-    "Per row of `left` the time of the row found and its value; missing is -1."
+def by_spark(left, right, window) -> pd.DataFrame:
+    "Return for each row of `left` the time and value of its feature row; -1 for missing."
     joined = point_in_time_join(left, right, ["series", "k"], "t", "ts", window, right_keys=["series", "key"])
-    rows = [(r.id, r.found or -1, -1 if r.value is None else r.value) for r in joined.collect()]
-    return pd.DataFrame(sorted(rows), columns=["id", "found", "value"])
+    rows = [(row.id, row.feature_time or -1, -1 if row.value is None else row.value) for row in joined.collect()]
+    return pd.DataFrame(sorted(rows), columns=["id", "feature_time", "value"])
 
 
-def theirs(left: list, right: list, window) -> pd.DataFrame:
-    "The same by pandas, which takes rows that have a key and a time, in order of time."
-    asked = pd.DataFrame(left, columns=["series", "k", "t"]).assign(id=range(len(left)))
-    known = pd.DataFrame(right, columns=["series", "k", "ts", "value"]).astype({"value": float})
-    whole, told = asked.dropna().sort_values("t"), known.dropna(subset=["series", "k", "ts"]).sort_values("ts")
-    told["found"] = [micros(t) for t in told.ts]
-    for frame, time in ((whole, "t"), (told, "ts")):
+def by_pandas(left: list, right: list, window) -> pd.DataFrame:
+    "Return the same from pandas, which takes rows with a key and a time, in order of time."
+    events = pd.DataFrame(left, columns=["series", "k", "t"]).assign(id=range(len(left)))
+    features = pd.DataFrame(right, columns=["series", "k", "ts", "value"]).astype({"value": float})
+    events, features = events.dropna().sort_values("t"), features.dropna(subset=["series", "k", "ts"]).sort_values("ts")
+    features["feature_time"] = [micros(t) for t in features.ts]
+    for frame, time in ((events, "t"), (features, "ts")):
         frame[time] = pd.to_datetime(frame[time], utc=True).astype("datetime64[us, UTC]")
         frame[["series", "k"]] = frame[["series", "k"]].astype({"series": int, "k": str})
-    found = pd.merge_asof(whole, told, left_on="t", right_on="ts", by=["series", "k"], allow_exact_matches=True,
-                          tolerance=None if window is None else pd.Timedelta(window))
-    found = found.set_index("id")[["found", "value"]].astype(float).reindex(range(len(left))).fillna(-1)
-    return found.astype("int64").rename_axis("id").reset_index()
+    joined = pd.merge_asof(events, features, left_on="t", right_on="ts", by=["series", "k"], allow_exact_matches=True,
+                           tolerance=None if window is None else pd.Timedelta(window))
+    values = joined.set_index("id")[["feature_time", "value"]].astype(float).reindex(range(len(left))).fillna(-1)
+    return values.astype("int64").rename_axis("id").reset_index()
 
 
-def asked_at(times): return st.lists(st.tuples(st.sampled_from(SERIES), st.sampled_from(KEYS),
-                                               st.one_of(st.sampled_from(times), st.none())), min_size=60, max_size=150)
+def or_none(values): return st.one_of(values, st.none())
 
 
-def known_at(times):
-    "Feature rows, one a key and time; some of a null key or time, of which a table without a primary key may hold many."
-    some = st.tuples(st.sampled_from(SERIES), st.sampled_from(KEYS), st.one_of(st.sampled_from(times), st.none()),
-                     st.one_of(st.none(), st.integers(0, 99)))
-    return st.lists(some, min_size=60, max_size=250, unique_by=lambda r: r[:3] if None not in r[:3] else object())
+def events_at(times):
+    "Rows of the left table."
+    row = st.tuples(st.sampled_from(SERIES), st.sampled_from(KEYS), or_none(st.sampled_from(times)))
+    return st.lists(row, min_size=60, max_size=150)
 
 
-MUCH = dict(deadline=None, database=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+def features_at(times):
+    "Feature rows, one per key and time; duplicates with a null key or time, which a table without a key may hold."
+    row = st.tuples(st.sampled_from(SERIES), st.sampled_from(KEYS), or_none(st.sampled_from(times)),
+                    or_none(st.integers(0, 99)))
+    return st.lists(row, min_size=60, max_size=250, unique_by=lambda r: r[:3] if None not in r[:3] else object())
+
+
+OPTIONS = dict(deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+               suppress_health_check=list(HealthCheck))
 WINDOWS = st.sampled_from([0, 1, 1800, 3599, 3600, 7201, 86_400 * 236]).map(lambda s: timedelta(seconds=s))
 EXAMPLES = pytest.mark.parametrize("examples", [8, pytest.param(by_size(80, 25), marks=pytest.mark.slow)])
 
 
 def check_as_pandas(spark, zone, left, right, kind, window):
     with zone_of(spark, zone):
-        asked, known = tables_of(spark, left, right, kind)
-        for how in (None, window): pd.testing.assert_frame_equal(ours(asked, known, how), theirs(left, right, how))
+        events, features = tables_of(spark, left, right, kind)
+        for lookback in (None, window):
+            pd.testing.assert_frame_equal(by_spark(events, features, lookback), by_pandas(left, right, lookback))
 
 
 @EXAMPLES
-def test_moments_as_pandas_joins_them(spark, examples):
-    "Ties, gaps, rows asked twice, nulls in keys, times and values, around the nights in which clocks change."
-    @settings(max_examples=examples, **MUCH)
-    @given(left=asked_at(MOMENTS), right=known_at(MOMENTS), window=WINDOWS, zone=st.sampled_from(ZONES))
+def test_timestamps_as_pandas_joins_them(spark, examples):
+    "Ties, gaps, duplicate events, nulls in keys, times and values, around the nights in which clocks change."
+    @settings(max_examples=examples, **OPTIONS)
+    @given(left=events_at(MOMENTS), right=features_at(MOMENTS), window=WINDOWS, zone=st.sampled_from(ZONES))
     @example(left=[(0, "a", t) for t in MOMENTS] * 2, right=[(0, "a", t, None) for t in MOMENTS[::3]],
              window=timedelta(hours=1), zone="America/New_York")
     def check(left, right, window, zone): check_as_pandas(spark, zone, left, right, "TIMESTAMP", window)
@@ -98,11 +105,12 @@ def test_moments_as_pandas_joins_them(spark, examples):
 
 
 @EXAMPLES
-def test_days_as_pandas_joins_them(spark, examples):
-    "A day is 24 hours between two dates, also if New York's clocks changed in it."
-    @settings(max_examples=examples, **MUCH)
-    @given(left=asked_at(DAYS), right=known_at(DAYS), days=st.integers(0, 3), zone=st.sampled_from(ZONES))
-    @example(left=[(0, "a", t) for t in DAYS], right=[(0, "a", t, 1) for t in DAYS[::2]], days=1, zone="America/New_York")
+def test_dates_as_pandas_joins_them(spark, examples):
+    "A day between two dates is 24 hours, also if New York's clocks changed in it."
+    @settings(max_examples=examples, **OPTIONS)
+    @given(left=events_at(DAYS), right=features_at(DAYS), days=st.integers(0, 3), zone=st.sampled_from(ZONES))
+    @example(left=[(0, "a", t) for t in DAYS], right=[(0, "a", t, 1) for t in DAYS[::2]], days=1,
+             zone="America/New_York")
     def check(left, right, days, zone): check_as_pandas(spark, zone, left, right, "DATE", timedelta(days=days))
     check()
 
@@ -110,47 +118,49 @@ def test_days_as_pandas_joins_them(spark, examples):
 def at(seconds: float) -> datetime: return SPRING + timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("window, since, until, found", [
-    (timedelta(seconds=1), 0.0, 1.999, True),  # cut to whole seconds, they are one apart
-    (timedelta(seconds=1), 0.999, 2.0, False),  # two apart, though little more than one went by
+@pytest.mark.parametrize("window, since, until, is_used", [
+    (timedelta(seconds=1), 0.0, 1.999, True),  # truncated to whole seconds, they are one apart
+    (timedelta(seconds=1), 0.999, 2.0, False),  # two apart, though little more than one second passed
     (timedelta(milliseconds=1), 5.1, 5.9, True),
     (timedelta(milliseconds=1), 5.9, 6.0, False),
     (timedelta(seconds=1.9), 0.0, 2.0, False),
     (timedelta(0), 5.1, 5.1, True),
-    (timedelta(0), 5.1, 5.100001, False),  # zero asks for the moment itself, not for its second
+    (timedelta(0), 5.1, 5.100001, False),  # zero requires equal times, not equal seconds
     (timedelta(days=1), 0.0, 86_400.5, True),
     (None, 0.000001, 0.000001, True),
     (None, 0.000001, 0.0, False),
 ])
-def test_ages_are_counted_in_whole_seconds(spark, window, since, until, found):
+def test_ages_are_counted_in_whole_seconds(spark, window, since, until, is_used):
     left, right = tables_of(spark, [(1, "a", at(until))], [(1, "a", at(since), 7)], "TIMESTAMP")
-    assert ours(left, right, window).value.tolist() == [7 if found else -1]
+    assert by_spark(left, right, window).value.tolist() == [7 if is_used else -1]
 
 
 def test_an_older_row_inside_the_window_does_not_replace_the_latest(spark):
     "The latest row is null, and the one before it, still inside the window, has a value."
     left, right = tables_of(spark, [(1, "a", at(10))], [(1, "a", at(1), 7), (1, "a", at(2), None)], "TIMESTAMP")
-    assert ours(left, right, timedelta(hours=1)).values.tolist() == [[0, micros(at(2)), -1]]
+    assert by_spark(left, right, timedelta(hours=1)).values.tolist() == [[0, micros(at(2)), -1]]
 
 
-@pytest.mark.parametrize("time", [5, 50, 5000])  # found by the row that asks, not found by it, later than it
+@pytest.mark.parametrize("time", [5, 50, 5000])  # the row in use, an earlier one, a later one
 def test_two_feature_rows_of_one_key_and_time_are_refused(spark, time):
     right = [(1, "a", at(t), 7) for t in (0, 5, 50, 5000)]
-    left, known = tables_of(spark, [(1, "a", at(9)), (1, "a", None), (2, "a", at(9))], [*right, (1, "a", at(time), 8)], "TIMESTAMP")
+    events = [(1, "a", at(9)), (1, "a", None), (2, "a", at(9))]
+    left, features = tables_of(spark, events, [*right, (1, "a", at(time), 8)], "TIMESTAMP")
     text = f"more than one row with series = 1, key = a, ts = {at(time):%Y-%m-%d %H:%M:%S}"
-    joined = point_in_time_join(left, known, ["series", "k"], "t", "ts", right_keys=["series", "key"])  # is but a plan
+    joined = point_in_time_join(left, features, ["series", "k"], "t", "ts", right_keys=["series", "key"])  # only a plan
     for action in (joined.collect, joined.count, joined.select("id").collect):
         with pytest.raises(Exception, match=text): action()
 
 
-def test_rows_that_nobody_can_find_may_be_there_twice(spark):
+def test_feature_rows_that_match_no_event_may_be_duplicates(spark):
     right = [(1, "a", at(0), 7), (1, None, at(0), 1), (1, None, at(0), 2), (None, "a", at(0), 3), (None, "a", at(0), 4),
              (1, "a", None, 5), (1, "a", None, 6), (2, "a", at(0), 8), (1, "b", at(0), 9)]
-    left, known = tables_of(spark, [(1, "a", at(1)), (1, None, at(1)), (None, "a", at(1)), (1, "a", None)], right, "TIMESTAMP")
-    assert ours(left, known, None).value.tolist() == [7, -1, -1, -1]
+    events = [(1, "a", at(1)), (1, None, at(1)), (None, "a", at(1)), (1, "a", None)]
+    left, features = tables_of(spark, events, right, "TIMESTAMP")
+    assert by_spark(left, features, None).value.tolist() == [7, -1, -1, -1]
 
 
-def test_columns_of_every_type_come_through(spark):
+def test_columns_of_every_type_are_returned(spark):
     left = spark.sql("SELECT 'a' AS `the key`, date'2013-03-10' AS day, struct(1 AS x) AS s, map('a', 1) AS m")
     right = spark.sql("SELECT 'a' AS key, date'2013-03-09' AS day, array(1, 2) AS array, struct('b' AS y) AS inner")
     joined = point_in_time_join(left, right, "the key", "day", "day", right_keys="key")
@@ -159,37 +169,39 @@ def test_columns_of_every_type_come_through(spark):
 
 
 def test_many_events_after_few_features_take_no_longer(spark):
-    "The way back to the last feature row is not walked again for every event."
+    "The last feature row is not searched again for every event."
     left = spark.range(400_000).selectExpr("id", "id % 2 AS k", "timestamp_seconds(1362900000 + id) AS t")
     right = spark.range(2).selectExpr("id AS k", "timestamp_seconds(1362800000) AS ts", "id + 1 AS value")
-    began = datetime.now(UTC)
+    start = datetime.now(UTC)
     assert point_in_time_join(left, right, "k", "t", "ts").selectExpr("sum(value)").first()[0] == 600_000
-    assert datetime.now(UTC) - began < timedelta(seconds=8)
+    assert datetime.now(UTC) - start < timedelta(seconds=8)
 
 
-@pytest.mark.parametrize("change, how, message", [
+@pytest.mark.parametrize("types, arguments, message", [
     ({}, dict(lookback_window=timedelta(seconds=-1)), "lookback_window is negative: -1 s"),
     ({}, dict(lookback_window=3600), "lookback_window is 3600"),
     ({}, dict(right_keys=["series"]), "2 key columns on the left, 1 in the feature table"),
     ({}, dict(keys=[], right_keys=[]), "0 key columns"),
-    ({}, dict(keys=["series", "who"]), "no column 'who' in the left table"),
+    ({}, dict(keys=["series", "code"]), "no column 'code' in the left table"),
     ({}, dict(right_keys=["key", "series"]), "column 'series' is int, and 'key' of the feature table is string"),
     ({"ts": "timestamp_ntz"}, {}, "column 't' is timestamp, and 'ts' of the feature table is timestamp_ntz"),
     ({"ts": "date"}, {}, "column 't' is timestamp, and 'ts' of the feature table is date"),
 ])
-def test_what_cannot_be_joined_is_refused_at_once(spark, change, how, message):
+def test_tables_that_cannot_be_joined_are_refused_at_once(spark, types, arguments, message):
     left, right = tables_of(spark, [(1, "a", at(0))], [(1, "a", at(0), 1)], "TIMESTAMP")
-    for name, kind in change.items(): right = right.withColumn(name, right[name].cast(kind))
+    for name, kind in types.items(): right = right.withColumn(name, right[name].cast(kind))
     keys = dict(keys=["series", "k"], right_keys=["series", "key"])
     with pytest.raises(MlopsError, match=message):
-        point_in_time_join(left, right, left_time="t", right_time="ts", **keys | how)
+        point_in_time_join(left, right, left_time="t", right_time="ts", **keys | arguments)
 
 
-def test_names_that_would_meet_are_refused(spark):
+def test_names_that_would_collide_are_refused(spark):
     left, right = tables_of(spark, [(1, "a", at(0))], [(1, "a", at(0), 1)], "TIMESTAMP")
-    join = lambda a, b: point_in_time_join(a, b, ["series"], "t", "ts")
-    with pytest.raises(MlopsError, match="both tables have a column 'ID'"): join(left, right.withColumnRenamed("value", "ID"))
-    with pytest.raises(MlopsError, match="the join has a column 'found__' of its own"):
-        join(left.withColumnRenamed("id", "found__"), right)
-    ntz = [frame.withColumn(name, frame[name].cast("timestamp_ntz")) for frame, name in ((left, "t"), (right, "ts"))]
-    with pytest.raises(MlopsError, match="column 't' is timestamp_ntz"): join(*ntz)
+    def join(left, right): return point_in_time_join(left, right, ["series"], "t", "ts")
+    with pytest.raises(MlopsError, match="both tables have a column 'ID'"):
+        join(left, right.withColumnRenamed("value", "ID"))
+    with pytest.raises(MlopsError, match="column 'feature_time__' is reserved for the join"):
+        join(left.withColumnRenamed("id", "feature_time__"), right)
+    ntz_left = left.withColumn("t", left.t.cast("timestamp_ntz"))
+    ntz_right = right.withColumn("ts", right.ts.cast("timestamp_ntz"))
+    with pytest.raises(MlopsError, match="column 't' is timestamp_ntz"): join(ntz_left, ntz_right)

@@ -19,7 +19,8 @@ from mlops_nb.flights import feature_engineering
 def env(tmp_path): return replace(load_env("dev"), engine="sail", lakehouse=str(tmp_path))
 
 
-FUNCTIONS = {f.__name__: ff.declare_function(f"dev.flights.{f.__name__}", f, uses) for f, uses in feature_engineering.ON_DEMAND.items()}
+FUNCTIONS = {f.__name__: ff.declare_function(f"dev.flights.{f.__name__}", f, uses)
+             for f, uses in feature_engineering.ON_DEMAND.items()}
 VALUES = {
     "BIGINT": st.integers(0, 2359), "DOUBLE": st.floats(-180, 180),
     "DATE": st.dates(date(2012, 6, 1), date(2014, 6, 1)),
@@ -28,15 +29,15 @@ VALUES = {
 
 
 def by_unity_catalog(function: ff.Function, values: dict):
-    "What the body of the registered SQL function returns, run as Databricks does: the parameters are names in it."
+    "Return the result of the registered SQL function's body, run as on Databricks: its parameters are local names."
     body = ff.create_function_sql(function).split("$$")[1]
     lines = "\n".join("    " + line for line in body.splitlines())
-    space = {}
-    exec(f"def udf({', '.join(function.parameters)}):\n{lines}", space)
-    return space["udf"](**values)
+    namespace = {}
+    exec(f"def udf({', '.join(function.parameters)}):\n{lines}", namespace)
+    return namespace["udf"](**values)
 
 
-def same(one, other) -> bool: return one is other is None or one == pytest.approx(other, abs=1e-12)
+def is_same(value, other) -> bool: return value is other is None or value == pytest.approx(other, abs=1e-12)
 
 
 @settings(max_examples=40)
@@ -44,19 +45,23 @@ def same(one, other) -> bool: return one is other is None or one == pytest.appro
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_column_a_request_and_unity_catalog_agree(name, data):
     function = FUNCTIONS[name]
-    kinds = function.parameters.items()
-    requests = data.draw(st.lists(st.fixed_dictionaries({p: st.one_of(st.none(), VALUES[k]) for p, k in kinds}), min_size=1, max_size=4))
-    column = lambda p, kind: pd.Series([r[p] for r in requests], dtype={"BIGINT": "float64", "DOUBLE": "float64"}.get(kind, object))
-    batch = np.asarray(ff.call(function, {p: column(p, kind) for p, kind in kinds}), float)
-    for request, found in zip(requests, batch, strict=True):
+    types = function.parameters.items()
+    request = st.fixed_dictionaries({parameter: st.one_of(st.none(), VALUES[kind]) for parameter, kind in types})
+    requests = data.draw(st.lists(request, min_size=1, max_size=4))
+    columns = {}
+    for parameter, kind in types:
+        dtype = "float64" if kind in ("BIGINT", "DOUBLE") else object
+        columns[parameter] = pd.Series([request[parameter] for request in requests], dtype=dtype)
+    batch = np.asarray(ff.call(function, columns), float)
+    for request, in_batch in zip(requests, batch, strict=True):
         online = ff.call_online(function, request)
-        assert same(online, None if np.isnan(found) else float(found))
-        assert same(online, by_unity_catalog(function, request))
+        assert is_same(online, None if np.isnan(in_batch) else float(in_batch))
+        assert is_same(online, by_unity_catalog(function, request))
         if None in request.values(): assert online is None
 
 
 def test_the_flights_functions_by_plain_python():
-    call = lambda name, **values: ff.call_online(FUNCTIONS[name], values)
+    def call(name, **values): return ff.call_online(FUNCTIONS[name], values)
     assert call("hour_sin", sched_dep_time=1545) == pytest.approx(math.sin(math.radians(15.75 * 15)))
     assert call("weekday", flight_day=date(2013, 2, 8)) == date(2013, 2, 8).weekday() == 4
     assert [call("days_to_holiday", flight_day=date(2013, 11, d)) for d in (10, 11, 28, 29)] == [1, 0, 0, 1]
@@ -75,16 +80,17 @@ def many(seats: int) -> bool:
     return seats > 200
 
 
-def test_texts_and_booleans_are_values_too(env):
+def test_results_can_be_strings_and_booleans(env):
     assert ff.call_online(ff.register_function(None, env, first), {"code": "JFK"}) == "J"
-    made = ff.register_function(None, env, many)
-    assert ff.call_online(made, {"seats": 300}) is True and ff.call_online(made, {"seats": 3}) is False
-    assert ff.call(made, {"seats": pd.Series([3, 300])}).tolist() == [False, True]
+    function = ff.register_function(None, env, many)
+    assert ff.call_online(function, {"seats": 300}) is True and ff.call_online(function, {"seats": 3}) is False
+    assert ff.call(function, {"seats": pd.Series([3, 300])}).tolist() == [False, True]
 
 
-def test_a_function_is_registered_again_in_its_place(env):
+def test_registering_a_function_again_replaces_it(env):
     old = ff.register_function(None, env, many)
-    assert ff.register_function(None, env, many) == old == ff.get(env, "many") and ff.function_names(env, "many") == ["dev.flights.many"]
+    assert ff.register_function(None, env, many) == old == ff.get_function(env, "many")
+    assert ff.function_names(env, "many") == ["dev.flights.many"]
 
 
 def untyped(a, b: int) -> float: return b
@@ -93,7 +99,8 @@ def silent(a: int): return a
 
 
 @pytest.mark.parametrize("function, message", [
-    (untyped, "parameter 'a' of untyped has no annotation"), (odd, "parameter 'a' of odd has the annotation <class 'list'>"),
+    (untyped, "parameter 'a' of untyped has no annotation"),
+    (odd, "parameter 'a' of odd has the annotation <class 'list'>"),
     (silent, "the result of silent has no annotation")])
 def test_a_function_without_types_is_refused(env, function, message):
     with pytest.raises(MlopsError, match=message): ff.register_function(None, env, function)
@@ -101,6 +108,7 @@ def test_a_function_without_types_is_refused(env, function, message):
 
 
 def test_a_target_registers_in_its_own_catalog_only(env, tmp_path):
-    assert ff.register_function(None, replace(env, catalog="prod", write=("prod",), read=("prod",)), many).name == "prod.flights.many"
+    prod = replace(env, catalog="prod", write=("prod",), read=("prod",))
+    assert ff.register_function(None, prod, many).name == "prod.flights.many"
     with pytest.raises(MlopsError, match="write"): ff.register_function(None, replace(env, catalog="prod"), many)
-    with pytest.raises(MlopsError, match="no function 'dev.flights.mani'"): ff.get(env, "mani")
+    with pytest.raises(MlopsError, match="no function 'dev.flights.mani'"): ff.get_function(env, "mani")

@@ -1,4 +1,4 @@
-"""Scoring batches with one version of a model: what is sent to the model, and what it may answer."""
+"""Scoring batches with one version of a model: what the model is given, and what it may return."""
 import io
 import zipfile
 from types import SimpleNamespace
@@ -15,14 +15,17 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.models import scoring
 
 
-def model(*columns, answer=lambda frame: np.zeros(len(frame))):
-    "A model with a signature of (type, name) columns."
+def zeros(frame): return np.zeros(len(frame))
+
+
+def model(*columns, predict=zeros):
+    "Return a model with a signature of (type, name) columns."
     schema = Schema([ColSpec(kind, name) for kind, name in columns]) if columns else None
-    return SimpleNamespace(metadata=SimpleNamespace(get_input_schema=lambda: schema), predict=answer)
+    return SimpleNamespace(metadata=SimpleNamespace(get_input_schema=lambda: schema), predict=predict)
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-2**31, 2**31 - 1)), max_size=20))
-def test_counts_become_the_numbers_that_the_signature_wants(values):
+def test_numbers_are_cast_to_the_types_of_the_signature(values):
     frame = scoring.model_input(model(("double", "x")), pa.table({"x": pa.array(values, pa.int32())}), ("x",))
     assert frame.x.dtype == "float64" and [None if np.isnan(v) else v for v in frame.x] == values
 
@@ -41,24 +44,25 @@ def test_without_a_signature_columns_stay_as_they_are():
     assert scoring.model_input(model(), pa.table({"x": pa.array([1], pa.int32())}), ("x",)).x.dtype == "int32"
 
 
-@pytest.mark.parametrize("answer", [lambda f: [0.1, 0.2], lambda f: np.array([[0.1], [0.2]]),
-                                    lambda f: pd.Series([0.1, 0.2]), lambda f: pd.DataFrame({"p": [0.1, 0.2]})])
-def test_one_number_a_row_in_any_wrapping(answer):
-    assert scoring.predict(model(answer=answer), pa.table({"x": [1, 2]}), ("x",)).tolist() == [0.1, 0.2]
+@pytest.mark.parametrize("predictions", [[0.1, 0.2], np.array([[0.1], [0.2]]), pd.Series([0.1, 0.2]),
+                                         pd.DataFrame({"p": [0.1, 0.2]})], ids=lambda value: type(value).__name__)
+def test_one_number_per_row_in_any_container(predictions):
+    constant = model(predict=lambda frame: predictions)
+    assert scoring.predict(constant, pa.table({"x": [1, 2]}), ("x",)).tolist() == [0.1, 0.2]
 
 
-@pytest.mark.parametrize("answer", [lambda f: [0.1], lambda f: np.zeros((2, 2)), lambda f: ["a", "b"], lambda f: 0.5])
-def test_any_other_answer_is_an_error(answer):
-    with pytest.raises(MlopsError, match="the model answers 2 rows with"):
-        scoring.predict(model(answer=answer), pa.table({"x": [1, 2]}), ("x",))
+@pytest.mark.parametrize("predictions", [[0.1], np.zeros((2, 2)), ["a", "b"], 0.5], ids=str)
+def test_any_other_result_is_an_error(predictions):
+    with pytest.raises(MlopsError, match="the model returns .* for 2 rows"):
+        scoring.predict(model(predict=lambda frame: predictions), pa.table({"x": [1, 2]}), ("x",))
 
 
-def test_a_feature_that_is_missing_is_named():
+def test_a_missing_feature_is_named():
     with pytest.raises(MlopsError, match="no feature 'xx' in the rows"):
         scoring.check_features(model(), ("xx",), ["x", "y"])
 
 
-def test_what_the_model_requires_must_be_among_the_features():
+def test_a_required_column_must_be_among_the_features():
     with pytest.raises(MlopsError, match="the model requires 'z'"):
         scoring.check_features(model(("double", "z")), ("x",), ["x", "z"])
 
@@ -69,7 +73,7 @@ def test_a_version_without_threshold_is_an_error(tags):
         scoring.threshold_of(SimpleNamespace(name="dev.s.m", version=3, tags=tags))
 
 
-def test_a_packed_model_is_its_files(tmp_path):
+def test_a_packed_model_holds_its_files(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "MLmodel").write_text("flavors: {}\n")
     (tmp_path / "data" / "booster.txt").write_text("tree\n" * 1000)
@@ -78,7 +82,7 @@ def test_a_packed_model_is_its_files(tmp_path):
         assert archive.read("data/booster.txt") == b"tree\n" * 1000
 
 
-def test_a_model_too_large_to_travel_is_refused(tmp_path, monkeypatch):
+def test_a_model_too_large_to_be_sent_is_refused(tmp_path, monkeypatch):
     (tmp_path / "MLmodel").write_text("flavors: {}\n")
-    monkeypatch.setattr(scoring, "LARGEST", 10)
+    monkeypatch.setattr(scoring, "MAX_PACKED_BYTES", 10)
     with pytest.raises(MlopsError, match="at most 10 can be sent"): scoring.packed(str(tmp_path))
