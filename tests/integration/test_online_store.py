@@ -1,4 +1,4 @@
-"""One contract for every online store, on real servers: values, versions, errors, readers, and kills during a publish."""
+"""One contract for every online store, on real servers: values, versions, errors, readers, killed publishers."""
 import os
 import random
 import re
@@ -29,7 +29,7 @@ from mlops_nb.features.stores.rows import PublishConflict, layout_of
 from mlops_nb.features.stores.store import open_store, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # the emulator of Cosmos DB signs its own
-SLOW_SERVERS = {"cosmos": by_size(4, 2), "dynamodb": by_size(12, 4)}  # examples for servers that need milliseconds per row
+SLOW_SERVERS = {"cosmos": by_size(4, 2), "dynamodb": by_size(12, 4)}  # fewer examples: milliseconds per row
 
 
 def examples_for(online) -> int:
@@ -48,7 +48,7 @@ def address(request):
     "The address of a running store of each kind."
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stores.SECRETS.items(): patch.setenv(name, value)
-        patch.setenv("SSL_CERT_FILE", os.devnull)  # else every request to the emulator reads all certificate authorities
+        patch.setenv("SSL_CERT_FILE", os.devnull)  # else every request reads all authorities
         try:
             with stores.running(request.param) as uri: yield uri
         except stores.Missing as missing: pytest.skip(str(missing))
@@ -181,12 +181,13 @@ def timestamps(): return st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30),
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 ROW = st.fixed_dictionaries({
-    "name": TEXT, "number": st.integers(-2**63, 2**63 - 1), "open": st.booleans(), "at": timestamps(), "day": st.dates(),
-    "text": st.none() | TEXT, "whole": st.none() | st.integers(-2**63, 2**63 - 1), "share": st.none() | st.floats(),
-    "yes": st.none() | st.booleans(), "moment": st.none() | timestamps(), "date": st.none() | st.dates()})
+    "name": TEXT, "number": st.integers(-2**63, 2**63 - 1), "open": st.booleans(), "at": timestamps(),
+    "day": st.dates(), "text": st.none() | TEXT, "whole": st.none() | st.integers(-2**63, 2**63 - 1),
+    "share": st.none() | st.floats(), "yes": st.none() | st.booleans(),
+    "moment": st.none() | timestamps(), "date": st.none() | st.dates()})
 SCHEMA = pa.schema({
-    "name": pa.string(), "number": pa.int64(), "open": pa.bool_(), "at": pa.timestamp("us", "UTC"), "day": pa.date32(),
-    "text": pa.string(), "whole": pa.int64(), "share": pa.float64(), "yes": pa.bool_(),
+    "name": pa.string(), "number": pa.int64(), "open": pa.bool_(), "at": pa.timestamp("us", "UTC"),
+    "day": pa.date32(), "text": pa.string(), "whole": pa.int64(), "share": pa.float64(), "yes": pa.bool_(),
     "moment": pa.timestamp("us", "UTC"), "date": pa.date32()})
 KEYS = ["name", "number", "open", "at", "day"]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mlops_nb import cli, doctor
 from mlops_nb.env import load_env
 from mlops_nb.features.stores.rows import layout_of
-from mlops_nb.features.stores.store import store
+from mlops_nb.features.stores.store import STORE_KINDS, store
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def test_a_driver_that_is_not_installed(env, monkeypatch, scheme, module, extra)
     found = doctor.check_online_store(env)
     assert found.state == "wrong" and f"{module!r}" in found.seen and "named by MLOPS_ONLINE_STORE" in found.seen
     assert found.hint == f"uv pip install -e '.[{extra}]'"
-    assert doctor.OPTIONAL_PACKAGES[doctor.DRIVERS[scheme]][0].replace("-", ".").split(".")[0] == module.split(".")[0]
+    assert doctor.OPTIONAL_PACKAGES[STORE_KINDS[scheme].extra][0].replace("-", ".").split(".")[0] == module.split(".")[0]
 
 
 @pytest.mark.parametrize("uri, said", [("redsi://host", "no kind of online store 'redsi'"), ("host", "cannot be read"),

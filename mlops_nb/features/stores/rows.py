@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPE_HINTS', 'INTEGER_TYPES', 'EPOCH', 'FIRST_DAY', 'READERS', 'KEY_TYPES', 'LONGEST_KEY', 'ANY_BEGUN', 'type_of',
-           'Layout', 'check_table', 'check_keys', 'check_layout', 'layout_of', 'merge_layouts', 'stored_column',
+           'Layout', 'check_table', 'check_key_columns', 'check_layout', 'layout_of', 'merge_layouts', 'stored_column',
            'check_batch', 'column_positions', 'key_reader', 'check_unique', 'stored_rows', 'from_microseconds',
            'from_days', 'row_reader', 'is_key_type', 'stored_key_part', 'key_tuple', 'stored_key', 'document_key',
            'plain_key', 'to_document', 'from_document', 'PublishConflict', 'State', 'check_begin']
@@ -68,7 +68,7 @@ def check_table(name: str) -> str:  # in lower case
     return ".".join(map(check_name, parts))
 
 # %% ../../../nbs/features/stores/00_rows.ipynb #d89abf05
-def check_keys(layout: Layout):
+def check_key_columns(layout: Layout):
     "Raise MlopsError unless the keys are columns of exact types."
     if not layout.keys: raise MlopsError(f"{layout.table} has no keys", "name the columns that identify a row")
     for key in layout.keys:
@@ -78,14 +78,14 @@ def check_keys(layout: Layout):
 
 def check_layout(layout: Layout):
     "Raise MlopsError if not every store can keep rows of this layout."
-    check_keys(layout)
+    check_key_columns(layout)
     lower_names = [name.lower() for name in layout.columns]
     for name in layout.columns:
         if lower_names.count(name.lower()) > 1: raise MlopsError(f"duplicate column {name!r} in {layout.table}")
         if name.endswith("__"):
             raise MlopsError(f"column {name!r} of {layout.table} ends with __", "stores reserve such names: rename it")
     if layout.ttl is not None and not layout.ttl > 0:
-        raise MlopsError(f"the time to live of {layout.table} is {layout.ttl!r} seconds", "give a number above 0, or None")
+        raise MlopsError(f"ttl of {layout.table} is {layout.ttl!r} seconds", "give a number above 0, or None")
 
 def layout_of(table: str, schema,  # a pyarrow.Schema
               keys: Iterable[str], ttl: float | None = None, source: str = "",
