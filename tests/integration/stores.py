@@ -1,4 +1,4 @@
-"""Servers for the tests of the online stores: each on a free port, in a folder of its own, stopped at the end."""
+"""Servers for the tests of the online stores: each on a free port, in its own folder, stopped at the end."""
 import os
 import shutil
 import signal
@@ -13,17 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PASSWORD = "pass-that-nobody-may-read"
-COSMOS_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="  # every emulator's
+# the public key of every Cosmos DB emulator
+COSMOS_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 SECRETS = {"MLOPS_SECRET_ONLINE_SERVER": PASSWORD, "MLOPS_SECRET_ONLINE_COSMOS": COSMOS_KEY}
 CLIENTS = {"sqlite": "sqlite3", "postgresql": "psycopg", "redis": "redis", "dynamodb": "moto", "cosmos": "azure.cosmos"}
 KINDS = tuple(CLIENTS)
-
-
-SERVERS: list[subprocess.Popen] = []  # those that are processes of ours, the last one started at the end
+SERVERS: list[subprocess.Popen] = []  # the servers that run as child processes, in the order of their start
 
 
 class Missing(Exception):
-    "What is not installed, and the command that installs it."
+    "A client or server is not installed; the message has the command that installs it."
 
 
 def free_port() -> int:
@@ -33,9 +32,9 @@ def free_port() -> int:
 
 
 def wait_for(port: int, process: subprocess.Popen | None, log: Path, seconds: float = 30) -> None:
-    "Return once a server takes connections."
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    "Wait until a server accepts connections."
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         try: return socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError: time.sleep(0.05)
         if process and process.poll() is not None: break
@@ -44,10 +43,11 @@ def wait_for(port: int, process: subprocess.Popen | None, log: Path, seconds: fl
 
 @contextmanager
 def served(command: list, port: int, folder: Path) -> Iterator[None]:
-    "A server that is a process of ours."
+    "Run a server as a child process."
     log = folder / "server.log"
     with open(log, "w") as out:
-        process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=out, stderr=out,
+                                   stdin=subprocess.DEVNULL)
     try:
         wait_for(port, process, log)
         SERVERS.append(process)
@@ -63,10 +63,12 @@ def sqlite(folder: Path) -> Iterator[str]:
 
 
 def postgres_tool(name: str) -> str:
-    "Debian keeps the server's programs off the PATH."
-    found = shutil.which(name) or next((str(p) for p in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
-    if not found: raise Missing("postgresql is not installed: apt-get install postgresql")
-    return found
+    "Return the path of a program of the server, which Debian does not put on the PATH."
+    on_path = shutil.which(name)
+    if on_path: return on_path
+    programs = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    if not programs: raise Missing("postgresql is not installed: apt-get install postgresql")
+    return str(programs[0])
 
 
 @contextmanager
@@ -78,7 +80,8 @@ def postgresql(folder: Path) -> Iterator[str]:
     if tools:
         for path in (folder, secret): shutil.chown(path, "postgres")
     def run(*command): subprocess.run([*tools, *map(str, command)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    run(initdb, "-D", data, "-U", "ann", "-A", "scram-sha-256", "--pwfile", secret, "--no-sync", "-E", "UTF8", "--locale=C")
+    run(initdb, "-D", data, "-U", "ann", "-A", "scram-sha-256", "--pwfile", secret, "--no-sync", "-E", "UTF8",
+        "--locale=C")
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c timezone=America/New_York"
     run(control, "-D", data, "-l", log, "-o", options, "-w", "start")
     try: yield f"postgresql://ann@127.0.0.1:{port}/postgres?password=secrets/online/server"
@@ -87,7 +90,8 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def redis(folder: Path) -> Iterator[str]:
-    if not (server := shutil.which("redis-server")): raise Missing("redis-server is not installed: apt-get install redis-server")
+    server = shutil.which("redis-server")
+    if not server: raise Missing("redis-server is not installed: apt-get install redis-server")
     port = free_port()
     with served([server, "--port", port, "--bind", "127.0.0.1", "--save", "", "--requirepass", PASSWORD], port, folder):
         yield f"redis://127.0.0.1:{port}/0?password=secrets/online/server"
@@ -103,8 +107,8 @@ def dynamodb(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def cosmos(folder: Path) -> Iterator[str]:
-    if not (server := shutil.which("cosmosdb-server")):
-        raise Missing("cosmosdb-server is not installed: npm install --global @vercel/cosmosdb-server")
+    server = shutil.which("cosmosdb-server")
+    if not server: raise Missing("cosmosdb-server is not installed: npm install --global @vercel/cosmosdb-server")
     port = free_port()
     with served([server, "-p", port], port, folder):
         yield f"cosmos://127.0.0.1:{port}/features?key=secrets/online/cosmos&verify=false"
@@ -112,7 +116,7 @@ def cosmos(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def running(kind: str) -> Iterator[str]:  # the store's address
-    "A store of a kind, for as long as it is needed; Missing if it is not installed."
+    "Run a store of a kind; Missing if its client or server is not installed."
     if not find_spec(CLIENTS[kind].split(".")[0]) or not find_spec(CLIENTS[kind]):
         raise Missing(f"the Python module {CLIENTS[kind]} is not installed: make install-stores")
     with tempfile.TemporaryDirectory(prefix=f"mlops-{kind}-") as folder:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mlops_nb import cli, doctor
 from mlops_nb.env import load_env
 from mlops_nb.features.stores.rows import layout_of
-from mlops_nb.features.stores.store import store
+from mlops_nb.features.stores.store import STORE_KINDS, store
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_a_driver_that_is_not_installed(env, monkeypatch, scheme, module, extra)
     assert result.state == "wrong" and f"{module!r}" in result.observation
     assert "set by MLOPS_ONLINE_STORE" in result.observation
     assert result.hint == f"uv pip install -e '.[{extra}]'"
-    assert doctor.OPTIONAL_PACKAGES[doctor.DRIVERS[scheme]][0].replace("-", ".").split(".")[0] == module.split(".")[0]
+    assert doctor.OPTIONAL_PACKAGES[STORE_KINDS[scheme].extra][0].replace("-", ".").split(".")[0] == module.split(".")[0]
 
 
 @pytest.mark.parametrize("uri, message", [
