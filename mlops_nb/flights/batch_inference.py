@@ -18,9 +18,9 @@ from mlops_nb.flights.feature_engineering import (
     FEATURES,
     FLIGHT_KEY,
     as_input,
-    asking,
     check_tables,
     scheduled,
+    with_prediction_time,
 )
 from ..inference.batch import check_knows_nothing_of, with_origin
 
@@ -33,7 +33,7 @@ def predict_flights(spark, env,  # with pinned versions: a prediction says what 
                     flights,  # DataFrame with the columns of `scheduled`
                     version):  # the model version that predicts. -> DataFrame with the columns WRITTEN
     "Flights with their features, the probability that they arrive late, the warning, and what it all comes from."
-    asked = asking(flights)
+    asked = with_prediction_time(flights)
     check_tables(spark, env, asked)
     scored = feature_client(spark, env).score_batch(model_uri=f"models:/{version.name}/{version.version}", df=asked)
     made = [f"{sql} AS {name}" for name, sql in (BANDS | {"as_of": "flight_day"}).items()]

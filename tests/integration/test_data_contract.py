@@ -19,7 +19,7 @@ def declared(spark) -> dict[str, dict[str, str]]:
     "The columns of each feature table, by type."
     def empty(name: str):
         columns = ingest.file_columns(name) | MORE.get(name, {})
-        rows = spark.createDataFrame([], ", ".join(f"{column} {ingest.SQL[kind.rstrip('?')]}" for column, kind in columns.items()))
+        rows = spark.createDataFrame([], ", ".join(f"{column} {ingest.SPARK_TYPES[kind.rstrip('?')]}" for column, kind in columns.items()))
         return rows.selectExpr("*", "make_date(year, month, day) AS flight_day") if name == "flights" else rows
     bronze = {name: empty(name) for name in ("flights", "weather", "planes", "airports")}
     queries = feature_engineering.queries(midnight(date(2013, 4, 1))).items()

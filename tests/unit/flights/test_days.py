@@ -57,7 +57,7 @@ def test_days_without_data_are_refused(day):
 
 @pytest.mark.parametrize("text", ["", "Latest", "yesterday", "2013-02-30", "01/04/2013", "2013-04-01T00:00:00"])
 def test_texts_that_are_no_dates_are_refused(text):
-    with pytest.raises(MlopsError, match="which is no date"): as_of_day(text, date(2026, 5, 5))
+    with pytest.raises(MlopsError, match="which is not a date"): as_of_day(text, date(2026, 5, 5))
 
 
 @often

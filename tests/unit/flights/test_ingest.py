@@ -173,8 +173,8 @@ def test_a_zip_with_a_flipped_bit_is_refused(tmp_path):
 
 
 def test_where_the_files_are(tmp_path):
-    for name in ingest.NAMES: (tmp_path / f"{name}.csv").touch()
-    assert {p.name for p in ingest.source_files(str(tmp_path)).values()} == {f"{n}.csv" for n in ingest.NAMES}
+    for name in ingest.SOURCES: (tmp_path / f"{name}.csv").touch()
+    assert {p.name for p in ingest.source_files(str(tmp_path)).values()} == {f"{n}.csv" for n in ingest.SOURCES}
     (tmp_path / "flights.csv.zip").touch()
     with pytest.raises(MlopsError, match="holds both flights.csv and flights.csv.zip"):
         ingest.source_files(str(tmp_path))
@@ -207,7 +207,7 @@ def test_a_changed_file_of_the_package_is_refused(tmp_path, monkeypatch):
 @given(st.integers(-100, 3000))
 def test_a_clock_shows_hours_and_minutes(number):
     good = 0 <= number <= 2400 and number % 100 < 60
-    assert ingest.bad_clock(pd.Series([number])).tolist() == [not good]
+    assert ingest.is_invalid_clock(pd.Series([number])).tolist() == [not good]
 
 
 def test_impossible_values_are_named_by_line_and_key():
