@@ -43,7 +43,8 @@ def as_of_day(as_of: str,  # "latest", or a date such as 2013-04-01
     if as_of == "latest": return check_day(same_day(trigger_date), f"as_of=latest (triggered on {trigger_date})")
     try: day = datetime.strptime(as_of, "%Y-%m-%d").date()
     except ValueError:
-        raise MlopsError(f"as_of is {as_of!r}, which is not a date", "write a date such as 2013-04-01, or latest") from None
+        raise MlopsError(f"as_of is {as_of!r}, which is not a date",
+                         "write a date such as 2013-04-01, or latest") from None
     return check_day(day, "as_of")
 
 # %% ../../nbs/flights/00_days.ipynb #cd880ce9

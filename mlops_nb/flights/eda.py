@@ -83,17 +83,18 @@ def at_hour(hours_before: int) -> str:  # SQL
 def by_weather(spark, flights, weather, column: str, edges: list[float], hours_before: int = 0,
                ) -> pd.DataFrame:  # band, hours (of an airport), labels, late
     "The late share by a measure of the weather."
-    return spark.sql(f"""SELECT {band_number(column, edges)} AS band, count(DISTINCT f.origin, time_hour) AS hours,
+    query = f"""SELECT {band_number(column, edges)} AS band, count(DISTINCT f.origin, time_hour) AS hours,
     count(late) AS labels, avg(late) AS late
 FROM {{flights}} f JOIN {{weather}} w ON w.origin = f.origin AND time_hour = {at_hour(hours_before)}
-WHERE late IS NOT NULL AND {column} IS NOT NULL GROUP BY band ORDER BY band""", flights=flights, weather=weather).toPandas()
+WHERE late IS NOT NULL AND {column} IS NOT NULL GROUP BY band ORDER BY band"""
+    return spark.sql(query, flights=flights, weather=weather).toPandas()
 
 # %% ../../nbs/flights/01_eda.ipynb #7ea216eb
 BAD_WEATHER = MappingProxyType({"snow": "precip > 0 AND temp <= 34", "rain": "precip > 0 AND temp > 34",
                                 "fog": "visib < 1 AND precip = 0", "gale": "wind_gust >= 40"})  # inches, °F, miles, mph
 
 def by_day(spark, flights, weather,
-           ) -> pd.DataFrame:  # flight_day, flights, late and cancelled (shares of all), BAD_WEATHER (hours of an airport)
+           ) -> pd.DataFrame:  # flight_day, flights, late and cancelled (shares of all), hours of each BAD_WEATHER
     "The late share, the cancelled share and the weather of each day."
     hours = ", ".join(f"CAST(sum(CAST({sql} AS INT)) AS INT) AS {kind}" for kind, sql in BAD_WEATHER.items())
     days = spark.sql(f"""SELECT flight_day, flights, late, cancelled, {", ".join(BAD_WEATHER)} FROM (
@@ -160,7 +161,8 @@ FROM {{flights}} f
 LEFT JOIN (SELECT origin, date_trunc('HOUR', departure_known_at) AS ts, avg(dep_delay) AS delay FROM {{flights}}
     WHERE departure_known_at IS NOT NULL GROUP BY 1, 2) r ON r.origin = f.origin AND r.ts = {at_hour(HOURS_BEFORE + 1)}
 LEFT JOIN {{weather}} w ON w.origin = f.origin AND w.time_hour = {at_hour(0)}
-LEFT JOIN {{weather}} b ON b.origin = f.origin AND b.time_hour = {at_hour(HOURS_BEFORE)}""", flights=flights, weather=severity)
+LEFT JOIN {{weather}} b ON b.origin = f.origin AND b.time_hour = {at_hour(HOURS_BEFORE)}""",
+                     flights=flights, weather=severity)
 
 # %% ../../nbs/flights/01_eda.ipynb #4250aa6f
 def known_when(spark, flights) -> pd.DataFrame:  # by fact; early, middle, late: hours after the scheduled departure

@@ -7,7 +7,7 @@ __all__ = ['MODEL', 'DECIDING_KEYS', 'TRAIN_KEYS', 'CODE', 'REQUIREMENTS', 'VERS
            'pin_tables', 'signature', 'input_types', 'Evaluation', 'champion_predictions', 'evaluate_model', 'log_data',
            'log_settings', 'log_results', 'evaluation_pictures', 'contributions', 'explanation_pictures', 'log_figures',
            'metrics_text', 'slices_text', 'data_text', 'explanation_text', 'card_text', 'log_flights_model', 'train',
-           'find_or_train', 'describe_version', 'tune_parameters', 'result_sentence', 'metrics_table',
+           'find_or_train', 'describe_version', 'tune_parameters', 'result_sentence', 'readable_metrics',
            'warning_sentence', 'version_table']
 
 # %% ../../nbs/flights/06_train.ipynb #2312ce22
@@ -48,10 +48,10 @@ from ..models.slices import slice_metrics
 MODEL = "late_arrival"  # one part: each target has its own
 DECIDING_KEYS = ("held_out_days", "blocks", "min_rows", "costs", "rounds", "parameters")  # they decide the model
 TRAIN_KEYS = (*DECIDING_KEYS, "min_slice_rows", "custom_metrics", "search_space", "options")  # of conf/train.yml
-CODE = ("mlops_nb.flights.model", "mlops_nb.flights.learning", "mlops_nb.models.calibration")  # it decides the model
+CODE = ("mlops_nb.flights.model", "mlops_nb.flights.learning", "mlops_nb.models.calibration")  # decides the model
 REQUIREMENTS = ("mlflow", "lightgbm", "numpy", "pandas")  # imported by the model's file
-VERSION_TAGS = ("as_of", "trained_through", "held_out_from", "held_out_to", "threshold", "baseline_threshold", "git_sha",
-                "git_dirty", "fingerprint", "read_versions", "owner")
+VERSION_TAGS = ("as_of", "trained_through", "held_out_from", "held_out_to", "threshold", "baseline_threshold",
+                "git_sha", "git_dirty", "fingerprint", "read_versions", "owner")
 
 def training_fingerprint(rows: pd.DataFrame, periods: Periods, conf: Mapping) -> str:
     "A digest of as_of, rows, settings, code and libraries: equal for equal training."
@@ -112,7 +112,8 @@ def evaluate_model(held_out: pd.DataFrame, trained: TrainedModel, prediction: np
     functions = custom_metrics(conf["custom_metrics"])
     custom = {name: float(metric(label, prediction, trained.threshold)) for name, metric in functions.items()}
     slices = slice_metrics(held_out[list(SLICES)], label, predictions, days, conf["min_slice_rows"])
-    return Evaluation(metrics, intervals(label, prediction, trained.threshold, costs, days), slices, custom, predictions)
+    bounds = intervals(label, prediction, trained.threshold, costs, days)
+    return Evaluation(metrics, bounds, slices, custom, predictions)
 
 # %% ../../nbs/flights/06_train.ipynb #0357f6a6
 def log_data(env, rows: Mapping[str, pd.DataFrame]) -> None:  # by context: training, evaluation
@@ -194,7 +195,8 @@ def slices_text(slices: pd.DataFrame, count: int = 8) -> str:  # Markdown
     columns = ["value", "rows", "late", "log_loss", "low", "high"]
     text = model_card.markdown_table(judged[columns].round({"late": 3, "log_loss": 4, "low": 4, "high": 4}))
     if small.empty: return text
-    return text + f"\n\nToo few flights: {', '.join(f'{name} {row.value} ({row.rows})' for name, row in small.iterrows())}."
+    names = ", ".join(f"{name} {row.value} ({row.rows})" for name, row in small.iterrows())
+    return f"{text}\n\nToo few flights: {names}."
 
 def data_text(periods: Periods, training_rows: pd.DataFrame, held_out: pd.DataFrame,
               versions: Mapping[str, int]) -> str:  # Markdown
@@ -202,7 +204,8 @@ def data_text(periods: Periods, training_rows: pd.DataFrame, held_out: pd.DataFr
     tables_read = "\n".join(f"- `{name}` version {number}" for name, number in versions.items())
     return (f"Trained on {len(training_rows):,} flights to {periods.trained_through}, "
             f"{training_rows.late_arrival.mean():.1%} of them late; evaluated on {len(held_out):,} from "
-            f"{periods.held_out_from} to {periods.held_out_to}, {held_out.late_arrival.mean():.1%} late.\n\n{tables_read}")
+            f"{periods.held_out_from} to {periods.held_out_to}, {held_out.late_arrival.mean():.1%} late.\n\n"
+            f"{tables_read}")
 
 def explanation_text(sample: explanation.Contributions) -> str:  # Markdown
     "The strongest features, and the pictures of the explanation."
@@ -307,7 +310,7 @@ METRIC_NAMES = {"log_loss": "log loss", "roc_auc": "ROC AUC", "brier_score": "Br
                 "calibration_error": "calibration error", "precision_score": "precision of the warnings",
                 "recall_score": "recall of the late flights", "business_cost": "cost per flight"}
 
-def metrics_table(metrics: pd.DataFrame) -> pd.DataFrame:  # what `metrics_beside_baseline` returns -> text
+def readable_metrics(metrics: pd.DataFrame) -> pd.DataFrame:  # what `metrics_beside_baseline` returns -> text
     "The metrics of model and baseline, with names and percentages for a reader."
     shown = metrics.loc[list(METRIC_NAMES)].map("{:.3f}".format)
     for name in ("precision_score", "recall_score"): shown.loc[name] = metrics.loc[name].map("{:.0%}".format)
