@@ -278,12 +278,14 @@ def extremes(routes: pd.DataFrame, count: int = 3) -> pd.DataFrame:  # rows of i
 def draw_routes(routes: pd.DataFrame,  # origin, dest, distance, late, labels
                 title: str):  # -> Figure
     "Each route by its distance, with some names; a larger dot is more flights."
+    from matplotlib.patheffects import withStroke
     figure, ax = canvas(title, size=(10, 4.4))
     for origin, rows in routes.groupby("origin"):
         style = {"color": AIRPORTS.get(origin, DARK), "alpha": 0.6, "linewidth": 0}
         ax.scatter(rows.distance, rows.late, 350 * rows.labels / routes.labels.max(), label=origin, **style)
     for _, row in extremes(routes).iterrows():
-        ax.annotate(f"{row.origin}–{row.dest}", (row.distance, row.late), (11, -3), **NOTE_STYLE)
+        ax.annotate(f"{row.origin}–{row.dest}", (row.distance, row.late), (11, -3), **NOTE_STYLE,
+                    path_effects=[withStroke(linewidth=3, foreground="white")])
     percent_axis(ax.yaxis)
     ax.set(xlabel="distance, miles", ylabel="late", xlim=(0, routes.distance.max() * 1.1), ylim=(0, None))
     legend(ax, loc="upper right")
