@@ -22,9 +22,10 @@ def canvas(title: str, rows: int = 1, columns: int = 1,
     import matplotlib.pyplot as plt
     import seaborn as sns
     dark = dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), DARK)
-    lines = {"axes.prop_cycle": plt.cycler(color=LINES)}
-    with sns.axes_style("ticks", dark), sns.plotting_context("notebook", font_scale=0.85), plt.rc_context(lines):
+    # No rc_context: it would undo the `interactive` that Jupyter's backend sets, and later figures were not shown
+    with sns.axes_style("ticks", dark), sns.plotting_context("notebook", font_scale=0.85):
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
+    for ax in figure.axes: ax.set_prop_cycle(color=LINES)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=DARK)
     sns.despine(figure)
     return figure, axes

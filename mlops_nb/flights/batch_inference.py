@@ -18,9 +18,9 @@ from mlops_nb.flights.feature_engineering import (
     FEATURES,
     FLIGHT_KEY,
     as_input,
-    asking,
     check_tables,
     scheduled,
+    with_prediction_time,
 )
 from ..inference.batch import check_knows_nothing_of, with_origin
 from ..pictures import BLUE, ORANGE, canvas, date_axis, legend, percent_axis
@@ -35,7 +35,7 @@ def predict_flights(spark, env,  # with pinned table versions, which the rows re
                     flights,  # DataFrame with the columns of `scheduled`
                     version):  # mlflow ModelVersion. -> DataFrame with PREDICTION_COLUMNS
     "Flights with features, probability of a late arrival, warning and provenance."
-    inputs = asking(flights)
+    inputs = with_prediction_time(flights)
     check_tables(spark, env, inputs)
     scored = feature_client(spark, env).score_batch(model_uri=f"models:/{version.name}/{version.version}", df=inputs)
     bands = [f"{sql} AS {name}" for name, sql in (BANDS | {"as_of": "flight_day"}).items()]

@@ -20,7 +20,7 @@ def bronze(spark, env):
     flights = frames["flights"].query("month == 1 and day <= 4")
     planes = frames["planes"][frames["planes"].tailnum.isin(flights.tailnum)]
     kept = {"flights": flights, "weather": frames["weather"], "planes": planes, "airports": frames["airports"]}
-    ingest.write_bronze(spark, env, ingest.bronze(kept, CUT))
+    ingest.write_bronze(spark, env, ingest.bronze_frames(kept, CUT))
     return {name: rows(tables.read(spark, env, f"bronze_{name}")) for name in kept}
 
 

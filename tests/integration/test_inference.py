@@ -200,7 +200,7 @@ def frames():
 def learn(spark, env, frames, day, replay_days=0):
     "What the tasks ingest and features do."
     register_functions(spark, env)
-    ingest.write_bronze(spark, env, ingest.bronze(frames, cut_of(day, replay_days)))
+    ingest.write_bronze(spark, env, ingest.bronze_frames(frames, cut_of(day, replay_days)))
     write_features(spark, env, cut_of(day, replay_days))
 
 

@@ -1,5 +1,5 @@
-"""What the train job leaves, looked at closely: where a version comes from, what it says, what is found again; and on the real flights
-of the first months of 2013 a better version, a worse one, and a disk that is full."""
+"""The results of the train job in detail: lineage, training set, card, metrics, reuse of a version; and on the real
+flights of the first months of 2013 a better version, a worse one, and a full disk."""
 import json
 import os
 import subprocess
@@ -22,22 +22,24 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
-MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # where version 1 stands, and how far the tables go
+MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # as_of of version 1, and of the tables
 
 
 def train_again(loop, as_of, rows=None, **conf):
-    "The version as of a day, by settings that may differ from those in conf."
+    "Return the version as of a day, with settings that may differ from those in conf."
     from mlops_nb.features.client import feature_client
-    from mlops_nb.flights import days, feature_engineering, learning, train
+    from mlops_nb.flights import learning, train
     settings = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | conf
     env = train.pin_tables(loop.spark, loop.env)
-    if rows is None: rows = learning.labelled_rows(loop.spark, env, as_of)
-    inputs = feature_engineering.training_set(loop.spark, env, feature_engineering.labels(loop.spark, env, days.midnight(as_of)), "late_arrival", only_features=True)
-    return train.find_or_train(env, rows, learning.Periods(as_of, settings["held_out_days"]), settings, feature_client(loop.spark, env), inputs)
+    flights = learning.labelled_flights(loop.spark, env, as_of)
+    training_set = learning.labelled_training_set(loop.spark, env, flights)
+    if rows is None: rows = learning.load_rows(training_set, flights)
+    periods = learning.Periods(as_of, settings["held_out_days"])
+    return train.find_or_train(env, rows, periods, settings, feature_client(loop.spark, env), training_set)
 
 
 def validated(loop, version, **metrics):
-    "The reasons of each check: of all, or of the metrics alone by other rules."
+    "The results of all checks, or of the metrics alone with other rules."
     from mlops_nb.deployment import validation_checks
     from mlops_nb.flights import validate
     conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["checks"]
@@ -50,7 +52,8 @@ def deployed(loop, version, **rule):
     from mlops_nb.flights import deploy, train, validate
     conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["deployment"] | rule
     costs = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS)["costs"]
-    return deploy.deploy_version(loop.spark, loop.env, registry.get_version(loop.env, NAME, version.version), conf, costs)[0]
+    current = registry.get_version(loop.env, NAME, version.version)
+    return deploy.deploy_version(loop.spark, loop.env, current, conf, costs)[0]
 
 
 def aliases(env):
@@ -65,23 +68,26 @@ def loop(own_trained):
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.setenv("GIT_PYTHON_REFRESH", "quiet")
         stop()
-        yield SimpleNamespace(env=env, spark=get_spark(env), version=registry.get_version(env, NAME, 1), folder=own_trained)
+        version = registry.get_version(env, NAME, 1)
+        yield SimpleNamespace(env=env, spark=get_spark(env), version=version, folder=own_trained)
         stop()
 
 
 @pytest.fixture(scope="module")
 def march(loop) -> pd.DataFrame:
-    "The labelled flights that version 1 has learnt from, and those that it was judged by."
+    "The labelled flights from which version 1 was trained and evaluated."
     from mlops_nb.flights import learning
     return learning.labelled_rows(loop.spark, loop.env, MARCH)
 
 
-def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
+def test_a_version_records_its_dates_and_its_sources(loop):
     version = loop.version
     run = registry.client(loop.env).get_run(version.run_id)
-    assert {k: version.tags[k] for k in ("as_of", "trained_through", "held_out_from", "held_out_to")} == {
-        "as_of": "2013-03-15", "trained_through": "2013-02-14", "held_out_from": "2013-02-15", "held_out_to": "2013-03-14"}
-    assert 0 < float(version.tags["threshold"]) < 1 and version.tags["git_sha"] and version.tags["git_dirty"] in ("true", "false")
+    dates = {"as_of": "2013-03-15", "trained_through": "2013-02-14", "held_out_from": "2013-02-15",
+             "held_out_to": "2013-03-14"}
+    assert {name: version.tags[name] for name in dates} == dates
+    assert 0 < float(version.tags["threshold"]) < 1
+    assert version.tags["git_sha"] and version.tags["git_dirty"] in ("true", "false")
     sources = {d.dataset.name: json.loads(d.dataset.source) for d in run.inputs.dataset_inputs}
     for table, number in json.loads(version.tags["read_versions"]).items():
         assert sources[table] == {"delta_table_name": table, "delta_table_version": number}
@@ -92,50 +98,71 @@ def test_a_version_says_where_it_stands_and_what_it_was_made_of(loop):
     assert files == [f"explanation/{name}.png" for name in ("dependence", "single", "summary")]
 
 
-def test_a_version_has_a_card_and_a_page_that_says_who_answers_for_it(loop):
+def test_the_model_has_the_spec_of_the_training_set_that_it_learnt_from(loop, march):
+    "What load_df returns is the model's input, the label and the identifier; the rows are its rows, in another order."
+    from mlops_nb.features.client import spec_of
+    from mlops_nb.flights import learning, train
+    flights = learning.labelled_flights(loop.spark, loop.env, MARCH)
+    training_set = learning.labelled_training_set(loop.spark, loop.env, flights)
+    loaded = training_set.load_df()
+    assert set(loaded.columns) == {*train.FEATURES, "late_arrival", "flight_id"}
+    assert spec_of(f"models:/{NAME}/1") == training_set.feature_spec
+    assert set(training_set.feature_spec.inputs) == set(train.FEATURES)
+    key = march[learning.FLIGHT_KEY].astype(str).agg("/".join, axis=1)
+    rows = loaded.toPandas().set_index("flight_id").loc[key]
+    assert len(rows) == len(march) and (rows.late_arrival.to_numpy() == march.late_arrival.to_numpy()).all()
+    for name in train.FEATURES:
+        ours, theirs = march[name], rows[name].reset_index(drop=True)
+        if name not in train.CATEGORICAL: theirs = theirs.astype("float64")
+        pd.testing.assert_series_equal(ours, theirs, check_exact=True)
+
+
+def test_a_version_has_a_card_and_a_description_with_its_owner(loop):
     import mlflow
 
     from mlops_nb.models import model_card
-    demanded, version = model_card.read_governance(loop.env.root), loop.version
+    governance, version = model_card.read_governance(loop.env.root), loop.version
     card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
-    assert model_card.missing_sections(card, demanded) == [] and model_card.missing_tags(version.tags, demanded) == []
-    assert "log loss" in version.description and demanded["owner"] in version.description and "## Validation" in version.description
-    said, logged = model_card.sections_of(card)["Metrics"], registry.client(loop.env).get_run(version.run_id).data.metrics
-    assert f"| log_loss | {logged['log_loss']:.4f} ({logged['log_loss_low']:.4f} to {logged['log_loss_high']:.4f})" in said
-    assert logged["log_loss_low"] < logged["log_loss"] < logged["log_loss_high"] and 0 < logged["warned_share"] < 1
+    assert model_card.missing_sections(card, governance) == []
+    assert model_card.missing_tags(version.tags, governance) == []
+    for text in ("log loss", governance["owner"], "## Validation"): assert text in version.description
+    logged = registry.client(loop.env).get_run(version.run_id).data.metrics
+    loss, low, high = (logged[name] for name in ("log_loss", "log_loss_low", "log_loss_high"))
+    assert f"| log_loss | {loss:.4f} ({low:.4f} to {high:.4f})" in model_card.sections_of(card)["Metrics"]
+    assert low < loss < high and 0 < logged["warned_share"] < 1
 
 
 @pytest.mark.slow
 def test_the_explanation_adds_up_to_the_prediction(loop, march):
-    "Shapley values, the base and nothing else: on the log-odds of what the registered model says."
+    "Shapley values and the base add up to the log-odds of the registered model's prediction."
     import lightgbm
     import mlflow
 
     from mlops_nb.flights import feature_engineering, learning, model, train
     inside = mlflow.pyfunc.load_model(f"models:/{NAME}/1").get_raw_model().unwrap_python_model()
-    learnt = learning.Learnt(inside.booster, inside.encoding, 0.2, 0.2)
-    rows = march.tail(300)
-    found = train.contributions(learnt, rows)
-    odds = found.values.sum(1) + found.base
-    assert isinstance(inside.booster, lightgbm.Booster) and len(found.rows) == found.of == 300
-    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, found.shown[feature_engineering.FEATURES]))
+    trained = learning.TrainedModel(inside.booster, inside.encoding, 0.2, 0.2)
+    sample = train.contributions(trained, march.tail(300))
+    odds = sample.values.sum(1) + sample.base
+    assert isinstance(inside.booster, lightgbm.Booster) and len(sample.rows) == sample.of == 300
+    shown = sample.shown[feature_engineering.FEATURES]
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, shown))
 
 
-def test_the_held_out_flights_are_judged_by_an_independent_reading(loop, march):
-    "Rows by pandas from the source's own columns, metrics by their formulas."
+def test_the_metrics_equal_an_independent_computation(loop, march):
+    "Held-out rows selected by pandas, metrics by their formulas."
     import mlflow
 
     from mlops_nb.flights import feature_engineering
-    held = march[(march.flight_day >= date(2013, 2, 15)) & (march.flight_day <= date(2013, 3, 14))]
+    held_out = march[(march.flight_day >= date(2013, 2, 15)) & (march.flight_day <= date(2013, 3, 14))]
     run = registry.client(loop.env).get_run(loop.version.run_id).data
-    p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held[feature_engineering.FEATURES])
-    assert run.metrics["example_count"] == len(held)
-    assert run.metrics["log_loss"] == pytest.approx(-np.log(np.where(held.late_arrival, p, 1 - p)).mean(), abs=1e-9)
-    b = held.route_late_share
-    assert run.metrics["baseline_log_loss"] == pytest.approx(-np.log(np.where(held.late_arrival, b, 1 - b)).mean(), abs=1e-9)
-    assert run.metrics["calibration_error"] < 0.03 and run.metrics["business_cost"] < run.metrics["baseline_business_cost"]
-    learnt = march[(march.flight_day <= date(2013, 2, 14)) & (march.arrival_known_at < pd.Timestamp("2013-02-15 05:00"))]
-    assert run.params["training_rows"] == str(len(learnt))
+    p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held_out[feature_engineering.FEATURES])
+    late, b, metrics = held_out.late_arrival, held_out.route_late_share, run.metrics
+    assert metrics["example_count"] == len(held_out)
+    assert metrics["log_loss"] == pytest.approx(-np.log(np.where(late, p, 1 - p)).mean(), abs=1e-9)
+    assert metrics["baseline_log_loss"] == pytest.approx(-np.log(np.where(late, b, 1 - b)).mean(), abs=1e-9)
+    assert metrics["calibration_error"] < 0.03 and metrics["business_cost"] < metrics["baseline_business_cost"]
+    known = march.arrival_known_at < pd.Timestamp("2013-02-15 05:00")
+    assert run.params["training_rows"] == str(((march.flight_day <= date(2013, 2, 14)) & known).sum())
 
 
 ALONE = """
@@ -158,10 +185,10 @@ print(json.dumps([model.predict(example).tolist(), model.predict(odd).tolist(), 
 @pytest.mark.slow
 def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_path):
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE, loop.env.tracking_uri], capture_output=True, text=True, cwd=tmp_path,
-                          env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    usual, odd, kind = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE, loop.env.tracking_uri],
+                             capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert process.returncode == 0, process.stderr[-2000:]
+    usual, odd, kind = json.loads(process.stdout.splitlines()[-1])
     assert len(usual) == len(odd) == 5 and kind == "float64" and all(0 < p < 1 for p in usual + odd)
     stored = registry.client(loop.env).get_model_version_download_uri(NAME, "1")
     import mlflow
@@ -174,72 +201,77 @@ def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkey
     from mlops_nb.flights import learning, model, train
     conf = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 20}
     rows = learning.split(march, learning.Periods(MARCH, 28))[0]
-    encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.FEATURES)}
-    def trees(threads):
+    encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.CATEGORICAL)}
+    def trees(threads: int) -> str:
         monkeypatch.setattr(os, "cpu_count", lambda: threads)
         return learning.fit_booster(rows, encoding, conf).model_to_string().split("parameters:")[0]
     assert trees(1) == trees(2)
 
 
-def test_again_finds_the_version_that_the_job_has_made(loop, march):
+def test_training_again_returns_the_version_of_the_job(loop, march):
     before = registry.version_numbers(loop.env, NAME)
     assert int(train_again(loop, MARCH, march).version) == 1 and registry.version_numbers(loop.env, NAME) == before
 
 
 @pytest.mark.slow
 def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
-    with pytest.raises(MlopsError, match="0 labelled flights to learn from; at least 5,000"): train_again(loop, date(2013, 1, 20))
-    mlflow = registry.client(loop.env)
-    assert not mlflow.search_runs([registry.experiment_id(loop.env, "late_arrival")], "tags.as_of = '2013-01-20'")
+    with pytest.raises(MlopsError, match="0 labelled flights to learn from; at least 5,000"):
+        train_again(loop, date(2013, 1, 20))
+    client, experiment = registry.client(loop.env), registry.experiment_id(loop.env, "late_arrival")
+    assert not client.search_runs([experiment], "tags.as_of = '2013-01-20'")
 
 
 @pytest.mark.slow
-def test_odd_rows_are_learnt_from_and_predicted(loop):
-    "Infinities, columns that are all null or constant: a finite probability for each row."
+def test_odd_rows_are_trained_on_and_predicted(loop):
+    "Infinities and columns that are all null or constant give a finite probability for each row."
     from mlops_nb.flights import learning, model, train
     rows = learning.labelled_rows(loop.spark, loop.env, date(2013, 1, 20)).copy()
     rows.loc[rows.index[::50], "temperature"] = np.inf
     rows.loc[rows.index[1::50], "wind_gust"] = -np.inf
     rows = rows.assign(pressure=np.nan, visibility=10.0, plane_maker=None)
-    learnt = learning.learn(rows, read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 10})
-    found = model.probabilities(learnt.booster, learnt.encoding, rows)
-    assert np.isfinite(found).all() and found.std() > 0.01
-    with pytest.raises(MlopsError, match="both must occur; there are: 1"): learning.learn(rows.assign(late_arrival=True), {"blocks": 2, "rounds": 2, "parameters": {}, "costs": {}})
+    trained = learning.learn(rows, read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 10})
+    prediction = model.probabilities(trained.booster, trained.encoding, rows)
+    assert np.isfinite(prediction).all() and prediction.std() > 0.01
+    conf = {"blocks": 2, "rounds": 2, "parameters": {}, "costs": {}}
+    with pytest.raises(MlopsError, match="both must occur; there are: 1"):
+        learning.learn(rows.assign(late_arrival=True), conf)
 
 
 # ---- more versions
 
 @pytest.fixture(scope="module")
 def versions(trained, tmp_path_factory, loop):
-    "Another copy, with version 2 as of April, and 3, which learnt for three rounds only."
+    "Another copy, with version 2 as of April, and version 3 with three rounds only."
     own = SimpleNamespace(env=env_of(copy_state(trained, tmp_path_factory.mktemp("versions") / "state")))
     own.spark = get_spark(own.env)
-    own.versions = [registry.get_version(own.env, NAME, 1), train_again(own, APRIL), train_again(own, APRIL, rounds=3)]
+    first = registry.get_version(own.env, NAME, 1)
+    own.versions = [first, train_again(own, APRIL), train_again(own, APRIL, rounds=3)]
     assert validated(own, own.versions[1], roc_auc={"threshold": 0.5, "greater_is_better": True})
     return own
 
 
 @pytest.mark.slow
-def test_one_that_is_hardly_better_waits_a_worse_one_is_refused_and_an_older_one_takes_no_alias(versions):
+def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions):
     env, spark, (old, better, worse) = versions.env, versions.spark, versions.versions
     reason = deployed(versions, better)
     assert f"{NAME} v2 is not better, v1 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
     assert aliases(env) == {"champion": 1, "challenger": 2, "previous_champion": None}
-    less = {"min_relative_change": 0.001, "confidence": 0.5}  # a rule that asks for less
-    reason = deployed(versions, better, **less)
+    weaker_rule = {"min_relative_change": 0.001, "confidence": 0.5}
+    reason = deployed(versions, better, **weaker_rule)
     assert f"{NAME} v2 is Champion: log_loss" in reason and "better" in reason
     assert aliases(env) == {"champion": 2, "challenger": 2, "previous_champion": 1}
     assert deployed(versions, better) == f"{NAME} v2 is Champion already, nothing changes"
     log = deployment.read_log(spark, env, NAME)
     assert [(r["move"], r["alias"], r["from_version"], r["to_version"], r["state"]) for r in log] == [
-        (1, "challenger", None, 1, "done"), (2, "champion", None, 1, "done"), (3, "challenger", 1, 2, "done"), (4, "champion", 1, 2, "done")]
+        (1, "challenger", None, 1, "done"), (2, "champion", None, 1, "done"),
+        (3, "challenger", 1, 2, "done"), (4, "champion", 1, 2, "done")]
     assert registry.get_version(env, NAME, 2).tags["deployment_decision"] == f"promote: {log[-1]['reason']}"
-    validated(versions, worse, roc_auc={"threshold": 0.5, "greater_is_better": True})  # whatever another test has judged
+    validated(versions, worse, roc_auc={"threshold": 0.5, "greater_is_better": True})  # another test may have failed it
     reason = deployed(versions, worse)
     assert "v3 is not better, v2 stays Champion: log_loss" in reason and "worse" in reason
     assert aliases(env) == {"champion": 2, "challenger": 3, "previous_champion": 1}
     assert registry.get_version(env, NAME, 3).tags["deployment_decision"].startswith("keep: log_loss")
-    # version 1 is met again on the four weeks before April, on which it lost before
+    # version 1 is compared again on the four weeks before April, on which it was worse
     reason = deployed(versions, old)
     assert f"{NAME} v1 is not better, v2 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
     assert reason.endswith("; v3, which is newer, stays Challenger")
@@ -249,7 +281,7 @@ def test_one_that_is_hardly_better_waits_a_worse_one_is_refused_and_an_older_one
 
 
 @pytest.mark.slow
-def test_a_version_that_learnt_too_little_fails_the_checks_of_the_configuration(versions):
+def test_a_version_with_too_few_rounds_fails_the_checks_of_the_configuration(versions):
     results = validated(versions, versions.versions[2])
     assert "log_loss" in " ".join(validation.failures(results)), results
     assert registry.get_version(versions.env, NAME, 3).tags["model_validation_status"] == "FAILED"
@@ -259,21 +291,24 @@ def test_a_version_that_learnt_too_little_fails_the_checks_of_the_configuration(
 
 @pytest.fixture
 def full_disk(trained, tmp_path, loop):
-    "A copy without Champion, with a file system of 200 kB in the place where the runs' files go."
+    "A copy without Champion, with a file system of 200 kB for the files of the runs."
     own = SimpleNamespace(env=env_of(copy_state(trained, tmp_path / "state")))
     own.spark = get_spark(own.env)
-    registry.client(own.env).delete_registered_model_alias(NAME, "champion")  # whose files would be hidden
+    registry.client(own.env).delete_registered_model_alias(NAME, "champion")  # the mount hides its files
     place = own.env.state / "artifacts/dev/late_arrival"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True, text=True)
-    if mounted.returncode: pytest.xfail(f"nobody may mount a file system here: {mounted.stderr.strip()}")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)],
+                           capture_output=True, text=True)
+    if mount.returncode: pytest.xfail(f"mounting a file system is not permitted here: {mount.stderr.strip()}")
     yield own
     subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_a_failed_run_and_no_version(full_disk):
-    own, mlflow = full_disk, registry.client(full_disk.env)
-    before = registry.version_numbers(own.env, NAME)
-    with pytest.raises(Exception, match="No space left on device"): train_again(own, APRIL, rounds=4)
-    newest = mlflow.search_runs([registry.experiment_id(own.env, "late_arrival")], order_by=["attributes.start_time DESC"], max_results=1)[0]
-    assert newest.data.params["rounds"] == "4" and newest.info.status == "FAILED" and registry.version_numbers(own.env, NAME) == before
+    env, client = full_disk.env, registry.client(full_disk.env)
+    before = registry.version_numbers(env, NAME)
+    with pytest.raises(Exception, match="No space left on device"): train_again(full_disk, APRIL, rounds=4)
+    experiment = registry.experiment_id(env, "late_arrival")
+    newest = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    assert newest.data.params["rounds"] == "4" and newest.info.status == "FAILED"
+    assert registry.version_numbers(env, NAME) == before

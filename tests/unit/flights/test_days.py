@@ -1,4 +1,4 @@
-"A day is New York's; what a job may know ends at a midnight."
+"Days of New York, as_of, and the cut of a job."
 from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
@@ -15,7 +15,7 @@ days_with_data = st.dates(FIRST_DAY, LAST_DAY)
 
 @often
 @given(st.dates(date(1990, 1, 1), date(2030, 12, 31)))
-def test_midnight_is_the_moment_that_pandas_finds(day):
+def test_midnight_is_that_of_pandas(day):
     assert pd.Timestamp(midnight(day)) == pd.Timestamp(day).tz_localize(ZONE)
     assert midnight(day).utcoffset() == timedelta(0)
 
@@ -31,7 +31,7 @@ def test_a_day_has_23_to_25_hours_and_its_midnight_belongs_to_it(day):
 
 @often
 @given(days_with_data, st.dates(date(2020, 1, 1), date(2040, 12, 31)))
-def test_a_date_is_itself_whatever_triggered_the_job(day, triggered):
+def test_a_date_does_not_depend_on_the_trigger_date(day, triggered):
     assert as_of_day(day.isoformat(), triggered) == day
 
 
@@ -44,7 +44,7 @@ def test_latest_is_the_same_day_of_the_year_of_the_data(triggered):
     if triggered.timetuple().tm_yday > 1: assert as_of_day("latest", triggered) == day
 
 
-def test_the_first_of_january_knows_nothing_yet():
+def test_the_first_of_january_is_refused():
     with pytest.raises(MlopsError, match="as_of=latest .triggered on 2027-01-01. is 2013-01-01, a day without data"):
         as_of_day("latest", date(2027, 1, 1))
 
@@ -56,8 +56,8 @@ def test_days_without_data_are_refused(day):
 
 
 @pytest.mark.parametrize("text", ["", "Latest", "yesterday", "2013-02-30", "01/04/2013", "2013-04-01T00:00:00"])
-def test_texts_that_are_no_dates_are_refused(text):
-    with pytest.raises(MlopsError, match="which is no date"): as_of_day(text, date(2026, 5, 5))
+def test_texts_that_are_not_dates_are_refused(text):
+    with pytest.raises(MlopsError, match="which is not a date"): as_of_day(text, date(2026, 5, 5))
 
 
 @often
@@ -70,7 +70,7 @@ def test_the_cut_is_the_midnight_after_the_replayed_days(day, replayed):
 
 
 @pytest.mark.parametrize("replayed", [-1, 367, 10**12])
-def test_a_number_of_days_that_makes_no_sense_is_refused(replayed):
+def test_an_impossible_number_of_replay_days_is_refused(replayed):
     with pytest.raises(MlopsError, match="replay_days"): cut_of(date(2013, 4, 1), replayed)
 
 

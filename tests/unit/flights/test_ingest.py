@@ -1,4 +1,4 @@
-"Reading and checking the source, the moments of a flight, and what of them is known: without Spark."
+"Reading and checking the source, the times of a flight, and which facts are known: without Spark."
 import zipfile
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -35,14 +35,14 @@ MOMENTS = st.one_of(st.datetimes(datetime(2013, 1, 1), datetime(2013, 12, 31)),
 
 @often
 @given(MOMENTS, st.integers(0, 23), st.integers(0, 59), st.sampled_from(ZONES))
-def test_the_next_time_is_found_by_waiting_for_it(moment, hour, minute, zone):
+def test_the_next_clock_time_is_the_first_minute_that_shows_it(moment, hour, minute, zone):
     clock, waited = hour * 100 + minute, moment + timedelta(minutes=1)
     while not shows(waited, clock, zone):
         waited += timedelta(minutes=1)
     assume(waited - moment <= timedelta(hours=25))  # otherwise the clocks skipped it on that day
-    found = next_time(moment, clock, zone)
+    arrival = next_time(moment, clock, zone)
     skipped = zone in ZONES[0:3:2] and moment < datetime(2013, 3, 10, 10, tzinfo=UTC) and 200 <= clock < 300
-    assert found == waited or (skipped and moment < found < waited)
+    assert arrival == waited or (skipped and moment < arrival < waited)
 
 
 def test_a_time_that_the_clocks_skip_counts_an_hour_later():
@@ -79,21 +79,22 @@ def test_when_the_facts_of_a_flight_are_known():
 def test_only_facts_learnt_before_the_cut_are_known(cut):
     flights = few_flights()
     known = ingest.known_before(flights, cut)
-    for row, told in zip(flights.to_dict("records"), known.to_dict("records"), strict=True):
+    for row, known_row in zip(flights.to_dict("records"), known.to_dict("records"), strict=True):
         for known_at, facts in ingest.FACTS.items():
-            here = not pd.isna(row[known_at]) and row[known_at] < cut
+            is_known = not pd.isna(row[known_at]) and row[known_at] < cut
             for column in (known_at, *facts):
-                assert told[column] == row[column] if here and not pd.isna(row[column]) else pd.isna(told[column])
+                if is_known and not pd.isna(row[column]): assert known_row[column] == row[column]
+                else: assert pd.isna(known_row[column])
     schedule = [c for c in flights if c not in {*ingest.FACTS, *sum(ingest.FACTS.values(), [])}]
     pd.testing.assert_frame_equal(known[schedule], flights[schedule])
 
 
 @settings(often, max_examples=30)
 @given(*[st.integers(9 * 60, 16 * 60)] * 2)
-def test_forgetting_twice_is_forgetting_from_the_earlier_cut(one, other):
-    cut = lambda minutes: datetime(2013, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
-    twice = ingest.known_before(ingest.known_before(few_flights(), cut(one)), cut(other))
-    pd.testing.assert_frame_equal(twice, ingest.known_before(few_flights(), cut(min(one, other))))
+def test_two_cuts_are_the_same_as_the_earlier_one(first, second):
+    def cut(minutes): return datetime(2013, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
+    both = ingest.known_before(ingest.known_before(few_flights(), cut(first)), cut(second))
+    pd.testing.assert_frame_equal(both, ingest.known_before(few_flights(), cut(min(first, second))))
 
 
 def test_facts_that_contradict_each_other_are_refused():
@@ -160,7 +161,8 @@ def test_a_zip_that_was_cut_is_refused_wherever_it_was(tmp_path):
     assert len(ingest.read_source_file(whole, "airlines")) == 1
     for size in range(0, len(data), 7):
         whole.write_bytes(data[:size])
-        with pytest.raises(MlopsError, match="airlines.csv.zip cannot be unzipped"): ingest.read_source_file(whole, "airlines")
+        with pytest.raises(MlopsError, match="airlines.csv.zip cannot be unzipped"):
+            ingest.read_source_file(whole, "airlines")
 
 
 def test_a_zip_with_a_flipped_bit_is_refused(tmp_path):
@@ -172,9 +174,9 @@ def test_a_zip_with_a_flipped_bit_is_refused(tmp_path):
     with pytest.raises(MlopsError, match="cannot be unzipped: Bad CRC-32"): ingest.read_source_file(path, "airlines")
 
 
-def test_where_the_files_are(tmp_path):
-    for name in ingest.NAMES: (tmp_path / f"{name}.csv").touch()
-    assert {p.name for p in ingest.source_files(str(tmp_path)).values()} == {f"{n}.csv" for n in ingest.NAMES}
+def test_source_files_are_located_by_name(tmp_path):
+    for name in ingest.SOURCES: (tmp_path / f"{name}.csv").touch()
+    assert {p.name for p in ingest.source_files(str(tmp_path)).values()} == {f"{n}.csv" for n in ingest.SOURCES}
     (tmp_path / "flights.csv.zip").touch()
     with pytest.raises(MlopsError, match="holds both flights.csv and flights.csv.zip"):
         ingest.source_files(str(tmp_path))
@@ -207,7 +209,7 @@ def test_a_changed_file_of_the_package_is_refused(tmp_path, monkeypatch):
 @given(st.integers(-100, 3000))
 def test_a_clock_shows_hours_and_minutes(number):
     good = 0 <= number <= 2400 and number % 100 < 60
-    assert ingest.bad_clock(pd.Series([number])).tolist() == [not good]
+    assert ingest.is_invalid_clock(pd.Series([number])).tolist() == [not good]
 
 
 def test_impossible_values_are_named_by_line_and_key():
@@ -220,7 +222,7 @@ def test_impossible_values_are_named_by_line_and_key():
 
 @pytest.mark.parametrize("column, value", [("hour", 6), ("minute", 16), ("day", 2), ("sched_dep_time", 1715),
                                            ("time_hour", pd.Timestamp("2013-01-01T11:00Z"))])
-def test_columns_that_say_another_departure_are_refused(column, value):
+def test_contradicting_departure_columns_are_refused(column, value):
     flights = few_flights()
     ingest.check_clocks("flights.csv", flights)
     flights.loc[2, column] = value
@@ -230,11 +232,12 @@ def test_columns_that_say_another_departure_are_refused(column, value):
 
 @often
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy")), max_size=6))
-def test_keys_that_come_twice_are_refused(keys):
+def test_duplicate_keys_are_refused(keys):
     frame = pd.DataFrame(keys, columns=["k", "j"])
     if len(set(keys)) == len(keys): ingest.check_unique_rows("f.csv", frame, ["k", "j"])
     else:
-        with pytest.raises(MlopsError, match="rows share one key .k, j."): ingest.check_unique_rows("f.csv", frame, ["k", "j"])
+        with pytest.raises(MlopsError, match="rows share one key .k, j."):
+            ingest.check_unique_rows("f.csv", frame, ["k", "j"])
 
 
 def test_many_wrong_rows_are_counted_and_three_shown():
@@ -243,7 +246,7 @@ def test_many_wrong_rows_are_counted_and_three_shown():
     assert len(caught.value.message.splitlines()) == 5 and caught.value.message.endswith("and 997 more")
 
 
-def test_the_file_goes_before_our_own_table_of_airports():
+def test_airports_of_the_file_take_precedence_over_our_own():
     airports = ingest.MISSING_AIRPORTS.head(1).assign(name="from the file")
     whole = ingest.complete_airports(airports)
     assert whole.faa.tolist() == ["BQN", "PSE", "SJU", "STT"] and whole.name.tolist()[0] == "from the file"
