@@ -22,7 +22,7 @@ from mlops_nb.flights.feature_engineering import (
     check_tables,
     scheduled,
 )
-from ..inference.batch import check_knows_nothing_of, with_origin
+from ..inference.batch import check_trained_before, with_origin
 
 # %% ../../nbs/flights/09_batch_inference.ipynb #2484d4a1
 PREDICTIONS = "predictions"
@@ -47,7 +47,7 @@ def is_new(columns: list[str]) -> str:  # a SQL condition over `t` and `s`
 
 def write_predictions(spark, env, version, first: date, days: int) -> int:  # how many rows changed
     "Score the flights of some days, from `first` on, and merge them into the table of predictions."
-    check_knows_nothing_of(version, first)
+    check_trained_before(version, first)
     env = tables.pin(spark, env, [env.source_table(name) for name in ("bronze_flights", *FEATURE_TABLES)])
     flights = scheduled(spark, env, first, days)
     if not flights.head(1):

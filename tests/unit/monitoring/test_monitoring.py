@@ -16,7 +16,7 @@ from scipy.spatial.distance import jensenshannon
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring import drift, metric_tables, profiles, quality, thresholds
-from mlops_nb.monitoring.windows import GROUP, Monitor, as_monitor, parts, window_end
+from mlops_nb.monitoring.windows import GROUP, Monitor, as_monitor, parse_granularity, window_end
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
 counts = lambda k: st.lists(st.integers(0, 60), min_size=k, max_size=k).filter(any).map(np.array)
@@ -53,7 +53,7 @@ def stability_index_of_rows(now, then):
     edges = np.unique(np.quantile(then, np.arange(1, 10) / 10, method="inverted_cdf"))
     bins = [np.bincount(np.searchsorted(edges, rows, side="left"), minlength=len(edges) + 1) / len(rows)
             for rows in (now, then)]
-    p, q = (np.maximum(b, drift.SMALLEST) for b in bins)
+    p, q = (np.maximum(b, drift.SMALLEST_SHARE) for b in bins)
     return float(((p - q) * np.log(p / q)).sum())
 
 
@@ -138,7 +138,7 @@ def test_a_group_without_values_has_no_quantiles():
 @given(st.datetimes(datetime(2012, 1, 1), datetime(2016, 1, 1)),
        st.sampled_from(["America/New_York", "Europe/Berlin", "UTC", "Asia/Kolkata"]))
 def test_windows_follow_each_other_from_midnight_to_midnight(granularity, moment, zone):
-    number, unit = parts(granularity)
+    number, unit = parse_granularity(granularity)
     local = pd.Timestamp(moment)
     day = {"day": local.normalize(), "week": local.normalize() - pd.Timedelta(days=local.weekday()),
            "month": local.normalize().replace(day=1),
@@ -158,7 +158,7 @@ def test_short_windows_are_counted_in_utc():
 
 @pytest.mark.parametrize("wrong", ["monthly", "2 months", "0 weeks", "1 weekly", "", "minutes", "5 minute s"])
 def test_an_unknown_granularity_lists_what_exists(wrong):
-    with pytest.raises(MlopsError, match="there are: 5 minutes, 30 minutes, 1 hour"): parts(wrong)
+    with pytest.raises(MlopsError, match="there are: 5 minutes, 30 minutes, 1 hour"): parse_granularity(wrong)
 
 
 def test_a_monitor_is_read_from_a_bundles_resource():
