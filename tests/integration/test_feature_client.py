@@ -185,9 +185,9 @@ def test_tables_that_are_refused(client, spark, at_home, change, message):
 def test_writes_that_are_refused(client, spark):
     before = client.read_table(name="hours").count()
     rows = lambda sql: spark.sql(f"SELECT * FROM VALUES {sql} AS v(place, ts, level, count)")
-    for sql, message in [(f"('z', {T.format(10)}, 1D, 1L), ('z', {T.format(10)}, 2D, 1L)", "1 keys for dev.flights.hours come more than once"),
-                         (f"('z', {T.format(10)}, 1D, 1L), (NULL, {T.format(11)}, 2D, 1L)", "1 of the rows for dev.flights.hours have no 'place'"),
-                         (f"(5, {T.format(10)}, 1D, 1L)", "column 'place' of dev.flights.hours holds string, got int")]:
+    for sql, message in [(f"('z', {T.format(10)}, 1D, 1L), ('z', {T.format(10)}, 2D, 1L)", "1 duplicate keys for dev.flights.hours"),
+                         (f"('z', {T.format(10)}, 1D, 1L), (NULL, {T.format(11)}, 2D, 1L)", "key 'place' is null in 1 of the rows for dev.flights.hours"),
+                         (f"(5, {T.format(10)}, 1D, 1L)", "column 'place' of dev.flights.hours is string, got int")]:
         with pytest.raises(MlopsError, match=message): client.write_table(name="hours", df=rows(sql))
     with pytest.raises(MlopsError, match="no column 'place' in the rows to merge"):
         client.write_table(name="hours", df=rows(f"('z', {T.format(10)}, 1D, 1L)").withColumnRenamed("place", "spot"))
