@@ -53,7 +53,8 @@ def run(engine: str, name: str, *arguments, python: str = "", **variables) -> No
     "Run a script of this folder on an engine, in the engine's environment; a failure includes the script's output."
     settings = ("SPARK_", "MLOPS_", "MLFLOW_", "DATABRICKS_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
-    environment |= {"SPARK_CONF_DIR": str(HERE / "spark-conf"), "TZ": "America/New_York"}  # results are independent of TZ
+    # No result may depend on this time zone
+    environment |= {"SPARK_CONF_DIR": str(HERE / "spark-conf"), "TZ": "America/New_York"}
     process = subprocess.run([PYTHON[python or engine], HERE / name, engine, *map(str, arguments)],
                              env=environment | variables, capture_output=True, text=True, timeout=900, cwd=HERE)
     if "unresolved dependency: io.delta" in process.stderr:

@@ -82,7 +82,7 @@ def replaced(spark, env):
              "(DATE'2013-02-01', 4, 'd')")
     january = "day >= DATE'2013-01-01' AND day < DATE'2013-02-01'"
     return [replace(first, "true"),
-            replace("(DATE'2013-01-02', 7, 'new'), (DATE'2013-01-02', 7, 'new')", january),  # equal rows are kept as two rows
+            replace("(DATE'2013-01-02', 7, 'new'), (DATE'2013-01-02', 7, 'new')", january),  # equal rows stay two rows
             replace("(DATE'2013-01-02', 7, 'new')", january),  # one of them is a different table
             replace("(DATE'2013-02-01', 9, null)", "day = DATE'2013-02-01'", "day, k, CAST(v AS STRING) AS note"),
             tables.replace(spark, env, "replaced", spark.sql("SELECT 1 AS k WHERE false"), "k = 7"),
