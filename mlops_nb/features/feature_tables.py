@@ -134,7 +134,7 @@ def write_table(spark, env: Env, name: str,
 
 def check_new_rows(spark, env: Env, name: str, df, primary_keys: str | Iterable[str]):
     "Raise MlopsError if rows cannot fill a new table with this primary key; nothing is created."
-    keys = tables.find_keys(df.columns, primary_keys)
+    keys = tables.key_columns(df.columns, primary_keys)
     with tables.staged(spark, env, df) as view: tables.check_row_keys(spark, view, env.table(name), keys)
 
 def drop_table(spark, env: Env, name: str):

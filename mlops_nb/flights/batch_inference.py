@@ -22,7 +22,7 @@ from mlops_nb.flights.feature_engineering import (
     scheduled,
     with_prediction_time,
 )
-from ..inference.batch import check_knows_nothing_of, with_origin
+from ..inference.batch import check_trained_before, with_origin
 from ..pictures import BLUE, ORANGE, canvas, date_axis, legend, percent_axis
 
 # %% ../../nbs/flights/09_batch_inference.ipynb #2484d4a1
@@ -51,7 +51,7 @@ def is_new(columns: list[str]) -> str:  # a SQL condition over `t` and `s`
 
 def write_predictions(spark, env, version, first: date, days: int) -> int:  # how many rows changed
     "Score the flights of some days, starting with `first`, and merge them into the table of predictions."
-    check_knows_nothing_of(version, first)
+    check_trained_before(version, first)
     env = tables.pin(spark, env, [env.source_table(name) for name in ("bronze_flights", *FEATURE_TABLES)])
     flights = scheduled(spark, env, first, days)
     if not flights.head(1):

@@ -1,4 +1,4 @@
-"""Ingest and features of the flights' first days, the join in time, and New York's days, as each engine does them."""
+"""Ingest and features of the first days of flights, the point-in-time join, and days of New York, on one engine."""
 import re
 from datetime import date, timedelta
 
@@ -40,21 +40,21 @@ def model_input(spark, env):
 
 @step
 def join_in_time(spark, env):
-    asked = spark.sql("""SELECT id, k, CAST(t AS TIMESTAMP) AS t FROM VALUES (1, 'a', '2013-03-10 06:59:00'),
+    queries = spark.sql("""SELECT id, k, CAST(t AS TIMESTAMP) AS t FROM VALUES (1, 'a', '2013-03-10 06:59:00'),
         (2, 'a', '2013-03-10 07:00:00'), (3, 'a', '2013-03-10 08:00:00'), (4, 'b', '2013-03-10 07:00:00'),
         (5, NULL, '2013-03-10 07:00:00'), (6, 'a', NULL), (7, 'c', '2013-03-10 07:00:00') AS v(id, k, t)""")
     known = spark.sql("""SELECT k, CAST(t AS TIMESTAMP) AS ts, value, note FROM VALUES
         ('a', '2013-03-10 07:00:00', 1, 'first'), ('a', '2013-03-10 07:30:00', NULL, NULL),
         ('b', '2013-03-10 07:00:01', 4, 'too late'), ('b', '2013-03-10 06:00:00', 5, 'b'),
         (NULL, '2013-03-10 01:00:00', 3, 'of nobody') AS v(k, t, value, note)""")
-    by_day = point_in_time_join(asked.selectExpr("id", "k", "to_date(t) AS day"),
+    by_day = point_in_time_join(queries.selectExpr("id", "k", "to_date(t) AS day"),
                                 known.selectExpr("k", "to_date(ts) AS since", "value").where("value IN (1, 5)"),
                                 ["k"], "day", "since")
     renamed, half_an_hour = known.withColumnRenamed("k", "key"), timedelta(minutes=30)
-    recent = point_in_time_join(asked, renamed, "k", "t", "ts", half_an_hour, right_keys="key")
-    try: refused = point_in_time_join(asked, known.unionByName(known.where("value = 4")), "k", "t", "ts").collect()
+    recent = point_in_time_join(queries, renamed, "k", "t", "ts", half_an_hour, right_keys="key")
+    try: refused = point_in_time_join(queries, known.unionByName(known.where("value = 4")), "k", "t", "ts").collect()
     except Exception as error: refused = re.findall(r"more than one row with .*?:\d\d:\d\d", str(error))[:1]
-    return {"moments": rows(point_in_time_join(asked, known, ["k"], "t", "ts")), "days": rows(by_day),
+    return {"moments": rows(point_in_time_join(queries, known, ["k"], "t", "ts")), "days": rows(by_day),
             "recent": rows(recent), "refused": refused}
 
 

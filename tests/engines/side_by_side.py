@@ -1,8 +1,8 @@
-"""What a scenario needs: steps that are run on one engine, with results that can be compared with another engine's.
+"""Scenarios: steps that run on one engine, with results that can be compared with those of another engine.
 
-A scenario is a script of steps. It is run by each engine's own Python, `python tables_scenario.py ENGINE LAKEHOUSE
-RESULTS`, and writes what each step returned to RESULTS, as JSON. The fixture `each_engine` does that, and the tests
-compare. Given the lakehouse of the other engine as well, it also tells what it reads there."""
+A scenario is a script of steps. Each engine's own Python runs it, `python tables_scenario.py ENGINE LAKEHOUSE RESULTS`,
+and it writes the result of each step to RESULTS, as JSON. The fixture `each_engine` runs the scripts, and the tests
+compare the results. Given the other engine's lakehouse too, the results contain the tables that are read there."""
 import json
 import sys
 import time
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Scenario:
-    "Steps in the order in which they stand, each a function of session and target."
+    "Steps in the order of their definition; each is a function of session and target."
 
     def __init__(self): self.steps: dict[str, Callable] = {}
 
@@ -25,29 +25,29 @@ class Scenario:
         return step
 
     def run(self, engine: str, lakehouse: str, results: str, other: str = ""):
-        "Run every step on an engine; a step that fails is a result too, and the next ones follow."
+        "Run every step on an engine; a failed step is recorded as a result, and the next steps still run."
         from mlops_nb.data.session import get_spark, stop
         from mlops_nb.env import load_env
         env = changed(load_env("dev", root=ROOT), engine=engine, lakehouse=lakehouse)
         began = time.time()
         spark = get_spark(env)
         print(f"{engine}: session after {time.time() - began:.1f} s", file=sys.stderr)
-        got = {}
+        results_by_step = {}
         for name, step in self.steps.items():
             began = time.time()
-            try: got[name] = plain(step(spark, env))
-            except Exception: got[name] = {"failed": traceback.format_exc()}
+            try: results_by_step[name] = plain(step(spark, env))
+            except Exception: results_by_step[name] = {"failed": traceback.format_exc()}
             print(f"{engine}: {name} {time.time() - began:.1f} s", file=sys.stderr)
-        got["own tables"] = everything(spark, env)
-        if other: got["the other's tables"] = everything(spark, changed(env, lakehouse=other))
-        Path(results).write_text(json.dumps(got, indent=1))
+        results_by_step["own tables"] = everything(spark, env)
+        if other: results_by_step["the other's tables"] = everything(spark, changed(env, lakehouse=other))
+        Path(results).write_text(json.dumps(results_by_step, indent=1))
         stop()
 
     def main(self): self.run(*sys.argv[1:])
 
 
 def plain(value):
-    "A value as JSON can hold it; floats by `repr`, which also tells NaN and -0.0."
+    "Convert a value for JSON; floats by `repr`, which distinguishes NaN and -0.0."
     if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple): return [plain(v) for v in value]
     if value is None or isinstance(value, bool | int | str): return value
@@ -55,31 +55,31 @@ def plain(value):
 
 
 def rows(df) -> list:
-    "The rows, in an order of their own, with the names of the columns; maps are sorted."
+    "Return the rows as dictionaries, sorted; maps are sorted too."
     from pyspark.sql.types import MapType
     maps = {f.name for f in df.schema.fields if isinstance(f.dataType, MapType)}
-    found = df.toArrow().to_pylist()
-    for row in found: row.update({name: sorted(row[name]) for name in maps if row[name] is not None})
-    return sorted((plain(row) for row in found), key=repr)
+    records = df.toArrow().to_pylist()
+    for row in records: row.update({name: sorted(row[name]) for name in maps if row[name] is not None})
+    return sorted((plain(row) for row in records), key=repr)
 
 
 def schema(df) -> list:
-    "Name, type and nullability of every column."
+    "Return name, type and nullability of every column."
     return [(f.name, f.dataType.simpleString(), f.nullable) for f in df.schema.fields]
 
 
 def everything(spark, env) -> dict:
-    "What the engine reads in each table of a lakehouse, by its folder alone."
+    "Return the rows and columns that the engine reads from each table folder of a lakehouse."
     from mlops_nb.data.lakehouse import location, stored_tables
     names = [name for catalog in ("dev", "prod") for name in stored_tables(env, catalog)]
     frames = {name: spark.read.format("delta").load(location(env, name)) for name in names}
     return {name: {"rows": rows(df), "columns": [c[:2] for c in plain(schema(df))]} for name, df in frames.items()}
 
 
-def refused(what: Callable) -> str:
-    "The message with which something is refused, the hint included."
+def refused(call: Callable) -> str:
+    "Return the error message of a call that must fail, with its hint."
     from mlops_nb.errors import MlopsError
-    try: return f"NOT REFUSED, but: {what()!r}"
+    try: return f"NOT REFUSED, but: {call()!r}"
     except MlopsError as error: return str(error)
 
 

@@ -1,4 +1,4 @@
-"""Every function of `tables`, in the ways that engines could disagree on."""
+"""Every function of `tables`, in cases in which engines could differ."""
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace as changed
 
@@ -10,7 +10,7 @@ step = scenario = Scenario()
 
 
 def state(spark, env, name):
-    "All there is to know of a table, in a form that does not differ by engine."
+    "Return rows, schema and version of a table, in a form that does not depend on the engine."
     df = tables.read(spark, env, name)
     return {"rows": rows(df), "schema": schema(df), "version": tables.version(spark, env, name)}
 
@@ -82,8 +82,8 @@ def replaced(spark, env):
              "(DATE'2013-02-01', 4, 'd')")
     january = "day >= DATE'2013-01-01' AND day < DATE'2013-02-01'"
     return [replace(first, "true"),
-            replace("(DATE'2013-01-02', 7, 'new'), (DATE'2013-01-02', 7, 'new')", january),  # equal rows are two rows
-            replace("(DATE'2013-01-02', 7, 'new')", january),  # and one of them is another table
+            replace("(DATE'2013-01-02', 7, 'new'), (DATE'2013-01-02', 7, 'new')", january),  # equal rows stay two rows
+            replace("(DATE'2013-01-02', 7, 'new')", january),  # one of them is a different table
             replace("(DATE'2013-02-01', 9, null)", "day = DATE'2013-02-01'", "day, k, CAST(v AS STRING) AS note"),
             tables.replace(spark, env, "replaced", spark.sql("SELECT 1 AS k WHERE false"), "k = 7"),
             state(spark, env, "replaced")]
@@ -105,9 +105,9 @@ def earlier_versions(spark, env):
 
 @step
 def history_in_order(spark, env):
-    told = tables.history(spark, env, "merged")
-    times = [h["timestamp"] for h in told]
-    return [h["version"] for h in told], times == sorted(times, reverse=True)
+    history = tables.history(spark, env, "merged")
+    times = [h["timestamp"] for h in history]
+    return [h["version"] for h in history], times == sorted(times, reverse=True)
 
 
 @step
@@ -125,7 +125,7 @@ def mistakes(spark, env):
     def merge(sql, keys=("k",), name="merged"): return lambda: tables.merge(spark, env, name, spark.sql(sql), keys)
     def replace(sql, where): return lambda: tables.replace(spark, env, "replaced", spark.sql(sql), where)
     before = [tables.version(spark, env, name) for name in ("merged", "replaced")]
-    told = [refused(what) for what in (
+    messages = [refused(call) for call in (
         merge("SELECT id % 2 AS k, 'x' AS v FROM range(5)"), merge("SELECT null AS k, 'x' AS v"),
         merge("SELECT 1 AS k", keys=["kk"]), merge("SELECT 1 AS k, 7 AS v"), merge("SELECT 1 AS k, null AS untyped"),
         merge("SELECT 1 AS k", name="prod.flights.carrier"), merge("SELECT 1 AS k, 'a' AS v, 'b' AS V"),
@@ -135,11 +135,11 @@ def mistakes(spark, env):
         lambda: tables.read(spark, env, "mergde"), lambda: tables.read(spark, env, "merged", version=99),
         lambda: tables.read(spark, changed(env, read=("dev",)), "prod.flights.carrier"))]
     new = spark.sql("SELECT 1 AS k, 'y' AS v")
-    unclear = [refused(what).split(":")[0] for what in (  # the rest is in the engine's own words
+    condition_messages = [refused(call).split(":")[0] for call in (  # the rest differs by engine
         replace("SELECT 1 AS k", "kk = 1"), lambda: tables.merge(spark, env, "merged", new, ["k"], "t.kk = 1"))]
     after = [tables.version(spark, env, name) for name in ("merged", "replaced")]
-    there = [tables.exists(spark, env, name) for name in ("deep", "merged", "prod.flights.carrier")]
-    return told, unclear, before == after, there
+    exist = [tables.exists(spark, env, name) for name in ("deep", "merged", "prod.flights.carrier")]
+    return messages, condition_messages, before == after, exist
 
 
 @step
@@ -150,7 +150,7 @@ def two_writers_at_once(spark, env):
             df = spark.range(i * 5, i * 5 + 10).selectExpr("id AS k", f"{writer * 10 + i}L AS v", f"{writer} AS writer")
             tables.merge(spark, env, "contended", df, ["k"], update_when="s.v > t.v")
     with ThreadPoolExecutor(2) as both: list(both.map(write, (1, 2)))
-    return rows(tables.read(spark, env, "contended"))  # writer 2's values are the greater ones, whatever the order
+    return rows(tables.read(spark, env, "contended"))  # writer 2's values are larger, so they are kept in any order
 
 
 @step

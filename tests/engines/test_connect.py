@@ -1,4 +1,4 @@
-"""Databricks Connect is a client like any other: the same functions, on a Sail server that is given by its address."""
+"""The functions of `tables` with Databricks Connect as the client, on a Sail server."""
 import json
 import sys
 from dataclasses import replace as changed
@@ -20,7 +20,7 @@ def address():
     server.stop()
 
 
-if sys.version_info < (3, 13):  # what its pins admit
+if sys.version_info < (3, 13):  # its pinned dependencies need an earlier Python
     def test_databricks_connect_does_the_same_on_a_sail_server(connect_ready, address, run_on, tmp_path):
         run_on("sail", "tables_scenario.py", tmp_path / "a", tmp_path / "sail.json")
         run_on("sail", "tables_scenario.py", tmp_path / "b", tmp_path / "connect.json",

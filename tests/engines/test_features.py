@@ -1,4 +1,4 @@
-"""Features are the same numbers on Sail and on Apache Spark with Delta, to the last digit."""
+"""Features are equal to the last digit on Sail and on Apache Spark with Delta."""
 import ast
 import json
 from pathlib import Path
@@ -12,23 +12,24 @@ STEPS = [node.name for node in ast.parse(SCRIPT.read_text()).body
 
 @pytest.fixture(scope="module")
 def results(spark_ready, run_on, tmp_path_factory):
-    "What each engine's steps gave, each in a lakehouse of its own."
+    "The results of each engine's steps, each in its own lakehouse."
     folder, python = tmp_path_factory.mktemp("features"), str(Path(__file__).parents[2] / ".venv-spark/bin/python")
-    for engine in ("sail", "spark"):  # Spark's own Python processes must find this project as well
+    for engine in ("sail", "spark"):  # Spark's Python workers must be able to import this project too
         run_on(engine, SCRIPT.name, folder / engine, folder / f"{engine}.json", PYSPARK_PYTHON=python)
     return {engine: json.loads((folder / f"{engine}.json").read_text()) for engine in ("sail", "spark")}
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_both_engines_do_the_same(results, step):
-    for engine, got in results.items(): assert "failed" not in got[step], f"on {engine}: {got[step]['failed']}"
-    for part in got[step] if isinstance(got[step], dict) else range(len(got[step])):
+def test_both_engines_give_the_same_result(results, step):
+    for engine, steps in results.items(): assert "failed" not in steps[step], f"on {engine}: {steps[step]['failed']}"
+    result = results["spark"][step]
+    for part in result if isinstance(result, dict) else range(len(result)):
         sail, spark = results["sail"][step][part], results["spark"][step][part]
         assert len(sail) == len(spark) > 0, part
         assert [(a, b) for a, b in zip(sail, spark, strict=True) if a != b][:3] == [], part
 
 
-def test_what_was_compared_is_what_was_meant(results):
+def test_the_compared_results_are_not_empty(results):
     spark = results["spark"]
     assert {name: len(rows) > 150 for name, rows in spark["feature_tables"].items()} == {
         name: name != "carrier_daily" for name in spark["feature_tables"]}

@@ -1,4 +1,4 @@
-"""Sail is young, and Apache Spark with Delta is the judge: each function of `tables` leaves the same tables on both."""
+"""Each function of `tables` writes the same tables on Sail as on Apache Spark with Delta, the reference."""
 import ast
 from pathlib import Path
 
@@ -14,8 +14,8 @@ def results(each_engine): return each_engine(SCRIPT.name)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_both_engines_do_the_same(results, step):
-    for engine, got in results.items(): assert "failed" not in got[step], f"on {engine}: {got[step]['failed']}"
+def test_both_engines_give_the_same_result(results, step):
+    for engine, steps in results.items(): assert "failed" not in steps[step], f"on {engine}: {steps[step]['failed']}"
     assert results["sail"][step] == results["spark"][step]
 
 
@@ -23,23 +23,23 @@ def test_every_function_of_tables_is_in_a_step():
     called = {node.attr for node in ast.walk(ast.parse(SCRIPT.read_text()))
               if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "tables"}
     assert called >= {"create", "merge", "replace", "overwrite", "snapshot",
-                      "read", "version", "history", "names", "exists"}
+                      "read", "version", "history", "table_names", "exists"}
 
 
-def test_what_is_refused_is_refused(results):
-    told, unclear, unchanged, exist = results["spark"]["mistakes"]
-    assert not [message for message in told if message.startswith("NOT REFUSED")] and unchanged
-    assert all(message.startswith("the condition ") for message in unclear) and exist == [False, True, True]
+def test_mistakes_are_refused(results):
+    messages, condition_messages, unchanged, exist = results["spark"]["mistakes"]
+    assert not [message for message in messages if message.startswith("NOT REFUSED")] and unchanged
+    assert all(message.startswith("the condition ") for message in condition_messages) and exist == [False, True, True]
 
 
 @pytest.mark.parametrize("writer, reader", [("sail", "spark"), ("spark", "sail")])
-def test_an_engine_reads_what_the_other_has_written(results, writer, reader):
+def test_an_engine_reads_the_tables_of_the_other(results, writer, reader):
     own, read = results[writer]["own tables"], results[reader]["the other's tables"]
     assert len(own) >= 10 and read == own
 
 
-def test_rows_that_no_write_was_meant_for_are_there(results):
-    "The judge too is judged: what must be left after merges, replaced parts and other writers, counted by hand."
+def test_rows_outside_of_a_write_stay(results):
+    "The reference is checked too: the expected rows after merges, replacements and concurrent writers, by hand."
     spark = results["spark"]
     merged, replaced = spark["merged"][-1]["rows"], spark["replaced"][-1]["rows"]
     assert [r["v"] for r in sorted(merged, key=lambda r: r["k"])] == ["a", "B", "taken", "untouched", "e", "f"]

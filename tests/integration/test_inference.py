@@ -127,7 +127,7 @@ def test_a_run_keeps_its_champion_and_the_next_one_takes_the_new_and_replaces_it
 
 def test_a_champion_does_not_predict_days_that_it_knows(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="trained as of 2013-03-15, and knows what happened on 2013-03-14"):
+    with pytest.raises(MlopsError, match="trained as of 2013-03-15, so it cannot predict 2013-03-14"):
         write_predictions(spark, env, version, FIRST - timedelta(days=1), 1)
 
 

@@ -1,4 +1,4 @@
-"""An MLflow store that does not exist yet, met by several processes at once, or killed while it is made."""
+"""Creation of an MLflow store by several processes at once, or by a process that is killed."""
 import subprocess
 import sys
 import time
@@ -12,33 +12,40 @@ from pathlib import Path
 from mlops_nb.models import registry
 from mlops_nb.env import load_env
 state = Path(sys.argv[1])
-env = replace(load_env(), state=state, tracking_uri=f"sqlite:///{state / 'mlflow.db'}", registry_uri=f"sqlite:///{state / 'mlflow.db'}")
+store = f"sqlite:///{state / 'mlflow.db'}"
+env = replace(load_env(), state=state, tracking_uri=store, registry_uri=store)
 client = registry.client(env)
 run = client.create_run(registry.experiment_id(env, "trial"))
 print(client.get_experiment(run.info.experiment_id).artifact_location)
 """
 
 
-def use(state): return subprocess.Popen([sys.executable, "-c", USE, state], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def use(state):
+    "Start a process that creates a run in the store."
+    return subprocess.Popen([sys.executable, "-c", USE, state], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
 
 
 @pytest.mark.slow
-def test_four_processes_meet_an_empty_store(tmp_path):
+def test_four_processes_start_with_an_empty_store(tmp_path):
     state = tmp_path / "state"
-    done = [(p.communicate(timeout=120), p.returncode) for p in [use(state) for _ in range(4)]]
-    assert [code for _, code in done] == [0] * 4, done[0][0][1]
-    assert {out.strip() for (out, _), _ in done} == {(state / "artifacts/dev/trial").as_uri()}  # wherever the process stands
+    processes = [use(state) for _ in range(4)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs[0][1]
+    artifacts = (state / "artifacts/dev/trial").as_uri()  # absolute, whatever the working directory is
+    assert {stdout.strip() for stdout, _ in outputs} == {artifacts}
 
 
 @pytest.mark.slow
-def test_killed_while_the_store_is_made_the_next_one_makes_it(tmp_path):
+def test_after_a_kill_during_the_creation_the_next_process_creates_the_store(tmp_path):
     state = tmp_path / "state"
     first = use(state)
     deadline = time.monotonic() + 60
     while not (state / "mlflow.db.part").exists():
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
-    first.kill(); first.communicate()
+    first.kill()
+    first.communicate()
     assert not (state / "mlflow.db").exists()
     second = use(state)
     _, errors = second.communicate(timeout=120)

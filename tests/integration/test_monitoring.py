@@ -1,4 +1,4 @@
-"""Metric tables of random predictions on Sail, against pandas, SciPy and scikit-learn on the single rows."""
+"""Metric tables of random predictions on Sail, compared with pandas, SciPy and scikit-learn on the rows."""
 from dataclasses import replace
 from zoneinfo import ZoneInfo
 
@@ -24,7 +24,7 @@ FEATURES = ("delay", "distance", "carrier", "day")
 
 
 def predictions(rows: int, seed: int) -> pd.DataFrame:
-    "A spring of predictions by two versions, with nulls, NaN, labels that are not known yet, and a shift in May."
+    "Predictions of three months by two versions, with nulls, NaN, unknown labels, and a shift in May."
     random = np.random.default_rng(seed)
     at = pd.Timestamp("2013-03-15", tz="UTC") + pd.to_timedelta(random.integers(0, 90 * 86400, rows), unit="s")
     late = random.random(rows) < 0.3
@@ -44,7 +44,7 @@ def predictions(rows: int, seed: int) -> pd.DataFrame:
 
 
 def as_spark(spark, frame: pd.DataFrame):
-    "The frame in Spark: missing delays are null, those of a distance of 0 are NaN."
+    "Convert the frame to Spark; missing delays are null, and those of distance 0 are NaN."
     missing = frame.delay.isna() & (frame.distance != 0)
     delay = pa.array(frame.delay.mask(frame.distance == 0).to_numpy(), mask=missing.to_numpy())
     table = pa.Table.from_pandas(frame.drop(columns="delay"), preserve_index=False)
@@ -59,7 +59,7 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def seen(home):
+def metrics(home):
     spark, env = home
     rows = predictions(6000, 1)
     base = predictions(2000, 2).query("at < '2013-03-30 00:00Z'").assign(version=np.int32(1))
@@ -68,19 +68,19 @@ def seen(home):
     return rows.assign(month=rows["at"].dt.tz_convert(ZONE).dt.tz_localize(None).dt.to_period("M")), base, measured
 
 
-def one(frame, column, month=None, version="*", key=None, value=None, **more):
-    "The one row of a metric frame."
+def row_of(frame, column, month=None, version="*", key=None, value=None, **more):
+    "The single row of a metric frame with these values."
     start = pd.Timestamp(month.start_time, tz=ZoneInfo(ZONE)) if month is not None else None
-    chosen = (frame.column_name == column) & (frame.model_id == version)
-    chosen &= frame.slice_key.isna() if key is None else (frame.slice_key == key) & (frame.slice_value == value)
-    chosen &= frame.window_start.isna() if start is None else frame.window_start == start
-    for name, wanted in more.items(): chosen &= frame[name] == wanted
-    assert chosen.sum() == 1
-    return frame[chosen].iloc[0]
+    selected = (frame.column_name == column) & (frame.model_id == version)
+    selected &= frame.slice_key.isna() if key is None else (frame.slice_key == key) & (frame.slice_value == value)
+    selected &= frame.window_start.isna() if start is None else frame.window_start == start
+    for name, expected in more.items(): selected &= frame[name] == expected
+    assert selected.sum() == 1
+    return frame[selected].iloc[0]
 
 
 def groups_of(rows, base):
-    "Each group that both metric tables must hold, with its rows."
+    "Each group of the metric tables, with its rows."
     for version in ("*", "1", "2"):
         own = rows if version == "*" else rows[rows.version == int(version)]
         for month, these in own.groupby("month"):
@@ -92,78 +92,78 @@ def groups_of(rows, base):
     for version in ("*", "1"): yield base, dict(version=version)
 
 
-def test_profiles_are_those_of_the_rows(seen):
-    rows, base, measured = seen
+def test_profiles_are_those_of_the_rows(metrics):
+    rows, base, measured = metrics
     for these, group in groups_of(rows, base):
         for column in ("delay", "distance", "prediction"):
-            mine, values = one(measured.profile, column, **group), these[column]
+            result, values = row_of(measured.profile, column, **group), these[column]
             nan = (these.distance == 0).sum() if column == "delay" else 0
-            assert (mine["count"], mine.num_nulls, mine.num_nan, mine.num_zeros) == (
+            assert (result["count"], result.num_nulls, result.num_nan, result.num_zeros) == (
                 len(values), values.isna().sum() - nan, nan, (values == 0).sum())
-            assert mine.distinct_count == values.nunique()
-            assert mine.percent_distinct == pytest.approx(100 * values.nunique() / len(values))
-            judge = [values.min(), values.max(), values.mean(), values.std()]
-            assert [mine["min"], mine["max"], mine["avg"], mine["stddev"]] == pytest.approx(judge)
+            assert result.distinct_count == values.nunique()
+            assert result.percent_distinct == pytest.approx(100 * values.nunique() / len(values))
+            reference = [values.min(), values.max(), values.mean(), values.std()]
+            assert [result["min"], result["max"], result["avg"], result["stddev"]] == pytest.approx(reference)
             spread = np.nanquantile(values, 0.75) - np.nanquantile(values, 0.25)
-            assert mine["median"] == pytest.approx(values.median(), abs=0.03 * spread)
-            assert len(mine["quantiles"]) == 1001
-        carriers = one(measured.profile, "carrier", **group)
+            assert result["median"] == pytest.approx(values.median(), abs=0.03 * spread)
+            assert len(result["quantiles"]) == 1001
+        carriers = row_of(measured.profile, "carrier", **group)
         assert {i["item"]: i["count"] for i in carriers.frequent_items} == these.carrier.value_counts().to_dict()
         assert (carriers.num_nulls, carriers.distinct_count) == (these.carrier.isna().sum(), these.carrier.nunique())
         assert carriers.avg_length == 2
 
 
-def test_a_date_is_profiled_in_seconds(seen):
-    rows, _, measured = seen
+def test_a_date_is_profiled_in_seconds(metrics):
+    rows, _, measured = metrics
     month = rows.month.min()
-    mine = one(measured.profile, "day", month)
-    assert mine["min"] == pd.Timestamp(min(rows[rows.month == month].day)).timestamp() and mine.data_type == "date"
-    assert pd.isna(one(measured.drift, "day", rows.month.max(), drift_type="BASELINE").population_stability_index)
+    result = row_of(measured.profile, "day", month)
+    assert result["min"] == pd.Timestamp(min(rows[rows.month == month].day)).timestamp() and result.data_type == "date"
+    assert pd.isna(row_of(measured.drift, "day", rows.month.max(), drift_type="BASELINE").population_stability_index)
 
 
-def test_quality_is_scikit_learns(seen):
-    rows, base, measured = seen
+def test_quality_is_scikit_learns(metrics):
+    rows, base, measured = metrics
     for these, group in groups_of(rows, base):
         known = these[these.late.notna()]
-        label, mine = known.late.astype(bool), one(measured.profile, ":table", **group)
-        assert mine["count"] == len(these) and mine.labelled == len(known)
-        assert mine.log_loss == pytest.approx(sklearn.metrics.log_loss(label, known.prediction))
+        label, result = known.late.astype(bool), row_of(measured.profile, ":table", **group)
+        assert result["count"] == len(these) and result.labelled == len(known)
+        assert result.log_loss == pytest.approx(sklearn.metrics.log_loss(label, known.prediction))
         area = sklearn.metrics.roc_auc_score(label, known.prediction)
-        assert mine.roc_auc_score["one_vs_one"]["weighted"] == pytest.approx(area)
-        assert mine.accuracy_score == pytest.approx(sklearn.metrics.accuracy_score(label, known.warning))
-        judge = sklearn.metrics.precision_recall_fscore_support(label, known.warning, average="weighted")
-        assert [mine[s]["weighted"] for s in ("precision", "recall", "f1_score")] == pytest.approx(judge[:3])
-        assert [mine.label_mean, mine.probability_mean] == pytest.approx([label.mean(), known.prediction.mean()])
+        assert result.roc_auc_score["one_vs_one"]["weighted"] == pytest.approx(area)
+        assert result.accuracy_score == pytest.approx(sklearn.metrics.accuracy_score(label, known.warning))
+        reference = sklearn.metrics.precision_recall_fscore_support(label, known.warning, average="weighted")
+        assert [result[s]["weighted"] for s in ("precision", "recall", "f1_score")] == pytest.approx(reference[:3])
+        assert [result.label_mean, result.probability_mean] == pytest.approx([label.mean(), known.prediction.mean()])
 
 
-def test_drift_is_scipys(seen):
-    rows, base, measured = seen
+def test_drift_is_scipys(metrics):
+    rows, base, measured = metrics
     for month in rows.month.unique():
         these = rows[rows.month == month]
         for column in ("delay", "prediction"):
-            mine = one(measured.drift, column, month, drift_type="BASELINE")
+            result = row_of(measured.drift, column, month, drift_type="BASELINE")
             now, then = these[column].dropna(), base[column].dropna()
-            assert mine.ks_test["statistic"] == pytest.approx(stats.ks_2samp(now, then).statistic, abs=0.005)
-            judge = stats.wasserstein_distance(now, then)
-            assert mine.wasserstein_distance == pytest.approx(judge, rel=0.02, abs=0.002 * then.std())
-            assert mine.avg_delta == pytest.approx(now.mean() - then.mean())
+            assert result.ks_test["statistic"] == pytest.approx(stats.ks_2samp(now, then).statistic, abs=0.005)
+            reference = stats.wasserstein_distance(now, then)
+            assert result.wasserstein_distance == pytest.approx(reference, rel=0.02, abs=0.002 * then.std())
+            assert result.avg_delta == pytest.approx(now.mean() - then.mean())
         now, then = (f.carrier.value_counts(normalize=True).reindex(["B6", "DL", "UA"]) for f in (these, base))
-        mine = one(measured.drift, "carrier", month, drift_type="BASELINE")
-        assert mine.js_distance == pytest.approx(jensenshannon(now, then, base=2))
-        assert mine.tv_distance == pytest.approx(abs(now - then).sum() / 2)
+        result = row_of(measured.drift, "carrier", month, drift_type="BASELINE")
+        assert result.js_distance == pytest.approx(jensenshannon(now, then, base=2))
+        assert result.tv_distance == pytest.approx(abs(now - then).sum() / 2)
 
 
-def test_the_month_that_moved_stands_out(seen):
-    rows, _, measured = seen
+def test_the_shifted_month_has_the_largest_drift(metrics):
+    rows, _, measured = metrics
     months = sorted(rows.month.unique())
-    index = [one(measured.drift, "delay", m, drift_type="BASELINE").population_stability_index for m in months]
+    index = [row_of(measured.drift, "delay", m, drift_type="BASELINE").population_stability_index for m in months]
     assert [i > 0.1 for i in index] == [str(m) == "2013-05" for m in months]
     steps = measured.drift.query("column_name == 'delay' and model_id == '*' and slice_key.isna()")
     assert (steps.drift_type == "CONSECUTIVE").sum() == len(months) - 1
 
 
-def test_the_tables_have_databricks_columns_and_a_second_run_changes_nothing(home, seen):
-    (spark, env), (_, _, measured) = home, seen
+def test_the_tables_have_databricks_columns_and_a_second_run_changes_nothing(home, metrics):
+    (spark, env), (_, _, measured) = home, metrics
     for _ in range(2): write_metrics(spark, env, "watched", measured, MONITOR, "1 month", commit=7)
     for kind, columns in (("profile", profile_columns("version")), ("drift", drift_columns("version"))):
         table = tables.read(spark, env, f"watched_{kind}_metrics")
@@ -173,8 +173,8 @@ def test_the_tables_have_databricks_columns_and_a_second_run_changes_nothing(hom
     assert quality.where("version = '*'").count() == 4 and quality.where("f1_score.weighted > 0").count() == 4 + 3 + 2
 
 
-def test_another_granularity_stays(home, seen):
-    (spark, env), (_, _, measured) = home, seen
+def test_other_granularities_stay(home, metrics):
+    (spark, env), (_, _, measured) = home, metrics
     write_metrics(spark, env, "both", measured, MONITOR, "1 month")
     before = tables.read(spark, env, "both_profile_metrics").count()
     write_metrics(spark, env, "both", measured, MONITOR, "1 week")
@@ -199,7 +199,7 @@ def test_one_window_without_baseline_has_no_drift(home):
     assert measured.drift.empty and tables.read(spark, env, "short_drift_metrics").count() == 0
 
 
-def test_no_rows_at_all_say_so(home):
+def test_no_rows_are_an_error(home):
     spark, env = home
     rows = spark.createDataFrame(predictions(5, 3)[["at", "version", "prediction", "warning"]]).where("false")
     with pytest.raises(MlopsError, match="there are no rows"):
