@@ -179,7 +179,7 @@ def show_model(reference: VersionReference, target: Target = None) -> None:
     from mlops_nb.models import registry
     place = env.load_env(target)
     with registry.answering(place): found = lineage.lineage(place, registry.resolve_version(place, reference))
-    out.print(lineage.tree(found))
+    out.print(lineage.lineage_tree(found))
     source = found["model"]["source"]
     if len(source) + 20 > out.width: show(f"source  {escape(source)}")  # which the tree had to break
 

@@ -59,11 +59,11 @@ def test_a_version_without_a_run(env):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_it_cannot_be_trained_again(env, number):
-    with pytest.raises(MlopsError, match="does not say which tables it read"): lineage.recorded(env, registry.get_version(env, "dev.flights.plain", number))
+    with pytest.raises(MlopsError, match="does not say which tables it read"): lineage.training_record(env, registry.get_version(env, "dev.flights.plain", number))
 
 
 def test_settings_that_are_lost(env):
     client = registry.client(env)
     client.set_model_version_tag("dev.flights.plain", "1", "read_versions", "{}")
-    with pytest.raises(MlopsError, match="has lost its settings"): lineage.recorded(env, registry.get_version(env, "dev.flights.plain", 1))
+    with pytest.raises(MlopsError, match="has lost its settings"): lineage.training_record(env, registry.get_version(env, "dev.flights.plain", 1))
     client.delete_model_version_tag("dev.flights.plain", "1", "read_versions")

@@ -172,7 +172,7 @@ def test_a_tag_is_no_evidence_for_the_task_that_moves_aliases(trained, tmp_path)
     state = copy_state(trained, tmp_path / "state")
     client_of(state).delete_registered_model_alias(MODEL, "champion")
     printed = mlops(state, "run", "deploy", "--only", "deploy", "-p", f"model_name={MODEL}", "-p", "model_version=1", code=1)
-    assert f"has passed nothing, not models:/{MODEL}/1" in printed and registered(state)[1] == {"challenger": 1}
+    assert f"has passed no version, not models:/{MODEL}/1" in printed and registered(state)[1] == {"challenger": 1}
 
 
 # ---- what is learnt later changes nothing

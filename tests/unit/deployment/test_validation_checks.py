@@ -58,7 +58,7 @@ HONEST = logged(HELD, knows(HELD.rows))
 @pytest.fixture
 def few_draws_and_calls(monkeypatch):
     "Enough to tell a plain fault from none."
-    monkeypatch.setattr(validation_checks, "CALLS", 5)
+    monkeypatch.setattr(validation_checks, "LATENCY_CALLS", 5)
     monkeypatch.setattr(intervals, "paired_change", partial(intervals.paired_change, times=100))
 
 
