@@ -202,7 +202,7 @@ def show_model(reference: VersionReference, target: Target = None) -> None:
     from mlops_nb.models import registry
     place = env.load_env(target)
     with registry.answering(place): facts = lineage.lineage(place, registry.resolve_version(place, reference))
-    out.print(lineage.tree(facts))
+    out.print(lineage.lineage_tree(facts))
     source = facts["model"]["source"]
     if len(source) + 20 > out.width: show(f"source  {escape(source)}")  # the tree breaks a long one
 

@@ -19,7 +19,7 @@ from .learning import Periods, labelled_rows, learn, metrics_beside_baseline, sp
 # %% ../../nbs/flights/14_reproduce.ipynb #08e7d5d2
 def train_again(spark, env, version) -> pd.DataFrame:  # by metric: before, again
     "The logged metrics of a version, and those of a model trained again."
-    versions, settings, before = lineage.recorded(env, version)
+    versions, settings, before = lineage.training_record(env, version)
     pinned = dataclasses.replace(env, versions=versions, source_catalog=next(iter(versions)).split(".")[0])
     periods = Periods(date.fromisoformat(version.tags["as_of"]), settings["held_out_days"])
     training_rows, held_out = split(labelled_rows(spark, pinned, periods.as_of), periods)

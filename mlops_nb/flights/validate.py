@@ -79,7 +79,7 @@ def model_of(uri: str) -> dict[str, Any]:  # arguments of Evidence
                 "spec": spec_types(uri), "size": size_of(folder)}
     except Exception as error:
         return {"model": None, "signature": None, "example": None, "spec": None, "size": 0,
-                "broken": f"the model cannot be loaded: {type(error).__name__}: {error}"}
+                "load_error": f"the model cannot be loaded: {type(error).__name__}: {error}"}
 
 # %% ../../nbs/flights/07_validate.ipynb #12f37f36
 def card_of(env, run: Any | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a version comes from, of a model that somebody logged with nothing but MLflow."""
+"""The lineage of a model that was logged with plain MLflow."""
 from pathlib import Path
 
 import mlflow
@@ -18,7 +18,7 @@ MODEL = LinearRegression().fit([[1.0], [2.0]], [1.0, 2.0])
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
-    "A registry with a model of two versions: one of a run without a word about it, one of a folder alone."
+    "A registry with a model of two versions: one of a run without tags, one of a folder without a run."
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "MLOPS_LAKEHOUSE", "MLOPS_ENGINE"): patch.delenv(name, raising=False)
         patch.setenv("MLOPS_STATE", str(tmp_path_factory.mktemp("state")))
@@ -28,7 +28,8 @@ def env(tmp_path_factory):
         env.use_mlflow()
         with mlflow.start_run(experiment_id=registry.experiment_id(env, "x")):
             mlflow.log_metric("rmse", 0.5)
-            mlflow.sklearn.log_model(MODEL, name="model", registered_model_name="dev.flights.plain", pip_requirements=["scikit-learn==1.2.3"])
+            mlflow.sklearn.log_model(MODEL, name="model", registered_model_name="dev.flights.plain",
+                                     pip_requirements=["scikit-learn==1.2.3"])
         folder = env.state / ("a-long-folder-" * 6) / "model"
         mlflow.sklearn.save_model(MODEL, folder, pip_requirements=["scikit-learn"])
         (folder / "requirements.txt").unlink()
@@ -36,34 +37,39 @@ def env(tmp_path_factory):
         yield env
 
 
-def said(*words: str) -> str:
-    done = CliRunner().invoke(cli.app, ["models", *words])
-    assert done.exit_code == 0, done.exception
-    return done.output
+def models_command(*arguments: str) -> str:  # what it prints
+    result = CliRunner().invoke(cli.app, ["models", *arguments])
+    assert result.exit_code == 0, result.exception
+    return result.output
 
 
-def test_what_plain_mlflow_does_not_record_is_said_so(env):
-    text = said("show", "plain/1")
-    assert "None" not in text and "data\n│   └── not recorded" in text and "rmse: 0.5" in text and "scikit-learn==1.2.3" in text
-    found = lineage.lineage(env, registry.resolve_version(env, "plain/1"))
-    assert found["code"]["executed notebook"] == "not recorded" and found["model"]["id"].startswith("m-")
+def test_values_that_plain_mlflow_does_not_record_are_shown_as_not_recorded(env):
+    text = models_command("show", "plain/1")
+    assert "None" not in text and "data\n│   └── not recorded" in text
+    assert "rmse: 0.5" in text and "scikit-learn==1.2.3" in text
+    sections = lineage.lineage(env, registry.resolve_version(env, "plain/1"))
+    assert sections["code"]["executed notebook"] == "not recorded" and sections["model"]["id"].startswith("m-")
 
 
 def test_a_version_without_a_run(env):
-    text = said("show", "plain/2")
+    text = models_command("show", "plain/2")
     assert "None" not in text
     for heading in ("data", "code", "parameters", "metrics"): assert f"{heading}\n│   └── not recorded" in text
     source = registry.get_version(env, "dev.flights.plain", 2).source
-    assert source in text and len(source) > 80, "the tree breaks a long path, so it stands whole below"
+    assert source in text and len(source) > 80, "the tree breaks a long path, so the command also prints it in one line"
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_it_cannot_be_trained_again(env, number):
-    with pytest.raises(MlopsError, match="does not say which tables it read"): lineage.recorded(env, registry.get_version(env, "dev.flights.plain", number))
+def test_a_version_without_a_record_cannot_be_trained_again(env, number):
+    version = registry.get_version(env, "dev.flights.plain", number)
+    with pytest.raises(MlopsError, match=f"plain v{number} has no record of the tables it read"):
+        lineage.training_record(env, version)
 
 
-def test_settings_that_are_lost(env):
+def test_missing_settings(env):
     client = registry.client(env)
     client.set_model_version_tag("dev.flights.plain", "1", "read_versions", "{}")
-    with pytest.raises(MlopsError, match="has lost its settings"): lineage.recorded(env, registry.get_version(env, "dev.flights.plain", 1))
+    version = registry.get_version(env, "dev.flights.plain", 1)
+    with pytest.raises(MlopsError, match="the settings of dev.flights.plain v1 are missing"):
+        lineage.training_record(env, version)
     client.delete_model_version_tag("dev.flights.plain", "1", "read_versions")

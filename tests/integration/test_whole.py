@@ -179,7 +179,7 @@ def test_a_tag_is_no_evidence_for_the_task_that_moves_aliases(trained, tmp_path)
     client_of(state).delete_registered_model_alias(MODEL, "champion")
     parameters = ["-p", f"model_name={MODEL}", "-p", "model_version=1"]
     printed = mlops(state, "run", "deploy", "--only", "deploy", *parameters, code=1)
-    assert f"has passed nothing, not models:/{MODEL}/1" in printed and registered(state)[1] == {"challenger": 1}
+    assert f"has passed no version, not models:/{MODEL}/1" in printed and registered(state)[1] == {"challenger": 1}
 
 
 # ---- later facts change nothing

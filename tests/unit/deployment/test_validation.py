@@ -1,4 +1,4 @@
-"""One crafted version per check, refused by exactly that check; and the verdict on the version."""
+"""One version with a fault per check, refused by exactly that check; and the verdict on the version."""
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ GOOD = dict(signature=FEATURES, outputs=True, predict=lambda rows: np.full(len(r
             metrics={"log_loss": 0.45, "roc_auc": 0.74}, baseline={"log_loss": 0.5, "roc_auc": 0.6})
 
 
-def judged(**changed):
+def results_of(**changed):
     version = GOOD | changed
     return validation.run_checks({
         "schema": lambda: validation.signature_reasons(signature(version["signature"], version["outputs"]), FEATURES),
@@ -44,23 +44,24 @@ def judged(**changed):
 
 
 @pytest.mark.parametrize(("check", "reason", "changed"), [
-    ("schema", "inputs that are no features: tailnum", {"signature": FEATURES | {"tailnum": "string"}}),
+    ("schema", "inputs that are not features: tailnum", {"signature": FEATURES | {"tailnum": "string"}}),
     ("example", "2 of 2 predictions are outside 0 to 1", {"predict": lambda rows: np.full(len(rows), 7.0)}),
     ("example", "shape (1,), not (2,)", {"predict": lambda rows: np.full(1, 0.5)}),
     ("example", "predictions are int64, not float64", {"predict": lambda rows: np.ones(len(rows), int)}),
-    ("metrics", "log_loss threshold = 0.6", {"metrics": {"log_loss": 0.61, "roc_auc": 0.74}, "baseline": {"log_loss": 0.9}}),  # roc_auc needs none
+    ("metrics", "log_loss threshold = 0.6",  # the rule of roc_auc needs no baseline
+     {"metrics": {"log_loss": 0.61, "roc_auc": 0.74}, "baseline": {"log_loss": 0.9}}),
     ("metrics", "log_loss minimum relative change", {"metrics": {"log_loss": 0.49, "roc_auc": 0.74}}),
     ("metrics", "roc_auc of this version is not finite", {"metrics": {"log_loss": 0.45, "roc_auc": float("nan")}}),
     ("metrics", "log_loss of the baseline is not finite", {"baseline": {}}),
 ])
 def test_each_fault_is_refused_by_its_check_alone(check, reason, changed):
-    results = judged(**changed)
+    results = results_of(**changed)
     assert [title for title, reasons in results.items() if reasons] == [check]
     assert reason in " ".join(results[check])
 
 
 def test_a_good_version_has_no_failures():
-    assert validation.failures(judged()) == []
+    assert validation.failures(results_of()) == []
 
 
 @settings(deadline=None)
@@ -77,7 +78,7 @@ def test_the_relative_change_is_that_of_the_arithmetic(new, old, least):
     ({"log_loss": {"threshold": 1}}, "a metric's rule is wrong"),
     ({"log_loss": {"threshold": "low", "greater_is_better": False}}, "a metric's rule is wrong"),
 ])
-def test_a_mistake_in_the_configuration_judges_nothing(rules, message):
+def test_a_mistake_in_the_configuration_is_an_error_not_a_verdict(rules, message):
     with pytest.raises(MlopsError, match=message):
         validation.run_checks({"metrics": lambda: validation.threshold_reasons({"log_loss": 1.0}, {}, rules)})
 
@@ -91,25 +92,29 @@ def env(env):
 
 
 def test_the_verdict_goes_from_pending_to_passed_or_failed_with_its_reasons(env):
-    status = lambda: registry.get_version(env, NAME, 1).tags.get(validation.STATUS)
-    seen = []
-    validation.validate_version(env, NAME, "1", {"schema": lambda: seen.append(status()) or [], "example": lambda: ["it | said\nnothing"]})
-    found = registry.get_version(env, NAME, 1)
-    assert (seen, status()) == (["PENDING"], "FAILED")
-    assert "| schema | passed |" in found.description and "| example | it / said nothing |" in found.description
+    def status(): return registry.get_version(env, NAME, 1).tags.get(validation.STATUS)
+    statuses = []
+    def check_schema():
+        statuses.append(status())
+        return []
+    validation.validate_version(env, NAME, "1", {"schema": check_schema, "example": lambda: ["shape (2,) | 3\nrows"]})
+    description = registry.get_version(env, NAME, 1).description
+    assert (statuses, status()) == (["PENDING"], "FAILED")
+    assert "| schema | passed |" in description and "| example | shape (2,) / 3 rows |" in description
 
     results = validation.validate_version(env, NAME, 1, {"schema": lambda: []})
     assert status() == "PASSED" and results == {"schema": []}
-    assert "nothing" not in registry.get_version(env, NAME, 1).description
+    assert "shape" not in registry.get_version(env, NAME, 1).description
 
 
-def test_a_job_that_dies_while_judging_leaves_no_pass(env):
+def test_a_job_that_fails_during_validation_leaves_no_earlier_pass(env):
+    def wrong_configuration(): raise MlopsError("conf")
     validation.validate_version(env, NAME, 1, {"schema": lambda: []})
-    with pytest.raises(MlopsError): validation.validate_version(env, NAME, 1, {"schema": lambda: (_ for _ in ()).throw(MlopsError("conf"))})
+    with pytest.raises(MlopsError): validation.validate_version(env, NAME, 1, {"schema": wrong_configuration})
     assert registry.get_version(env, NAME, 1).tags[validation.STATUS] == "PENDING"
 
 
-def test_what_does_not_exist_is_named_and_another_targets_version_is_not_judged(env):
+def test_an_unknown_version_is_named_and_another_targets_version_is_not_validated(env):
     with pytest.raises(MlopsError, match="no version '7' in model dev.flights.late_arrival\n  there is only 1"):
         validation.validate_version(env, NAME, 7, {})
     with pytest.raises(MlopsError, match="target 'prod' may not write dev.flights.late_arrival"):
@@ -117,5 +122,6 @@ def test_what_does_not_exist_is_named_and_another_targets_version_is_not_judged(
 
 
 def test_the_error_lists_every_reason():
-    with pytest.raises(MlopsError, match="v3 failed its validation, for 2 reasons:\n  - a: one\n  - a: two\n  .*no alias was moved"):
+    message = "v3 failed its validation, for 2 reasons:\n  - a: one\n  - a: two\n  .*no alias was moved"
+    with pytest.raises(MlopsError, match=message):
         validation.require_passed("m", 3, {"a": ["one", "two"], "b": []})
