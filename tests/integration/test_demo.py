@@ -80,7 +80,7 @@ def test_a_plausible_version_of_an_older_smaller_window_is_refused_and_says_why(
     learnt = [int(client.get_run(versions[n].run_id).data.params["training_rows"]) for n in (2, 3)]
     assert learnt[1] < learnt[0] and versions[3].tags["as_of"] == "2013-05-01" and versions[3].tags["model_validation_status"] == "PASSED"
     judged, decision = client.get_run(versions[2].run_id).data.metrics, versions[3].tags["deployment_decision"]
-    assert decision.startswith("keep: log_loss 0.") and "% worse (change +" in decision and decision.endswith("0.5% better is asked")
+    assert decision.startswith("keep: log_loss 0.") and "% worse (95% interval of the change +" in decision and decision.endswith("0.5% better is required")
     assert f"against {judged['log_loss']:.4f} of v2 on {judged['example_count']:,.0f} rows" in decision
     page = versions[3].description
     assert "## Validation" in page and f"## Deployment\n\nRefused: {decision.removeprefix('keep: ')}" in page
