@@ -235,7 +235,8 @@ def test_a_log_without_the_column_run_id_can_be_continued(moved):
     old = aliases.LOG_COLUMNS.removesuffix(", run_id STRING")
     values = [("dev.older.m", 1, "champion", None, 1, "first", "done", "ann", None)]
     aliases.tables.merge(spark, env, aliases.LOG, spark.createDataFrame(values, old), ["model_name", "move"])
-    row = dict(model_name="dev.older.m", move=2, alias="champion", from_version=1, to_version=2, reason="r", state="done")
+    row = dict(model_name="dev.older.m", move=2, alias="champion", from_version=1, to_version=2, reason="r",
+               state="done")
     aliases.write_log(spark, env, row | {"run_id": "4f1c"})
     first, second = aliases.read_log(spark, env, "dev.older.m")
     assert first["run_id"] is None and first["moved_by"] == "ann"
@@ -290,7 +291,8 @@ def write_notebook(file, text):
                 "execution_count": None, "id": str(abs(hash(source)))[:8]}
     cells = [cell('model_name: str = ""\nmodel_version: str = ""', "parameters"), cell(text)]
     kernel = {"name": "python3", "display_name": "p", "language": "python"}
-    file.write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}))
+    metadata = {"kernelspec": kernel}
+    file.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
 
 
 @pytest.fixture

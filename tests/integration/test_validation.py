@@ -81,7 +81,8 @@ def held_out():
 
 HELD = held_out()
 TAGS = {"as_of": "2013-04-01", "trained_through": "2013-03-03", "held_out_from": "2013-03-04",
-        "held_out_to": "2013-03-31", "owner": "us", "threshold": "0.2", "baseline_threshold": "0.9", "git_sha": "abc", "read_versions": "{}"}
+        "held_out_to": "2013-03-31", "owner": "us", "threshold": "0.2", "baseline_threshold": "0.9",
+        "git_sha": "abc", "read_versions": "{}"}
 
 
 def true_metrics(body, held=HELD):
