@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONAL_PACKAGES', 'CheckResult', 'installed', 'check_python', 'check_engine', 'check_disk', 'check_port',
-           'check_extra', 'check_one_pyspark', 'list_tables', 'store_setting', 'check_databricks_store',
+           'check_extra', 'check_one_pyspark', 'answered_tables', 'store_setting', 'check_databricks_store',
            'check_online_store', 'check_package', 'diagnose']
 
 # %% ../nbs/11_doctor.ipynb #676edae8
@@ -100,8 +100,8 @@ def check_one_pyspark() -> CheckResult:
                        f"pip uninstall {' '.join(owners)}, then install one of them")
 
 # %% ../nbs/11_doctor.ipynb #813fe7d8
-def list_tables(store: Any,  # an OnlineStore
-                seconds: float) -> list[str]:
+def answered_tables(store: Any,  # an OnlineStore
+                    seconds: float) -> list[str]:
     "The tables of a store; raise MlopsError if it does not answer in time."
     answers = []
     def call():
@@ -137,7 +137,7 @@ def check_online_store(env: Env, seconds: float = 5.0) -> CheckResult:
         file = getattr(opened, "file", None)
         if file and not file.exists():
             return CheckResult("online store", "ok", f"{opened.name} ({setting}); created by the first publish")
-        with opened: tables = list_tables(opened, seconds)
+        with opened: tables = answered_tables(opened, seconds)
     except MlopsError as error:
         return CheckResult("online store", "wrong", f"{error.message} (set by {setting})", error.hint)
     extra = STORE_KINDS[opened.kind].extra

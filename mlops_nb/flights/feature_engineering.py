@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'AHEAD', 'DAYS', 'WEIGHT', 'STAGES', 'TABLE_KEYS', 'DESCRIPTIONS', 'GRID', 'WINDOWS', 'CONTRACTS',
-           'ON_DEMAND', 'PLACES', 'FLIGHT_KEY', 'SCHEDULE', 'BASELINE', 'FEATURE_TABLES', 'CATEGORICAL', 'FEATURES',
-           'FUNCTION_INPUTS', 'LOOKUP_TIMES', 'HOURS', 'MILES', 'BANDS', 'SLICES', 'grid_point', 'event_rows',
-           'event_query', 'on_grid', 'row_bound', 'window_sum', 'window_columns', 'recent_columns', 'recent_query',
-           'label_changes', 'daily_query', 'aircraft_query', 'weather_query', 'plane_query', 'airport_query', 'queries',
-           'merge_feature_rows', 'feature_rows', 'write_features', 'holidays', 'days_to_holiday', 'weekday', 'hour_sin',
-           'hour_cos', 'great_circle', 'scheduled_minutes', 'aircraft_slack', 'register_functions', 'feature_names',
-           'scheduled', 'labels', 'table_lookups', 'place_lookups', 'on_demand_features', 'feature_lookups',
-           'with_prediction_time', 'check_tables', 'training_set', 'check_text_features', 'as_input', 'flight_features',
-           'band_name']
+           'REQUEST_FUNCTIONS', 'PLACES', 'FLIGHT_KEY', 'SCHEDULE', 'BASELINE', 'FEATURE_TABLES', 'CATEGORICAL',
+           'FEATURES', 'FUNCTION_INPUTS', 'LOOKUP_TIMES', 'HOURS', 'MILES', 'BANDS', 'SLICES', 'grid_point',
+           'event_rows', 'event_query', 'on_grid', 'row_bound', 'window_sum', 'window_columns', 'recent_columns',
+           'recent_query', 'label_changes', 'daily_query', 'aircraft_query', 'weather_query', 'plane_query',
+           'airport_query', 'queries', 'merge_feature_rows', 'feature_rows', 'write_features', 'holidays',
+           'days_to_holiday', 'weekday', 'hour_sin', 'hour_cos', 'great_circle', 'scheduled_minutes', 'aircraft_slack',
+           'register_functions', 'feature_names', 'scheduled', 'labels', 'table_lookups', 'place_lookups',
+           'on_demand_features', 'feature_lookups', 'with_prediction_time', 'check_tables', 'training_set',
+           'check_text_features', 'as_input', 'flight_features', 'band_name']
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #66836c4f
 from collections.abc import Sequence
@@ -278,14 +278,14 @@ def aircraft_slack(scheduled_departure: datetime, aircraft_due_there: datetime) 
     "Hours from the scheduled arrival of the plane's latest flight until this departure."
     return (scheduled_departure - aircraft_due_there) / np.timedelta64(3600, "s")
 
-ON_DEMAND = {  # each function, with the functions that it calls
+REQUEST_FUNCTIONS = {  # each function, with the functions that it calls
     hour_sin: [], hour_cos: [], weekday: [], days_to_holiday: [holidays], great_circle: [], scheduled_minutes: [],
     aircraft_slack: []}
 PLACES = {"lat": "origin_lat", "lon": "origin_lon", "other_lat": "dest_lat", "other_lon": "dest_lon"}  # of great_circle
 
 def register_functions(spark, env) -> list[feature_functions.Function]:
     "Register the on-demand functions in the target's schema."
-    return [feature_functions.register_function(spark, env, function, uses) for function, uses in ON_DEMAND.items()]
+    return [feature_functions.register_function(spark, env, function, uses) for function, uses in REQUEST_FUNCTIONS.items()]
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #90268a75
 FLIGHT_KEY = BRONZE_KEYS["flights"]
@@ -301,7 +301,7 @@ def feature_names() -> list[str]:
     weather = ["temperature", "wind_speed", "wind_gust", "visibility", "precipitation", "pressure"]
     plane = ["plane_age", "plane_seats", "plane_engines", "plane_maker"]
     return ["origin", "carrier", "dest", *recent_columns("origin", GRID, WINDOWS), *aircraft, *weather, *daily,
-            "route_all_late_share", *plane, *(function.__name__ for function in ON_DEMAND)]
+            "route_all_late_share", *plane, *(function.__name__ for function in REQUEST_FUNCTIONS)]
 
 CATEGORICAL = ["origin", "carrier", "dest", "plane_maker"]  # text features; values may be missing
 FEATURES = feature_names()
@@ -340,7 +340,7 @@ def place_lookups(env) -> list[FeatureLookup]:
 def on_demand_features(env) -> list[FeatureFunction]:
     "The on-demand functions; a parameter is bound to the column of its name, those of great_circle to PLACES."
     bound = []
-    for function in ON_DEMAND:
+    for function in REQUEST_FUNCTIONS:
         parameters = [name for name in function.__annotations__ if name != "return"]
         bindings = PLACES if function is great_circle else {name: name for name in parameters}
         bound.append(FeatureFunction(env.table(function.__name__), bindings))

@@ -20,7 +20,7 @@ def env(tmp_path): return replace(load_env("dev"), engine="sail", lakehouse=str(
 
 
 FUNCTIONS = {f.__name__: ff.declare_function(f"dev.flights.{f.__name__}", f, uses)
-             for f, uses in feature_engineering.ON_DEMAND.items()}
+             for f, uses in feature_engineering.REQUEST_FUNCTIONS.items()}
 VALUES = {
     "BIGINT": st.integers(0, 2359), "DOUBLE": st.floats(-180, 180),
     "DATE": st.dates(date(2012, 6, 1), date(2014, 6, 1)),
