@@ -7,7 +7,7 @@ __all__ = ['LATENCY_CALLS', 'CHECKS', 'CONF_FILE', 'HeldOut', 'Evidence', 'check
            'check_size', 'check_tags', 'check_description', 'check_card', 'check_held_out', 'check_metrics',
            'check_logged', 'check_improvement', 'check_calibration', 'slice_changes', 'check_slices', 'milliseconds',
            'check_latency', 'unusual_rows', 'probability_problems', 'check_robust', 'require_number',
-           'check_rule_parameters', 'check_metric_rules', 'check_rules', 'checks', 'required_value', 'plot_check',
+           'check_rule_parameters', 'check_metric_rules', 'check_rules', 'checks', 'required_value', 'plot_metric_rule',
            'plot_metrics']
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #aa24e308
@@ -343,9 +343,9 @@ def required_value(rule: Mapping, baseline: float) -> float:
     return max(limits) if sign > 0 else min(limits)
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #5843c404
-def plot_check(axes: Any, rule: Mapping,
-               values: tuple[float, float, float],  # the metric and its interval
-               baseline: float, text: str) -> None:
+def plot_metric_rule(axes: Any, rule: Mapping,
+                     values: tuple[float, float, float],  # the metric and its interval
+                     baseline: float, text: str) -> None:
     "Draw one metric on a scale of its own: model with interval, baseline, required value."
     value, low, high = values
     required = required_value(rule, baseline)
@@ -376,7 +376,7 @@ def plot_metrics(evidence: Evidence, rules: Mapping[str, Mapping],
         baseline, word = evidence.metrics.baseline[metric], "at least" if rule["greater_is_better"] else "at most"
         text = (f"{metric} {value:.3f} (95% interval {low:.3f} to {high:.3f}), baseline {baseline:.3f}, "
                 f"required {word} {required_value(rule, baseline):.3f}")
-        plot_check(axes, rule, (value, low, high), baseline, text)
+        plot_metric_rule(axes, rule, (value, low, high), baseline, text)
     handles, labels = rows.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, labelcolor=pictures.DARK, ncols=4, loc="outside lower left")
     return figure
