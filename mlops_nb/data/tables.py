@@ -175,7 +175,8 @@ def check_row_keys(spark, view: str, full: str, keys: tuple[str, ...]):
         key_text = ", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
         examples.append(f"{key_text} ({count} rows)")
     if key_count > 3: examples.append("...")
-    raise MlopsError(f"{key_count} duplicate keys for {full}, in {row_count} rows: {'; '.join(examples)}",
+    noun = "key" if key_count == 1 else "keys"
+    raise MlopsError(f"{key_count} duplicate {noun} for {full}, in {row_count} rows: {'; '.join(examples)}",
                      f"the key of a row is: {', '.join(keys)}")
 
 # %% ../../nbs/data/04_tables.ipynb #9162bc0a
