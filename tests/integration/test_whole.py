@@ -128,7 +128,7 @@ def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(train
     for alias in ("champion", "challenger"): client_of(state).delete_registered_model_alias(MODEL, alias)
     shutil.rmtree(state / "lakehouse/dev/flights/deployment_log")
     words = ["run", "deploy", "--param", f"model_name={MODEL}", "--param", "model_version=1"]
-    run = run_and_kill(state, words, "deploy", cell_with("deploy", "deploy(spark"), ALIAS_EXISTS.format("challenger"))
+    run = run_and_kill(state, words, "deploy", cell_with("deploy", "= deploy_version("), ALIAS_EXISTS.format("challenger"))
     assert registered(state)[1] == {"challenger": 1}
     assert "v1 is Champion" in mlops(state, "repair", run)
     assert not (state / f"runs/{run}/validate/1").exists()  # a task that had succeeded did not run again
@@ -139,12 +139,12 @@ KILLS = {"before the training": ("train", "load_rows(", ""),
          "while it trains": ("train", "find_or_train(", "SELECT 1 FROM runs WHERE status = 'RUNNING'"),
          "when the version is registered": ("train", "find_or_train(", "SELECT 1 FROM model_versions"),
          "when the version is handed over": ("train", "set_value", ""),
-         "while it is validated": ("validate", "validation.judge(",
+         "while it is validated": ("validate", "validation.validate_version(",
                                    "SELECT 1 FROM model_version_tags WHERE value = 'PENDING'"),
          "when it is validated": ("validate", "require_passed(", ""),
          "before it is compared with the Champion": ("deploy", "get_spark", ""),
-         "when it is Challenger": ("deploy", "deploy(spark", ALIAS_EXISTS.format("challenger")),
-         "when it is Champion": ("deploy", "deploy(spark", ALIAS_EXISTS.format("champion")),
+         "when it is Challenger": ("deploy", "= deploy_version(", ALIAS_EXISTS.format("challenger")),
+         "when it is Champion": ("deploy", "= deploy_version(", ALIAS_EXISTS.format("champion")),
          "when the result is handed over": ("deploy", "set_value", "")}
 
 
