@@ -60,10 +60,14 @@ def read(spark, env, name, version=None):
 def moment(column: pd.Series) -> pd.Series: return pd.to_datetime(column, utc=True).astype("datetime64[ns, UTC]")
 
 
-def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+def comparable(column: pd.Series) -> pd.Series:
     "Numbers as float, so that integers with and without missing values compare; times without their unit."
-    return frame.apply(lambda c: c.astype(float) if pd.api.types.is_numeric_dtype(c) else
-                       moment(c) if pd.api.types.is_datetime64_any_dtype(c) else c.where(c.notna(), None))
+    if pd.api.types.is_numeric_dtype(column): return column.astype(float)
+    if pd.api.types.is_datetime64_any_dtype(column): return moment(column)
+    return column.where(column.notna(), None)
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame: return frame.apply(comparable)
 
 
 def test_the_table_has_every_row_of_the_source_and_no_fact_after_the_cut(april, csv):
