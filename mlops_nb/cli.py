@@ -69,16 +69,17 @@ def show(content: Any) -> None:
 def run_to_end(run: Any) -> None:
     "Execute a recorded run, cancel it on Ctrl-C, and show its summary; exit with 1 if it failed."
     from mlops_nb.jobs import progress, run_store, runner, warm
-    from mlops_nb.jobs.tasks import GOOD
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop("CANCELED"))
+    from mlops_nb.jobs.tasks import SUCCESS_STATES
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop_signal.stop("CANCELED"))
     with ExitStack() as stack:
         if len(run.tasks) > 1:
-            run.home.start = stack.enter_context(warm.of_jobs(run.home.notebook_environment)).start_soonest
+            warm_process = stack.enter_context(warm.warm_for_jobs(run.home.notebook_environment))
+            run.home.start = warm_process.start_at_once
         result = runner.finish_run(run)
     out.print()
     show(progress.run_table(run.home.store, run.run_id))
     show(progress.where_to_look(run.home.env, run_store.get_run(run.home.store, run.run_id)))
-    if result not in GOOD: raise typer.Exit(1)
+    if result not in SUCCESS_STATES: raise typer.Exit(1)
 
 # %% ../nbs/12_cli.ipynb #f2404b71
 @app.command()

@@ -102,8 +102,8 @@ def task_results(store: run_store.RunStore, runs: Path,  # the folder that holds
     for depth, key, task in progress.task_rows(store, run_id):
         path = runs / str(task["run_id"]) / task["task_key"] / str(task["attempt_number"]) / "notebook.ipynb"
         state = task["result_state"] or task["life_cycle_state"]
-        message = task["exit_value"] or ("" if task["child_run_id"] else task["state_message"])
-        results.append(TaskResult(key, depth, state, progress.seconds(task), message, path if path.exists() else None))
+        notebook = path if path.exists() else None
+        results.append(TaskResult(key, depth, state, progress.seconds(task), progress.task_message(task), notebook))
     return results
 
 # %% ../../nbs/jobs/10_run_page.ipynb #da244709

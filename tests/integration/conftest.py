@@ -1,4 +1,4 @@
-"""A session on Sail for the tests of one file, in a lakehouse of its own; and one trained state for all files that need one."""
+"""A Sail session for each test file, with its own lakehouse, and one trained state that test files share."""
 import os
 import shutil
 from dataclasses import replace
@@ -11,23 +11,23 @@ from states import code_digest, copy_state, make_trained
 from mlops_nb.data import session as sessions
 from mlops_nb.env import load_env
 
-# A worker takes whole files in this order. The first one makes the trained state; meanwhile the other takes those that need none,
-# and comes to those that need it when it is there. What is not named is short and comes last.
-ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment", "test_tables", "test_supervisor", "test_feature_client",
-         "test_online_store", "test_mlflow_store", "test_spark", "test_point_in_time", "test_features", "test_model_loop", "test_inference",
-         "test_ingest", "test_validation")
+# A worker takes whole files in this order. The first file makes the trained state. Meanwhile the other worker takes
+# files that do not need it, and those that need it afterwards. Files that are not listed are short and come last.
+ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment", "test_tables", "test_supervisor",
+         "test_feature_client", "test_online_store", "test_mlflow_store", "test_spark", "test_point_in_time",
+         "test_features", "test_model_loop", "test_inference", "test_ingest", "test_validation")
 
 
 def pytest_collection_modifyitems(items):
-    order = {name: place for place, name in enumerate(ORDER)}
+    order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.stem, len(ORDER)))
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, worker_id) -> Path:
-    """The state that the jobs `features` and `train` leave, made once for all workers. Only read it: to change it, take `own_trained`.
+    """The state after the jobs `features` and `train`, made once for all workers. Read-only; `own_trained` is a copy.
 
-    MLOPS_TEST_STATE names a folder that keeps it from one suite to the next; other code makes another state."""
+    MLOPS_TEST_STATE names a folder that keeps the state for later test runs; it is made anew when the code changes."""
     folder = tmp_path_factory.getbasetemp()
     if worker_id != "master": folder = folder.parent  # of all workers
     if kept := os.environ.get("MLOPS_TEST_STATE"): folder = Path(kept) / code_digest()
@@ -35,7 +35,7 @@ def trained(tmp_path_factory, worker_id) -> Path:
     state, made = folder / "trained", folder / "trained.made"
     with FileLock(folder / "trained.lock"):
         if not made.exists():
-            shutil.rmtree(state, ignore_errors=True)  # what a worker that failed has left
+            shutil.rmtree(state, ignore_errors=True)  # the rest of a failed worker
             make_trained(state)
             made.touch()
     return state
@@ -43,13 +43,13 @@ def trained(tmp_path_factory, worker_id) -> Path:
 
 @pytest.fixture(scope="module")
 def own_trained(trained, tmp_path_factory) -> Path:
-    "The trained state as the file's own, to be changed."
+    "A copy of the trained state that the tests of one file may change."
     return copy_state(trained, tmp_path_factory.mktemp("own") / "state")
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
-    "Target dev on Sail, in a lakehouse of its own."
+    "Target dev on Sail, with its own lakehouse."
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("SPARK_REMOTE", "MLOPS_ENGINE", "MLOPS_LAKEHOUSE", "MLOPS_STATE"):
             patch.delenv(variable, raising=False)

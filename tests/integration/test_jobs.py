@@ -1,4 +1,4 @@
-"""Jobs run by the command `mlops`, with real notebooks: what a person types, sees and does when it breaks."""
+"""Jobs run by the command `mlops`, with real notebooks: input, output, failures and repairs."""
 import os
 import signal
 import subprocess
@@ -11,28 +11,30 @@ import psutil
 import pytest
 
 MLOPS = Path(sys.executable).parent / "mlops"
-FINE = "from mlops_nb import task"
+IMPORT_TASK = "from mlops_nb import task"
 
 
 @pytest.fixture
 def mlops(project):
     "Run the command in the project's folder."
-    def mlops(*words, code=0):
-        done = subprocess.run([MLOPS, *map(str, words)], cwd=project.root, capture_output=True, text=True, timeout=120,
-                              env=os.environ | {"COLUMNS": "200"})
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
+    def mlops(*arguments, code=0):
+        result = subprocess.run([MLOPS, *map(str, arguments)], cwd=project.root, capture_output=True, text=True,
+                                timeout=120, env=os.environ | {"COLUMNS": "200"})
+        assert result.returncode == code, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result.stdout + result.stderr
     return mlops
 
 
 @pytest.fixture
 def begin(project):
-    "Start the command and leave it running; whatever is left of it is ended with the test."
+    "Start the command and leave it running; it is killed at the end of the test."
     started = []
-    def begin(*words):
-        started.append(subprocess.Popen([MLOPS, *words], cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        return started[-1]
+    def begin(*arguments):
+        process = subprocess.Popen([MLOPS, *arguments], cwd=project.root, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process
     yield begin
     for process in started:
         if process.poll() is None: process.kill()
@@ -43,52 +45,58 @@ def notebook_task(key, notebook, *after, **settings):
     return {"task_key": key, "notebook_task": notebook, "depends_on": [{"task_key": a} for a in after]} | settings
 
 
-def words(text):
-    "The text with its columns closed up."
+def without_spacing(text):
+    "The text with single spaces."
     return " ".join(text.split())
 
 
-def of_this_project(project):
-    "Processes that work for a run of the project."
-    state = str(project.root)
-    def mine(p):
-        try: return p.environ().get("MLOPS_TASK", "").startswith(state) and p.status() != psutil.STATUS_ZOMBIE
+def processes_of(project):
+    "The processes that work for a run of the project."
+    root = str(project.root)
+    def belongs_to_project(process):
+        try:
+            is_running = process.status() != psutil.STATUS_ZOMBIE
+            return is_running and process.environ().get("MLOPS_TASK", "").startswith(root)
         except psutil.Error: return False
-    return [p for p in psutil.process_iter() if mine(p)]
+    return [process for process in psutil.process_iter() if belongs_to_project(process)]
 
 
-def eventually(what, seconds=30):
+def wait_until(condition, seconds=30):
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came to that"
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)
 
 
 def test_parameters_values_and_results_go_where_they_should(project, mlops):
-    make = project.notebook("make", FINE, "days, note = task.parameters(days=days, note=note)",
-                            "assert days == 3 and note == 'job'", "task.set_value('rows', days * 10)", "task.exit(f'{days} days')",
-                            parameters="days: int = 1\nnote: str = ''")
-    use = project.notebook("use", FINE, "assert (rows, task.get_value('make', 'rows'), tune) == (30, 30, False)",
+    make = project.notebook("make", IMPORT_TASK, "days, note = task.parameters(days=days, note=note)",
+                            "assert days == 3 and note == 'job'", "task.set_value('rows', days * 10)",
+                            "task.exit(f'{days} days')", parameters="days: int = 1\nnote: str = ''")
+    use = project.notebook("use", IMPORT_TASK, "assert (rows, task.get_value('make', 'rows'), tune) == (30, 30, False)",
                            parameters="rows: int = 0\ntune: bool = True")
-    project.job("job", [notebook_task("make", make | {"base_parameters": {"note": "task", "days": "3"}}),
-                        notebook_task("use", use | {"base_parameters": {"rows": "{{tasks.make.values.rows}}", "tune": "False"}}, "make")],
+    make["base_parameters"] = {"note": "task", "days": "3"}
+    use["base_parameters"] = {"rows": "{{tasks.make.values.rows}}", "tune": "False"}
+    project.job("job", [notebook_task("make", make), notebook_task("use", use, "make")],
                 parameters=[{"name": "note", "default": "job"}])
-    shown = mlops("run", "job")
-    assert "make SUCCESS" in words(shown) and "3 days" in shown
+    output = mlops("run", "job")
+    assert "make SUCCESS" in without_spacing(output) and "3 days" in output
     copy = nbformat.read(project.root / ".mlops/runs/1/use/0/notebook.ipynb", 4)
     assert "rows = 30" in "".join(c.source for c in copy.cells)
     assert "SUCCESS" in mlops("runs") and "3 days" in mlops("runs", "show", "1")
 
 
-@pytest.mark.parametrize("words, answer", [
+@pytest.mark.parametrize("arguments, message", [
     (["run", "jbo"], "error no job 'jbo'"), (["run", "job", "-t", "devv"], "error no target 'devv'"),
-    (["run", "job", "--param", "asof=1"], "did you mean 'as_of'"), (["run", "job", "--param", "as_of"], "not of the form name=value"),
-    (["run", "job", "--only", "onee"], "error no task 'onee'"), (["run", "job", "--var", "catalogue=x"], "did you mean 'catalog'"),
-    (["repair", "7"], "error no run '7'"), (["runs", "show", "7"], "error no run '7'"), (["jobs", "show", "jbo"], "error no job 'jbo'")])
-def test_a_slip_is_answered_with_what_exists(project, mlops, words, answer):
+    (["run", "job", "--param", "asof=1"], "did you mean 'as_of'"),
+    (["run", "job", "--param", "as_of"], "not of the form name=value"),
+    (["run", "job", "--only", "onee"], "error no task 'onee'"),
+    (["run", "job", "--var", "catalogue=x"], "did you mean 'catalog'"),
+    (["repair", "7"], "error no run '7'"), (["runs", "show", "7"], "error no run '7'"),
+    (["jobs", "show", "jbo"], "error no job 'jbo'")])
+def test_a_wrong_name_is_an_error_with_the_existing_names(project, mlops, arguments, message):
     project.job("job", [notebook_task("one", project.notebook("one", "1", parameters="as_of: str = 'latest'"))],
                 parameters=[{"name": "as_of", "default": "latest"}])
-    assert answer in mlops(*words, code=2)
+    assert message in mlops(*arguments, code=2)
     assert not (project.root / ".mlops/runs").exists()
 
 
@@ -99,63 +107,74 @@ def test_a_parameter_of_the_wrong_type_is_refused_before_anything_runs(project, 
     assert "no runs yet" in mlops("runs")
 
 
-def test_a_failed_run_says_where_and_how_to_go_on(project, mlops):
-    project.notebook("two", "import pathlib", "assert pathlib.Path('mended').exists(), 'not yet'")
+def test_a_failed_run_shows_the_cell_and_the_command_to_continue(project, mlops):
+    project.notebook("two", "import pathlib", "assert pathlib.Path('fixed').exists(), 'not yet'")
     project.job("job", [notebook_task("one", project.notebook("one", "1")),
                         notebook_task("two", {"notebook_path": "../nbs/two.ipynb"}, "one")])
-    shown = mlops("run", "job", code=1)
-    assert "AssertionError: not yet" in shown and "two.ipynb, cell [2]" in shown and "mlops repair 1" in shown
-    (project.root / "nbs/mended").touch()
+    output = mlops("run", "job", code=1)
+    assert "AssertionError: not yet" in output and "two.ipynb, cell [2]" in output and "mlops repair 1" in output
+    (project.root / "nbs/fixed").touch()
     assert "SUCCESS" in mlops("repair", "1")
-    assert not (project.root / ".mlops/runs/1/one/1").exists()  # what had succeeded did not run again
+    assert not (project.root / ".mlops/runs/1/one/1").exists()  # a task that has succeeded does not run again
     assert "succeeded: nothing to repair" in mlops("repair", "1", code=2)
 
 
-HANGS_ONCE = "import pathlib, time, os; old = pathlib.Path('begun').exists(); open('begun', 'w').close(); time.sleep(0 if old else 600)"
+HANGS_ONCE = """import pathlib, time
+marker = pathlib.Path('begun')
+seconds = 0 if marker.exists() else 600
+marker.touch()
+time.sleep(seconds)"""
 
 
 @pytest.fixture
 def hanging(project):
-    project.job("job", [notebook_task("one", project.notebook("one", "1")), notebook_task("two", project.notebook("two", HANGS_ONCE), "one")])
+    project.job("job", [notebook_task("one", project.notebook("one", "1")),
+                        notebook_task("two", project.notebook("two", HANGS_ONCE), "one")])
     return project.root / "nbs/begun"
 
 
-def test_a_killed_runner_leaves_a_run_that_says_so_and_can_be_repaired(project, mlops, begin, hanging):
+def test_the_run_of_a_killed_runner_is_shown_as_failed_and_can_be_repaired(project, mlops, begin, hanging):
     runner = begin("run", "job")
-    eventually(hanging.exists)
+    wait_until(hanging.exists)
     runner.send_signal(signal.SIGKILL)
-    eventually(lambda: not of_this_project(project), seconds=10)  # its notebooks end with it
-    assert "INTERNAL_ERROR" in mlops("runs") and "`mlops repair 1` finishes it" in mlops("runs")
-    shown = mlops("repair", "1")
-    assert "two SUCCESS" in words(shown)
+    wait_until(lambda: not processes_of(project), seconds=10)  # its notebooks end with it
+    assert "INTERNAL_ERROR" in mlops("runs") and "`mlops repair 1` continues the run" in mlops("runs")
+    assert "two SUCCESS" in without_spacing(mlops("repair", "1"))
     assert not (project.root / ".mlops/runs/1/one/1").exists()
 
 
 @pytest.mark.slow
 def test_ctrl_c_cancels_cleanly(project, mlops, begin, hanging):
     runner = begin("run", "job")
-    eventually(hanging.exists)
+    wait_until(hanging.exists)
     began = time.monotonic()
     runner.send_signal(signal.SIGINT)
-    shown, _ = runner.communicate(timeout=30)
-    assert runner.returncode == 1 and "CANCELED" in shown and time.monotonic() - began < 15
-    assert of_this_project(project) == []
+    output, _ = runner.communicate(timeout=30)
+    assert runner.returncode == 1 and "CANCELED" in output and time.monotonic() - began < 15
+    assert processes_of(project) == []
     assert "CANCELED" in mlops("runs")
     assert "SUCCESS" in mlops("repair", "1")
 
 
 @pytest.mark.slow
 def test_two_runs_of_one_job_take_turns(project, begin):
-    note = "import time; open('times', 'a').write(f'in {time.time()}\\n'); time.sleep(1); open('times', 'a').write(f'out {time.time()}\\n')"
-    project.job("job", [notebook_task("one", project.notebook("one", note))])
-    both = [begin("run", "job") for _ in range(2)]
-    for process in both: assert process.wait(120) == 0, process.stdout.read()
-    times = sorted((float(line.split()[1]), line.split()[0]) for line in (project.root / "nbs/times").read_text().splitlines())
-    assert [what for _, what in times] == ["in", "out", "in", "out"]
+    source = """import time
+def note(event):
+    with open('times', 'a') as file: file.write(f'{time.time()} {event}\\n')
+note('in')
+time.sleep(1)
+note('out')"""
+    project.job("job", [notebook_task("one", project.notebook("one", source))])
+    processes = [begin("run", "job") for _ in range(2)]
+    for process in processes: assert process.wait(120) == 0, process.stdout.read()
+    lines = [line.split() for line in (project.root / "nbs/times").read_text().splitlines()]
+    lines.sort(key=lambda line: float(line[0]))
+    assert [event for _, event in lines] == ["in", "out", "in", "out"]
 
 
-def test_help_is_for_strangers_and_quick_to_import(mlops):
-    shown = mlops("--help")
-    assert all(word in shown for word in ("run", "runs", "repair", "jobs", "validate", "doctor"))
-    heavy = "import sys; import mlops_nb.cli; print([m for m in ('mlflow', 'pandas', 'papermill', 'pyspark', 'databricks') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
+def test_help_lists_the_commands_and_the_command_line_imports_nothing_heavy(mlops):
+    output = mlops("--help")
+    assert all(command in output for command in ("run", "runs", "repair", "jobs", "validate", "doctor"))
+    code = ("import sys; import mlops_nb.cli; heavy = {'mlflow', 'pandas', 'papermill', 'pyspark', 'databricks'}; "
+            "print(sorted(heavy & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"Notifications against real servers of this machine: receivers that answer, refuse, fail, hang, drip, and eavesdrop."
+"Notifications to real servers on this machine, which answer, refuse, fail, hang, or send one byte at a time."
 import datetime
 import email
 import email.policy
@@ -20,8 +20,8 @@ import pytest
 from mlops_nb.bundle.graph import ResultState
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import delivery
-from mlops_nb.jobs import notices as notify
-from mlops_nb.jobs.delivery import AT_ONCE, Delivery, destinations, mail_server, send
+from mlops_nb.jobs import notices as rules
+from mlops_nb.jobs.delivery import MAX_CONCURRENT, Delivery, destinations, mail_server, send
 from mlops_nb.jobs.notices import Notice, event_of, notifications, payload
 
 BODY = payload("on_failure", 7, "train", 13, parent_run_id=12, task_key="deploy", workspace_id=5)
@@ -29,21 +29,21 @@ PASSWORD = "hunter2-%/@:é"
 
 
 @pytest.fixture(autouse=True)
-def plain_surroundings(monkeypatch):
+def clean_environment(monkeypatch):
     proxies = [name for word in ("http", "https", "all") for name in (f"{word}_proxy", f"{word}_proxy".upper())]
     for name in ("MLOPS_SMTP", "MLOPS_DESTINATIONS", "MLOPS_TASK", *proxies):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(delivery, "PAUSE", 0.05)
 
 
-# --- who is told
+# --- receivers
 
 def job(**settings) -> dict:
-    return {"name": "train", "email_notifications": {event: [f"{event}@example.org"] for event in notify.EVENTS},
-            "webhook_notifications": {event: [{"id": f"{event}-hook"}] for event in notify.EVENTS}} | settings
+    return {"name": "train", "email_notifications": {event: [f"{event}@example.org"] for event in rules.EVENTS},
+            "webhook_notifications": {event: [{"id": f"{event}-hook"}] for event in rules.EVENTS}} | settings
 
 
-@pytest.mark.parametrize("event", notify.EVENTS)
+@pytest.mark.parametrize("event", rules.EVENTS)
 def test_each_event_has_its_own_receivers(event):
     assert notifications(job(), event) == [Notice(event, "email", f"{event}@example.org"),
                                            Notice(event, "webhook", f"{event}-hook")]
@@ -52,12 +52,12 @@ def test_each_event_has_its_own_receivers(event):
 
 
 def test_a_task_has_receivers_and_settings_of_its_own():
-    mute = {"no_alert_for_skipped_runs": True, "no_alert_for_canceled_runs": True}
+    silent = {"no_alert_for_skipped_runs": True, "no_alert_for_canceled_runs": True}
     assert notifications(job(), "on_failure", task={"task_key": "a"}) == []
-    loud = job(task_key="a")
-    assert len(notifications(job(notification_settings=mute), "on_failure", task=loud, state="CANCELED")) == 2
-    assert notifications(job(), "on_failure", task=loud | {"notification_settings": mute}, state="CANCELED") == []
-    assert notifications(job(), "on_failure", task=loud | {"condition_task": {}}) == []
+    task = job(task_key="a")
+    assert len(notifications(job(notification_settings=silent), "on_failure", task=task, state="CANCELED")) == 2
+    assert notifications(job(), "on_failure", task=task | {"notification_settings": silent}, state="CANCELED") == []
+    assert notifications(job(), "on_failure", task=task | {"condition_task": {}}) == []
 
 
 FAILURES = {"FAILED", "TIMEDOUT", "CANCELED", "UPSTREAM_FAILED", "UPSTREAM_CANCELED", "MAXIMUM_CONCURRENT_RUNS_REACHED"}
@@ -66,38 +66,41 @@ FAILURES = {"FAILED", "TIMEDOUT", "CANCELED", "UPSTREAM_FAILED", "UPSTREAM_CANCE
 @pytest.mark.parametrize("settings, states", [
     ({}, FAILURES),
     ({"no_alert_for_skipped_runs": True}, {"FAILED", "TIMEDOUT", "CANCELED"}),
-    ({"no_alert_for_canceled_runs": True}, {"FAILED", "TIMEDOUT", "UPSTREAM_FAILED", "MAXIMUM_CONCURRENT_RUNS_REACHED"}),
+    ({"no_alert_for_canceled_runs": True},
+     {"FAILED", "TIMEDOUT", "UPSTREAM_FAILED", "MAXIMUM_CONCURRENT_RUNS_REACHED"}),
     ({"no_alert_for_skipped_runs": True, "no_alert_for_canceled_runs": True}, {"FAILED", "TIMEDOUT"})])
 def test_a_setting_silences_failures_of_its_kind_and_nothing_else(settings, states):
     task = job(task_key="a", notification_settings=settings)
-    told = lambda event, state: len(notifications({}, event, task, state=state)) == 2
-    assert {state for state in FAILURES if told("on_failure", state)} == states
-    assert told("on_start", None) and told("on_success", "SUCCESS") and told("on_duration_warning_threshold_exceeded", None)
+    def is_sent(event, state=None): return len(notifications({}, event, task, state=state)) == 2
+    assert {state for state in FAILURES if is_sent("on_failure", state)} == states
+    assert is_sent("on_start") and is_sent("on_success", "SUCCESS")
+    assert is_sent("on_duration_warning_threshold_exceeded")
 
 
-def test_of_several_attempts_the_first_start_and_the_last_failure_are_told_where_asked():
-    def told(last_only):
+def test_with_alert_on_last_attempt_only_the_first_start_and_the_last_failure_are_sent():
+    def sent_attempts(last_only):
         task = job(task_key="a", notification_settings={"alert_on_last_attempt": last_only})
         starts = [attempt for attempt in (0, 1, 2) if notifications({}, "on_start", task, attempt=attempt)]
         failures = [attempt for attempt in (0, 1, 2)
-                    if notifications({}, "on_failure", task, state="FAILED", attempt=attempt, last_attempt=attempt == 2)]
+                    if notifications({}, "on_failure", task, "FAILED", attempt, last_attempt=attempt == 2)]
         return starts, failures
-    assert told(last_only=True) == ([0], [2]) and told(last_only=False) == ([0, 1, 2], [0, 1, 2])
+    assert sent_attempts(last_only=True) == ([0], [2])
+    assert sent_attempts(last_only=False) == ([0, 1, 2], [0, 1, 2])
 
 
-def test_the_old_place_of_a_setting_is_for_email_alone():
-    old = job()
-    old["email_notifications"]["no_alert_for_skipped_runs"] = True
-    kinds = lambda event, state: [n.kind for n in notifications(old, event, state=state)]
+def test_the_deprecated_form_of_a_setting_applies_to_email_only():
+    deprecated = job()
+    deprecated["email_notifications"]["no_alert_for_skipped_runs"] = True
+    def kinds(event, state): return [notice.kind for notice in notifications(deprecated, event, state=state)]
     assert kinds("on_failure", "MAXIMUM_CONCURRENT_RUNS_REACHED") == ["webhook"]
     assert kinds("on_failure", "FAILED") == ["email", "webhook"]
     assert kinds("on_success", "SUCCESS") == ["email", "webhook"]
 
 
-def test_one_receiver_named_twice_is_told_once():
-    twice = {"email_notifications": {"on_start": ["a", "b", "a"]},
-             "webhook_notifications": {"on_start": [{"id": 1}] * 2}}
-    assert [n.to for n in notifications(twice, "on_start")] == ["a", "b", "1"]
+def test_a_duplicate_receiver_gets_one_notice():
+    settings = {"email_notifications": {"on_start": ["a", "b", "a"]},
+                "webhook_notifications": {"on_start": [{"id": 1}] * 2}}
+    assert [notice.to for notice in notifications(settings, "on_start")] == ["a", "b", "1"]
 
 
 def test_the_end_of_a_run_is_an_event():
@@ -108,9 +111,9 @@ def test_the_end_of_a_run_is_an_event():
     with pytest.raises(MlopsError, match="no notification event 'jobs.on_start'"): notifications(job(), "jobs.on_start")
 
 
-# --- what they are told
+# --- the body of a webhook
 
-@pytest.mark.parametrize("event", notify.EVENTS)
+@pytest.mark.parametrize("event", rules.EVENTS)
 def test_the_body_is_databricks_own(event):
     assert payload(event, 7, "train", 12) == {
         "event_type": f"jobs.{event}", "workspace_id": "0", "run": {"run_id": "12"},
@@ -120,9 +123,9 @@ def test_the_body_is_databricks_own(event):
         "job": {"job_id": "7", "name": "train"}, "task": {"task_key": "deploy"}}
 
 
-# --- where they are
+# --- notification destinations
 
-def test_destinations_from_the_state_folder_or_where_the_variable_says(tmp_path, monkeypatch):
+def test_destinations_are_read_from_the_state_folder_or_from_the_file_of_the_variable(tmp_path, monkeypatch):
     assert destinations(tmp_path) == {}
     (tmp_path / "destinations.json").write_text('{"a": {"url": "http://a"}}')
     assert destinations(tmp_path) == {"a": {"url": "http://a"}}
@@ -134,8 +137,8 @@ def test_destinations_from_the_state_folder_or_where_the_variable_says(tmp_path,
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", "cannot be read"), ("[]", "holds no destinations"), ('{"a": "http://a"}', "is no map of texts"),
-    ('{"a": {"url": 3}}', "is no map of texts"), ('{"a": {"username": "u"}}', "has no url"),
+    ("{", "cannot be read"), ("[]", "is not a map of destinations"), ('{"a": "http://a"}', "is not a map of strings"),
+    ('{"a": {"url": 3}}', "is not a map of strings"), ('{"a": {"username": "u"}}', "has no url"),
     ('{"a": {"url": "u", "pasword": "x"}}', "no field 'pasword'.*\n  did you mean 'password'")])
 def test_a_file_of_destinations_with_a_mistake(text, message, tmp_path):
     (tmp_path / "destinations.json").write_text(text)
@@ -145,16 +148,20 @@ def test_a_file_of_destinations_with_a_mistake(text, message, tmp_path):
 # --- webhooks
 
 class Hook(BaseHTTPRequestHandler):
-    "Answers as the server's `script` says, one entry a request, the last one for ever; keeps what it got."
+    "Answers requests with the entries of the server's `script`, the last one repeatedly; keeps the requests."
 
     def do_POST(self):
-        at = self.server
-        with at.lock: at.open += 1; at.most = max(at.most, at.open); number = len(at.got); at.got.append(self)
+        server = self.server
+        with server.lock:
+            server.open += 1
+            server.most = max(server.most, server.open)
+            number = len(server.requests)
+            server.requests.append(self)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        answer = at.script[min(number, len(at.script) - 1)]
+        answer = server.script[min(number, len(server.script) - 1)]
         if callable(answer): answer(self)
         else: self.answer(*answer if isinstance(answer, tuple) else (answer,))
-        with at.lock: at.open -= 1
+        with server.lock: server.open -= 1
 
     do_GET = do_POST
 
@@ -170,7 +177,7 @@ class Hook(BaseHTTPRequestHandler):
 def hook():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     server.daemon_threads, server.block_on_close = True, False
-    server.script, server.got, server.lock, server.open, server.most = [200], [], threading.Lock(), 0, 0
+    server.script, server.requests, server.lock, server.open, server.most = [200], [], threading.Lock(), 0, 0
     server.stop = threading.Event()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -178,8 +185,8 @@ def hook():
     server.stop.set(); server.shutdown(); server.server_close(); thread.join()
 
 
-def tell(url: str, tmp_path, seconds: float = 1.0, **more) -> Delivery:
-    known = {"chat": {"url": url, **more}}
+def notify(url: str, tmp_path, seconds: float = 1.0, **login) -> Delivery:
+    known = {"chat": {"url": url, **login}}
     [delivery] = send([Notice("on_failure", "webhook", "chat")], BODY, known, tmp_path, seconds)
     assert (delivery.event, delivery.to) == ("on_failure", "chat")
     return delivery
@@ -189,21 +196,22 @@ def url_of(server, path: str = "/") -> str: return f"http://127.0.0.1:{server.se
 
 
 def test_a_webhook_gets_the_body(hook, tmp_path):
-    delivery = tell(url_of(hook, "/T0/abc?x=1"), tmp_path)
+    delivery = notify(url_of(hook, "/T0/abc?x=1"), tmp_path)
     assert delivery.ok and delivery.detail == "200 OK"
-    [got] = hook.got
-    assert (got.command, got.path, got.headers["Content-Type"]) == ("POST", "/T0/abc?x=1", "application/json")
-    assert json.loads(got.body) == BODY and "Authorization" not in got.headers
+    [request] = hook.requests
+    assert (request.command, request.path) == ("POST", "/T0/abc?x=1")
+    assert request.headers["Content-Type"] == "application/json"
+    assert json.loads(request.body) == BODY and "Authorization" not in request.headers
 
 
 def test_basic_authentication_and_secrets_by_reference(hook, tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_SECRET_HOOKS_CHAT_URL", url_of(hook, "/T0/secret-path"))
     monkeypatch.setenv("MLOPS_SECRET_HOOKS_PASSWORD", PASSWORD)
-    delivery = tell("secrets/hooks/chat-url", tmp_path, username="ann", password="secrets/hooks/password")
+    delivery = notify("secrets/hooks/chat-url", tmp_path, username="ann", password="secrets/hooks/password")
     assert delivery.ok
-    kind, text = hook.got[0].headers["Authorization"].split()
+    kind, text = hook.requests[0].headers["Authorization"].split()
     assert kind == "Basic" and b64decode(text).decode() == f"ann:{PASSWORD}"
-    assert hook.got[0].path == "/T0/secret-path"
+    assert hook.requests[0].path == "/T0/secret-path"
 
 
 @pytest.mark.parametrize("script, ok, calls, detail", [
@@ -212,53 +220,53 @@ def test_basic_authentication_and_secrets_by_reference(hook, tmp_path, monkeypat
     ([500, 404], False, 2, "answered 404")])
 def test_answers(script, ok, calls, detail, hook, tmp_path):
     hook.script = script
-    delivery = tell(url_of(hook), tmp_path)
-    assert (delivery.ok, len(hook.got)) == (ok, calls)
+    delivery = notify(url_of(hook), tmp_path)
+    assert (delivery.ok, len(hook.requests)) == (ok, calls)
     assert detail in delivery.detail
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(status, hook, tmp_path):
     hook.script = [lambda request: request.answer(status, Location=url_of(hook, "/elsewhere")), 200]
-    delivery = tell(url_of(hook), tmp_path)
-    assert not delivery.ok and len(hook.got) == 1 and "a redirect" in delivery.detail
+    delivery = notify(url_of(hook), tmp_path)
+    assert not delivery.ok and len(hook.requests) == 1 and "a redirect" in delivery.detail
 
 
 def test_a_dead_port(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        delivery = tell(f"http://127.0.0.1:{free.getsockname()[1]}/", tmp_path)
+        delivery = notify(f"http://127.0.0.1:{free.getsockname()[1]}/", tmp_path)
     assert not delivery.ok and "refused" in delivery.detail
 
 
 def test_a_host_that_does_not_exist(tmp_path):
-    assert not tell("http://no-such-host.invalid/", tmp_path).ok
+    assert not notify("http://no-such-host.invalid/", tmp_path).ok
 
 
-def test_a_server_that_hangs_is_left_in_time(hook, tmp_path):
+def test_a_server_that_hangs_is_given_up_in_time(hook, tmp_path):
     hook.script = [lambda request: hook.stop.wait(20)]
-    delivery = tell(url_of(hook), tmp_path, seconds=0.3)
-    assert len(hook.got) == 2
+    delivery = notify(url_of(hook), tmp_path, seconds=0.3)
+    assert len(hook.requests) == 2
     assert not delivery.ok and delivery.detail == "no answer in time"
 
 
-@pytest.mark.timeout(30)  # it would drip until the test ends
-def test_a_server_that_drips_is_left_in_time(hook, tmp_path):
+@pytest.mark.timeout(30)  # the server would send until the test ends
+def test_a_server_that_sends_one_byte_at_a_time_is_given_up_in_time(hook, tmp_path):
     def drip(request):
         while not hook.stop.wait(0.1):
             try: request.wfile.write(b"x")
             except OSError: return
     hook.script = [drip]
-    delivery = tell(url_of(hook), tmp_path, seconds=0.3)
+    delivery = notify(url_of(hook), tmp_path, seconds=0.3)
     assert not delivery.ok and delivery.detail == "no answer in time"
 
 
 @pytest.mark.parametrize("answer, calls, detail", [
-    (b"", 2, "RemoteDisconnected"), (b"hello\r\n\r\n", 1, "BadStatusLine")])
-def test_a_server_that_speaks_no_http(answer, calls, detail, hook, tmp_path):
+    (b"", 2, "RemoteDisconnected"), (b"hello\r\n\r\n", 2, "BadStatusLine")])
+def test_a_server_that_does_not_answer_in_http(answer, calls, detail, hook, tmp_path):
     hook.script = [lambda request: request.wfile.write(answer)]
-    delivery = tell(url_of(hook), tmp_path)
-    assert not delivery.ok and detail in delivery.detail and len(hook.got) == calls
+    delivery = notify(url_of(hook), tmp_path)
+    assert not delivery.ok and detail in delivery.detail and len(hook.requests) == calls
 
 
 @pytest.mark.parametrize("url", [
@@ -267,7 +275,7 @@ def test_a_server_that_speaks_no_http(answer, calls, detail, hook, tmp_path):
     "http://[T0-secret", "T0-secret", "http://127.0.0.1:99999/T0-secret", "http://127.0.0.1:1/T0-secret\r\nX: y",
     "http://é\x00/T0-secret", ""])
 def test_a_bad_url_is_recorded_without_being_quoted(url, tmp_path):
-    delivery = tell(url, tmp_path)
+    delivery = notify(url, tmp_path)
     assert not delivery.ok and "T0-secret" not in delivery.detail and delivery.detail
 
 
@@ -275,24 +283,25 @@ def test_a_bad_url_is_recorded_without_being_quoted(url, tmp_path):
 def test_a_receiver_that_sends_the_secrets_back(status, hook, tmp_path):
     def echo(request): request.answer(status, f"got {request.headers['Authorization']} hunter2 {url_of(hook, '/T0')}")
     hook.script = [echo]
-    delivery = tell(url_of(hook, "/T0"), tmp_path, username="ann", password="hunter2")
+    delivery = notify(url_of(hook, "/T0"), tmp_path, username="ann", password="hunter2")
     assert delivery.ok is (status == 200)
     assert "got Basic *** *** ***" in delivery.detail and "hunter2" not in delivery.detail
 
 
 def test_a_long_answer_is_cut(hook, tmp_path):
     hook.script = [(404, "x" * 5000)]
-    assert len(tell(url_of(hook), tmp_path).detail) == 300
+    assert len(notify(url_of(hook), tmp_path).detail) == 300
 
 
 def test_an_unknown_destination_and_a_missing_secret(tmp_path):
-    one, two = send([Notice("on_start", "webhook", "caht"), Notice("on_start", "webhook", "key")], BODY,
-                    {"chat": {"url": "http://a"}, "key": {"url": "secrets/a/b"}}, tmp_path)
-    assert not one.ok and "no notification destination 'caht' here; did you mean 'chat'" in one.detail
-    assert not two.ok and "no secret 'secrets/a/b'" in two.detail
+    notices = [Notice("on_start", "webhook", "caht"), Notice("on_start", "webhook", "key")]
+    known = {"chat": {"url": "http://a"}, "key": {"url": "secrets/a/b"}}
+    misspelt, no_secret = send(notices, BODY, known, tmp_path)
+    assert not misspelt.ok and "no notification destination 'caht' here; did you mean 'chat'" in misspelt.detail
+    assert not no_secret.ok and "no secret 'secrets/a/b'" in no_secret.detail
 
 
-def test_bad_receivers_stop_no_other_and_order_is_kept(hook, tmp_path):
+def test_failing_receivers_do_not_affect_others_and_order_is_kept(hook, tmp_path):
     hook.script = [200]
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0)); silent.listen()
@@ -303,16 +312,17 @@ def test_bad_receivers_stop_no_other_and_order_is_kept(hook, tmp_path):
     assert [d.ok for d in deliveries] == [False, True, False, False, True]
 
 
-def test_only_so_many_at_once(hook, tmp_path):
+def test_the_number_of_concurrent_messages_is_limited(hook, tmp_path):
     def slowly(request):
         time.sleep(0.05)
         with hook.lock: hook.open -= 1  # before the answer, with which the next one may come
         request.answer(200)
         with hook.lock: hook.open += 1
     hook.script = [slowly]
-    deliveries = send([Notice("on_start", "webhook", "chat")] * 30, BODY, {"chat": {"url": url_of(hook)}}, tmp_path)
-    assert all(d.ok for d in deliveries) and len(hook.got) == 30
-    assert 1 < hook.most <= AT_ONCE
+    known = {"chat": {"url": url_of(hook)}}
+    deliveries = send([Notice("on_start", "webhook", "chat")] * 30, BODY, known, tmp_path)
+    assert all(d.ok for d in deliveries) and len(hook.requests) == 30
+    assert 1 < hook.most <= MAX_CONCURRENT
 
 
 @pytest.mark.parametrize("body", [{}, {"run": {}}, BODY | {"x": object()}])
@@ -329,46 +339,47 @@ def test_nothing_to_send(tmp_path):
 # --- e-mail
 
 class MailHandler(socketserver.StreamRequestHandler):
-    "A mail server that keeps what it hears; the server's `script` gives its answers, by command, each for one use."
+    "A mail server that keeps the commands; the server's `script` has its answers by command, each used once."
 
-    def say(self, text: str):
+    def send_line(self, text: str):
         self.wfile.write(f"{text}\r\n".encode())
 
     def handle(self):
-        at = self.server
-        with at.lock: at.calls += 1
-        try: self.talk(at)
+        with self.server.lock: self.server.calls += 1
+        try: self.answer_commands(self.server)
         except OSError: pass
         finally: self.connection.close()
 
-    def talk(self, at):
+    def answer_commands(self, server):
         if self.next_answer("connect", "220 here"): return
         while line := self.rfile.readline().decode().strip():
-            at.heard.append(line)
+            server.lines.append(line)
             command = line.split()[0].upper()
             if command == "EHLO":
                 secure = isinstance(self.connection, ssl.SSLSocket)
-                more = ["AUTH PLAIN"] * (secure or at.plain_auth) + ["STARTTLS"] * bool(at.tls and not secure)
-                self.say("\r\n".join(f"250-{word}" for word in ["here", *more]) + "\r\n250 8BITMIME")
+                extensions = ["here"]
+                if secure or server.plain_auth: extensions.append("AUTH PLAIN")
+                if server.tls and not secure: extensions.append("STARTTLS")
+                self.send_line("\r\n".join(f"250-{word}" for word in extensions) + "\r\n250 8BITMIME")
             elif command == "STARTTLS":
-                self.say("220 go on")
-                self.connection = at.tls.wrap_socket(self.connection, server_side=True)
+                self.send_line("220 go on")
+                self.connection = server.tls.wrap_socket(self.connection, server_side=True)
                 self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
             elif command == "AUTH": self.next_answer("AUTH", "235 welcome")
             elif command == "DATA":
-                self.say("354 go on")
+                self.send_line("354 go on")
                 lines = []
                 while (data := self.rfile.readline()) not in (b".\r\n", b""): lines.append(data)
-                at.mails.append(email.message_from_bytes(b"".join(lines), policy=email.policy.default))
+                server.mails.append(email.message_from_bytes(b"".join(lines), policy=email.policy.default))
                 self.next_answer("DATA", "250 taken")
-            elif command == "QUIT": self.say("221 bye"); return
+            elif command == "QUIT": self.send_line("221 bye"); return
             else: self.next_answer(command, "250 fine")
 
-    def next_answer(self, command: str, usual: str) -> bool:  # True: the talk is over
+    def next_answer(self, command: str, usual: str) -> bool:  # whether the connection ends
         answers = self.server.script.get(command, [])
         answer = answers.pop(0) if answers else usual
         if answer is None: self.server.stop.wait(20); return True
-        self.say(answer)
+        self.send_line(answer)
         return command == "connect" and not answer.startswith("220")
 
 
@@ -377,12 +388,12 @@ class MailServer(socketserver.ThreadingTCPServer):
 
 
 @pytest.fixture
-def post_office(monkeypatch):
+def smtp_server(monkeypatch):
     server = MailServer(("127.0.0.1", 0), MailHandler)
-    server.heard, server.mails, server.script, server.calls = [], [], {}, 0
+    server.lines, server.mails, server.script, server.calls = [], [], {}, 0
     server.tls, server.plain_auth, server.lock, server.stop = None, False, threading.Lock(), threading.Event()
-    server.at = f"127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("MLOPS_SMTP", server.at)
+    server.address_text = f"127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("MLOPS_SMTP", server.address_text)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield server
@@ -410,84 +421,84 @@ def certificate(tmp_path_factory):  # files of a certificate for 127.0.0.1 that 
     return SimpleNamespace(public=public, private=private)
 
 
-def write_to(*addresses: str, tmp_path, body: dict = BODY, seconds: float = 1.0) -> list[Delivery]:
+def send_emails(*addresses: str, tmp_path, body: dict = BODY, seconds: float = 1.0) -> list[Delivery]:
     return send([Notice("on_failure", "email", to) for to in addresses], body, {}, tmp_path, seconds)
 
 
-def test_an_email_arrives_once_for_each_address(post_office, tmp_path):
-    deliveries = write_to("ann@example.org", "bob@example.org", tmp_path=tmp_path)
+def test_an_email_arrives_once_for_each_address(smtp_server, tmp_path):
+    deliveries = send_emails("ann@example.org", "bob@example.org", tmp_path=tmp_path)
     assert [(d.to, d.ok, d.detail) for d in deliveries] == [
-        (to, True, f"sent by {post_office.at}") for to in ("ann@example.org", "bob@example.org")]
-    assert sorted(mail["To"] for mail in post_office.mails) == ["ann@example.org", "bob@example.org"]
-    mail = post_office.mails[0]
+        (to, True, f"sent by {smtp_server.address_text}") for to in ("ann@example.org", "bob@example.org")]
+    assert sorted(mail["To"] for mail in smtp_server.mails) == ["ann@example.org", "bob@example.org"]
+    mail = smtp_server.mails[0]
     assert mail["Subject"] == "Task deploy of job train failed" and mail["From"] == "mlops@127.0.0.1"
     assert mail["Date"] and mail["Message-ID"]
     assert "mlops runs show 12" in mail.get_content()
     assert not (tmp_path / "outbox").exists()
 
 
-def test_the_subject_says_what_happened():
-    subjects = {event: notify.email_text(payload(event, 7, "train", 12))[0] for event in notify.EVENTS}
+def test_the_subject_names_job_and_event():
+    subjects = {event: rules.email_text(payload(event, 7, "train", 12))[0] for event in rules.EVENTS}
     assert subjects == {"on_start": "Job train started", "on_success": "Job train succeeded",
                         "on_failure": "Job train failed",
                         "on_duration_warning_threshold_exceeded": "Job train runs longer than expected"}
 
 
-def test_a_password_goes_out_encrypted(post_office, certificate, tmp_path, monkeypatch):
-    post_office.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    post_office.tls.load_cert_chain(certificate.public, certificate.private)
+def test_a_password_is_sent_encrypted(smtp_server, certificate, tmp_path, monkeypatch):
+    smtp_server.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    smtp_server.tls.load_cert_chain(certificate.public, certificate.private)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.public))
-    monkeypatch.setenv("MLOPS_SMTP", f"ann%40example.org:hunter2-%25%2F%40%3A@{post_office.at}")
-    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+    monkeypatch.setenv("MLOPS_SMTP", f"ann%40example.org:hunter2-%25%2F%40%3A@{smtp_server.address_text}")
+    [delivery] = send_emails("bob@example.org", tmp_path=tmp_path)
     assert delivery.ok and "hunter2" not in delivery.detail
-    assert post_office.heard.index("STARTTLS") < next(i for i, line in enumerate(post_office.heard) if "AUTH" in line)
-    [told] = [line.split()[-1] for line in post_office.heard if line.startswith("AUTH PLAIN")]
-    assert b64decode(told).decode() == "\0ann@example.org\0hunter2-%/@:"
-    assert post_office.mails[0]["From"] == "ann@example.org"
+    assert smtp_server.lines.index("STARTTLS") < next(i for i, line in enumerate(smtp_server.lines) if "AUTH" in line)
+    [login] = [line.split()[-1] for line in smtp_server.lines if line.startswith("AUTH PLAIN")]
+    assert b64decode(login).decode() == "\0ann@example.org\0hunter2-%/@:"
+    assert smtp_server.mails[0]["From"] == "ann@example.org"
 
 
-def test_a_certificate_nobody_vouches_for(post_office, certificate, tmp_path, monkeypatch):
-    post_office.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    post_office.tls.load_cert_chain(certificate.public, certificate.private)
-    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{post_office.at}")
-    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+def test_an_untrusted_certificate_is_refused(smtp_server, certificate, tmp_path, monkeypatch):
+    smtp_server.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    smtp_server.tls.load_cert_chain(certificate.public, certificate.private)
+    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{smtp_server.address_text}")
+    [delivery] = send_emails("bob@example.org", tmp_path=tmp_path)
     assert not delivery.ok and "certificate" in delivery.detail.lower()
-    assert not post_office.mails and not any("AUTH" in line for line in post_office.heard)
+    assert not smtp_server.mails and not any("AUTH" in line for line in smtp_server.lines)
 
 
-def test_a_password_never_goes_out_in_the_clear(post_office, tmp_path, monkeypatch):
-    post_office.plain_auth = True
-    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{post_office.at}")
-    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+def test_a_password_is_never_sent_unencrypted(smtp_server, tmp_path, monkeypatch):
+    smtp_server.plain_auth = True
+    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{smtp_server.address_text}")
+    [delivery] = send_emails("bob@example.org", tmp_path=tmp_path)
     assert not delivery.ok and "no encryption" in delivery.detail
-    assert not post_office.mails and not any("AUTH" in line for line in post_office.heard)
+    assert not smtp_server.mails and not any("AUTH" in line for line in smtp_server.lines)
 
 
-def test_a_refused_login_is_not_tried_again_and_its_answer_is_blotted(post_office, certificate, tmp_path, monkeypatch):
-    post_office.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    post_office.tls.load_cert_chain(certificate.public, certificate.private)
-    post_office.script = {"AUTH": ["535 hunter2 is wrong"] * 4}
+def test_a_refused_login_is_not_tried_again_and_its_answer_is_redacted(smtp_server, certificate, tmp_path, monkeypatch):
+    smtp_server.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    smtp_server.tls.load_cert_chain(certificate.public, certificate.private)
+    smtp_server.script = {"AUTH": ["535 hunter2 is wrong"] * 4}
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.public))
-    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{post_office.at}")
-    [delivery] = write_to("bob@example.org", tmp_path=tmp_path)
+    monkeypatch.setenv("MLOPS_SMTP", f"ann:hunter2@{smtp_server.address_text}")
+    [delivery] = send_emails("bob@example.org", tmp_path=tmp_path)
     assert not delivery.ok and "535" in delivery.detail and "hunter2" not in delivery.detail
-    assert post_office.calls == 1
+    assert smtp_server.calls == 1
 
 
 @pytest.mark.parametrize("script, ok, calls", [
     ({"DATA": ["451 later"]}, True, 2), ({"DATA": ["451 later"] * 2}, False, 2), ({"DATA": ["554 spam"] * 2}, False, 1),
     ({"MAIL": ["421 busy"]}, True, 2), ({"RCPT": ["550 nobody"] * 2}, False, 1), ({"connect": ["421 busy"]}, True, 2),
     ({"connect": ["554 go away"] * 2}, False, 1), ({"connect": ["not mail"]}, False, 1)])
-def test_answers_of_the_mail_server(script, ok, calls, post_office, tmp_path):
-    post_office.script = {command: list(answers) for command, answers in script.items()}
-    [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
-    assert (delivery.ok, post_office.calls) == (ok, calls), delivery.detail
+def test_answers_of_the_mail_server(script, ok, calls, smtp_server, tmp_path):
+    smtp_server.script = {command: list(answers) for command, answers in script.items()}
+    [delivery] = send_emails("ann@example.org", tmp_path=tmp_path)
+    assert (delivery.ok, smtp_server.calls) == (ok, calls), delivery.detail
 
 
 @pytest.mark.parametrize("where", ["connect", "RCPT", "DATA"])
-def test_a_mail_server_that_hangs(where, post_office, tmp_path):
-    post_office.script = {where: [None, None]}
-    [delivery] = write_to("ann@example.org", tmp_path=tmp_path, seconds=0.3)
+def test_a_mail_server_that_hangs(where, smtp_server, tmp_path):
+    smtp_server.script = {where: [None, None]}
+    [delivery] = send_emails("ann@example.org", tmp_path=tmp_path, seconds=0.3)
     assert not delivery.ok and delivery.detail == "no answer in time"
 
 
@@ -495,7 +506,7 @@ def test_a_dead_mail_server(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLOPS_SMTP", f"127.0.0.1:{free.getsockname()[1]}")
-        [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+        [delivery] = send_emails("ann@example.org", tmp_path=tmp_path)
     assert not delivery.ok and "refused" in delivery.detail
 
 
@@ -504,7 +515,7 @@ def test_a_dead_mail_server(tmp_path, monkeypatch):
                                   "ann:hunter2@[mail:25"])
 def test_a_mail_server_that_cannot_be_read(text, tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_SMTP", text)
-    [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+    [delivery] = send_emails("ann@example.org", tmp_path=tmp_path)
     assert not delivery.ok and delivery.detail == "MLOPS_SMTP is not of the form user:password@host:port"
 
 
@@ -515,7 +526,7 @@ def test_the_password_of_the_mail_server_may_be_a_secret_and_is_not_shown(monkey
 
 
 def test_without_a_mail_server_every_email_is_kept(tmp_path):
-    deliveries = write_to("ann@example.org", "ann@example.org", tmp_path=tmp_path)
+    deliveries = send_emails("ann@example.org", "ann@example.org", tmp_path=tmp_path)
     assert all(d.ok and d.detail.startswith("kept in outbox/") for d in deliveries)
     files = sorted((tmp_path / "outbox").iterdir())
     assert [f"outbox/{file.name}" for file in files] == sorted(d.detail.split()[2].rstrip(",") for d in deliveries)
@@ -525,29 +536,29 @@ def test_without_a_mail_server_every_email_is_kept(tmp_path):
 
 def test_an_outbox_that_cannot_be_written(tmp_path):
     (tmp_path / "outbox").write_text("in the way")
-    [delivery] = write_to("ann@example.org", tmp_path=tmp_path)
+    [delivery] = send_emails("ann@example.org", tmp_path=tmp_path)
     assert not delivery.ok and "FileExistsError" in delivery.detail
 
 
-def test_no_line_can_be_smuggled_into_the_head_of_an_email(post_office, tmp_path):
-    sly = payload("on_failure", 7, "train\r\nBcc: eve@example.org", 12)
-    good, bad = write_to("ann@example.org", "ann@example.org\r\nBcc: eve@example.org", tmp_path=tmp_path, body=sly)
+def test_no_header_can_be_injected_into_an_email(smtp_server, tmp_path):
+    body = payload("on_failure", 7, "train\r\nBcc: eve@example.org", 12)
+    good, bad = send_emails("ann@example.org", "ann@example.org\r\nBcc: eve@example.org", tmp_path=tmp_path, body=body)
     assert good.ok and not bad.ok
-    [mail] = post_office.mails
+    [mail] = smtp_server.mails
     assert mail["Bcc"] is None and mail["Subject"] == "Job train Bcc: eve@example.org failed"
-    assert [line for line in post_office.heard if line.upper().startswith("RCPT")] == ["rcpt TO:<ann@example.org>"]
+    assert [line for line in smtp_server.lines if line.upper().startswith("RCPT")] == ["rcpt TO:<ann@example.org>"]
 
 
-def test_letters_beyond_ascii(post_office, tmp_path):
-    [delivery] = write_to("ann@example.org", tmp_path=tmp_path, body=payload("on_start", 7, "Zürich 東京", 12))
+def test_letters_beyond_ascii(smtp_server, tmp_path):
+    [delivery] = send_emails("ann@example.org", tmp_path=tmp_path, body=payload("on_start", 7, "Zürich 東京", 12))
     assert delivery.ok
-    assert post_office.mails[0]["Subject"] == "Job Zürich 東京 started"
-    assert "Zürich 東京" in post_office.mails[0].get_content()
+    assert smtp_server.mails[0]["Subject"] == "Job Zürich 東京 started"
+    assert "Zürich 東京" in smtp_server.mails[0].get_content()
 
 
 # --- cost
 
-def test_what_the_command_line_imports_stays_light():
+def test_modules_of_the_command_line_import_nothing_heavy():
     heavy = ["smtplib", "ssl", "email.message", "urllib.request", "http.client", "rich", "yaml", "databricks"]
     code = ("import sys; import mlops_nb.bundle.references, mlops_nb.bundle.graph, mlops_nb.jobs.notices; "
             f"print(sorted(m for m in {heavy} if m in sys.modules))")

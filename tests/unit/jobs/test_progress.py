@@ -1,4 +1,4 @@
-"""Tables of runs on terminals of any width: no line of a table is longer, and nothing of what was said is lost."""
+"""Tables of runs on terminals of any width: no line of a table is longer than the width, and no text is lost."""
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -17,46 +17,53 @@ ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH
 
 @pytest.fixture
 def store(tmp_path):
-    "One run: a task that said a long sentence, one that named a path, one that failed."
+    "One run: a task with a long message, one whose message has a path, one that failed."
     store = run_store.RunStore(tmp_path / "runs.db")
     run_id = run_store.record_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
-    for key, result, said in (("deploy", "SUCCESS", {"exit_value": LONG}), ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
-                              ("train_with_a_long_name", "FAILED", {"state_message": ERROR})):
-        run_store.save_task(store, run_id, key, 0, life_cycle_state="TERMINATED", result_state=result, start_time=1_000, end_time=5_200, **said)
-    run_store.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="SUCCESS_WITH_FAILURES", state_message=f"task 'train': {ERROR}")
+    tasks = [("deploy", "SUCCESS", {"exit_value": LONG}),
+             ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
+             ("train_with_a_long_name", "FAILED", {"state_message": ERROR})]
+    for key, result, message in tasks:
+        run_store.save_task(store, run_id, key, 0, life_cycle_state="TERMINATED", result_state=result,
+                            start_time=1_000, end_time=5_200, **message)
+    run_store.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="SUCCESS_WITH_FAILURES",
+                         state_message=f"task 'train': {ERROR}")
     return store
 
 
-def shown(what, width: int) -> list[str]:
+def printed_lines(table, width: int) -> list[str]:
     text = io.StringIO()
-    Console(file=text, width=width).print(what, highlight=False, soft_wrap=True)
+    Console(file=text, width=width).print(table, highlight=False, soft_wrap=True)
     return text.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_a_run_is_readable(store, width):
-    lines = shown(progress.run_table(store, 1), width)
+    lines = printed_lines(progress.run_table(store, 1), width)
     table = lines[1:next(i for i, line in enumerate(lines) if line.startswith("job"))]
     assert all(len(line) <= width for line in table) and not any("…" in line for line in lines)
-    place = table[0].index("what")
-    cells = " ".join(line[place:].strip() for line in table[1:])
+    start = table[0].index("message")
+    cells = " ".join(line[start:].strip() for line in table[1:])
     assert LONG in cells and cells.count("see below") == 2
     assert f"written to {PATH}" in lines and "\n".join(lines).count(ERROR) == 1
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_runs_are_readable_and_say_why_they_failed(store, width):
-    lines = shown(progress.runs_table(run_store.list_runs(store, None, 9)), width)
+def test_runs_are_readable_with_the_reason_of_a_failure(store, width):
+    lines = printed_lines(progress.runs_table(run_store.list_runs(store, None, 9)), width)
     assert all(len(line) <= width for line in lines) and not any("…" in line for line in lines)
-    assert lines[1].split()[-1] == "SUCCESS_WITH_FAILURES" and lines[-1] == "run 1: task 'train': no table 'x' in dev.flights"
+    assert lines[1].split()[-1] == "SUCCESS_WITH_FAILURES"
+    assert lines[-1] == "run 1: task 'train': no table 'x' in dev.flights"
 
 
 def test_a_narrow_terminal_folds_the_name_of_the_job(store):
-    lines = shown(progress.runs_table(run_store.list_runs(store, None, 9)), 70)
+    lines = printed_lines(progress.runs_table(run_store.list_runs(store, None, 9)), 70)
     assert len(lines[1]) <= 70 and "SUCCESS_WITH_FAILURES" in lines[1] and "dev" in lines[1]
 
 
 def test_where_to_look_has_whole_paths(store, tmp_path):
-    env = replace(load_env("dev", root=ROOT), state=tmp_path / ("long-" * 20), tracking_uri="sqlite:///" + "long-" * 20)
-    lines = shown(progress.where_to_look(env, run_store.get_run(store, 1)), 80)
-    assert any(line.endswith(str(env.state / "runs/1")) for line in lines) and any(line.endswith(env.tracking_uri) for line in lines)
+    long_name = "long-" * 20
+    env = replace(load_env("dev", root=ROOT), state=tmp_path / long_name, tracking_uri=f"sqlite:///{long_name}")
+    lines = printed_lines(progress.where_to_look(env, run_store.get_run(store, 1)), 80)
+    assert any(line.endswith(str(env.state / "runs/1")) for line in lines)
+    assert any(line.endswith(env.tracking_uri) for line in lines)

@@ -13,7 +13,7 @@ from mlops_nb.jobs.execute import Outcome
 
 @pytest.fixture
 def acts(monkeypatch):
-    "What each task does: task_key -> function of its step; everything else succeeds. Keeps who ran, in order."
+    "What each task does: task_key -> function of its step; other tasks succeed. `ran` lists the tasks in order."
     behaviour, ran = {}, []
 
     def run_notebook(step):
@@ -21,7 +21,7 @@ def acts(monkeypatch):
         act = behaviour.get(step.task["task_key"], lambda step: Outcome("SUCCESS"))
         return act(step)
 
-    monkeypatch.setitem(runner.RUN, "notebook_task", run_notebook)
+    monkeypatch.setitem(runner.TASK_RUNNERS, "notebook_task", run_notebook)
     behaviour["ran"] = ran
     return behaviour
 
@@ -31,10 +31,10 @@ def task(project, key, *after, **settings):
             "depends_on": [a if isinstance(a, dict) else {"task_key": a} for a in after]} | settings
 
 
-def fails(step): return Outcome("FAILED", "as told")
+def fails(step): return Outcome("FAILED", "no reason")
 
 
-def gives(**values):
+def sets_values(**values):
     def act(step):
         step.folder.mkdir(parents=True)
         (step.folder / "values.json").write_text(json.dumps(values))
@@ -43,28 +43,30 @@ def gives(**values):
 
 
 def run(project, key="job", given=None, **options):
-    begun = runner.begin_run(project.home(), key, given or {}, **options)
-    return begun, runner.finish_run(begun)
+    job_run = runner.begin_run(project.home(), key, given or {}, **options)
+    return job_run, runner.finish_run(job_run)
 
 
 def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, acts):
-    project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c"), task(project, "d", "b", "c", run_if="ALL_DONE")])
+    project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c"),
+                        task(project, "d", "b", "c", run_if="ALL_DONE")])
     acts["a"] = fails
-    begun, result = run(project)
-    assert begun.states == {"a": "FAILED", "b": "UPSTREAM_FAILED", "c": "SUCCESS", "d": "SUCCESS"}
+    job_run, result = run(project)
+    assert job_run.record.states == {"a": "FAILED", "b": "UPSTREAM_FAILED", "c": "SUCCESS", "d": "SUCCESS"}
     assert result == "SUCCESS_WITH_FAILURES"  # the only leaf succeeded
-    assert begun.row["result_state"] == result and "as told" in begun.row["state_message"]
+    assert job_run.record.row["result_state"] == result and "no reason" in job_run.record.row["state_message"]
 
 
 def test_retries_count_attempts_and_the_last_one_decides(project, acts):
     project.job("job", [task(project, "a", max_retries=2)])
     acts["a"] = lambda step: Outcome("SUCCESS" if step.attempt == 2 else "FAILED", f"attempt {step.attempt}")
-    begun, result = run(project)
+    job_run, result = run(project)
     assert result == "SUCCESS" and acts["ran"] == ["a", "a", "a"]
-    assert [t["result_state"] for t in run_store.list_tasks(begun.home.store, begun.run_id)] == ["FAILED", "FAILED", "SUCCESS"]
+    attempts = run_store.list_tasks(job_run.home.store, job_run.run_id)
+    assert [attempt["result_state"] for attempt in attempts] == ["FAILED", "FAILED", "SUCCESS"]
 
 
-def test_a_timeout_is_retried_only_when_asked(project, acts):
+def test_a_timeout_is_retried_only_with_retry_on_timeout(project, acts):
     project.job("job", [task(project, "a", max_retries=1), task(project, "b", max_retries=1, retry_on_timeout=True)])
     acts["a"] = acts["b"] = lambda step: Outcome("TIMEDOUT")
     run(project)
@@ -76,71 +78,78 @@ def test_values_reach_conditions_and_the_chosen_branch_runs(project, acts):
         task(project, "check"),
         {"task_key": "bad", "depends_on": [{"task_key": "check"}], "condition_task":
          {"left": "{{tasks.check.values.violations}}", "op": "GREATER_THAN", "right": "2"}},
-        task(project, "alarm", {"task_key": "bad", "outcome": "true"}), task(project, "rest", {"task_key": "bad", "outcome": "false"})])
-    acts["check"] = gives(violations=10)
-    begun, result = run(project)
-    assert begun.states == {"check": "SUCCESS", "bad": "SUCCESS", "alarm": "SUCCESS", "rest": "EXCLUDED"} and result == "SUCCESS"
+        task(project, "alarm", {"task_key": "bad", "outcome": "true"}),
+        task(project, "rest", {"task_key": "bad", "outcome": "false"})])
+    acts["check"] = sets_values(violations=10)
+    job_run, result = run(project)
+    assert job_run.record.states == {"check": "SUCCESS", "bad": "SUCCESS", "alarm": "SUCCESS", "rest": "EXCLUDED"}
+    assert result == "SUCCESS"
 
 
 def test_for_each_runs_every_element_and_names_those_that_failed(project, acts):
-    inner = {"task_key": "one", "notebook_task": project.notebook("any", "1")}
-    project.job("job", [{"task_key": "each", "for_each_task": {"inputs": '["EWR", "JFK", "LGA"]', "concurrency": 2, "task": inner}}])
-    acts["one"] = lambda step: Outcome("FAILED", "no runway") if step.input == "JFK" else Outcome("SUCCESS")
-    begun, result = run(project)
+    inner = {"task_key": "airport", "notebook_task": project.notebook("any", "1")}
+    for_each = {"inputs": '["EWR", "JFK", "LGA"]', "concurrency": 2, "task": inner}
+    project.job("job", [{"task_key": "each", "for_each_task": for_each}])
+    acts["airport"] = lambda step: Outcome("FAILED", "no runway") if step.input == "JFK" else Outcome("SUCCESS")
+    job_run, result = run(project)
     assert sorted(acts["ran"]) == ["each[0]", "each[1]", "each[2]"] and result == "FAILED"
-    assert "1 of 3 elements failed\n  each[1] (JFK): no runway" in begun.row["state_message"]
+    assert "1 of 3 elements failed\n  each[1] (JFK): no runway" in job_run.record.row["state_message"]
 
 
 def test_a_called_job_gets_its_parameters_and_its_failure_is_the_callers(project, acts):
     project.job("child", [task(project, "inside")], parameters=[{"name": "version", "default": "0"}])
-    project.job("job", [task(project, "make"), {"task_key": "call", "depends_on": [{"task_key": "make"}], "run_job_task": {
-        "job_id": "${resources.jobs.child.id}", "job_parameters": {"version": "{{tasks.make.values.version}}"}}}])
-    acts["make"], seen = gives(version=7), []
-    acts["inside"] = lambda step: seen.append(step.run.parameters) or Outcome("FAILED", "no such version")
-    begun, result = run(project)
-    assert seen == [{"version": "7"}] and result == "FAILED"
-    child = run_store.list_runs(begun.home.store, "child")[0]
-    assert child["parent_run_id"] == begun.run_id and child["trigger_type"] == "RUN_JOB_TASK"
-    assert "no such version" in begun.row["state_message"]
+    call = {"job_id": "${resources.jobs.child.id}", "job_parameters": {"version": "{{tasks.make.values.version}}"}}
+    project.job("job", [task(project, "make"),
+                        {"task_key": "call", "depends_on": [{"task_key": "make"}], "run_job_task": call}])
+    acts["make"], child_runs = sets_values(version=7), []
+    acts["inside"] = lambda step: child_runs.append(step.run) or Outcome("FAILED", "no such version")
+    job_run, result = run(project)
+    [child_run] = child_runs
+    assert child_run.parameters == {"version": "7"} and child_run.calling_tasks == ("call",) and result == "FAILED"
+    child = run_store.list_runs(job_run.home.store, "child")[0]
+    assert child["parent_run_id"] == job_run.run_id and child["trigger_type"] == "RUN_JOB_TASK"
+    assert "no such version" in job_run.record.row["state_message"]
 
 
-def test_a_value_that_no_task_set_fails_the_task_that_asks_for_it(project, acts):
-    project.job("job", [task(project, "a"), {"task_key": "b", "depends_on": [{"task_key": "a"}], "condition_task":
-                        {"left": "{{tasks.a.values.sum}}", "op": "EQUAL_TO", "right": "1"}}])
-    acts["a"] = gives(total=1)
-    begun, result = run(project)
-    assert result == "FAILED" and "sum" in begun.row["state_message"] and "total" in begun.row["state_message"]
+def test_a_reference_to_a_missing_value_fails_its_task(project, acts):
+    condition = {"left": "{{tasks.a.values.sum}}", "op": "EQUAL_TO", "right": "1"}
+    project.job("job", [task(project, "a"),
+                        {"task_key": "b", "depends_on": [{"task_key": "a"}], "condition_task": condition}])
+    acts["a"] = sets_values(total=1)
+    job_run, result = run(project)
+    message = job_run.record.row["state_message"]
+    assert result == "FAILED" and "sum" in message and "total" in message
 
 
-def test_only_runs_what_was_asked_for(project, acts):
+def test_only_runs_the_selected_tasks(project, acts):
     project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c", "b")])
     run(project, only=["b+"])
     assert acts["ran"] == ["b", "c"]
     with pytest.raises(MlopsError, match="no task 'bb'"): run(project, only=["bb"])
 
 
-def test_repair_runs_again_what_failed_and_what_follows_with_the_values_of_before(project, acts):
+def test_repair_runs_failed_tasks_and_those_after_them_with_the_earlier_values(project, acts):
     project.job("job", [task(project, "a"), task(project, "b", "a"), task(project, "c", "b")])
-    acts["a"], acts["b"] = gives(x=1), fails
-    begun, result = run(project)
+    acts["a"], acts["b"] = sets_values(x=1), fails
+    job_run, result = run(project)
     assert result == "FAILED"
-    acts["b"] = lambda step: Outcome("SUCCESS" if step.run.values("a") == {"x": 1} else "FAILED")
-    again = runner.reopen(project.home(), begun.run_id)
-    assert runner.finish_run(again) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
-    row = run_store.get_run(again.home.store, begun.run_id)
+    acts["b"] = lambda step: Outcome("SUCCESS" if step.run.record.values("a") == {"x": 1} else "FAILED")
+    repaired = runner.reopen(project.home(), job_run.run_id)
+    assert runner.finish_run(repaired) == "SUCCESS" and acts["ran"] == ["a", "b", "b", "c"]
+    row = run_store.get_run(repaired.home.store, job_run.run_id)
     assert (row["result_state"], row["repair_count"]) == ("SUCCESS", 1)
-    with pytest.raises(MlopsError, match="succeeded: nothing to repair"): runner.reopen(project.home(), begun.run_id)
+    with pytest.raises(MlopsError, match="succeeded: nothing to repair"): runner.reopen(project.home(), job_run.run_id)
 
 
-def test_repair_goes_on_inside_the_called_job(project, acts):
+def test_repair_continues_the_called_job(project, acts):
     project.job("child", [task(project, "first"), task(project, "second", "first")])
     project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
     acts["second"] = fails
-    begun, _ = run(project)
+    job_run, _ = run(project)
     del acts["second"]
-    assert runner.finish_run(runner.reopen(project.home(), begun.run_id)) == "SUCCESS"
+    assert runner.finish_run(runner.reopen(project.home(), job_run.run_id)) == "SUCCESS"
     assert acts["ran"] == ["first", "second", "second"]
-    assert len(run_store.list_runs(begun.home.store, "child")) == 1
+    assert len(run_store.list_runs(job_run.home.store, "child")) == 1
 
 
 def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
@@ -151,60 +160,64 @@ def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
     for key, expected in (("job", "SUCCESS"), ("impatient", "MAXIMUM_CONCURRENT_RUNS_REACHED")):
         running.clear(), free.clear()
         first, second = (runner.begin_run(project.home(), key, {}) for _ in range(2))
-        ends = {}
-        threads = [threading.Thread(target=lambda n, r, ends=ends: ends.update({n: runner.finish_run(r)}), args=(n, r))
-                   for n, r in (("first", first), ("second", second))]
+        results = {}
+        def finish(name, job_run, results): results[name] = runner.finish_run(job_run)
+        threads = [threading.Thread(target=finish, args=("first", first, results)),
+                   threading.Thread(target=finish, args=("second", second, results))]
         threads[0].start(); assert running.wait(10)
         threads[1].start(); time.sleep(0.3)
-        assert acts["ran"].count("a") == (1 if key == "job" else 3)  # the second has not begun
+        assert acts["ran"].count("a") == (1 if key == "job" else 3)  # the second has not job_run
         free.set()
         for thread in threads: thread.join(20)
-        assert ends == {"first": "SUCCESS", "second": expected}
+        assert results == {"first": "SUCCESS", "second": expected}
 
 
-def test_a_job_over_its_time_is_stopped(project, acts):
+def test_a_job_is_stopped_at_its_timeout(project, acts):
     project.job("job", [task(project, "a"), task(project, "b", "a")], timeout_seconds=1)
     def wait_for_stop(step):
-        while not step.run.stopped: time.sleep(0.05)
+        while not step.run.stop_signal.reason: time.sleep(0.05)
         return Outcome("CANCELED")
     acts["a"] = wait_for_stop
-    begun, result = run(project)
-    assert result == "TIMEDOUT" and begun.states == {"a": "CANCELED", "b": "CANCELED"}
+    job_run, result = run(project)
+    assert result == "TIMEDOUT" and job_run.record.states == {"a": "CANCELED", "b": "CANCELED"}
 
 
-def test_what_home_cannot_run_is_refused_before_anything_starts(project, acts):
+def test_an_unsupported_task_type_is_refused_before_anything_starts(project, acts):
     project.job("child", [{"task_key": "query", "sql_task": {"warehouse_id": "w", "query": {"query_id": "q"}}}])
-    project.job("job", [task(project, "a"), {"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
-    with pytest.raises(MlopsError, match="task 'query' of job 'child' is a sql_task, which cannot run at home"): run(project)
+    project.job("job", [task(project, "a"),
+                        {"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
+    message = "task 'query' of job 'child' is a sql_task, which cannot run on this machine"
+    with pytest.raises(MlopsError, match=message): run(project)
     assert run_store.list_runs(project.home().store) == [] and acts["ran"] == []
 
 
 def test_a_misspelt_parameter_leaves_no_run(project, acts):
     project.job("job", [task(project, "a")], parameters=[{"name": "as_of", "default": "latest"}])
-    with pytest.raises(MlopsError, match="no parameter 'asof' in job 'job'\n  did you mean 'as_of'"): run(project, given={"asof": "1"})
+    with pytest.raises(MlopsError, match="no parameter 'asof' in job 'job'\n  did you mean 'as_of'"):
+        run(project, given={"asof": "1"})
     assert run_store.list_runs(project.home().store) == []
 
 
 @pytest.fixture
 def receiver():
-    "A webhook that keeps what it is told."
-    heard = []
+    "A webhook that keeps the bodies of the requests."
+    bodies = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200); self.end_headers()
 
         def log_message(self, *_): pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.heard = heard
+    server.bodies = bodies
     yield server
     server.shutdown(); server.server_close()
 
 
-def test_receivers_are_told_and_a_dead_one_fails_nothing(project, acts, receiver, monkeypatch):
+def test_notifications_are_sent_and_a_dead_receiver_fails_nothing(project, acts, receiver, monkeypatch):
     monkeypatch.delenv("MLOPS_SMTP", raising=False)
     state = project.root / ".mlops"
     state.mkdir(exist_ok=True)
@@ -214,9 +227,11 @@ def test_receivers_are_told_and_a_dead_one_fails_nothing(project, acts, receiver
                 webhook_notifications={"on_start": [{"id": "chat"}, {"id": "dead"}], "on_failure": [{"id": "chat"}]},
                 email_notifications={"on_failure": ["team@example.org"]})
     acts["b"] = fails
-    begun, result = run(project)
-    assert result == "FAILED" and begun.states["a"] == "SUCCESS"
-    told = [(body["event_type"], body.get("task", {}).get("task_key")) for body in receiver.heard]
-    assert sorted(told, key=str) == [("jobs.on_failure", "b"), ("jobs.on_failure", None), ("jobs.on_start", None)]
-    kept = {(d["destination"], d["event"]): d["ok"] for d in begun.home.store.rows("select * from deliveries")}
-    assert kept[("dead", "on_start")] == 0 and kept[("chat", "on_failure")] == 1 and ("team@example.org", "on_failure") in kept
+    job_run, result = run(project)
+    assert result == "FAILED" and job_run.record.states["a"] == "SUCCESS"
+    events = [(body["event_type"], body.get("task", {}).get("task_key")) for body in receiver.bodies]
+    assert sorted(events, key=str) == [("jobs.on_failure", "b"), ("jobs.on_failure", None), ("jobs.on_start", None)]
+    deliveries = {(delivery["destination"], delivery["event"]): delivery["ok"]
+                  for delivery in job_run.home.store.rows("select * from deliveries")}
+    assert deliveries["dead", "on_start"] == 0 and deliveries["chat", "on_failure"] == 1
+    assert ("team@example.org", "on_failure") in deliveries
