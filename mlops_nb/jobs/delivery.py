@@ -59,7 +59,7 @@ def secret_value(value: str  # of a destination or of MLOPS_SMTP
 PAUSE = 0.5  # seconds before the second try
 
 def retry_once() -> Any:  # urllib3 Retry
-    "One more try if there is no connection, no answer, or an answer that asks for it."
+    "One more try after a failed connection, a missing answer, or status 429 or 5xx."
     from urllib3.util import Retry
 
     class PausedRetry(Retry):

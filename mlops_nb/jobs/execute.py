@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTPUT_CAP', 'adopt_orphans', 'end_descendants', 'Outcome', 'first_code_line', 'failure_outcome', 'skipped_cells',
-           'TextCap', 'socket_name', 'engine', 'import_papermill', 'execute', 'Attempt', 'redirect_output',
-           'log_notebook', 'main']
+           'TextCap', 'socket_name', 'notebook_client', 'engine', 'import_papermill', 'execute', 'Attempt',
+           'redirect_output', 'log_notebook', 'main']
 
 # %% ../../nbs/jobs/01_execute.ipynb #dc90fe23
 import ctypes
@@ -98,21 +98,18 @@ def socket_name() -> str:
     return str(Path(tempfile.mkdtemp(prefix="mlops-")) / "kernel")  # a path of at most 103 characters
 
 # %% ../../nbs/jobs/01_execute.ipynb #fa4857b0
-def engine(report: Callable,  # called with (number of the cell, number of cells)
-           cap: TextCap,
-           provisioner: type | None = None  # a jupyter_client KernelProvisioner; Jupyter's own by default
-           ) -> type:  # an engine for papermill
-    "papermill's own engine, which also reports each cell and limits the output."
+def notebook_client(report: Callable,  # called with (number of the cell, number of cells)
+                    cap: TextCap,
+                    provisioner: type | None = None  # a jupyter_client KernelProvisioner; Jupyter's own by default
+                    ) -> type:  # a client for nbclient
+    "papermill's client, with sockets of unique names, which also reports each cell and limits the output."
     from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import NBClientEngine
-    from papermill.utils import merge_kwargs, remove_args
 
     class Client(PapermillNotebookClient):
         def create_kernel_manager(self):
             manager = super().create_kernel_manager()
-            manager.transport, manager.ip = "ipc", socket_name()
+            manager.transport, manager.ip, manager.kernel_id = "ipc", socket_name(), uuid.uuid4().hex
             if provisioner:
-                manager.kernel_id = uuid.uuid4().hex
                 manager.provisioner = provisioner(
                     kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
             return manager
@@ -127,12 +124,19 @@ def engine(report: Callable,  # called with (number of the cell, number of cells
                 if not message["content"]["text"]: return None
             return super().process_message(message, cell, cell_index)
 
+    return Client
+
+def engine(client: type) -> type:  # an engine for papermill
+    "papermill's engine with another client."
+    from papermill.engines import NBClientEngine
+    from papermill.utils import merge_kwargs, remove_args
+
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
             unused = ["input_path", "execution_timeout", "start_timeout", "stdout_file", "stderr_file"]
             options = merge_kwargs(remove_args(unused, **kwargs), kernel_name=kernel_name, startup_timeout=60)
-            Client(nb_man, **options).execute()
+            client(nb_man, **options).execute()
 
     return Engine
 
@@ -146,14 +150,14 @@ def import_papermill() -> Any:  # the module
 # %% ../../nbs/jobs/01_execute.ipynb #efbfa6cf
 def execute(notebook: Path, copy: Path, parameters: dict,  # with the types that the notebook declares
             report: Callable = lambda cell, total: None,  # called before each cell
-            provisioner: type | None = None) -> Outcome:  # as for `engine`
+            provisioner: type | None = None) -> Outcome:  # as for `notebook_client`
     "Execute `notebook` into `copy`. It succeeds only if every code cell ran."
     papermill = import_papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
-    papermill_engines.register("supervised", engine(report, TextCap(), provisioner))
+    papermill_engines.register("supervised", engine(notebook_client(report, TextCap(), provisioner)))
     try:
         executed = papermill.execute_notebook(
             notebook, copy, parameters, engine_name="supervised", kernel_name="python3", language="python",
@@ -214,7 +218,7 @@ def log_notebook(folder: Path) -> None:
     request = json.loads(request_file.read_text())
     MlflowClient(request["tracking_uri"]).log_artifact(request["run_id"], str(folder / "notebook.ipynb"), "notebook")
 
-def main(provisioner: type | None = None) -> None:  # as for `engine`
+def main(provisioner: type | None = None) -> None:  # as for `notebook_client`
     "The supervising process: `python -c 'from mlops_nb.jobs.execute import main; main()' ATTEMPT_FOLDER`."
     attempt = Attempt(Path(sys.argv[1]))
     spec = json.loads((attempt.folder / "task.json").read_text())

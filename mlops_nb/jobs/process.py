@@ -32,7 +32,7 @@ def belongs_to(process: psutil.Process,
     except (psutil.Error, OSError): return False
 
 def end_strays(folder: Path) -> int:  # how many were killed
-    "Kill every other process that belongs to the attempt in `folder`, whatever its parent is."
+    "Kill every other process that belongs to the attempt in `folder`, at any place in the process tree."
     strays = [process for process in psutil.process_iter()
               if process.pid != os.getpid() and belongs_to(process, folder)]
     for process in strays:

@@ -150,7 +150,7 @@ class ReferenceContext:
     record: RunRecord
     task_keys: list[str]
     parameters: dict  # of the run
-    url: str  # stands for the workspace's
+    url: str  # the project's folder, in place of a workspace URL
 
     def job_values(self) -> dict:
         "The values of `{{job.…}}`."

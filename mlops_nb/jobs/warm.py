@@ -197,7 +197,7 @@ class Warm:
 # %% ../../nbs/jobs/03_warm.ipynb #26f61cbb
 JOB_IMPORTS = ("pandas", "pyarrow.dataset", "mlflow.pyfunc", "mlflow.models", "mlflow.store.tracking.sqlalchemy_store",
                "matplotlib.pyplot", "seaborn", "sklearn.linear_model", "sklearn.metrics", "lightgbm", "deltalake",
-               "pyspark.sql.connect.session", "pyspark.sql.connect.functions")  # what most notebooks of a job import
+               "pyspark.sql.connect.session", "pyspark.sql.connect.functions")  # most notebooks of a job import these
 
 def warm_for_jobs(environment: dict[str, str]) -> Warm:
     "The warm process for the notebooks of a job."
