@@ -285,7 +285,8 @@ PLACES = {"lat": "origin_lat", "lon": "origin_lon", "other_lat": "dest_lat", "ot
 
 def register_functions(spark, env) -> list[feature_functions.Function]:
     "Register the on-demand functions in the target's schema."
-    return [feature_functions.register_function(spark, env, function, uses) for function, uses in REQUEST_FUNCTIONS.items()]
+    return [feature_functions.register_function(spark, env, function, uses)
+            for function, uses in REQUEST_FUNCTIONS.items()]
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #90268a75
 FLIGHT_KEY = BRONZE_KEYS["flights"]

@@ -92,7 +92,7 @@ def windows_sentence(measured: Measured, broken: list[dict]) -> str:  # what `vi
     inputs, reasons = measured.part("INPUT"), {}
     for violation in broken:
         metric = violation["metric"].replace("_", " ")
-        reason = f"{metric} {violation['value']:.3f}, limit {violation['limit']:.3f}"
+        reason = f"{metric} {violation['value']:.4f}, limit {violation['limit']:.4f}"
         reasons.setdefault(violation["window"], []).append(reason)
     windows = f"of {len(inputs)} windows with {inputs['count'].sum():,} predictions"
     if not reasons: return f"none {windows} exceeds a limit"
