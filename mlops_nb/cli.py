@@ -89,9 +89,10 @@ def run(job: Annotated[str, typer.Argument(help="A job of the bundle; `mlops job
             "--param", "-p", help="A job parameter, as name=value. Repeatable.")] = None,
         var: Var = None,
         only: Annotated[list[str] | None, typer.Option(
-            help="Run only this task; +task includes the tasks it depends on, task+ the tasks that depend on it.")] = None,
+            help="Run only this task; +task adds the tasks that it depends on, task+ those that depend on it.")] = None,
         parallel: Annotated[int | None, typer.Option(
-            min=1, help="Maximum number of notebooks at the same time. Default: the number of processors.")] = None) -> None:
+            min=1, help="Maximum number of notebooks at the same time. Default: the number of processors.")] = None,
+        ) -> None:
     """Run a job, and show its summary.
 
     Example: [bold]mlops run train -t dev --param as_of=2013-04-01[/]"""
@@ -223,9 +224,9 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     version = registry.resolve_version(place, reference)
     with lineage.code_at(place.root, version.tags.get("git_sha", ""), place.state) as folder:
         parameters = ["-p", f"model_name={version.name}", "-p", f"model_version={version.version}"]
-        command = [sys.executable, "-c", "from mlops_nb.cli import main; main()", "run", "reproduce", "-t", place.target]
+        mlops = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
         state = {"PYTHONPATH": str(folder), "MLOPS_STATE": str(place.state), "MLOPS_LAKEHOUSE": place.lakehouse}
-        process = subprocess.run([*command, *parameters], cwd=folder, env=os.environ | state)
+        process = subprocess.run([*mlops, "run", "reproduce", "-t", place.target, *parameters], cwd=folder, env=os.environ | state)
     if process.returncode: raise typer.Exit(process.returncode)
 
 # %% ../nbs/12_cli.ipynb #6b7e2e0b
@@ -323,7 +324,8 @@ def copy_model(reference: Annotated[str, typer.Argument(help="catalog.schema.NAM
 @models_app.command("compare")
 def compare_models(first: VersionReference, second: VersionReference, target: Target = None,
                    as_of: Annotated[str, typer.Option(
-                       help="Use labels known up to this date. Default: the later as_of of the two versions.")] = "") -> None:
+                       help="Use labels known up to this date. Default: the later as_of of the two versions.")] = "",
+                   ) -> None:
     """Compare two versions on the same rows, which were in the training data of neither.
 
     Example: [bold]mlops models compare late_arrival@champion prod.flights.late_arrival@champion[/]"""

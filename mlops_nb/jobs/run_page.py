@@ -108,10 +108,12 @@ def task_results(store: run_store.RunStore, runs: Path,  # the folder that holds
 
 # %% ../../nbs/jobs/10_run_page.ipynb #da244709
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto;
+       padding: 0 1rem }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; padding-bottom: .3rem }
 table, table.dataframe { border-collapse: collapse; border: 0; margin: .8rem 0; font-size: 14px }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border: 0; border-bottom: 1px solid #eee; vertical-align: top }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border: 0; border-bottom: 1px solid #eee;
+         vertical-align: top }
 table.dataframe td, table.dataframe thead th { text-align: right } table.dataframe tbody th { font-weight: 500 }
 img, svg { max-width: 100%; height: auto } a { color: #2f5d9b }
 pre { background: #f6f7f9; padding: .6rem .8rem; overflow-x: auto; font-size: 13px; line-height: 1.4 }
@@ -134,8 +136,9 @@ def overview(tasks: list[TaskResult]) -> str:
     for number, task in enumerate(tasks):
         name = html.escape(task.task_key)
         if task.notebook: name = f'<a href="#{html.escape(anchor(task, number))}">{name}</a>'
-        rows.append(f'<tr><td style="padding-left:{1.2 * task.depth}rem">{name}</td><td class="{html.escape(task.state)}">'
-                    f"{html.escape(task.state)}</td><td>{task.seconds}</td><td>{html.escape(task.message)}</td></tr>")
+        state, message = html.escape(task.state), html.escape(task.message)
+        rows.append(f'<tr><td style="padding-left:{1.2 * task.depth}rem">{name}</td><td class="{state}">{state}</td>'
+                    f"<td>{task.seconds}</td><td>{message}</td></tr>")
     return f"<table><tr><th>task</th><th>result</th><th>seconds</th><th>message</th></tr>{''.join(rows)}</table>"
 
 # %% ../../nbs/jobs/10_run_page.ipynb #02e54840
