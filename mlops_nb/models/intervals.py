@@ -15,6 +15,7 @@ import pandas as pd
 from ..errors import MlopsError
 from .metrics import binary_labels, binary_metrics, fast_metrics
 
+
 # %% ../../nbs/models/02_intervals.ipynb #19504179
 def resampled(groups: np.ndarray,  # of each row, such as its day
               times: int, seed: int = 1) -> list[np.ndarray]:  # positions of rows

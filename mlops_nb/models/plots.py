@@ -14,6 +14,7 @@ import pandas as pd
 
 from .metrics import calibration_bins, calibration_error, fast_metrics
 
+
 # %% ../../nbs/models/04_plots.ipynb #467ae920
 def plot_calibration(label: np.ndarray,
                      predictions: Mapping[str, np.ndarray],  # by whose name stands in the legend

@@ -15,6 +15,7 @@ import pandas as pd
 from .intervals import quantile_interval, resampled
 from .metrics import mean_log_loss
 
+
 # %% ../../nbs/models/03_slices.ipynb #8bf65c30
 def slice_metrics(rows: pd.DataFrame,  # the columns to slice by
                   label: np.ndarray,
