@@ -10,7 +10,6 @@ import numpy as np
 
 from .metrics import binary_labels
 
-
 # %% ../../nbs/models/05_calibration.ipynb #4bbc726a
 def log_odds(probability: np.ndarray) -> np.ndarray:
     "The log-odds; probabilities closer to 0 or 1 than a millionth count as that."

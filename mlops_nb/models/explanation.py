@@ -16,7 +16,6 @@ import pandas as pd
 
 from ..errors import MlopsError
 
-
 # %% ../../nbs/models/09_explanation.ipynb #493d886b
 @dataclass(frozen=True)
 class Contributions:

@@ -19,7 +19,6 @@ import pandas as pd
 from ..env import Env
 from . import registry
 
-
 # %% ../../nbs/models/06_fingerprint.ipynb #bb7835ef
 def data_digest(frame: pd.DataFrame) -> str:
     "The same for the same rows, in whatever order they come."

@@ -16,7 +16,6 @@ import pandas as pd
 
 from ..errors import MlopsError, unknown
 
-
 # %% ../../nbs/models/01_metrics.ipynb #fe5c4b82
 def bin_numbers(prediction: np.ndarray, bins: int = 10) -> np.ndarray:
     "Return the quantile bin of each prediction, from 0. Equal predictions share a bin, so bins may be fewer."

@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 from ..env import Env
 from ..errors import MlopsError, unknown
 
-
 # %% ../../nbs/models/00_registry.ipynb #64fb3c04
 def client(env: Env) -> Any:  # mlflow.MlflowClient
     "Return the MLflow client of the target; also sets MLflow's global URIs."

@@ -20,7 +20,6 @@ from ..env import Env
 from ..errors import MlopsError, unknown
 from . import registry
 
-
 # %% ../../nbs/models/11_scoring.ipynb #1c9620cb
 def version_by_alias(env: Env, model_name: str,  # full name: catalog.schema.model
                      alias: str = "champion"):  # -> mlflow ModelVersion
