@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .metrics import calibration_bins, calibration_error, fast_metrics
-from ..pictures import BLUE, GREY, NOTE_STYLE, canvas, legend, percent_axis, reference_line, thousands_axis
+from ..pictures import BLUE, DARK, GREY, NOTE_STYLE, canvas, legend, percent_axis, reference_line, thousands_axis
 
 # %% ../../nbs/models/04_plots.ipynb #467ae920
 def plot_calibration(label: np.ndarray,
@@ -25,9 +25,9 @@ def plot_calibration(label: np.ndarray,
     for predictor, prediction in predictions.items():
         bins = calibration_bins(np.asarray(label, float), np.asarray(prediction, float))
         error = calibration_error(label, prediction)
-        curve.plot(bins.predicted, bins.observed, marker="o", markersize=4, label=f"{predictor} (error {error:.1%})")
+        curve.plot(bins.predicted, bins.observed, marker="o", markersize=4, label=f"{predictor}: calibration error {error:.3f}")
         histogram.hist(prediction, bins=edges, histtype="step", linewidth=1.2)
-    curve.plot([0, edges[-1]], [0, edges[-1]], color=GREY, linewidth=1, zorder=0)
+    curve.plot(edges, edges, color=DARK, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
     curve.set(ylabel="observed share")
     histogram.set(xlabel="predicted probability", ylabel="rows")
     percent_axis(curve.xaxis, curve.yaxis)
@@ -73,7 +73,7 @@ def plot_slices(table: pd.DataFrame,  # the result of `slice_metrics`
     for border in range(1, len(names)): reference_line(axes, y=border - 0.5, color=GREY, linestyle="-", linewidth=0.5)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
-    axes.set(xlabel="log loss, with 95% interval", ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlabel="log loss, with 95% interval", ylim=(max(len(names), 1) - 0.5, -0.5))
     if len(predictors): legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(predictors), 3))
     return figure
 
@@ -85,7 +85,7 @@ def plot_importance(importance: Mapping[str, float],  # by feature; not negative
     shares = (shares / (shares.sum() or 1)).tail(largest)
     figure, axes = canvas(title, size=(7, 0.26 * len(shares) + 1.2))
     bars = axes.barh(shares.index, shares, height=0.7, color=BLUE)
-    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3, fontsize=8)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3, fontsize=8, color=DARK)
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel="share of the total", xlim=(0, 1.1 * shares.max() or 1))
     axes.margins(y=0.01)
