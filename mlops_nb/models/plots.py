@@ -24,8 +24,8 @@ def plot_calibration(label: np.ndarray,
     edges = np.linspace(0, max(np.max(prediction) for prediction in predictions.values()), 51)
     for predictor, prediction in predictions.items():
         bins = calibration_bins(np.asarray(label, float), np.asarray(prediction, float))
-        error = calibration_error(label, prediction)
-        curve.plot(bins.predicted, bins.observed, marker="o", markersize=4, label=f"{predictor}: calibration error {error:.3f}")
+        name = f"{predictor}: calibration error {calibration_error(label, prediction):.3f}"
+        curve.plot(bins.predicted, bins.observed, marker="o", markersize=4, label=name)
         histogram.hist(prediction, bins=edges, histtype="step", linewidth=1.2)
     curve.plot(edges, edges, color=DARK, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
     curve.set(ylabel="observed share")
