@@ -190,7 +190,7 @@ def metrics_text(evaluation: Evaluation) -> str:  # Markdown
 
 def slices_text(slices: pd.DataFrame, count: int = 8) -> str:  # Markdown
     "The slices with the highest log loss, and the slices with too few flights."
-    ours = slices[slices.who == "model"].set_index("slice")
+    ours = slices[slices.predictor == "model"].set_index("slice")
     judged, small = ours.dropna(subset="log_loss").nlargest(count, "log_loss"), ours[ours.log_loss.isna()]
     columns = ["value", "rows", "late", "log_loss", "low", "high"]
     text = model_card.markdown_table(judged[columns].round({"late": 3, "log_loss": 4, "low": 4, "high": 4}))

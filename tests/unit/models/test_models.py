@@ -1,4 +1,4 @@
-"""Metrics against slow and obvious ones; a registry that is killed between any two steps."""
+"""Metrics against simple reference implementations; registration that is killed between two steps."""
 import subprocess
 import sys
 
@@ -14,28 +14,30 @@ from mlops_nb.models import calibration, evidence, intervals, metrics, registry,
 from mlops_nb.models.fingerprint import code_digest, data_digest, find_run, register_run
 
 COSTS = dict(missed=5, false_warning=1)
-scored = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])), min_size=2, max_size=40)
+probabilities = st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])
+scored_rows = st.lists(st.tuples(st.integers(0, 1), probabilities), min_size=2, max_size=40)
 
 
-def both(rows) -> bool: return len({label for label, _ in rows}) == 2
+def has_both_labels(rows) -> bool: return len({label for label, _ in rows}) == 2
 
 
-@given(scored.filter(both))
-def test_no_threshold_is_cheaper_than_the_one_found(rows):
+@given(scored_rows.filter(has_both_labels))
+def test_the_cheapest_threshold_is_the_lowest_of_minimal_cost(rows):
     label, prediction = map(np.array, zip(*rows, strict=True))
-    cost = lambda t: sum(5 * (y and p < t) + (not y and p >= t) for y, p in rows)
-    found = metrics.cheapest_threshold(label, prediction, COSTS)
-    assert cost(found) == min(map(cost, prediction))
-    assert found == min(t for t in prediction if cost(t) == cost(found))  # among equals the lowest
+    def cost(threshold): return sum(5 * (y and p < threshold) + (not y and p >= threshold) for y, p in rows)
+    cheapest = metrics.cheapest_threshold(label, prediction, COSTS)
+    assert cost(cheapest) == min(map(cost, prediction))
+    assert cheapest == min(p for p in prediction if cost(p) == cost(cheapest))
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=40, max_size=40, unique=True), st.lists(st.integers(0, 1), min_size=40, max_size=40))
+@given(st.lists(st.integers(0, 10**6), min_size=40, max_size=40, unique=True),
+       st.lists(st.integers(0, 1), min_size=40, max_size=40))
 def test_calibration_error_is_the_mean_distance_in_tenths(millionths, label):
     rows = sorted(zip([m / 10**6 for m in millionths], label, strict=True))
     tenths = [rows[i:i + 4] for i in range(0, 40, 4)]
     expected = sum(abs(sum(p for p, _ in tenth) - sum(y for _, y in tenth)) for tenth in tenths) / 40
-    found = metrics.calibration_error([y for _, y in rows], [p for p, _ in rows])
-    assert found == pytest.approx(expected, abs=1e-12)
+    error = metrics.calibration_error([y for _, y in rows], [p for p, _ in rows])
+    assert error == pytest.approx(expected, abs=1e-12)
 
 
 def test_calibration_error_of_one_constant_is_its_distance_from_the_share():
@@ -43,53 +45,58 @@ def test_calibration_error_of_one_constant_is_its_distance_from_the_share():
 
 
 def test_metrics_by_hand():
-    found = metrics.binary_metrics([1, 0, 1, 0], [0.8, 0.4, 0.3, 0.1], 0.35, COSTS)
-    assert found["log_loss"] == pytest.approx(-np.mean(np.log([0.8, 0.6, 0.3, 0.9])))
-    assert found["roc_auc"] == 0.75 and found["brier_score"] == pytest.approx((0.04 + 0.16 + 0.49 + 0.01) / 4)
-    assert (found["precision_score"], found["recall_score"], found["business_cost"]) == (0.5, 0.5, (5 + 1) / 4)
-    assert found["example_count"] == 4
+    values = metrics.binary_metrics([1, 0, 1, 0], [0.8, 0.4, 0.3, 0.1], 0.35, COSTS)
+    assert values["log_loss"] == pytest.approx(-np.mean(np.log([0.8, 0.6, 0.3, 0.9])))
+    assert values["roc_auc"] == 0.75 and values["brier_score"] == pytest.approx((0.04 + 0.16 + 0.49 + 0.01) / 4)
+    assert (values["precision_score"], values["recall_score"], values["business_cost"]) == (0.5, 0.5, (5 + 1) / 4)
+    assert values["example_count"] == 4
 
 
 @pytest.mark.parametrize("label", [[0, 0], [1, 1], [0, 2], [], [0, np.nan, 1]])
-def test_labels_that_cannot_be_judged_are_refused(label):
+def test_labels_other_than_both_0_and_1_are_refused(label):
     with pytest.raises(MlopsError): metrics.binary_metrics(label, [0.5] * len(label), 0.5, COSTS)
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(0.5, -0.3), (1.0, 0.0), (1.7, 0.4)])
-def test_calibration_finds_the_numbers_that_spoilt_it(slope, intercept):
+def test_calibration_recovers_slope_and_intercept(slope, intercept):
     rng = np.random.default_rng(1)
-    spoilt = rng.beta(2, 5, 60_000)
-    label = (rng.random(len(spoilt)) < calibration.calibrate(spoilt, slope, intercept)).astype(int)
-    found = calibration.fit_calibration(label, spoilt)
-    assert (found["slope"], found["intercept"]) == (pytest.approx(slope, abs=0.05), pytest.approx(intercept, abs=0.06))
+    uncalibrated = rng.beta(2, 5, 60_000)
+    label = (rng.random(len(uncalibrated)) < calibration.calibrate(uncalibrated, slope, intercept)).astype(int)
+    fitted = calibration.fit_calibration(label, uncalibrated)
+    assert fitted["slope"] == pytest.approx(slope, abs=0.05)
+    assert fitted["intercept"] == pytest.approx(intercept, abs=0.06)
 
 
 @settings(max_examples=30)
 @given(st.permutations(range(6)))
-def test_the_digest_of_data_does_not_see_the_order_of_rows(order):
+def test_the_digest_of_data_does_not_depend_on_the_order_of_rows(order):
     frame = pd.DataFrame({"a": ["x", "y", None, "x", "z", "z"], "b": [1.0, np.nan, 3.0, 4.0, 5.0, 5.0]})
     assert data_digest(frame.iloc[list(order)]) == data_digest(frame)
 
 
-def test_the_digest_of_data_sees_every_change():
+def test_the_digest_of_data_depends_on_every_value_name_and_row():
     frame = pd.DataFrame({"a": ["x", "y"], "b": [1.0, 2.0]})
-    changed = [frame.rename(columns={"b": "c"}), frame.assign(b=[1.0, 2.0 + 1e-12]), frame.iloc[:1], pd.concat([frame, frame.iloc[:1]]),
-               frame.assign(b=[2.0, 1.0]), frame[["b", "a"]], frame.assign(a=["x", None])]
+    changed = [frame.rename(columns={"b": "c"}), frame.assign(b=[1.0, 2.0 + 1e-12]), frame.iloc[:1],
+               pd.concat([frame, frame.iloc[:1]]), frame.assign(b=[2.0, 1.0]), frame[["b", "a"]],
+               frame.assign(a=["x", None])]
     assert len({data_digest(f) for f in [frame, *changed]}) == 1 + len(changed)
 
 
-def test_the_digest_of_code_follows_the_source(tmp_path, monkeypatch):
+def test_the_digest_of_code_changes_with_the_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "some_model_code.py"
-    file.write_text("x = 1"); before = code_digest("some_model_code")
+    file.write_text("x = 1")
+    before = code_digest("some_model_code")
     file.write_text("x = 2")
     assert before != code_digest("some_model_code")
 
 
-def test_code_version_tells_a_changed_file(tmp_path):
-    git = lambda *words: subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *words], cwd=tmp_path, check=True,
-                                                 capture_output=True)
-    (tmp_path / "a").write_text("1"); git("init"); git("add", "a"); git("commit", "-m", "a")
+def test_code_version_marks_uncommitted_changes(tmp_path):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "a").write_text("1")
+    for arguments in (["init"], ["add", "a"], ["commit", "-m", "a"]): git(*arguments)
     clean = evidence.code_version(tmp_path)
     (tmp_path / "a").write_text("2")
     assert (clean["git_dirty"], evidence.code_version(tmp_path)) == ("false", {**clean, "git_dirty": "true"})
@@ -98,7 +105,8 @@ def test_code_version_tells_a_changed_file(tmp_path):
 
 def test_configuration_errors_name_file_and_key(tmp_path):
     (tmp_path / "conf").mkdir()
-    with pytest.raises(MlopsError, match="no file 'train.yml' in conf"): conf.read_conf(tmp_path, "train.yml", ["rounds"])
+    with pytest.raises(MlopsError, match="no file 'train.yml' in conf"):
+        conf.read_conf(tmp_path, "train.yml", ["rounds"])
     (tmp_path / "conf/train.yml").write_text("rounds: 3\nronds: 3\n")
     with pytest.raises(MlopsError, match="no key 'ronds' in conf/train.yml\n  did you mean 'rounds'"):
         conf.read_conf(tmp_path, "train.yml", ["rounds"])
@@ -106,7 +114,7 @@ def test_configuration_errors_name_file_and_key(tmp_path):
     with pytest.raises(MlopsError, match="conf/train.yml:"): conf.read_conf(tmp_path, "train.yml", ["rounds"])
 
 
-# One registry for the rest
+# ---- registration
 
 NAME = "dev.flights.late_arrival"
 
@@ -122,33 +130,33 @@ def logged_run(env, experiment, fingerprint, status="FINISHED"):
     return run.info.run_id
 
 
-def test_a_run_that_did_not_finish_is_no_result_and_is_closed(env):
+def test_an_unfinished_run_is_not_reused_and_is_closed(env):
     experiment = registry.experiment_id(env, "open")
-    dead, failed = logged_run(env, experiment, "f", "RUNNING"), logged_run(env, experiment, "f", "FAILED")
+    interrupted, failed = logged_run(env, experiment, "f", "RUNNING"), logged_run(env, experiment, "f", "FAILED")
     assert find_run(env, experiment, "f") is None
-    status = lambda run_id: registry.client(env).get_run(run_id).info.status
-    assert (status(dead), status(failed)) == ("KILLED", "FAILED")
-    good = logged_run(env, experiment, "f")
-    assert find_run(env, experiment, "f").info.run_id == good
+    def status(run_id): return registry.client(env).get_run(run_id).info.status
+    assert (status(interrupted), status(failed)) == ("KILLED", "FAILED")
+    finished = logged_run(env, experiment, "f")
+    assert find_run(env, experiment, "f").info.run_id == finished
     assert find_run(env, experiment, "another") is None
 
 
 @pytest.mark.parametrize("killed_at", ["register_model", "set_tag", None])
-def test_a_kill_around_registration_makes_no_second_version(env, monkeypatch, killed_at):
+def test_a_kill_during_registration_creates_no_second_version(env, monkeypatch, killed_at):
     import mlflow
     name = f"{NAME}_{killed_at}".lower()
     run_id = logged_run(env, registry.experiment_id(env, "kill"), "f")
     with monkeypatch.context() as patched:
-        if killed_at == "register_model":  # right after it has done its work
+        if killed_at == "register_model":  # after the version was registered
             real = mlflow.register_model
             patched.setattr(mlflow, "register_model", lambda *a, **k: (real(*a, **k), 1 / 0))
         if killed_at == "set_tag": patched.setattr(mlflow.MlflowClient, "set_tag", lambda *a, **k: 1 / 0)
         if killed_at:
             with pytest.raises(ZeroDivisionError): register_run(env, name, run_id, ["as_of"])
         else: register_run(env, name, run_id, ["as_of"])
-    again = register_run(env, name, run_id, ["as_of"])
+    version = register_run(env, name, run_id, ["as_of"])
     assert registry.version_numbers(env, name) == [1]
-    assert again.run_id == run_id and again.tags["as_of"] == "2013-04-01"
+    assert version.run_id == run_id and version.tags["as_of"] == "2013-04-01"
     assert registry.client(env).get_run(run_id).data.tags["model_version"] == "1"
 
 
@@ -159,7 +167,7 @@ def test_a_deleted_version_is_registered_again(env):
     assert int(register_run(env, NAME + "_deleted", run_id, ["as_of"]).version) == 2
 
 
-def test_another_targets_model_is_not_written(env):
+def test_registering_a_model_of_another_target_is_refused(env):
     run_id = logged_run(env, registry.experiment_id(env, "refused"), "f")
     with pytest.raises(MlopsError, match="target 'dev' may not write prod.flights.late_arrival"):
         register_run(env, "prod.flights.late_arrival", run_id, ["as_of"])
@@ -179,40 +187,42 @@ with registry.lock(replace(load_env("dev"), state=Path(sys.argv[1]), home="local
 
 
 def test_the_lock_excludes_other_processes_and_a_kill_releases_it(env):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(env.state)], stdout=subprocess.PIPE, text=True, cwd=env.root)
+    command = [sys.executable, "-c", HOLD, str(env.state)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=env.root)
+    message = "another process has held the lock of m for 0.1 seconds"
     with holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(MlopsError, match="another process has held the lock of m for 0.1 seconds"), registry.lock(env, "m", timeout=0.1):
-            pass
+        with pytest.raises(MlopsError, match=message), registry.lock(env, "m", timeout=0.1): pass
         holder.kill()
     with registry.lock(env, "m", timeout=5): pass
 
 
-# ---- metrics that are taken hundreds of times
+# ---- fast metrics, intervals and slices
 
 @settings(max_examples=30)
-@given(scored.filter(both), st.floats(0, 1))
-def test_the_fast_metrics_are_scikit_learns(rows, threshold):
+@given(scored_rows.filter(has_both_labels), st.floats(0, 1))
+def test_the_fast_metrics_equal_those_of_scikit_learn(rows, threshold):
     label, prediction = map(np.array, zip(*rows, strict=True))
-    slow, fast = (f(label, prediction, threshold, COSTS) for f in (metrics.binary_metrics, metrics.fast_metrics))
-    assert {**fast, "example_count": len(label)} == pytest.approx(slow, abs=1e-9)
+    expected = metrics.binary_metrics(label, prediction, threshold, COSTS)
+    fast = metrics.fast_metrics(label, prediction, threshold, COSTS)
+    assert {**fast, "example_count": len(label)} == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    "Forecasts whose true log loss is known, in days that share a shock: 95 % intervals of 60 samples."
-    rng, inside = np.random.default_rng(3), 0
+def test_95_percent_intervals_cover_the_true_value():
+    "The true log loss is known; rows of one day share a random effect; 60 samples."
+    rng, covered = np.random.default_rng(3), 0
     truth = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7))
     for _ in range(60):
         days = np.repeat(np.arange(28), 50)
         shock = rng.normal(0, 0.1, 28)[days]
         label = (rng.random(len(days)) < 0.3 + shock).astype(int)
-        found = intervals.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days, times=100).loc["log_loss"]
-        inside += found.low <= truth <= found.high
-    assert inside >= 50  # a bootstrap of rows, which takes them for independent, covers it in about 35
+        table = intervals.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days, times=100)
+        covered += table.low["log_loss"] <= truth <= table.high["log_loss"]
+    assert covered >= 50  # a bootstrap of rows, which assumes independence, covers it in about 35
 
 
-def test_a_change_is_surer_than_its_sides():
+def test_the_interval_of_a_paired_change():
     rng = np.random.default_rng(5)
     days, p = np.repeat(np.arange(28), 200), rng.beta(2, 6, 5600)
     label = (rng.random(5600) < p).astype(int)
@@ -220,12 +230,13 @@ def test_a_change_is_surer_than_its_sides():
     change, low, high = intervals.paired_change(label, new, old, days, metrics.mean_log_loss)
     assert low < change < high < 0
     assert intervals.paired_change(label, p, p, days, metrics.mean_log_loss) == (0, 0, 0)
-    with pytest.raises(MlopsError, match="1 group to draw from"): intervals.resampled(np.ones(5), 3)
+    with pytest.raises(MlopsError, match="at least two groups .*, not 1"): intervals.resampled(np.ones(5), 3)
 
 
-def test_small_slices_are_listed_and_not_judged():
+def test_small_slices_are_listed_without_a_log_loss():
     rows = pd.DataFrame({"origin": ["JFK"] * 600 + ["LGA"] * 20 + [None] * 5})
     label, days = np.arange(625) % 2, np.arange(625) % 7
-    found = slices.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days).set_index("value")
-    assert found.rows.to_dict() == {"JFK": 600, "LGA": 20, "nan": 5} and found.log_loss.notna().to_dict() == {"JFK": True, "LGA": False, "nan": False}
-    assert found.log_loss["JFK"] == pytest.approx(np.log(2))
+    table = slices.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days).set_index("value")
+    assert table.rows.to_dict() == {"JFK": 600, "LGA": 20, "nan": 5}
+    assert table.log_loss.notna().to_dict() == {"JFK": True, "LGA": False, "nan": False}
+    assert table.log_loss["JFK"] == pytest.approx(np.log(2))
