@@ -314,7 +314,8 @@ class SearchDisplay:
         self.console = console or Console()
         self.shown_numbers = {trial.number for trial in search.counted()}
         self.bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30),
-                            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[best]}"), console=self.console)
+                            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[best]}"),
+                            console=self.console)
         self.is_live = self.console.is_terminal or (self.console.is_jupyter and not attempt_folder())
         self.row = self.bar.add_task("trials", total=search.settings.max_trials, best="")
 
