@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRIAL_IMPORTS', 'THREAD_LIMITS', 'DIRECTIONS', 'LOGGED_AS', 'TRIAL_METRICS', 'notebooks_folder', 'Family',
            'check_range', 'check_numeric_range', 'read_family', 'assigned_values', 'find_families', 'propose',
-           'suggest', 'default_parameters', 'compose', 'RunningTrial', 'warm_process', 'databricks_login',
+           'propose_value', 'default_parameters', 'compose', 'RunningTrial', 'warm_process', 'databricks_login',
            'start_notebook', 'metric_name', 'Result', 'trial_result']
 
 # %% ../../nbs/automl/01_trials.ipynb #2cef9e85
@@ -116,9 +116,9 @@ def propose(trial: Any,  # optuna Trial
             families: Mapping[str, Family]) -> tuple[Family, dict]:  # the family, and its parameters
     "Return the family and the parameters that Optuna proposes."
     family = families[trial.suggest_categorical("family", list(families))]
-    return family, {name: suggest(trial, f"{family.name}.{name}", entry) for name, entry in family.space.items()}
+    return family, {name: propose_value(trial, f"{family.name}.{name}", entry) for name, entry in family.space.items()}
 
-def suggest(trial: Any, name: str, entry: Mapping) -> Any:  # a value of the entry's range
+def propose_value(trial: Any, name: str, entry: Mapping) -> Any:  # a value of the entry's range
     "Return the value that Optuna proposes for one parameter."
     if "choices" in entry: return trial.suggest_categorical(name, entry["choices"])
     low, high, log = entry["low"], entry["high"], entry.get("log", False)
