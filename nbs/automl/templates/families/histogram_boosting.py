@@ -16,7 +16,7 @@ TRUSTED = ["functools.partial", "sklearn.ensemble._hist_gradient_boosting.predic
 
 
 def fit(parameters, data, report):
-    "Encode the 200 most frequent categories of a column as numbers, others as one; unseen categories are missing values."
+    "Encode the 200 most frequent categories as numbers, others as one number; unseen categories are missing values."
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=float("nan"),
                              encoded_missing_value=float("nan"), max_categories=200)
     prepare = ColumnTransformer([("categories", encoder, data.categories), ("numbers", "passthrough", data.numbers)])

@@ -14,7 +14,8 @@ SPACE = {
     "reg_lambda": {"low": 0.001, "high": 100.0, "log": True, "default": 0.001},
 }
 TRUSTED = ["collections.OrderedDict", "collections.defaultdict", "lightgbm.basic.Booster",
-           "lightgbm.sklearn.LGBMClassifier", "lightgbm.sklearn.LGBMRegressor"]  # types that skops loads in addition to its defaults
+           "lightgbm.sklearn.LGBMClassifier",
+           "lightgbm.sklearn.LGBMRegressor"]  # types that skops loads in addition to its defaults
 
 
 class PartialModel:
