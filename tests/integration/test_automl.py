@@ -1,4 +1,4 @@
-"""AutoML with real trials: notebooks in processes, MLflow on SQLite, kills, full disks, and the same metric by hand."""
+"""AutoML with real trials: notebooks in processes, MLflow on SQLite, kills, full disks, and notebooks run by hand."""
 import json
 import os
 import signal
@@ -33,7 +33,8 @@ SPACE = {{"penalty": {{"low": 0.1, "high": 10.0, "default": 1.0}}}}
 TRUSTED = ["numpy.dtype"]
 def fit(parameters, data, report):
     {before}
-    pipeline = Pipeline([("prepare", ColumnTransformer([("numbers", "passthrough", data.numbers[-5:])])), ("model", LogisticRegression(max_iter=5000))])
+    prepare = ColumnTransformer([("numbers", "passthrough", data.numbers[-5:])])
+    pipeline = Pipeline([("prepare", prepare), ("model", LogisticRegression(max_iter=5000))])
     pipeline.fit(data.train.fillna(0), data.train_target)
     {after}
     return pipeline
@@ -41,14 +42,14 @@ def fit(parameters, data, report):
 
 
 def family(folder: Path, name: str, before: str = "pass", after: str = "pass") -> str:
-    "A family of its own, whose `fit` does something odd."
+    "Write a family file with extra code before and after the fit, and return its path."
     file = folder / f"{name}.py"
     file.write_text(FAMILY.format(name=name, before=before, after=after))
     return str(file)
 
 
 def settings(state: Path, **more) -> dict:
-    "An environment whose store and folders are of this test."
+    "Return settings with an environment whose store and folders belong to this test."
     store = f"sqlite:///{state / 'mlflow.db'}"
     env = replace(load_env("dev", root=ROOT), state=state, tracking_uri=store, registry_uri=store)
     return {"env": env, "timeout_minutes": 3, **more}
@@ -59,30 +60,32 @@ def state(tmp_path_factory): return tmp_path_factory.mktemp("state")
 
 
 def awkward() -> pd.DataFrame:
-    "Rows with everything that is awkward."
+    "Return rows with missing values, rare categories, booleans, leakage, constants and infinite values."
     frame = load_breast_cancer(as_frame=True).frame
     frame["diagnosis"] = frame.pop("target").map({0: "malignant", 1: "benign"})
-    frame["clinic"] = [("a", "b", None, f"rare {i}")[i % 4] for i in range(len(frame))]  # most of the rare ones are unseen in training
+    # most rare categories do not occur in training
+    frame["clinic"] = [("a", "b", None, f"rare {i}")[i % 4] for i in range(len(frame))]
     frame["left handed"] = [i % 2 == 0 for i in range(len(frame))]
-    frame["told after"] = frame.diagnosis.map({"malignant": 1.0, "benign": 0.0})
+    frame["known after"] = frame.diagnosis.map({"malignant": 1.0, "benign": 0.0})
     frame = frame.assign(nothing=None, always=1)
     frame.loc[:9, "mean area"] = float("inf")
     return frame
 
 
 def search(state: Path, families: list[str]):  # -> the summary of a search
-    return automl.classify(awkward(), "diagnosis", "log_loss", families=families, max_trials=len(families), exclude_cols=["mean radius"],
-                           **settings(state))
+    return automl.classify(awkward(), "diagnosis", "log_loss", families=families, max_trials=len(families),
+                           exclude_cols=["mean radius"], **settings(state))
 
 
 @pytest.fixture(scope="module")
 def classified(state):
-    "One small search, with a family that fails."
-    return search(state, ["lightgbm", "linear", family(state, "unlucky", before="raise ValueError('no luck today')")])
+    "The summary of one small search, with a family that fails."
+    failing = family(state, "failing", before="raise ValueError('fit failed')")
+    return search(state, ["lightgbm", "linear", failing])
 
 
 def check_trials(summary, expected: dict[str, str]):  # state by family
-    "Every trial has a notebook and a finished run, and there is no pickle."
+    "Check that every trial has a notebook and a closed run, and that no file is a pickle."
     client = MlflowClient(summary.trials[0].env.tracking_uri)
     assert {t.family: t.state for t in summary.trials} == expected, [t.reason for t in summary.trials]
     for trial in summary.trials:
@@ -94,76 +97,82 @@ def check_trials(summary, expected: dict[str, str]):  # state by family
             assert run.data.metrics["val_log_loss"] == pytest.approx(trial.evaluation_metric_score)
     assert client.search_registered_models() == []
     assert client.search_runs([summary.experiment.experiment_id], "attributes.status = 'RUNNING'") == []
-    files = [p for p in [*summary.folder.rglob("*"), *(summary.trials[0].env.state / "artifacts").rglob("*")] if p.is_file()]
-    assert [p for p in files if p.suffix == ".skops"] and not [p for p in files if p.suffix in (".pkl", ".pickle", ".joblib")]
+    artifacts = summary.trials[0].env.state / "artifacts"
+    suffixes = {path.suffix for path in [*summary.folder.rglob("*"), *artifacts.rglob("*")] if path.is_file()}
+    assert ".skops" in suffixes and not suffixes & {".pkl", ".pickle", ".joblib"}
 
 
 def check_models(summary):
-    "Every model scores the held rows as its trial says, and takes a value that it has never seen."
+    "Check that every model gives its trial's metric on the validation part, and predicts for unseen categories."
     rows = pd.read_parquet(summary.folder / "dataset.parquet")
-    held = rows[rows[SPLIT] == "validate"]
+    validation = rows[rows[SPLIT] == "validate"]
     for trial in [t for t in summary.trials if t.state == "COMPLETE"]:
         loaded = trial.load_model()
         features = [c.name for c in loaded.metadata.get_input_schema()]
         assert "mean radius" not in features and "clinic" in features
         model = loaded.unwrap_python_model().pipeline
-        again = log_loss(held.diagnosis, model.predict_proba(held[features]), labels=model.classes_)
-        assert again == pytest.approx(trial.evaluation_metric_score, abs=1e-9)
-    later = awkward().tail(3).assign(clinic="a place never seen")
-    assert set(summary.best_trial.load_model().predict(later)) <= {"malignant", "benign"}
+        loss = log_loss(validation.diagnosis, model.predict_proba(validation[features]), labels=model.classes_)
+        assert loss == pytest.approx(trial.evaluation_metric_score, abs=1e-9)
+    unseen = awkward().tail(3).assign(clinic="an unseen clinic")
+    assert set(summary.best_trial.load_model().predict(unseen)) <= {"malignant", "benign"}
 
 
 def test_every_trial_has_a_notebook_a_run_and_no_pickle(classified):
-    check_trials(classified, {"lightgbm": "COMPLETE", "linear": "COMPLETE", "unlucky": "FAILED"})
-    reason, = (t.reason for t in classified.trials if t.family == "unlucky")
-    assert "no luck today" in reason and "unlucky.ipynb" not in reason
+    check_trials(classified, {"lightgbm": "COMPLETE", "linear": "COMPLETE", "failing": "FAILED"})
+    reason, = (t.reason for t in classified.trials if t.family == "failing")
+    assert "fit failed" in reason and "failing.ipynb" not in reason
 
 
-def test_the_best_model_takes_rows_as_they_come(classified, monkeypatch):
+def test_models_give_the_metrics_of_their_trials(classified, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     check_models(classified)
 
 
 @pytest.mark.slow
-def test_the_other_families_and_one_that_meets_a_full_disk(tmp_path, monkeypatch):
+def test_the_other_families_and_one_with_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
     summary = search(tmp_path, ["histogram_boosting", "random_forest", family(tmp_path, "full_disk", after=limit)])
     check_trials(summary, {"histogram_boosting": "COMPLETE", "random_forest": "COMPLETE", "full_disk": "FAILED"})
     reason, = (t.reason for t in summary.trials if t.family == "full_disk")
-    assert [w for w in ("File too large", "disk I/O error", "disk is full", "unable to open") if w in reason], reason
+    messages = ("File too large", "disk I/O error", "disk is full", "unable to open")
+    assert any(message in reason for message in messages), reason
     check_models(summary)
 
 
-def test_the_summary_says_what_is_odd_about_the_data(classified):
+def test_the_summary_has_warnings_about_the_data(classified):
     summary = classified
-    said = "\n".join(summary.warnings)
-    for words in ("nothing: left out, all values are missing", "always: left out, it is constant", "mean area: 10 infinite values",
-                  "told after: alone it predicts the target almost perfectly", "clinic: it has"):
-        assert words in said, said
-    code = [c for c in nbformat.read(summary.data_exploration, 4).cells if c.cell_type == "code"]
-    pictures = [o for c in code for o in c.outputs if "image/png" in o.get("data", {})]
+    warnings = "\n".join(summary.warnings)
+    for text in ("nothing: left out, all values are missing", "always: left out, it is constant",
+                 "mean area: 10 infinite values", "known after: alone it predicts the target almost perfectly",
+                 "clinic: it has"):
+        assert text in warnings, warnings
+    code = [cell for cell in nbformat.read(summary.data_exploration, 4).cells if cell.cell_type == "code"]
+    pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 3
-    assert "told after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
+    assert "known after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
 
 
 @pytest.mark.slow
-def test_a_notebook_run_by_hand_gives_its_metric_again_without_this_project(classified, tmp_path):
+def test_a_notebook_run_by_hand_without_this_project_gives_the_same_metrics(classified, tmp_path):
     summary = classified
     blocked = tmp_path / "blocked" / "mlops_nb"
     blocked.mkdir(parents=True)
-    (blocked / "__init__.py").write_text("raise ImportError('this project is not here')")
+    (blocked / "__init__.py").write_text("raise ImportError('mlops_nb is blocked')")
     trial = next(t for t in summary.trials if t.family == "lightgbm")
     before = MlflowClient(trial.env.tracking_uri).get_run(trial.mlflow_run_id).to_dictionary()
-    given = json.loads((trial.notebook_path.parent / "task.json").read_text())["notebook_parameters"]
-    (tmp_path / "given.json").write_text(json.dumps(given))
-    subprocess.run([Path(sys.executable).parent / "papermill", trial.notebook_path, tmp_path / "again.ipynb", "-f", tmp_path / "given.json",
-                    "--cwd", tmp_path], check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(blocked.parent), "AUTOML_FOLDER": ""})
+    parameters = json.loads((trial.notebook_path.parent / "task.json").read_text())["notebook_parameters"]
+    (tmp_path / "parameters.json").write_text(json.dumps(parameters))
+    command = [Path(sys.executable).parent / "papermill", trial.notebook_path, tmp_path / "output.ipynb",
+               "-f", tmp_path / "parameters.json", "--cwd", tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(blocked.parent), "AUTOML_FOLDER": ""}
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
     client = MlflowClient(trial.env.tracking_uri)
     runs = client.search_runs([summary.experiment.experiment_id], "tags.automl_trial = 'by hand'")
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
-    assert {k: v for k, v in runs[0].data.metrics.items() if k != "fit_seconds"} == pytest.approx(trial.metrics, abs=1e-9)
-    assert client.get_run(trial.mlflow_run_id).to_dictionary() == before, "the search's own run stays as it was"
+    metrics = {name: value for name, value in runs[0].data.metrics.items() if name != "fit_seconds"}
+    assert metrics == pytest.approx(trial.metrics, abs=1e-9)
+    assert client.get_run(trial.mlflow_run_id).to_dictionary() == before, "the run of the search is unchanged"
 
 
 SEARCH = """
@@ -173,53 +182,61 @@ from pathlib import Path
 from sklearn.datasets import load_wine
 import test_automl as tests
 from mlops_nb.automl import summary
-summary.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=sys.argv[2].split(), max_trials=2, explore=False,
-                **tests.settings(Path(sys.argv[1])))
+summary.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=sys.argv[2].split(),
+                 max_trials=2, explore=False, **tests.settings(Path(sys.argv[1])))
 """
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_where_it_was(tmp_path, state):
-    families = ["linear", family(tmp_path, "slow", before=f"time.sleep(0 if __import__('os').path.exists({str(tmp_path / 'quick')!r}) else 60)")]
-    process = subprocess.Popen([sys.executable, "-c", SEARCH, state, " ".join(families), Path(__file__).parent], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)
+def test_a_killed_search_resumes(tmp_path, state):
+    quick = tmp_path / "quick"
+    wait = f"import os; time.sleep(0 if os.path.exists({str(quick)!r}) else 60)"
+    families = ["linear", family(tmp_path, "slow", before=wait)]
+    command = [sys.executable, "-c", SEARCH, state, " ".join(families), Path(__file__).parent]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with process.stdout as lines: first = next(line for line in lines if "trial 0" in line)
     assert "linear COMPLETE" in first
     deadline = time.monotonic() + 20
-    while not list(state.glob("automl/wine/trials/*slow/task.json")) and time.monotonic() < deadline: time.sleep(0.1)
+    while not list(state.glob("automl/wine/trials/*slow/task.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=15)
-    assert not alive, "a killed search leaves nothing running"
-    (tmp_path / "quick").touch()
-    summary = automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=families, max_trials=2,
-                              explore=False, **settings(state))
+    assert not alive, "all processes of a killed search end"
+    quick.touch()
+    summary = automl.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name="wine", families=families,
+                              max_trials=2, explore=False, **settings(state))
     killed = [t for t in summary.trials if "killed" in t.reason]
-    done = [t for t in summary.trials if t.state in ("COMPLETE", "PRUNED")]
-    assert {(t.number, t.family) for t in done} == {(0, "linear"), (2, "slow")}, "what the kill interrupted is tried again, what was done is not"
+    finished = {(t.number, t.family) for t in summary.trials if t.state in ("COMPLETE", "PRUNED")}
+    assert finished == {(0, "linear"), (2, "slow")}, "only the interrupted trial is repeated"
     assert [(t.number, t.family, t.state) for t in killed] == [(1, "slow", "FAILED")]
     runs = MlflowClient(summary.trials[0].env.tracking_uri).search_runs([summary.experiment.experiment_id])
     assert "RUNNING" not in {r.info.status for r in runs}
 
 
 @pytest.mark.slow
-def test_the_time_is_kept_and_nothing_goes_on(tmp_path, state):
+def test_the_time_limit_ends_the_search_and_its_processes(tmp_path, state):
     began = time.monotonic()
-    with pytest.raises(MlopsError, match="no trial of the search succeeded: the search ended first"):
-        automl.classify(load_wine(as_frame=True).frame, "target", families=[family(tmp_path, "slow", before="time.sleep(100)")],
-                        explore=False, **settings(state) | {"timeout_minutes": 0.1})
+    with pytest.raises(MlopsError, match="no trial of the search succeeded: the search ended before this trial"):
+        slow = family(tmp_path, "slow", before="time.sleep(100)")
+        options = settings(state) | {"timeout_minutes": 0.1}
+        automl.classify(load_wine(as_frame=True).frame, "target", families=[slow], explore=False, **options)
     assert time.monotonic() - began < 20
-    assert not [p for p in psutil.Process().children(recursive=True) if "mlops_nb.jobs.warm" in " ".join(p.cmdline())]
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert not any("mlops_nb.jobs.warm" in command for command in commands)
 
 
 @pytest.mark.slow
-def test_numbers_over_time_from_a_table(state, spark, env):
+def test_regression_on_a_table_with_a_split_by_time(state, spark, env):
     rows = load_diabetes(as_frame=True).frame.assign(day=pd.date_range("2020-01-01", periods=442, freq="D"))
     tables.overwrite(spark, env, "diabetes", spark.createDataFrame(rows))
-    summary = automl.regress(dataset.read_dataset("diabetes", env), "target", "rmse", time_col="day", families=["linear"], max_trials=1, **settings(state))
+    table = dataset.read_dataset("diabetes", env)
+    summary = automl.regress(table, "target", "rmse", time_col="day", families=["linear"], max_trials=1,
+                             **settings(state))
     split = pd.read_parquet(summary.folder / "dataset.parquet").groupby(SPLIT).day.agg(["min", "max"])
-    assert split.loc["train", "max"] < split.loc["validate", "min"] and split.loc["validate", "max"] < split.loc["test", "min"]
-    best = summary.best_trial
-    assert best.evaluation_metric_score == min(t.evaluation_metric_score for t in summary.trials) < 70  # the target's own deviation is 77
-    assert best.metrics["test_root_mean_squared_error"] < 70 and len(best.load_model().predict(rows.head(4))) == 4
+    assert split.loc["train", "max"] < split.loc["validate", "min"]
+    assert split.loc["validate", "max"] < split.loc["test", "min"]
+    best, limit = summary.best_trial, 70  # the standard deviation of the target is 77
+    assert best.evaluation_metric_score == min(t.evaluation_metric_score for t in summary.trials) < limit
+    assert best.metrics["test_root_mean_squared_error"] < limit and len(best.load_model().predict(rows.head(4))) == 4

@@ -12,21 +12,21 @@ SPACE = {
     "l2_regularization": {"low": 0.001, "high": 100.0, "log": True, "default": 0.001},
 }
 TRUSTED = ["functools.partial", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-           "sklearn.utils.validation.check_array"]  # what skops is to load beside what it always trusts
+           "sklearn.utils.validation.check_array"]  # types that skops loads in addition to its defaults
 
 
 def fit(parameters, data, report):
-    "The 200 most frequent categories of a column each have a number, the others share one; unseen ones count as missing."
-    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=float("nan"), encoded_missing_value=float("nan"),
-                           max_categories=200)
-    prepare = ColumnTransformer([("categories", codes, data.categories), ("numbers", "passthrough", data.numbers)])
+    "Encode the 200 most frequent categories as numbers, others as one number; unseen categories are missing values."
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=float("nan"),
+                             encoded_missing_value=float("nan"), max_categories=200)
+    prepare = ColumnTransformer([("categories", encoder, data.categories), ("numbers", "passthrough", data.numbers)])
     x = prepare.fit_transform(data.train).astype("float64")
-    kind = HistGradientBoostingClassifier if data.kind == "classify" else HistGradientBoostingRegressor
+    model_class = HistGradientBoostingClassifier if data.kind == "classify" else HistGradientBoostingRegressor
     settings = {name: value for name, value in parameters.items() if name != "rounds"}
-    model = kind(warm_start=True, early_stopping=False, categorical_features=list(range(len(data.categories))) or None,
-                 random_state=data.seed, **settings)
+    model = model_class(warm_start=True, early_stopping=False, random_state=data.seed,
+                        categorical_features=list(range(len(data.categories))) or None, **settings)
     pipeline = Pipeline([("prepare", prepare), ("model", model)])
-    for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0):  # goes on from where it was, so that a hopeless trial can be stopped
+    for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0):  # warm start: the search can stop a poor trial early
         model.set_params(max_iter=max(round(share * parameters["rounds"]), 1)).fit(x, data.train_target)
         report(share, pipeline)
     return pipeline

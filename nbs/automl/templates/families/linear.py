@@ -9,12 +9,13 @@ SPACE = {
     "penalty": {"low": 0.0001, "high": 1000.0, "log": True, "default": 1.0},
     "most_categories": {"low": 5, "high": 100, "log": True, "default": 30},
 }
-TRUSTED = ["numpy.dtype"]  # what skops is to load beside what it always trusts
+TRUSTED = ["numpy.dtype"]  # types that skops loads in addition to its defaults
 
 
 def fit(parameters, data, report):
-    "Numbers on one scale, gaps filled with the median and marked; a column of zeros and ones for each frequent category."
-    numbers = Pipeline([("fill", SimpleImputer(strategy="median", add_indicator=True)), ("scale", StandardScaler())])
+    "Standardise numbers, impute the median with an indicator column, and one-hot encode the frequent categories."
+    numbers = Pipeline([("fill", SimpleImputer(strategy="median", add_indicator=True)),
+                        ("scale", StandardScaler())])
     categories = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=parameters["most_categories"])
     prepare = ColumnTransformer([("categories", categories, data.categories), ("numbers", numbers, data.numbers)])
     if data.kind == "classify": model = LogisticRegression(C=1 / parameters["penalty"], max_iter=2000)

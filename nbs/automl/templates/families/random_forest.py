@@ -1,4 +1,4 @@
-"""Random forest: many deep trees, each of which sees other rows and columns"""
+"""Random forest: many deep trees, each on a random sample of rows and columns"""
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.pipeline import Pipeline
@@ -10,19 +10,20 @@ SPACE = {
     "min_samples_leaf": {"low": 1, "high": 50, "log": True, "default": 3},
     "max_features": {"choices": ["sqrt", 0.3, 0.6, 1.0], "default": "sqrt"},
 }
-TRUSTED = ["sklearn.tree._tree.Tree"]  # what skops is to load beside what it always trusts
+TRUSTED = ["sklearn.tree._tree.Tree"]  # types that skops loads in addition to its defaults
 
 
 def fit(parameters, data, report):
-    "Categories become numbers; rarer and unseen ones share one. Missing values go where they fit best."
-    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2, max_categories=200)
-    prepare = ColumnTransformer([("categories", codes, data.categories), ("numbers", "passthrough", data.numbers)])
+    "Encode categories as numbers; rare categories share one, unseen ones are -1 and missing ones are -2."
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2,
+                             max_categories=200)
+    prepare = ColumnTransformer([("categories", encoder, data.categories), ("numbers", "passthrough", data.numbers)])
     x = prepare.fit_transform(data.train).astype("float64")
-    kind = RandomForestClassifier if data.kind == "classify" else RandomForestRegressor
+    model_class = RandomForestClassifier if data.kind == "classify" else RandomForestRegressor
     settings = {name: value for name, value in parameters.items() if name != "trees"}
-    model = kind(warm_start=True, random_state=data.seed, n_jobs=data.threads, **settings)
+    model = model_class(warm_start=True, random_state=data.seed, n_jobs=data.threads, **settings)
     pipeline = Pipeline([("prepare", prepare), ("model", model)])
-    for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0):  # goes on from where it was, so that a hopeless trial can be stopped
+    for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0):  # warm start: the search can stop a poor trial early
         model.set_params(n_estimators=max(round(share * parameters["trees"]), 1)).fit(x, data.train_target)
         report(share, pipeline)
     return pipeline
