@@ -203,7 +203,7 @@ def show_model(reference: VersionReference, target: Target = None) -> None:
     from mlops_nb.deployment import lineage
     from mlops_nb.models import registry
     place = env.load_env(target)
-    with registry.answering(place): facts = lineage.lineage(place, registry.resolve_version(place, reference))
+    with registry.registry_errors(place): facts = lineage.lineage(place, registry.resolve_version(place, reference))
     out.print(lineage.lineage_tree(facts))
     source = facts["model"]["source"]
     if len(source) + 20 > out.width: show(f"source  {escape(source)}")  # the tree breaks a long one
@@ -226,7 +226,8 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
         parameters = ["-p", f"model_name={version.name}", "-p", f"model_version={version.version}"]
         mlops = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
         state = {"PYTHONPATH": str(folder), "MLOPS_STATE": str(place.state), "MLOPS_LAKEHOUSE": place.lakehouse}
-        process = subprocess.run([*mlops, "run", "reproduce", "-t", place.target, *parameters], cwd=folder, env=os.environ | state)
+        command = [*mlops, "run", "reproduce", "-t", place.target, *parameters]
+        process = subprocess.run(command, cwd=folder, env=os.environ | state)
     if process.returncode: raise typer.Exit(process.returncode)
 
 # %% ../nbs/12_cli.ipynb #6b7e2e0b
@@ -246,7 +247,7 @@ def rollback(name: Name, reason: Annotated[str, typer.Option(help="The reason, f
     from mlops_nb.deployment import aliases
     from mlops_nb.models import registry
     place = env.load_env(target)
-    with registry.answering(place):
+    with registry.registry_errors(place):
         registry.check_model(place, place.model(name))
         out.print(escape(aliases.rollback(get_spark(place), place, place.model(name), reason, to)), highlight=False)
 
@@ -265,7 +266,7 @@ def approve(name: Name, version: Annotated[int, typer.Argument(help="The number 
     from mlops_nb.models import registry
     place, deploy_job = env.load_env(target), load_bundle(target=target).job(job)
     keys, full = approval.approval_keys(deploy_job), place.model(name)
-    with registry.answering(place): approval.approve(place, full, version, keys, approver)
+    with registry.registry_errors(place): approval.approve(place, full, version, keys, approver)
     out.print(f"{full} v{version} is approved by {escape(approver)}", highlight=False)
     if place.tracking_uri.startswith("databricks"):
         from databricks.sdk import WorkspaceClient
@@ -290,7 +291,7 @@ def show_history(name: Name, target: Target = None) -> None:
     from mlops_nb.deployment import aliases
     from mlops_nb.models import registry
     place = env.load_env(target)
-    with registry.answering(place):
+    with registry.registry_errors(place):
         registry.check_model(place, place.model(name))
         moves = aliases.read_log(get_spark(place), place, place.model(name))
     columns = ["move", "time (UTC)", "alias", "from", "to", "user", "reason", *(["run"] if out.width >= WIDE else [])]
@@ -316,7 +317,7 @@ def copy_model(reference: Annotated[str, typer.Argument(help="catalog.schema.NAM
     from mlops_nb.deployment import copying
     from mlops_nb.models import registry
     place = env.load_env(target)
-    with registry.answering(place): copied, new = copying.copy_version(place, reference)
+    with registry.registry_errors(place): copied, new = copying.copy_version(place, reference)
     state = "now" if new else "already"
     show(f"{copied.name} v{copied.version} is {state} a copy of {escape(reference)}; validate and deploy it:")
     show(f"  mlops run deploy -t {place.target} -p model_name={copied.name} -p model_version={copied.version}")
@@ -333,7 +334,7 @@ def compare_models(first: VersionReference, second: VersionReference, target: Ta
     from mlops_nb.jobs import runner
     from mlops_nb.models import registry
     place = env.load_env(target)
-    with registry.answering(place):
+    with registry.registry_errors(place):
         for reference in (first, second): registry.resolve_version(place, reference)
     run_to_end(runner.begin_run(make_home(target, {}), "compare", {"first": first, "second": second, "as_of": as_of}))
 

@@ -182,7 +182,7 @@ def deploy(spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
     require_validated(version)
     require_not_rolled_back(env, version)
     name, label = env.check_write(version.name), f"{version.name} v{version.version}"
-    with registry.answering(env), registry.lock(env, name):
+    with registry.registry_errors(env), registry.lock(env, name):
         completed_moves = aliases.finish_interrupted_move(spark, env, name)
         champion = registry.find_alias(env, name, "champion")
         champion_number = int(champion.version) if champion else None

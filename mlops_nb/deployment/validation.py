@@ -172,7 +172,7 @@ def page_without_job_sections(description: str | None) -> str:
 # %% ../../nbs/deployment/01_validation.ipynb #08707594
 def begin_validation(env: Env, name: str, version: Any) -> Any:  # mlflow ModelVersion
     "Return the version after setting its status to PENDING, so that an earlier verdict no longer counts."
-    with registry.answering(env):
+    with registry.registry_errors(env):
         model_version = registry.get_version(env, name, version)
         number = str(model_version.version)
         registry.client(env).set_model_version_tag(env.check_write(name), number, STATUS, "PENDING")
@@ -197,7 +197,7 @@ def validate_version(env: Env, name: str, version: Any,  # the model's full name
     version = begin_validation(env, name, version)
     if not checks: raise MlopsError(f"no checks are given for {name} v{version.version}")
     results = run_checks(checks)
-    with registry.answering(env): write_results(env, version, results)
+    with registry.registry_errors(env): write_results(env, version, results)
     return results
 
 def require_passed(name: str, version: Any, results: Mapping[str, list[str]]) -> None:

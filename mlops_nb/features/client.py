@@ -121,12 +121,12 @@ def existing_model(env: Env, model_uri: str) -> Iterator[None]:
     try: yield
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise MlopsError(f"there is no model at {registry.place_of(model_uri)}: {reason}",
+        raise MlopsError(f"there is no model at {registry.without_credentials(model_uri)}: {reason}",
                          f"{ADDRESSES}; {registry.known_models(env)}") from error
 
 def download_model(env: Env, model_uri: str) -> tuple[bytes, FeatureSpec]:  # packed files, see `scoring.packed`
     "Download a model once; raise MlopsError if it does not exist, has no spec, or the registry does not answer."
-    with registry.answering(env):
+    with registry.registry_errors(env):
         uri = pinned_uri(env, model_uri)
         with existing_model(env, uri): files = scoring.packed(uri)
     return files, packed_spec(files, uri)

@@ -91,7 +91,7 @@ def card_of(env, run: Any | None) -> str | None:
 
 def gather(spark, env, version: Any) -> validation_checks.Evidence:  # of an mlflow ModelVersion
     "Gather the input of all checks."
-    with registry.answering(env):
+    with registry.registry_errors(env):
         run = registry.run_of(env, version)
         card = card_of(env, run)
     recorded = recorded_of(run.data.tags, run.data.params) if run else {}

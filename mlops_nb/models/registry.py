@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STORES', 'client', 'experiment_id', 'lock', 'model_names', 'version_numbers', 'whole_number', 'find_version',
-           'get_version', 'check_model', 'register_version', 'place_of', 'answering', 'find_alias', 'get_alias',
-           'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
+           'get_version', 'check_model', 'register_version', 'without_credentials', 'registry_errors', 'find_alias',
+           'get_alias', 'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
 
 # %% ../../nbs/models/00_registry.ipynb #166a6e64
 import json
@@ -118,20 +118,20 @@ def register_version(env: Env, name: str,  # the model's full name
 # %% ../../nbs/models/00_registry.ipynb #f425309e
 STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")  # packages whose errors mean a registry failure
 
-def place_of(uri: str) -> str:
+def without_credentials(uri: str) -> str:
     "Return a URI without user, password and query, for messages."
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
 
 @contextmanager
-def answering(env: Env) -> Iterator[None]:
+def registry_errors(env: Env) -> Iterator[None]:
     "Convert exceptions of the registry's store and client to MlopsError."
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try: yield
     except MlopsError: raise
     except Exception as error:
         if type(error).__module__.split(".")[0] not in STORES: raise
-        raise MlopsError(f"the registry at {place_of(env.registry_uri)} failed: {type(error).__name__}",
+        raise MlopsError(f"the registry at {without_credentials(env.registry_uri)} failed: {type(error).__name__}",
                          "repeat the command when the registry is available: it completes interrupted steps") from error
 
 # %% ../../nbs/models/00_registry.ipynb #fffc31ee

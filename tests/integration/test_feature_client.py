@@ -267,7 +267,8 @@ def test_tables_that_are_refused(client, spark, at_home, change, message):
 
 @pytest.mark.parametrize("rows, message", [
     (f"('z', {T.format(10)}, 1D, 1L), ('z', {T.format(10)}, 2D, 1L)", "1 duplicate key for dev.flights.hours"),
-    (f"('z', {T.format(10)}, 1D, 1L), (NULL, {T.format(11)}, 2D, 1L)", "key 'place' is null in 1 of the rows for dev.flights.hours"),
+    (f"('z', {T.format(10)}, 1D, 1L), (NULL, {T.format(11)}, 2D, 1L)",
+     "key 'place' is null in 1 of the rows for dev.flights.hours"),
     (f"(5, {T.format(10)}, 1D, 1L)", "column 'place' of dev.flights.hours is string, got int")])
 def test_rows_that_are_refused(client, spark, rows, message):
     before = client.read_table(name="hours").count()

@@ -329,7 +329,8 @@ def test_labels_are_those_known_before_the_cut(spark, env, facts):
 
 def test_features_that_end_too_early_are_an_error(spark, env):
     flights = feature_engineering.scheduled(spark, env, date(2013, 4, 1))
-    with pytest.raises(MlopsError, match="airport_recent ends at 2013-04-01 03:45:00, but values are requested for 2013-04-0"):
+    message = "airport_recent ends at 2013-04-01 03:45:00, but values are requested for 2013-04-0"
+    with pytest.raises(MlopsError, match=message):
         feature_engineering.flight_features(spark, env, flights)
 
 

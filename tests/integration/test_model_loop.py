@@ -276,7 +276,8 @@ def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions)
     assert f"{NAME} v1 is not better, v2 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
     assert reason.endswith("; v3, which is newer, stays Challenger")
     reason = deployed(versions, old, min_rows=30_000)
-    assert f"Too few rows to compare {NAME} v1: no decision, v2 stays Champion" in reason and "30,000 rows are needed" in reason
+    assert f"Too few rows to compare {NAME} v1: no decision, v2 stays Champion" in reason
+    assert "30,000 rows are needed" in reason
     assert aliases(env) == {"champion": 2, "challenger": 3, "previous_champion": 1}
 
 

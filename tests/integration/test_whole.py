@@ -128,7 +128,8 @@ def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(train
     for alias in ("champion", "challenger"): client_of(state).delete_registered_model_alias(MODEL, alias)
     shutil.rmtree(state / "lakehouse/dev/flights/deployment_log")
     words = ["run", "deploy", "--param", f"model_name={MODEL}", "--param", "model_version=1"]
-    run = run_and_kill(state, words, "deploy", cell_with("deploy", "= deploy_version("), ALIAS_EXISTS.format("challenger"))
+    cell = cell_with("deploy", "= deploy_version(")
+    run = run_and_kill(state, words, "deploy", cell, ALIAS_EXISTS.format("challenger"))
     assert registered(state)[1] == {"challenger": 1}
     assert "v1 is Champion" in mlops(state, "repair", run)
     assert not (state / f"runs/{run}/validate/1").exists()  # a task that had succeeded did not run again

@@ -52,7 +52,8 @@ def test_a_driver_that_is_not_installed(env, monkeypatch, scheme, module, extra)
     assert result.state == "wrong" and f"{module!r}" in result.observation
     assert "set by MLOPS_ONLINE_STORE" in result.observation
     assert result.hint == f"uv pip install -e '.[{extra}]'"
-    assert doctor.OPTIONAL_PACKAGES[STORE_KINDS[scheme].extra][0].replace("-", ".").split(".")[0] == module.split(".")[0]
+    package = doctor.OPTIONAL_PACKAGES[STORE_KINDS[scheme].extra][0]
+    assert package.replace("-", ".").split(".")[0] == module.split(".")[0]
 
 
 @pytest.mark.parametrize("uri, message", [

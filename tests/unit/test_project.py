@@ -71,7 +71,8 @@ def third_party(source: str) -> set[str]:
     packages = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): packages |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level: packages.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            packages.add(node.module.split(".")[0])
     return packages - set(sys.stdlib_module_names) - {"mlops_nb"}
 
 
@@ -124,7 +125,8 @@ def test_nbdev_clean_keeps_the_parameters_tag(path, cleaned):
 def test_a_notebook_has_the_form_that_readers_expect(path):
     cells = json.loads(path.read_text())["cells"]
     first = "".join(cells[0]["source"])
-    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n\n> .+", first), "a title, and one line on its purpose"
+    assert cells[0]["cell_type"] == "markdown"
+    assert re.match(r"# .+\n\n> .+", first), "a title, and one line on its purpose"
     if path in OF_JOBS: assert "[Results of this run](#Run)" in first, "the first cell of a job links to its results"
     assert not any(c.get("outputs") for c in cells), "outputs belong to runs"
     functions = [n for s in exported(path) for n in ast.walk(ast.parse(s)) if isinstance(n, ast.FunctionDef)]
