@@ -114,7 +114,7 @@ def plot_trials(summary: AutoMLSummary) -> Any:  # matplotlib Figure
     metric, is_minimized = metric_name(summary.primary_metric), DIRECTIONS[summary.primary_metric] == "minimize"
     best = summary.best_trial
     score = f"{metric} {best.evaluation_metric_score:.4f}"
-    figure, axes = canvas(f"Trial {best.number}, {best.family}, is the best of {len(rows)}: {score}", size=(8, 3.5))
+    figure, axes = canvas(f"Best of {len(rows)} completed trials: {best.family}, {score}", size=(8, 3.5))
     plt.close(figure)  # Jupyter displays open figures of pyplot, in addition to the summary that contains this one
     best_so_far = rows[metric].cummin() if is_minimized else rows[metric].cummax()
     axes.step(rows.trial, best_so_far, where="post", color=DARK, linewidth=1, label="best so far")
