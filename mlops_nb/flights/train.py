@@ -149,10 +149,12 @@ def evaluation_pictures(trained: TrainedModel, held_out: pd.DataFrame, evaluatio
     "The quality of the model, in pictures."
     label, prediction = held_out.late_arrival, evaluation.predictions["model"]
     gain = dict(zip(FEATURES, trained.booster.feature_importance("gain"), strict=True))
-    return {"calibration": plot_calibration(label, evaluation.predictions, title),
-            "thresholds": plot_thresholds(label.to_numpy(int), prediction, trained.threshold, costs, title),
-            "slices": plot_slices(evaluation.slices, title),
-            "importance": plot_importance(gain, "share of the total gain")}
+    return {
+        "calibration": plot_calibration(label, evaluation.predictions, f"Predicted and observed late flights, {title}"),
+        "thresholds": plot_thresholds(label.to_numpy(int), prediction, trained.threshold, costs,
+                                      f"Cost, precision and recall by threshold, {title}"),
+        "slices": plot_slices(evaluation.slices, f"Log loss by slice, {title}"),
+        "importance": plot_importance(gain, "Features by their share of the total gain")}
 
 # %% ../../nbs/flights/06_train.ipynb #c97cb88f
 def contributions(trained: TrainedModel, rows: pd.DataFrame) -> explanation.Contributions:
