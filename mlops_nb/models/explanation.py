@@ -161,7 +161,8 @@ def draw_steps(axes: Any, changes: pd.Series, base: float) -> None:
     axes.barh(range(len(changes)), changes, left=ends - changes.to_numpy(), color=colours, height=0.7)
     for place, (change, end) in enumerate(zip(changes, ends, strict=True)):
         offset, side = ((4, 0), "left") if change > 0 else ((-4, 0), "right")
-        axes.annotate(f"{change:+.2f}", (end, place), xytext=offset, ha=side, va="center", **NOTE_STYLE)
+        text = f"{change:+.2f}" if round(change, 2) else "0.00"
+        axes.annotate(text, (end, place), xytext=offset, ha=side, va="center", **NOTE_STYLE)
     axes.set_yticks(range(len(changes)), changes.index)
     axes.invert_yaxis()
     axes.use_sticky_edges = False  # otherwise no margin where a bar starts
