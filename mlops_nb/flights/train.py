@@ -213,7 +213,7 @@ def explanation_text(sample: explanation.Contributions) -> str:  # Markdown
     "The strongest features, and the pictures of the explanation."
     sizes = ", ".join(f"{name} ({size:.2f})" for name, size in explanation.strongest(sample, 8).items())
     images = "\n".join(f"![{name}](explanation/{name}.png)" for name in ("summary", "dependence", "single"))
-    return (f"Shapley values of {len(sample.rows):,} of {sample.of:,} held-out flights. Strongest: {sizes} "
+    return (f"Shapley values of {len(sample.rows):,} of {sample.total_rows:,} held-out flights. Strongest: {sizes} "
             f"(mean size in log-odds).\n\n{images}")
 
 def card_text(governance: Mapping, periods: Periods, training_rows: pd.DataFrame, held_out: pd.DataFrame,

@@ -7,7 +7,6 @@ __all__ = ['code_version', 'pinned_requirements', 'delta_source', 'log_input', '
            'log_evaluation']
 
 # %% ../../nbs/models/07_evidence.ipynb #137ed8cb
-import json
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -18,7 +17,6 @@ import pandas as pd
 from ..env import Env
 from ..errors import MlopsError
 from ..git import git
-from . import registry
 from .fingerprint import data_digest
 
 # %% ../../nbs/models/07_evidence.ipynb #b23d9b9c

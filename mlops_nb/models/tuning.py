@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANGE_KEYS', 'Report', 'Objective', 'range_problem', 'choices_problem', 'entry_problems', 'space_problems',
            'check_space', 'suggest_value', 'suggest', 'option_problems', 'tuning_problems', 'check_tuning',
-           'nested_run', 'step_report', 'run_trial', 'is_complete_trial', 'trial_line', 'tune', 'try_options']
+           'nested_run', 'step_report', 'run_trial', 'has_completed', 'trial_line', 'tune', 'try_options']
 
 # %% ../../nbs/models/08_tuning.ipynb #65e424d5
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,7 +148,7 @@ def run_trial(trial: Any, parameters: dict, objective: Objective, metric: str) -
     raise pruned
 
 # %% ../../nbs/models/08_tuning.ipynb #7776ebde
-def is_complete_trial(trial: Any) -> bool:
+def has_completed(trial: Any) -> bool:
     "Whether the trial ran to its end and was not pruned."
     return trial.state.name == "COMPLETE"
 
@@ -156,7 +156,7 @@ def trial_line(trial: Any, trials: int, metric: str, study: Any) -> str:  # stud
     "One line of progress about a trial that ended."
     start = f"trial {trial.number + 1} of {trials}: "
     # Read the state, not the value: Optuna sets the value of a pruned trial to its last report
-    if not is_complete_trial(trial): return start + f"pruned after step {trial.last_step + 1}"
+    if not has_completed(trial): return start + f"pruned after step {trial.last_step + 1}"
     return start + f"{metric} {trial.value:.5f}, best {study.best_value:.5f}"
 
 def tune(space: Mapping[str, Mapping], objective: Objective,
@@ -173,7 +173,7 @@ def tune(space: Mapping[str, Mapping], objective: Objective,
     def run_one(trial: Any) -> float: return run_trial(trial, suggest(trial, space), objective, metric)
     def show_progress(study: Any, trial: Any) -> None: progress(trial_line(trial, trials, metric, study))
     study.optimize(run_one, n_trials=trials, callbacks=[show_progress])
-    results = [(trial.value, trial.params) for trial in study.trials if is_complete_trial(trial)]
+    results = [(trial.value, trial.params) for trial in study.trials if has_completed(trial)]
     return sorted(results, key=itemgetter(0))
 
 # %% ../../nbs/models/08_tuning.ipynb #5330db4f

@@ -143,7 +143,7 @@ def test_the_explanation_adds_up_to_the_prediction(loop, march):
     trained = learning.TrainedModel(inside.booster, inside.encoding, 0.2, 0.2)
     sample = train.contributions(trained, march.tail(300))
     odds = sample.values.sum(1) + sample.base
-    assert isinstance(inside.booster, lightgbm.Booster) and len(sample.rows) == sample.of == 300
+    assert isinstance(inside.booster, lightgbm.Booster) and len(sample.rows) == sample.total_rows == 300
     shown = sample.shown[feature_engineering.FEATURES]
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, shown))
 
