@@ -95,7 +95,7 @@ check: $(READY)  ## check that notebooks are clean, the export current, the code
 	@$(BIN)/nbdev_clean --fname nbs; $(EXPORT)
 	@git diff --exit-code --stat -- nbs mlops_nb pyproject.toml settings.ini || { \
 	  echo "notebooks were not clean, or mlops_nb not exported: run make tidy and commit what it changed"; exit 1; }
-	@$(BIN)/ruff check --quiet . && $(BIN)/mlops validate && $(BIN)/mlops validate -t prod
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff check --quiet --isolated --select F821 mlops_nb && $(BIN)/mlops validate && $(BIN)/mlops validate -t prod
 
 tidy: $(READY)  ## before a commit: clear outputs, sort imports, export mlops_nb
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace $(NOTEBOOKS)

@@ -18,6 +18,7 @@ from ..deployment.comparison import Comparison, Contender, known_until, learnt_t
 from ..deployment.promotion import Match
 from .feature_engineering import BASELINE, FEATURES
 from .learning import labelled_rows
+from ..models import registry
 
 # %% ../../nbs/flights/08_deploy.ipynb #673aaca7
 def comparable_rows(spark, env, version: Any, champion: Any | None) -> pd.DataFrame:  # what `labelled_rows` returns

@@ -337,4 +337,4 @@ def test_an_approval_continues_the_waiting_run_and_the_run_that_called_it(projec
     assert "v1 is approved by Ann Smith" in output and (project / "went.txt").read_text() == "x"
     states = sqlite3.connect(project / ".mlops/runs.db").execute("select result_state from runs").fetchall()
     assert states == [("SUCCESS",)] * 2  # deploy, and train, which called it
-    assert "no run waits for it" in mlops("approve", "late_arrival", "1", "--as", "Ann Smith")
+    assert "no run waits for this approval" in mlops("approve", "late_arrival", "1", "--as", "Ann Smith")
