@@ -76,6 +76,9 @@ def failed_notebook():
     failed = notebook("validate", "never reached")
     error = new_output("error", ename="MlopsError", evalue="no such table", traceback=["no such table t"])
     failed.cells[1].outputs = [error]
+    banner = new_markdown_cell("<span>An Exception was encountered at In [2].</span>")
+    banner.metadata.tags = ["papermill-error-cell-tag"]
+    failed.cells.insert(0, banner)
     failed.cells[-1].outputs = []
     return failed
 
@@ -93,7 +96,17 @@ def test_results_come_first_and_code_is_folded(store, tmp_path):
 
 def test_a_failed_cell_of_a_called_run_is_visible(store, tmp_path):
     visible, _ = texts(run_page.run_page(store, tmp_path, 1))
-    assert "validate: FAILED" in visible and "no such table t" in visible and "never reached" not in visible
+    assert "deploy › validate: FAILED" in visible and "no such table t" in visible and "never reached" not in visible
+    assert "An Exception was encountered" not in visible, "papermill's banner gives way to the task's message"
+
+
+def test_the_message_of_a_task_is_shown_once_in_its_section(store, tmp_path):
+    path = tmp_path / "1/train/1/notebook.ipynb"
+    content = nbformat.read(path, 4)
+    content.cells[-1].outputs.append(new_output("stream", name="stdout", text="loss <0.46>\n"))
+    nbformat.write(content, path)
+    visible, _ = texts(run_page.run_page(store, tmp_path, 1))
+    assert visible.count("loss <0.46>") == 2, "in the table of the tasks, and on top of the section"
 
 
 def test_the_page_needs_no_other_file(store, tmp_path):
