@@ -1,4 +1,4 @@
-"""The Databricks MLOps workflow as literate notebooks. What users import is here, and is loaded when it is first used."""
+"""The Databricks MLOps workflow as literate notebooks. The names that users import, loaded at their first use."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:  # for editors
     from mlops_nb.features.spec import FeatureFunction, FeatureLookup
 
 _MODULES = {  # name -> the module that has it
-    "FeatureFunction": "features.spec", "FeatureLookup": "features.spec", "MlopsError": "errors", "classify": "automl.summary",
-    "feature_client": "features.client", "get_spark": "data.session", "load_env": "env", "regress": "automl.summary",
-    "tables": "data.tables", "task": "task"}
-__all__ = ["FeatureFunction", "FeatureLookup", "MlopsError", "classify", "feature_client", "get_spark", "load_env", "regress",
-           "tables", "task"]
+    "FeatureFunction": "features.spec", "FeatureLookup": "features.spec", "MlopsError": "errors",
+    "classify": "automl.summary", "feature_client": "features.client", "get_spark": "data.session", "load_env": "env",
+    "regress": "automl.summary", "tables": "data.tables", "task": "task"}
+__all__ = ["FeatureFunction", "FeatureLookup", "MlopsError", "classify", "feature_client", "get_spark", "load_env",
+           "regress", "tables", "task"]
 
 
 def __getattr__(name: str) -> Any:
     "Import the module of a name at its first use: `import mlops_nb` alone takes milliseconds."
-    if name not in _MODULES: raise AttributeError(f"module 'mlops_nb' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mlops_nb' has no attribute {name!r}; it has {', '.join(__all__)}")
     module = import_module(f"mlops_nb.{_MODULES[name]}")
     value = module if _MODULES[name].rpartition(".")[2] == name else getattr(module, name)
     globals()[name] = value

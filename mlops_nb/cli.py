@@ -132,7 +132,8 @@ def list_runs(context: typer.Context, job: Annotated[str | None, typer.Option(he
     if context.invoked_subcommand: return
     from mlops_nb.jobs import progress, run_store
     rows = run_store.list_runs(open_run_store(), job, limit)
-    show(progress.runs_table(rows) if rows else "no runs yet; start one with [bold]mlops run JOB[/]")
+    of_job = f" of job {job!r}" if job else ""
+    show(progress.runs_table(rows) if rows else f"no runs{of_job} yet; start one with [bold]mlops run JOB[/]")
 
 @runs_app.command("show")
 def show_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")]) -> None:
@@ -234,7 +235,7 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
 Name = Annotated[str, typer.Argument(help="A model; a name of one part is a model of the target.")]
 
 @app.command()
-def rollback(name: Name, reason: Annotated[str, typer.Option(help="The reason, for the log.")] = "",
+def rollback(name: Name, reason: Annotated[str, typer.Option(help="The reason, for the log. Required.")] = "",
              to: Annotated[int | None, typer.Option(
                  help="The version to put in production. Default: the previous Champion.")] = None,
              target: Target = None) -> None:
@@ -253,7 +254,7 @@ def rollback(name: Name, reason: Annotated[str, typer.Option(help="The reason, f
 
 @app.command()
 def approve(name: Name, version: Annotated[int, typer.Argument(help="The number of the version.")],
-            approver: Annotated[str, typer.Option("--as", help="The name of the person who approves.")] = "",
+            approver: Annotated[str, typer.Option("--as", help="The name of the person who approves. Required.")] = "",
             job: Annotated[str, typer.Option(help="The job whose run waits for the approval.")] = "deploy",
             target: Target = None) -> None:
     """Approve a version, and continue the run that waits for the approval.
@@ -331,11 +332,12 @@ def compare_models(first: VersionReference, second: VersionReference, target: Ta
 
     Example: [bold]mlops models compare late_arrival@champion prod.flights.late_arrival@champion[/]"""
     from mlops_nb import env
+    from mlops_nb.deployment import comparison
     from mlops_nb.jobs import runner
     from mlops_nb.models import registry
     place = env.load_env(target)
     with registry.registry_errors(place):
-        for reference in (first, second): registry.resolve_version(place, reference)
+        comparison.check_different(*(registry.resolve_version(place, reference) for reference in (first, second)))
     run_to_end(runner.begin_run(make_home(target, {}), "compare", {"first": first, "second": second, "as_of": as_of}))
 
 # %% ../nbs/12_cli.ipynb #2a3857f0

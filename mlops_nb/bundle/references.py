@@ -89,7 +89,9 @@ def unresolved_error(reference: Reference,
     "The error for a reference without a value."
     path, place = reference.path, ".".join(reference.path[:depth])
     name = path[depth] if depth < len(path) else ""
-    if depth == 0: return MlopsError(f"{reference.text}: {NO_NAMESPACE.get(name, f'{name!r} is not available here')}")
+    if depth == 0:
+        reason = NO_NAMESPACE.get(name, f"{name!r} is not available here")
+        return MlopsError(f"{reference.text}: {reason}")
     if isinstance(value, datetime): value = TIME_PARTS
     if not isinstance(value, Mapping): return MlopsError(f"{reference.text}: {place} is a single value without fields")
     if path[0] == "tasks" and depth == 1:

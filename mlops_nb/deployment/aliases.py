@@ -119,7 +119,7 @@ def rollback_target(env: Env, name: str, to: Any | None) -> Any:  # mlflow Model
                              "name a version that has passed its validation: --to VERSION")
         if reason := version.tags.get(ROLLED_BACK):
             raise MlopsError(f"the previous Champion v{version.version} of {name} was itself rolled back: {reason}",
-                             f"to put it back nevertheless: --to {version.version}")
+                             f"to restore it anyway, add: --to {version.version}")
     require_validated(version)
     return version
 

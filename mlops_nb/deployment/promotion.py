@@ -144,7 +144,7 @@ def require_not_rolled_back(env: Env, version: Any) -> None:
     "Raise MlopsError if the version was rolled back."
     reason = version.tags.get(ROLLED_BACK)
     if not reason: return
-    command = f"mlops rollback {version.name} -t {env.target} --to {version.version}"
+    command = f'mlops rollback {version.name} -t {env.target} --to {version.version} --reason "..."'
     raise MlopsError(f"{version.name} v{version.version} was rolled back: {reason}",
                      f"train another version, or put this one back: {command}")
 
@@ -171,7 +171,7 @@ def deployment_summary(version: Any, champion: Any | None, comparison: Compariso
     label, reason = f"{version.name} v{version.version}", f"{comparison.reason}{challenger_text}"
     current = f"v{champion.version} stays Champion" if champion else "there is still no Champion"
     if comparison.decision == "promote": return f"{label} is Champion: {reason}"
-    if comparison.decision == "keep": return f"{label} is not better, {current}: {reason}"
+    if comparison.decision == "keep": return f"{label} is not clearly better, {current}: {reason}"
     return f"Too few rows to compare {label}: no decision, {current}: {reason}"
 
 # %% ../../nbs/deployment/05_promotion.ipynb #a3704f03

@@ -117,8 +117,9 @@ def morning_and_evening(spark, flights, before: int = 10, after: int = 17,  # ho
                         ) -> pd.DataFrame:  # origin, flight_day, morning, evening (late shares)
     "The late shares of the morning and of the evening of the same day."
     def share(condition: str) -> str: return f"avg(CASE WHEN {condition} THEN late END)"
-    return spark.sql(f"""SELECT * FROM (SELECT origin, flight_day, {share(f"hour < {before}")} AS morning,
-    {share(f"hour >= {after}")} AS evening FROM {{flights}} GROUP BY origin, flight_day)
+    morning, evening = share(f"hour < {before}"), share(f"hour >= {after}")
+    return spark.sql(f"""SELECT * FROM (SELECT origin, flight_day, {morning} AS morning,
+    {evening} AS evening FROM {{flights}} GROUP BY origin, flight_day)
 WHERE morning IS NOT NULL AND evening IS NOT NULL ORDER BY flight_day, origin""", flights=flights).toPandas()
 
 # %% ../../nbs/flights/01_eda.ipynb #f44ef13f

@@ -135,7 +135,8 @@ ROW_KEYS = {"flights": ["year", "month", "day", "carrier", "flight", "origin", "
 
 def row_text(line: int, row: pd.Series) -> str:
     "A row as a message shows it."
-    return f"line {line}: {', '.join(f'{column}={value}' for column, value in row.items())}"
+    values = ", ".join(f"{column}={value}" for column, value in row.items())
+    return f"line {line}: {values}"
 
 def reject_rows(file: str, rows: pd.DataFrame,  # the wrong rows of the file
                 problem: str, hint: str = ""):

@@ -171,7 +171,7 @@ def explanation_pictures(sample: explanation.Contributions) -> dict:  # matplotl
     highest = int(sample.values.sum(1).argmax())
     return {"summary": explanation.plot_summary(sample),
             "dependence": explanation.plot_dependence(sample, list(explanation.strongest(sample, 3).index)),
-            "single": explanation.plot_single(sample, highest, "The surest warning of the sample")}
+            "single": explanation.plot_single(sample, highest, "The flight with the highest predicted probability")}
 
 def log_figures(folder: str, figures: Mapping) -> None:
     "Log pictures as artifacts of the active run."

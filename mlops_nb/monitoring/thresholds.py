@@ -137,7 +137,7 @@ def plot_metric(axes: Any, names: list[str], values: pd.Series, limits: pd.Serie
     axes.scatter(names, values, s=60, zorder=2, color=[RED if name in flagged else BLUE for name in names])
     if len(names) <= MANY: annotate_values(axes, names, values)
     edges = [i - 0.5 for i in range(len(names) + 1)]
-    axes.stairs(limits, edges, baseline=None, color=RED, linestyle="--", linewidth=1.3, label="limit")
+    axes.stairs(limits, edges, baseline=None, color=RED, linestyle="--", linewidth=1.3, label="threshold")
     axes.set(ylabel=metric.replace("_", " "), xlim=(-0.5, len(names) - 0.5),
              ylim=(lowest - 0.15 * span, highest + 0.45 * span))
     legend(axes, loc="upper left")
@@ -192,7 +192,7 @@ def plot_drift(measured: Measured, monitor: Monitor, granularity: str,
     table = drift_table(measured, monitor, granularity, metric, top)
     figure, axes = canvas(title or drift_title(table), size=(10, 1.8 + 0.28 * len(table)))
     sns.heatmap(table, ax=axes, cmap=sns.light_palette(BLUE, as_cmap=True), vmin=0, vmax=1, fmt=".2f", linewidths=1,
-                annot=len(table.columns) <= MANY, annot_kws={"fontsize": 8}, cbar_kws={"label": "drift, 0 to 1"})
-    axes.set(xlabel=f"{metric} of a window ({granularity}) against the baseline", ylabel="")
+                annot=len(table.columns) <= MANY, annot_kws={"fontsize": 8}, cbar_kws={"label": f"{metric}, 0 to 1"})
+    axes.set(xlabel=f"window ({granularity}), compared with the baseline", ylabel="")
     axes.tick_params(axis="y", rotation=0)
     return figure

@@ -121,7 +121,8 @@ def versions_of(rows) -> list[str]:  # what `with_windows` returns
 def group_id_sql(*columns: str) -> str:  # SQL expressions -> a SQL expression of type bigint
     "Return the SQL expression for the id of the group that the values of these columns identify."
     # One concatenated string, not many arguments: Sail 0.7 cannot hash constants, and the version is not constant
-    return f"xxhash64(concat_ws('\\n', {', '.join(f'CAST({name} AS STRING)' for name in columns)}))"
+    texts = ", ".join(f"CAST({name} AS STRING)" for name in columns)
+    return f"xxhash64(concat_ws('\\n', {texts}))"
 
 def with_groups(rows,  # what `with_windows` returns
                 monitor: Monitor, versions: list[str]):  # -> DataFrame with group_id and an id for each slice

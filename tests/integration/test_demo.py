@@ -1,4 +1,5 @@
 """The year of production of `make demo`, run once on all flights; then a worse version, and a rollback."""
+import re
 import sqlite3
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_its_results_open_as_one_page(demo):
     assert "Run 1: demo, target dev" in text and "255,987 flights" in text
 
 
+def test_two_versions_are_compared_by_a_command(demo, tmp_path):
+    state = copy_state(demo[0], tmp_path / "state")
+    printed = mlops(state, "models", "compare", "late_arrival/2", "late_arrival@previous_champion")
+    assert "of dev.flights.late_arrival v1 on 25,368 rows" in printed and "log_loss" in printed
+    assert next((state / "comparisons").glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    printed = mlops(state, "models", "compare", "late_arrival/2", "late_arrival@champion", code=2)
+    assert "both references name dev.flights.late_arrival v2" in printed and "Traceback" not in printed
+
+
 @pytest.mark.full
 def test_a_plausible_version_of_an_older_smaller_window_is_refused_with_its_reasons(demo, tmp_path):
     "As of May, after a Champion as of July: it passes all checks on its own weeks, and is worse in June, new to both."
@@ -87,14 +97,15 @@ def test_a_plausible_version_of_an_older_smaller_window_is_refused_with_its_reas
     printed = mlops(state, "run", "train", "--param", "as_of=2013-05-01")
     client, (versions, aliases) = client_of(state), registered(state)
     assert aliases == {"champion": 2, "challenger": 3, "previous_champion": 1}
-    assert "v3 is not better, v2 stays Champion" in printed
+    assert "v3 is not clearly better, v2 stays Champion" in printed
     training_rows = [int(client.get_run(versions[n].run_id).data.params["training_rows"]) for n in (2, 3)]
     tags = versions[3].tags
     assert training_rows[1] < training_rows[0]
     assert tags["as_of"] == "2013-05-01" and tags["model_validation_status"] == "PASSED"
     metrics, decision = client.get_run(versions[2].run_id).data.metrics, tags["deployment_decision"]
-    assert decision.startswith("keep: log_loss 0.") and "% worse (95% interval of the change +" in decision
-    assert decision.endswith("0.5% better is required")
+    assert decision.startswith("keep: log_loss 0.")
+    assert re.search(r", [0-9.]+% worse \(95% interval: [0-9.]+% worse to [0-9.]+% worse\); ", decision)
+    assert decision.endswith("; 0.5% better is required, and an interval that is better throughout")
     assert f"against {metrics['log_loss']:.4f} of v2 on {metrics['example_count']:,.0f} rows" in decision
     page = versions[3].description
     assert "## Validation" in page and f"## Deployment\n\nRefused: {decision.removeprefix('keep: ')}" in page

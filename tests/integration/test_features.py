@@ -150,7 +150,7 @@ def test_the_latest_flight_of_an_aircraft(written, facts):
         own = facts[(facts.tailnum == row["tailnum"])]
         begun = own[(own.scheduled_departure == t) | (own.departure_known_at == t) | (ends[own.index] == t)]
         flight = begun.sort_values("scheduled_departure").iloc[-1]
-        stage = 2 if flight.arrival_known_at <= t else 1 if flight.departure_known_at <= t else 0
+        stage = int(flight.departure_known_at <= t) if not flight.arrival_known_at <= t else 2
         assert row["aircraft_stage"] == stage and row["aircraft_due_there"] == flight.scheduled_arrival
         assert close(row["aircraft_departure_delay"], flight.dep_delay if stage else None)
         assert close(row["aircraft_arrival_delay"], flight.arr_delay if stage == 2 else None)

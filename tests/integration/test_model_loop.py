@@ -254,7 +254,7 @@ def versions(trained, tmp_path_factory, loop):
 def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions):
     env, spark, (old, better, worse) = versions.env, versions.spark, versions.versions
     reason = deployed(versions, better)
-    assert f"{NAME} v2 is not better, v1 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
+    assert f"{NAME} v2 is not clearly better, v1 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
     assert aliases(env) == {"champion": 1, "challenger": 2, "previous_champion": None}
     weaker_rule = {"min_relative_change": 0.001, "confidence": 0.5}
     reason = deployed(versions, better, **weaker_rule)
@@ -268,12 +268,12 @@ def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions)
     assert registry.get_version(env, NAME, 2).tags["deployment_decision"] == f"promote: {log[-1]['reason']}"
     validated(versions, worse, roc_auc={"threshold": 0.5, "greater_is_better": True})  # another test may have failed it
     reason = deployed(versions, worse)
-    assert "v3 is not better, v2 stays Champion: log_loss" in reason and "worse" in reason
+    assert "v3 is not clearly better, v2 stays Champion: log_loss" in reason and "worse" in reason
     assert aliases(env) == {"champion": 2, "challenger": 3, "previous_champion": 1}
     assert registry.get_version(env, NAME, 3).tags["deployment_decision"].startswith("keep: log_loss")
     # version 1 is compared again on the four weeks before April, on which it was worse
     reason = deployed(versions, old)
-    assert f"{NAME} v1 is not better, v2 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
+    assert f"{NAME} v1 is not clearly better, v2 stays Champion: log_loss" in reason and "on 25,213 rows" in reason
     assert reason.endswith("; v3, which is newer, stays Challenger")
     reason = deployed(versions, old, min_rows=30_000)
     assert f"Too few rows to compare {NAME} v1: no decision, v2 stays Champion" in reason

@@ -683,7 +683,10 @@ GOOD = {
 
 def spots(value, path=()):
     yield path
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+    keys = ()
+    if isinstance(value, dict): keys = value
+    elif isinstance(value, list): keys = range(len(value))
+    for key in keys:
         yield from spots(value[key], (*path, key))
 
 

@@ -389,7 +389,7 @@ def test_an_older_version_takes_no_alias_from_a_newer_one(env, name, promote, mo
     assert before[0] == {"champion": 2, "challenger": 2, "previous_champion": 1}
     summary, comparison, run_id = promote(1, mode=mode)
     assert state(env, name) == before and comparison.decision == "keep" and run_id
-    assert summary.startswith(f"{name} v1 is not better, v2 stays Champion: log_loss")
+    assert summary.startswith(f"{name} v1 is not clearly better, v2 stays Champion: log_loss")
     assert summary.endswith("; v2, which is newer, stays Challenger")
     assert "Refused: log_loss" in registry.get_version(env, name, 1).description
 
