@@ -107,9 +107,8 @@ def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `m
     "Repeat the failed tasks of a run and the tasks that depend on them."
     import json
 
-    from mlops_nb import env
     from mlops_nb.jobs import run_store, runner
-    row = run_store.get_run(run_store.RunStore(env.load_env().state / "runs.db"), run_id)
+    row = run_store.get_run(open_run_store(), run_id)
     home = make_home(row["target"], json.loads(row["variables"]))
     refuse_problems(home.bundle)
     run_to_end(runner.reopen(home, run_id))
@@ -154,10 +153,10 @@ def open_run(run_id: Annotated[int, typer.Argument(help="The number of the run."
     """Write the results of a run to one HTML page, and open it in a browser if there is one.
 
     The page shows the Run section of each executed notebook first, with code folded."""
-    from mlops_nb import env
     from mlops_nb.jobs import run_page
+    store = open_run_store()
     with out.status("rendering the executed notebooks"):
-        page = run_page.write_run_page(open_run_store(), env.load_env().state / "runs", run_id)
+        page = run_page.write_run_page(store, store.path.parent / "runs", run_id)
     show(str(page))
     run_page.open_in_browser(page)
 

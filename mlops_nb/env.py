@@ -76,7 +76,8 @@ def make_store(file: Path):  # MLflow's SQLite file
 # %% ../nbs/04_env.ipynb #86aeda27
 def quiet_mlflow() -> None:
     "Hide MLflow's messages below the level WARNING, or below `$MLFLOW_LOGGING_LEVEL` if it is set."
-    level = os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING").upper()  # MLflow reads it when it is imported
+    level = (os.environ.get("MLFLOW_LOGGING_LEVEL") or "WARNING").upper()
+    os.environ["MLFLOW_LOGGING_LEVEL"] = level  # MLflow reads it when it is imported
     from mlflow.utils import logging_utils
     loggers = [logging.getLogger("mlflow"), logging.getLogger("alembic")]
     loggers[0].setLevel(level)

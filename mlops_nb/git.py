@@ -16,14 +16,14 @@ GIT_TIMEOUT = 120  # seconds; a command that takes longer waits for input or for
 
 def git(root: Path, *arguments: str) -> str:
     "Run git in a folder and return its stripped output; MlopsError if it fails or is not installed."
-    command = ["git", *arguments]
-    try: process = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_TIMEOUT)
+    text = " ".join(("git", *arguments))
+    command = ["git", "-C", str(root), *arguments]  # git itself names a folder that does not exist
+    try: process = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT)
     except FileNotFoundError:
         raise MlopsError("git is not installed", "install it, for example: apt-get install git") from None
-    except subprocess.TimeoutExpired:
-        raise MlopsError(f"{' '.join(command)} took longer than {GIT_TIMEOUT} seconds") from None
-    if process.returncode:
-        raise MlopsError(f"{' '.join(command)} failed: {process.stderr.strip() or process.returncode}")
+    except OSError as error: raise MlopsError(f"git cannot be run: {error}") from None
+    except subprocess.TimeoutExpired: raise MlopsError(f"{text} took longer than {GIT_TIMEOUT} seconds") from None
+    if process.returncode: raise MlopsError(f"{text} failed: {process.stderr.strip() or process.returncode}")
     return process.stdout.strip()
 
 def git_or(default: str, root: Path, *arguments: str) -> str:

@@ -40,7 +40,7 @@ def context() -> dict:  # run_id, job, task_key, attempt, parameters, values; em
 def write_atomically(file: Path, text: str) -> None:
     "Write a file completely or not at all, so that no reader and no later run sees a partial file."
     temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
 
 # %% ../nbs/02_task.ipynb #323b941a

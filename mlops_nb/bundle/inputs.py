@@ -171,8 +171,7 @@ def check_task_references(job: Mapping, key: str) -> Iterator[Finding]:
     for path, value, upstream in values:
         for text_path, text in references.strings(value, path):
             in_loop = any(text_path.startswith(f"{outer}.") for outer in nested)
-            names = names_in_scope(own, upstream, in_loop)
             for reference in references.find_references(text):
                 error = misplaced_reference(reference, tasks, upstream, in_loop)
-                if error is None: error = unresolved_reference(reference, names)
+                if error is None: error = unresolved_reference(reference, names_in_scope(own, upstream, in_loop))
                 if error: yield text_path, *error

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DESTINATION_FIELDS', 'DESTINATION_HINT', 'PAUSE', 'TIMEOUT_SECONDS', 'MAX_CONCURRENT', 'check_destination',
-           'destinations', 'secret_value', 'retry_once', 'request_error_text', 'post', 'MailServer', 'mail_server',
-           'email_message', 'submit_email', 'write_to_outbox', 'is_temporary', 'try_twice', 'Delivery',
-           'delivery_error_text', 'redact', 'call_webhook', 'send_email', 'deliver', 'send']
+           'destinations', 'secret_value', 'retry_once', 'root_cause', 'request_error_text', 'webhook_adapter',
+           'no_credentials', 'post', 'MailServer', 'mail_server', 'email_message', 'submit_email', 'write_to_outbox',
+           'is_temporary', 'try_twice', 'Delivery', 'delivery_error_text', 'redact', 'call_webhook', 'send_email',
+           'deliver', 'send']
 
 # %% ../../nbs/jobs/05_delivery.ipynb #8f497b33
 import json
@@ -68,13 +69,40 @@ def retry_once() -> Any:  # urllib3 Retry
     return PausedRetry(total=1, status_forcelist=[429, *range(500, 600)], allowed_methods=None, redirect=False,
                        raise_on_status=False, respect_retry_after_header=False)
 
+def root_cause(error: Exception  # of requests, which wraps one of urllib3, which wraps one of Python
+               ) -> Exception:
+    "The innermost error."
+    inner = [getattr(error, "reason", None), error.__cause__, *error.args]
+    wrapped = [cause for cause in inner if isinstance(cause, Exception)]
+    return root_cause(wrapped[0]) if wrapped else error
+
 def request_error_text(error: Exception  # of requests
                        ) -> str:
-    "Why a request failed, without its address."
-    if isinstance(error, ValueError): return f"could not be sent ({type(error).__name__})"
-    reason = getattr(error.args[0], "reason", error)  # urllib3's error of the last try
-    cause = reason.__cause__ or reason
-    return "no answer in time" if isinstance(cause, TimeoutError) else f"{type(cause).__name__}: {cause}"
+    "Why a request failed, without its address and without what the receiver sent back."
+    from requests import RequestException
+    cause = root_cause(error)
+    if isinstance(cause, TimeoutError): return "no answer in time"
+    if isinstance(cause, OSError) and not isinstance(cause, RequestException): return f"{type(cause).__name__}: {cause}"
+    return f"could not be sent ({type(cause).__name__})"
+
+def webhook_adapter() -> Any:  # requests HTTPAdapter
+    "The connections to receivers: one more try, and the certificate authorities of Python's `ssl`."
+    from ssl import create_default_context
+
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *sizes: Any, **options: Any) -> None:
+            super().init_poolmanager(*sizes, ssl_context=create_default_context(), **options)
+
+        def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+            return super().proxy_manager_for(proxy, ssl_context=create_default_context(), **options)
+
+    return Adapter(max_retries=retry_once())
+
+def no_credentials(request: Any) -> Any:  # requests PreparedRequest
+    "Leave the request as it is; without an `auth`, requests would read ~/.netrc."
+    return request
 
 def post(url: str, body: Mapping, seconds: float,  # to wait for the connection and for each part of the answer
          username: str = "", password: str = "") -> str:  # such as "200 OK"
@@ -84,10 +112,9 @@ def post(url: str, body: Mapping, seconds: float,  # to wait for the connection 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise MlopsError("its url is not of the form https://host/path (username and password are fields of their own)")
-    auth = (username.encode(), password.encode()) if username or password else None
+    auth = (username.encode(), password.encode()) if username or password else no_credentials
     with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry_once()))
+        for scheme in ("http://", "https://"): session.mount(scheme, webhook_adapter())
         try:
             response = session.post(url, json=body, auth=auth, headers={"User-Agent": "mlops_nb"}, timeout=seconds,
                                     allow_redirects=False, stream=True)  # the answer's body is not read
@@ -203,7 +230,8 @@ def call_webhook(name: str, body: Mapping, known: Mapping[str, Mapping], seconds
     if name not in known: raise MlopsError(f"no notification destination {name!r} here; {what_exists(name, known)}")
     values = {key: secret_value(value) for key, value in known[name].items()}
     username, password = values.get("username", ""), values.get("password", "")
-    secrets += [values["url"], password, b64encode(f"{username}:{password}".encode()).decode()]
+    path = urlsplit(values["url"]).path.strip("/")
+    secrets += [values["url"], path, password, b64encode(f"{username}:{password}".encode()).decode()]
     return post(values["url"], body, seconds, username, password)
 
 def send_email(to: str, body: Mapping, state: Path, seconds: float, secrets: list[str]) -> str:

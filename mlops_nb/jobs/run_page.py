@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import MlopsError
 from . import progress, run_store
+from ..task import write_atomically
 
 # %% ../../nbs/jobs/10_run_page.ipynb #684bcdc6
 def is_run_heading(cell: Any) -> bool:  # nbformat cell
@@ -104,11 +105,11 @@ class TaskResult:
 def task_results(store: run_store.RunStore, runs: Path,  # the folder that holds a folder for each run
                  run_id: int) -> list[TaskResult]:
     "The tasks of a run and of the runs that it started, in the order of `mlops runs show`."
-    results, task_path = [], ()
+    run, results, task_path = run_store.get_run(store, run_id), [], ()
     for depth, key, task in progress.task_rows(store, run_id):
         task_path = (*task_path[:depth], key)
         file = runs / str(task["run_id"]) / task["task_key"] / str(task["attempt_number"]) / "notebook.ipynb"
-        state = task["result_state"] or task["life_cycle_state"]
+        state = task["result_state"] or run["life_cycle_state"]  # a killed run says so, its tasks do not
         notebook = file if file.exists() else None
         results.append(TaskResult(task_path, state, progress.seconds(task), progress.task_message(task), notebook))
     return results
@@ -152,11 +153,12 @@ def overview(tasks: list[TaskResult]) -> str:
 
 # %% ../../nbs/jobs/10_run_page.ipynb #02e54840
 def read_notebook(path: Path) -> Any:  # nbformat notebook
-    "Read an executed notebook; MlopsError if it was interrupted while it was written."
+    "Read an executed notebook; one that was cut off while it was written becomes a note that says so."
     import nbformat
     try: return nbformat.read(path, as_version=4)
     except (OSError, ValueError) as error:
-        raise MlopsError(f"{path} cannot be read: {error}", "run the task again: mlops repair") from error
+        note = nbformat.v4.new_markdown_cell(f"The executed notebook `{path}` cannot be read: {error}")
+        return nbformat.v4.new_notebook(cells=[note])
 
 def without_message(cell: Any, message: str) -> Any:  # nbformat cells
     "The cell without outputs that only repeat the task's message, which the page shows above them."
@@ -202,9 +204,8 @@ def write_run_page(store: run_store.RunStore, runs: Path, run_id: int) -> Path:
     "Write a run's page into the folder of the run; a page that exists is replaced in one step."
     page, file = run_page(store, runs, run_id), runs / str(run_id) / "page.html"
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(f".{os.getpid()}")
-    draft.write_text(page)
-    return draft.replace(file)
+    write_atomically(file, page)
+    return file
 
 # %% ../../nbs/jobs/10_run_page.ipynb #b8e76caf
 def open_in_browser(file: Path) -> bool:  # whether a browser was started

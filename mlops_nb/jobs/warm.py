@@ -33,8 +33,9 @@ class ForkedKernel(psutil.Process):
 
     def poll(self) -> int | None:
         "The exit code, None while the process runs."
-        try: return self.wait(timeout=0)
+        try: code = self.wait(timeout=0)
         except psutil.TimeoutExpired: return None
+        return 0 if code is None else code  # None: another part of this process has already waited for it
 
     def send_signal(self, number: int) -> None:
         "Send a signal, unless the process has ended."

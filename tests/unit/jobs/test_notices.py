@@ -269,6 +269,32 @@ def test_a_server_that_does_not_answer_in_http(answer, calls, detail, hook, tmp_
     assert not delivery.ok and detail in delivery.detail and len(hook.requests) == calls
 
 
+def test_a_server_that_quotes_the_request_in_another_protocol(hook, tmp_path):
+    "As SMTP and SSH servers do."
+    hook.script = [lambda request: request.wfile.write(f"500 unrecognized: POST {request.path} HTTP/1.1\r\n".encode())]
+    delivery = notify(url_of(hook, "/T0/s3cr3t"), tmp_path)
+    assert not delivery.ok and delivery.detail == "could not be sent (BadStatusLine)"
+
+
+def test_no_credentials_are_taken_from_netrc(hook, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login alice password topsecret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert notify(url_of(hook), tmp_path).ok
+    assert "Authorization" not in hook.requests[0].headers
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_webhook_trusts_the_authorities_of_python(is_trusted, hook, certificate, tmp_path, monkeypatch):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.public, certificate.private)
+    hook.socket = context.wrap_socket(hook.socket, server_side=True)
+    if is_trusted: monkeypatch.setenv("SSL_CERT_FILE", str(certificate.public))
+    delivery = notify(url_of(hook).replace("http:", "https:"), tmp_path)
+    assert delivery.ok is is_trusted and ("CERTIFICATE_VERIFY_FAILED" in delivery.detail) is not is_trusted
+
+
 @pytest.mark.parametrize("url", [
     "ftp://example.org/T0-secret", "file:///etc/hostname?T0-secret", "example.org/T0-secret", "http:///T0-secret",
     "http://ann:T0-secret@127.0.0.1/", "http://127.0.0.1:T0-secret/", "http://127.0.0.1/T0-secret x",

@@ -126,9 +126,20 @@ def test_a_run_without_notebooks_is_an_error(store, tmp_path):
     with pytest.raises(MlopsError, match="no run '7'"): run_page.run_page(store, tmp_path, 7)
 
 
-def test_a_notebook_that_was_cut_off_is_an_error(store, tmp_path):
-    (tmp_path / "1/train/1/notebook.ipynb").write_text('{"cells": [')
-    with pytest.raises(MlopsError, match="cannot be read"): run_page.run_page(store, tmp_path, 1)
+def test_a_notebook_that_was_cut_off_hides_no_other_result(store, tmp_path):
+    path = tmp_path / "1/train/1/notebook.ipynb"
+    path.write_text('{"cells": [')
+    visible, _ = texts(run_page.run_page(store, tmp_path, 1))
+    assert f"The executed notebook {path} cannot be read" in visible and "no such table t" in visible
+
+
+def test_the_tasks_of_a_killed_run_have_its_state(store, tmp_path):
+    with store.connect() as connection:
+        connection.execute("update runs set life_cycle_state = 'RUNNING', result_state = null, owner = null "
+                           "where run_id = 1")
+        connection.execute("update tasks set life_cycle_state = 'RUNNING', result_state = null where run_id = 1")
+    visible, _ = texts(run_page.run_page(store, tmp_path, 1))
+    assert "RUNNING" not in visible and "train: INTERNAL_ERROR" in visible
 
 
 def test_no_browser_without_a_display(monkeypatch, tmp_path):
