@@ -170,8 +170,9 @@ def resolve_version(env: Env, reference: str) -> Any:  # mlflow ModelVersion
     if at: return get_alias(env, env.model(name), alias)
     name, slash, version = name.rpartition("/")
     if slash: return get_version(env, env.model(name), version)
+    prefix = "models:/" if reference.startswith("models:/") else ""
     raise MlopsError(f"{reference!r} names no version",
-                     f"write NAME/VERSION or NAME@alias; {known_versions(env, version)}")
+                     f"write {prefix}NAME/VERSION or {prefix}NAME@alias; {known_versions(env, version)}")
 
 # %% ../../nbs/models/00_registry.ipynb #77c97115
 def tag_of(version: Any,  # mlflow ModelVersion

@@ -187,6 +187,7 @@ def test_a_spec_is_downloaded_without_the_model(model_uri, downloads):
 
 def test_the_spec_of_every_kind_of_address(model_info, model_uri, tmp_path):
     folder = mlflow.artifacts.download_artifacts(model_uri, dst_path=str(tmp_path))
+    assert spec_of(model_uri).inputs == ["level", "count", "height", "doubled"]
     for uri in (f"models:/{model_info.model_id}", f"runs:/{model_info.run_id}/model", folder):
         assert spec_of(uri) == spec_of(model_uri)
 
@@ -214,8 +215,10 @@ def test_a_model_without_a_spec_is_refused(client, input_rows, plain_uri):
 
 
 def test_the_spec_of_an_address_without_a_model_is_mlflows_error(at_home, tmp_path):
-    for uri in (f"models:/m-{'a' * 32}", f"runs:/{'a' * 32}/model", str(tmp_path)):
-        with pytest.raises((MlflowException, OSError)): spec_of(uri)
+    for uri, message in ((f"models:/m-{'a' * 32}", "Logged model with ID 'm-a+' not found"),
+                         (f"runs:/{'a' * 32}/model", "Run with id=a+ not found"),
+                         (str(tmp_path), "No such artifact: 'MLmodel'")):
+        with pytest.raises(MlflowException, match=message): spec_of(uri)
 
 
 KNOWN = "the models are: dev.flights.client_test"
@@ -226,7 +229,8 @@ KNOWN = "the models are: dev.flights.client_test"
      "no model 'dev.flights.client_tset' in the registry\n  did you mean 'dev.flights.client_test'"),
     ("models:/client_test/99", "no version '99' in model dev.flights.client_test\n  there is only 1"),
     ("models:/dev.flights.client_test/latest", "a positive integer, not 'latest'"),
-    ("models:/dev.flights.client_test", "names no version\n.*NAME/VERSION"),
+    ("models:/dev.flights.client_test", "names no version\n  write models:/NAME/VERSION or models:/NAME@alias; "
+     "dev.flights.client_test has the versions 1$"),
     ("models:/prod.flights.client_test@champion", "no model 'prod.flights.client_test'"),
     (f"models:/m-{'a' * 32}", f"there is no model at models:/m-a+: Logged model .* not found.*\n.*{KNOWN}"),
     (f"runs:/{'a' * 32}/model", "there is no model at runs:/.*not found"),

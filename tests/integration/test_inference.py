@@ -139,7 +139,7 @@ def test_features_that_end_too_early_are_an_error(home):
 
 def test_days_without_flights_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match="no flights in the 1 day.* from 2014-02-13 on"):
+    with pytest.raises(MlopsError, match=r"no flights in the 1 day\(s\) from 2014-02-13 on"):
         write_predictions(spark, env, version, date(2014, 2, 13), 1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from states import MODEL as NAME
-from states import copy_state, env_of
+from states import copy_state, env_of, table
 
 from mlops_nb.conf import read_conf
 from mlops_nb.data.session import get_spark, stop
@@ -89,8 +89,8 @@ def test_a_version_records_its_dates_and_its_sources(loop):
     assert 0 < float(version.tags["threshold"]) < 1
     assert version.tags["git_sha"] and version.tags["git_dirty"] in ("true", "false")
     sources = {d.dataset.name: json.loads(d.dataset.source) for d in run.inputs.dataset_inputs}
-    for table, number in json.loads(version.tags["read_versions"]).items():
-        assert sources[table] == {"delta_table_name": table, "delta_table_version": number}
+    for name, number in json.loads(version.tags["read_versions"]).items():
+        assert sources[name] == {"delta_table_name": name, "delta_table_version": number}
     assert {"training", "evaluation", "dev.flights.bronze_flights", "dev.flights.airport_recent"} <= set(sources)
     files = [f.path for f in registry.client(loop.env).list_artifacts(version.run_id, "pictures")]
     assert files == [f"pictures/{name}.png" for name in ("calibration", "importance", "slices", "thresholds")]
@@ -111,6 +111,9 @@ def test_the_model_has_the_spec_of_the_training_set_that_it_learnt_from(loop, ma
     key = march[learning.FLIGHT_KEY].astype(str).agg("/".join, axis=1)
     rows = loaded.toPandas().set_index("flight_id").loc[key]
     assert len(rows) == len(march) and (rows.late_arrival.to_numpy() == march.late_arrival.to_numpy()).all()
+    bronze = table(loop.folder, "bronze_flights")
+    delays = bronze.set_index(bronze[learning.FLIGHT_KEY].astype(str).agg("/".join, axis=1)).arr_delay.loc[key]
+    assert (march.late_arrival.to_numpy(bool) == (delays >= 15).to_numpy(bool)).all(), "labels of the source"
     for name in train.FEATURES:
         ours, theirs = march[name], rows[name].reset_index(drop=True)
         if name not in train.CATEGORICAL: theirs = theirs.astype("float64")

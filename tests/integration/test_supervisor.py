@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from mlops_nb.jobs.execute import OUTPUT_CAP
-from mlops_nb.jobs.process import Supervised, belongs_to
+from mlops_nb.jobs.process import Supervised
 from mlops_nb.jobs.warm import SupervisedFork, Warm
 
 OWN, FORK = "a process of its own", "a fork of a warm process"
@@ -38,11 +38,14 @@ def begin(project, start):
 
 
 def processes_of(folder):
-    "The processes of the attempt in this folder."
+    "The processes of the attempt in this folder: by their environment, or by the log that they have open."
     def is_running(process):
-        try: return process.status() != psutil.STATUS_ZOMBIE
+        try:
+            belongs = process.environ().get("MLOPS_TASK") == str(folder) or any(
+                file.path == str(folder / "log.txt") for file in process.open_files())
+            return belongs and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error: return False
-    return [process for process in psutil.process_iter() if belongs_to(process, folder) and is_running(process)]
+    return [process for process in psutil.process_iter() if is_running(process)]
 
 
 RUNAWAY = "import subprocess; subprocess.Popen(['setsid', 'sh', '-c', 'sleep 600 & sleep 600']); print('started')"

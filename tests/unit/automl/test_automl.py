@@ -62,8 +62,10 @@ def test_columns_have_types_that_parquet_and_models_accept(tmp_path):
 
 
 @pytest.mark.parametrize("change, target, kind, options, words", [
-    (lambda f: f, "retruned", "classify", {}, "no target column 'retruned'.*\n.*did you mean 'returned'"),
-    (lambda f: f, "returned", "classify", {"exclude_cols": ["amonut"]}, "no column 'amonut'.*\n.*mean 'amount'"),
+    (lambda f: f, "retruned", "classify", {},
+     "no target column 'retruned' in the dataset\n.*did you mean 'returned'"),
+    (lambda f: f, "returned", "classify", {"exclude_cols": ["amonut"]},
+     "no column 'amonut' in the dataset\n.*did you mean 'amount'"),
     (lambda f: f, "returned", "classify", {"exclude_cols": "amount"}, "exclude_cols is a list"),
     (lambda f: f, "returned", "classify", {"time_col": "day"}, "no time column 'day'"),
     (lambda f: f.assign(returned="no"), "returned", "classify", {}, "one value only, 'no'"),

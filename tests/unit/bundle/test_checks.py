@@ -522,10 +522,11 @@ def test_only_a_code_cell_with_the_tag_counts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "as a notebook"),
-        ("{}", "as a notebook"),
-        ("[1]", "as a notebook"),
-        ('{"cells": ', "a notebook is a JSON file with cells"),
+        ("", "a.ipynb as a notebook: Expecting value"),
+        ("{}", "a.ipynb as a notebook: 'cells'"),
+        ("[1]", "a.ipynb as a notebook: list indices must be integers"),
+        ('{"cells": ', "a.ipynb as a notebook: Expecting value: line 1 column 11 (char 10)\n"
+                       "  a notebook is a JSON file with cells"),
         (notebook("x = )"), "the cell tagged parameters is not valid Python"),
         (notebook("x = date.today()"), "the default of parameter 'x' is not a literal: date.today()"),
         (json.dumps({"cells": json.loads(notebook("x = 1"))["cells"] * 2}), "has 2 cells tagged parameters"),

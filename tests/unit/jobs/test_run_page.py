@@ -116,7 +116,11 @@ def test_the_page_needs_no_other_file(store, tmp_path):
 
 def test_the_page_is_replaced_in_one_step(store, tmp_path):
     first = run_page.write_run_page(store, tmp_path, 1)
-    assert run_page.write_run_page(store, tmp_path, 1) == first == tmp_path / "1/page.html"
+    with open(first) as old:
+        nbformat.write(notebook("train", "log loss 0.40"), tmp_path / "1/train/1/notebook.ipynb")
+        assert run_page.write_run_page(store, tmp_path, 1) == first == tmp_path / "1/page.html"
+        assert "log loss 0.46" in old.read(), "a reader keeps the whole old page"
+    assert "log loss 0.40" in first.read_text() and "log loss 0.46" not in first.read_text()
     assert [path.name for path in first.parent.iterdir() if path.is_file()] == ["page.html"]
 
 

@@ -166,7 +166,7 @@ def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
                    threading.Thread(target=finish, args=("second", second, results))]
         threads[0].start(); assert running.wait(10)
         threads[1].start(); time.sleep(0.3)
-        assert acts["ran"].count("a") == (1 if key == "job" else 3)  # the second has not job_run
+        assert acts["ran"].count("a") == (1 if key == "job" else 3)  # the second has not begun
         free.set()
         for thread in threads: thread.join(20)
         assert results == {"first": "SUCCESS", "second": expected}
