@@ -13,7 +13,7 @@ from mlops_nb.flights import eda, feature_engineering, ingest
 from mlops_nb.flights.days import ZONE, midnight
 
 FIRST = midnight(date(2013, 1, 28))
-CUT = midnight(date(2013, 2, 9)) - timedelta(hours=8)  # four in the afternoon, in a storm
+CUT = midnight(date(2013, 2, 9)) - timedelta(hours=7)  # five in the afternoon, in a storm
 
 
 @pytest.fixture(scope="module")
