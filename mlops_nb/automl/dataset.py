@@ -223,7 +223,7 @@ def time_reason(column: pd.Series, is_offered: bool) -> str:  # is_offered: the 
 def is_identifier(column: pd.Series) -> bool:  # as in the dataset, before the conversion
     "Return whether whole numbers look like identifiers: mostly different, and a counter, dense, or above 2**53."
     if value_type(column) != "integer": return False
-    known = column.dropna().astype(object).map(int)
+    known = pd.Series([int(value) for value in column.dropna()], dtype=object)
     distinct = known.nunique()
     if distinct <= 0.5 * len(known): return False
     if known.is_monotonic_increasing or known.is_monotonic_decreasing: return True

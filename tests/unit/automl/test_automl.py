@@ -306,6 +306,7 @@ def test_a_notebook_of_a_trial_does_not_import_this_project(tmp_path):
         trials.compose(family, tmp_path / f"{family.name}.ipynb")
         cells = json.loads((tmp_path / f"{family.name}.ipynb").read_text())["cells"]
         code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        assert any("def model_frame(frame" in c and "Placeholder" not in c for c in code)
         assert family.source in code and not any("mlops_nb" in c or "eval: false" in c for c in code)
         for cell in code: compile(cell, family.name, "exec")
 
