@@ -247,7 +247,7 @@ def exclusion_reason(column: pd.Series, original: pd.Series,  # converted, and a
     distinct = original.nunique() if value_type(original) == "integer" else 0
     if distinct > 1 and is_identifier(original):
         return f"it looks like an identifier ({distinct:,} different whole numbers); convert it to float to keep it"
-    if distinct > 1 and distinct > as_numbers(original).nunique():
+    if distinct > 1 and distinct > as_numbers(original.dropna()).nunique(dropna=False):
         return "it contains whole numbers that are equal as float64; convert it to text to use them as categories"
     return useless_reason(column, is_time_offered)
 
