@@ -77,7 +77,8 @@ def comparisons(described: pd.DataFrame,  # from `describe_numbers` or `describe
     "Iterate over the pairs of rows to be compared."
     shared_columns = ["model_id", "slice_key", "slice_value", "column_name"]
     for _, rows in described.sort_values("window_start").groupby(shared_columns, dropna=False):
-        windows, baselines = rows[rows.log_type == "INPUT"], rows[rows.log_type == "BASELINE"]
+        windows = rows[(rows.log_type == "INPUT") & rows.window_start.notna()]
+        baselines = rows[rows.log_type == "BASELINE"]
         records = list(windows.itertuples(index=False))
         for previous, row in zip(records, records[1:], strict=False): yield "CONSECUTIVE", row, previous
         for baseline in baselines.itertuples(index=False):
