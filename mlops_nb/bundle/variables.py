@@ -13,7 +13,7 @@ from ..errors import MlopsError, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['definitions', 'value_from_text', 'choose_value', 'variable_values', 'variable_value', 'scalar_text',
+__all__ = ['definitions', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value', 'scalar_text',
            'refuse_references', 'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
@@ -54,14 +54,11 @@ def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin
 
 # %% ../../nbs/bundle/00_variables.ipynb #3b8558cc
 def _checked(name: str, node: Node, definition: Mapping[str, Node]) -> Node:
-    "Return the value; MlopsError unless it matches the type of the variable."
-    kind = plain(definition["type"]) if "type" in definition else None
-    if kind not in (None, "complex"):
-        raise MlopsError(f"{definition['type'].place}: variable {name!r} has the unknown type {kind!r}",
-                         "use complex for a map or a list, and no type otherwise")
+    "Return the value; MlopsError unless it is a map or a list for the type complex, and a single value otherwise."
+    is_complex = "type" in definition and plain(definition["type"]) == "complex"  # other types are warnings of a check
     is_reference = isinstance(node.value, str) and "${" in node.value
-    if is_reference or isinstance(node.value, dict | list) == (kind == "complex"): return node
-    if kind: raise MlopsError(f"{node.place}: variable {name!r} must be a map or a list, as its type is complex")
+    if is_reference or isinstance(node.value, dict | list) == is_complex: return node
+    if is_complex: raise MlopsError(f"{node.place}: variable {name!r} must be a map or a list, as its type is complex")
     raise MlopsError(f"{node.place}: variable {name!r} must be a single value, got {shape_name(node)}",
                      "add `type: complex` to its definition to allow a map or a list")
 
@@ -96,6 +93,10 @@ def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[
 _NAME = r"[^\W\d_](?:[\w-]*[^\W_])?"
 _PATH = re.compile(rf"{_NAME}(?:\.{_NAME}(?:\[\d+\])*)+")
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+def is_referable(name: str) -> bool:
+    "Whether a reference can contain the name: a dot separates names, and a name begins with a letter."
+    return re.fullmatch(_NAME, name) is not None
 
 def _missing(ref: str, path: str, name: str, node: Node, where: str) -> MlopsError:
     "The error for a reference whose part `name` does not exist below `path`."
