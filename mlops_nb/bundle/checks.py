@@ -271,5 +271,6 @@ def check_jobs(bundle: Bundle) -> list[Problem]:
 
 def check(bundle: Bundle) -> list[Problem]:
     "Return all problems of a bundle with its target."
-    findings = [*bundle.warnings, *check_resources(bundle), *check_references(bundle), *check_mode(bundle)]
+    warnings = [(*warning, WARNING) for warning in bundle.warnings]
+    findings = [*warnings, *check_resources(bundle), *check_references(bundle), *check_mode(bundle)]
     return problems(bundle, findings) + check_jobs(bundle)

@@ -18,21 +18,30 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .schema import WARNING, Finding, nearest
-from .variables import definitions, resolve_variables, scalar_text, variable_values
-from ..errors import MlopsError, unknown
-from ..git import git_or
-from ..yaml_files import Node, Place, change, join_by, key_places, merge_trees, node_of, plain, read_yaml
+from .variables import definitions, resolve_variables, scalar_text, unknown_types, variable_values
+from ..errors import MlopsError, unknown, what_exists
+from ..git import git_details
+from mlops_nb.yaml_files import (
+    Node,
+    Place,
+    anchored_keys,
+    change,
+    entries_of,
+    join_by,
+    key_places,
+    map_of,
+    merge_trees,
+    node_of,
+    plain,
+    read_yaml,
+)
 
 # %% auto #0
 __all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'ITEM_KEYS', 'find_root', 'included',
-           'refuse_duplicates', 'anchored_keys', 'read_bundle_file', 'add_file', 'read_files', 'map_of', 'entries_of',
-           'unknown_names', 'unknown_types', 'check_path_part', 'bundle_name', 'targets_of', 'choose_target',
-           'apply_target', 'refuse_shared_keys', 'job_id', 'with_id', 'git_details', 'current_user',
-           'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree', 'set_pause_status',
-           'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'target_names']
+           'refuse_duplicates', 'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'check_path_part',
+           'bundle_name', 'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id',
+           'current_user', 'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree',
+           'set_pause_status', 'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'target_names']
 
 # %% ../../nbs/bundle/01_load.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -81,11 +90,6 @@ TARGET_FIELDS = frozenset(("artifacts", "bundle", "cluster_id", "compute_id", "d
 VARIABLE_FIELDS = frozenset(("default", "description", "lookup", "type"))
 
 # %% ../../nbs/bundle/01_load.ipynb #86c7b78f
-def anchored_keys(text: str) -> set[str]:
-    "Return the top-level keys of a YAML text whose value begins with an anchor."
-    root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {name.value for name, value in root.value if text[value.start_mark.index:].startswith("&")}
-
 def read_bundle_file(root: Path, name: str) -> Node:
     "Read one YAML file of the bundle, without the entries that only define an anchor."
     try: text = (root / name).read_text(encoding="utf-8")
@@ -112,37 +116,16 @@ def read_files(root: Path) -> Node:
         tree = add_file(tree, file_tree)
     return tree
 
-# %% ../../nbs/bundle/01_load.ipynb #0d596aff
-def map_of(node: Node) -> dict[str, Node]:
-    "Return the entries of a map; an empty dict for null."
-    if isinstance(node.value, dict | None): return node.value or {}
-    raise MlopsError(f"{node.place}: expected a map, got {plain(node)!r}")
-
-def entries_of(tree: Node, *names: str) -> dict[str, Node]:
-    "Return the entries of the map at a path of names; an empty dict if it does not exist."
-    for name in names: tree = map_of(tree).get(name) or Node({}, tree.place)
-    return map_of(tree)
-
 # %% ../../nbs/bundle/01_load.ipynb #65fd3db5
-def unknown_names(tree: Node) -> list[Finding]:
+def unknown_names(tree: Node) -> list[tuple[str, str, str]]:  # key path, message, hint
     "Return warnings for unknown names at the top level, in targets and in definitions of variables."
     maps = [("top-level key", TOP_LEVEL, "", tree)]
     for name, node in entries_of(tree, "targets").items():
         maps.append(("field of a target", TARGET_FIELDS, f"targets.{name}.", node))
     for name, node in entries_of(tree, "variables").items():
         maps.append(("field of a variable", VARIABLE_FIELDS, f"variables.{name}.", node))
-    return [(f"{key}{name}", f"no {kind} {name!r}; it is ignored", nearest(name, known), WARNING)
+    return [(f"{key}{name}", f"no {kind} {name!r}; it is ignored", what_exists(name, known))
             for kind, known, key, node in maps for name in map_of(node) if name not in known]
-
-def unknown_types(tree: Node) -> list[Finding]:
-    "Return warnings for variables with a type that Databricks does not have."
-    warnings = []
-    for name, node in entries_of(tree, "variables").items():
-        kind = plain(node.get("type")) if node.get("type") else None
-        if kind not in (None, "complex"):
-            warnings.append((f"variables.{name}.type", f"no type {kind!r} of a variable; it is ignored",
-                             "write complex for a map or a list, and no type for a single value", WARNING))
-    return warnings
 
 # %% ../../nbs/bundle/01_load.ipynb #56a58bfa
 def check_path_part(name: Any, kind: str, place: Place) -> str:
@@ -228,12 +211,6 @@ def with_id(kind: str, key: str, resource: Node) -> Node:
     return Node({"id": Node(resource_id, resource.place), **resource.value}, resource.place)
 
 # %% ../../nbs/bundle/01_load.ipynb #fcb302d0
-def git_details(root: Path) -> dict[str, str]:
-    "Return branch, commit and origin of the project; empty strings outside of a git repository, as on Databricks."
-    return {"branch": git_or("", root, "symbolic-ref", "--short", "-q", "HEAD"),
-            "commit": git_or("", root, "rev-parse", "-q", "--verify", "HEAD"),
-            "origin_url": git_or("", root, "config", "--get", "remote.origin.url")}
-
 def current_user() -> str:
     "Return the user's login name, or `unknown` if the system has none, as in some containers."
     try: return getuser()
@@ -358,7 +335,7 @@ class Bundle:
     variables: dict[str, Any]
     data: dict[str, Any]  # the whole tree, without `targets`, `variables` and `include`
     places: dict[str, Place] = field(repr=False)  # file and line of each key path
-    warnings: tuple[Finding, ...] = ()  # about names that Databricks ignores
+    warnings: tuple[tuple[str, str, str], ...] = ()  # about names that Databricks ignores: key path, message, hint
 
     @property
     def jobs(self) -> dict[str, dict]:
@@ -390,17 +367,17 @@ def load_bundle(root: Path | None = None,  # the project's folder or one inside 
     "Load the bundle with one target applied."
     root = find_root(root)
     files = read_files(root)
-    warnings = (*unknown_names(files), *unknown_types(files))
+    warnings = (*unknown_names(files), *unknown_types(entries_of(files, "variables")))
     try: return finish_bundle(root, files, target, variables or {}, warnings)
     except MlopsError as error: raise with_warnings(error, warnings, key_places(files)) from None
 
-def with_warnings(error: MlopsError, warnings: Iterable[Finding], places: Mapping[str, Place]) -> MlopsError:
+def with_warnings(error: MlopsError, warnings: Iterable[tuple], places: Mapping[str, Place]) -> MlopsError:
     "Return the error with the warnings in its hint, since an ignored name can be the cause."
-    lines = [f"warning: {places[key]}: {message}; {hint}" for key, message, hint, *_ in warnings]
+    lines = [f"warning: {places[key]}: {message}; {hint}" for key, message, hint in warnings]
     return MlopsError(error.message, "\n  ".join(filter(None, [error.hint, *lines])))
 
 def finish_bundle(root: Path, files: Node, target: str | None, variables: Mapping[str, Any],
-                  warnings: tuple[Finding, ...]) -> Bundle:
+                  warnings: tuple) -> Bundle:  # of `unknown_names` and `unknown_types`
     "Apply a target to the files and resolve every reference."
     targets = targets_of(files)
     target = choose_target(targets, target)

@@ -13,8 +13,8 @@ from ..errors import MlopsError, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['definitions', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value', 'scalar_text',
-           'refuse_references', 'resolve_variables']
+__all__ = ['definitions', 'unknown_types', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value',
+           'scalar_text', 'refuse_references', 'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -35,6 +35,18 @@ def definitions(variables: Mapping[str, Node],  # as defined at the top level
         if "lookup" in override: result[name].pop("default", None)
         result[name] |= {key: node for key, node in override.items() if key in ("default", "lookup")}
     return result
+
+# %% ../../nbs/bundle/00_variables.ipynb #760c0fe2
+def unknown_types(variables: Mapping[str, Node]  # as defined at the top level
+                  ) -> list[tuple[str, str, str]]:  # key path, message, hint
+    "Return warnings for variables with a type that Databricks does not have."
+    warnings = []
+    for name, node in variables.items():
+        kind = plain(node.get("type")) if node.get("type") else None
+        if kind not in (None, "complex"):
+            warnings.append((f"variables.{name}.type", f"no type {kind!r} of a variable; it is ignored",
+                             "write complex for a map or a list, and no type for a single value"))
+    return warnings
 
 # %% ../../nbs/bundle/00_variables.ipynb #750f3800
 def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin: str) -> Node:

@@ -169,8 +169,8 @@ def test_names_that_databricks_ignores_are_warnings(write, text, key, message, h
     from mlops_nb.bundle.checks import check
 
     loaded = load_bundle(write(text))
-    ((path, found_message, found_hint, is_warning),) = loaded.warnings
-    assert (path, found_message, is_warning) == (key, f"{message}; it is ignored", True) and found_hint.startswith(hint)
+    ((path, found_message, found_hint),) = loaded.warnings
+    assert (path, found_message) == (key, f"{message}; it is ignored") and found_hint.startswith(hint)
     (problem,) = check(loaded)
     assert problem.is_warning and str(problem).startswith(f"databricks.yml:2: warning: {key}: {message}")
 
@@ -567,7 +567,7 @@ def test_anchors_below_a_free_name_work_with_a_warning(write):
         )
     )
     assert [loaded.job(key)["tasks"][0]["max_retries"] for key in "ab"] == [2, 1]
-    assert [key for key, *_ in loaded.warnings] == ["definitions"] and "definitions" not in loaded.data
+    assert [key for key, _, _ in loaded.warnings] == ["definitions"] and "definitions" not in loaded.data
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "a\\b", ""])
