@@ -9,6 +9,7 @@ __all__ = ['MAX_NESTING', 'REFERABLE_HINT', 'RESOURCE_KINDS', 'Problem', 'check_
            'check_references', 'check_mode', 'problems', 'check_job', 'check_jobs', 'check']
 
 # %% ../../nbs/bundle/07_checks.ipynb #d81e0482
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -146,8 +147,8 @@ def check_notebooks(bundle: Bundle, job: Mapping, key: str) -> Iterator[Finding]
             yield name_path, f"{name} is a workspace path", "use a path relative to this YAML file"
         elif name.startswith("../"):
             yield name_path, f"{name} is outside of the bundle", f"move the notebook below {bundle.root}"
-        elif not file.is_file():
-            others = [other.name for other in file.parent.glob("*.ipynb")] if file.parent.is_dir() else []
+        elif not os.path.isfile(file):  # unlike Path.is_file, also False for a name that the system does not allow
+            others = [other.name for other in file.parent.glob("*.ipynb")] if os.path.isdir(file.parent) else []
             yield name_path, f"no notebook {name}", what_exists(file.name, others)
         elif file.suffix == ".ipynb":
             try: notebook_parameters(file)

@@ -251,7 +251,7 @@ def reference_scope(tree: Node, variables: Mapping[str, Node]) -> Node:
 def read_overrides(root: Path, target: str) -> dict[str, Node]:
     "Return the values of the file variable-overrides.json of a target; empty if the file does not exist."
     name = f".databricks/bundle/{target}/variable-overrides.json"
-    if not (root / name).is_file(): return {}
+    if not os.path.isfile(root / name): return {}  # also for a name that is too long for the system
     try: return map_of(node_of(json.loads((root / name).read_text(encoding="utf-8")), Place(name)))
     except ValueError as error:
         raise MlopsError(f"{name}: invalid JSON: {error}", 'write {"variable": value, ...}') from None

@@ -228,6 +228,13 @@ NOTEBOOKS = [
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "../a.ipynb"}}),
         [("tasks[0].notebook_task.notebook_path", "../a.ipynb is outside of the bundle", "move the notebook below")],
     ),
+    *(
+        (
+            one_task({"task_key": "a", "notebook_task": {"notebook_path": path}}),
+            [("tasks[0].notebook_task.notebook_path", f"no notebook {path}", "")],
+        )
+        for path in ("x" * 400, "x" * 400 + "/a.ipynb", "a\0.ipynb")
+    ),
     (
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "broken.ipynb"}}),
         [("tasks[0].notebook_task.notebook_path", "cannot read broken.ipynb as a notebook", "a notebook is a JSON")],

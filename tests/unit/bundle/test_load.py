@@ -783,7 +783,7 @@ def spots(value, path=()):
         yield from spots(value[key], (*path, key))
 
 
-NAMES = ["a.b", "a[b", "a]", "[0]", "", "..", "../x", "a b", "é", "123", "_x", "a-", "<<", "~", "*", "x" * 101, "\t"]
+NAMES = ["a.b", "a[b", "a]", "[0]", "", "..", "../x", "a b", "é", "123", "_x", "a-", "<<", "~", "*", "x" * 300, "\t"]
 
 
 def changed(spot: tuple, value: object, name: str | None) -> dict:
