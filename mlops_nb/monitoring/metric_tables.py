@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'SCORES', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'Measured', 'stack_frames', 'summaries', 'summary_drift',
-           'measure_groups', 'with_custom_metrics', 'measure_slices', 'watched_columns', 'measure', 'profile_columns',
-           'drift_columns', 'window_struct', 'rounded', 'as_arrow', 'profile_metrics', 'drift_metrics', 'as_rows',
-           'write_metrics']
+           'measure_groups', 'with_custom_metrics', 'with_drift_metrics', 'measure_slices', 'watched_columns',
+           'measure', 'profile_columns', 'all_profile_columns', 'drift_columns', 'window_struct', 'rounded', 'as_arrow',
+           'profile_metrics', 'drift_metrics', 'as_rows', 'write_metrics']
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #bc32de91
 from collections.abc import Iterable, Mapping
@@ -104,7 +104,18 @@ def with_custom_metrics(spark, measured: Measured,  # with the column `aggregate
     for metric in derived:
         values = custom_metrics.derived_values(spark, metric, table)
         profile[metric.name] = pd.Series(values, dtype=object, index=profile.index)
-    return replace(measured, profile=profile)
+    return replace(measured, profile=profile, drift=with_drift_metrics(spark, profile, measured.drift, monitor))
+
+def with_drift_metrics(spark, profile: pd.DataFrame, drift: pd.DataFrame,  # profile: with the other custom metrics
+                       monitor: Monitor) -> pd.DataFrame:
+    "Add the columns of the monitor's drift metrics to the drift."
+    metrics = custom_metrics.metrics_of_type(monitor, custom_metrics.DRIFT)
+    if metrics: table = as_arrow(profile, all_profile_columns(monitor, "model_id"))
+    for metric in metrics:
+        values = custom_metrics.drift_values(spark, metric, profile, table)
+        keys = custom_metrics.row_keys(drift, custom_metrics.DRIFT_KEY)
+        drift = drift.assign(**{metric.name: pd.Series(map(values.get, keys), dtype=object, index=drift.index)})
+    return drift
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #a4a326e3
 def measure_slices(groups, types: Mapping[str, str], monitor: Monitor) -> Measured:
@@ -128,6 +139,9 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
             baseline=None,  # DataFrame with the same columns; it needs no timestamp
             ) -> Measured:
     "Compute profile, quality and drift of every window, for the whole table and for its slices."
+    if monitor.custom_metrics:
+        built_in = profile_columns("model_id"), drift_columns("model_id")
+        custom_metrics.check_custom_metrics(rows, monitor, *built_in)
     watched = watched_columns(monitor, columns)
     needed = list(dict.fromkeys([*watched, *custom_metrics.needed_columns(monitor, rows.columns)]))
     windowed = windows.with_windows(rows, monitor, needed, granularity)
@@ -162,6 +176,11 @@ def profile_columns(model_id_col: str) -> dict:  # {name: Arrow type}
             "accuracy_score": SHARE,
             **dict.fromkeys(["precision", "recall", "f1_score"], SCORES), "roc_auc_score": AREA, "log_loss": SHARE,
             "confusion_matrix": pa.list_(pa.struct({"prediction": TEXT, "label": TEXT, "count": WHOLE}))}
+
+def all_profile_columns(monitor: Monitor, model_id_col: str) -> dict:  # {name: Arrow type}
+    "Return the columns of a table of profile metrics, with the monitor's custom metrics."
+    custom = custom_metrics.arrow_columns(monitor, custom_metrics.AGGREGATE, custom_metrics.DERIVED)
+    return profile_columns(model_id_col) | custom
 
 def drift_columns(model_id_col: str) -> dict:  # {name: Arrow type}
     "Return the columns of a table of drift metrics, without custom metrics."
@@ -203,8 +222,7 @@ def profile_metrics(measured: Measured, monitor: Monitor, granularity: str,
     frame = measured.profile.rename(columns={"model_id": monitor.model_id_col})
     frame["window"] = [window_struct(start, granularity, monitor.time_zone) for start in frame.window_start]
     return as_arrow(frame.assign(granularity=granularity, monitor_version=0, logging_table_commit_version=commit),
-                    profile_columns(monitor.model_id_col) | custom_metrics.arrow_columns(
-                        monitor, custom_metrics.AGGREGATE, custom_metrics.DERIVED))
+                    all_profile_columns(monitor, monitor.model_id_col))
 
 def drift_metrics(measured: Measured, monitor: Monitor, granularity: str) -> pa.Table:
     "Convert the metrics to Databricks' table of drift metrics."
@@ -212,7 +230,8 @@ def drift_metrics(measured: Measured, monitor: Monitor, granularity: str) -> pa.
     for name, start in (("window", "window_start"), ("window_cmp", "compared_start")):
         starts = frame.get(start, [])
         frame[name] = [window_struct(value, granularity, monitor.time_zone) for value in starts]
-    return as_arrow(frame.assign(granularity=granularity, monitor_version=0), drift_columns(monitor.model_id_col))
+    columns = drift_columns(monitor.model_id_col) | custom_metrics.arrow_columns(monitor, custom_metrics.DRIFT)
+    return as_arrow(frame.assign(granularity=granularity, monitor_version=0), columns)
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #8a9cc917
 def as_rows(spark, table: pa.Table):  # -> DataFrame
