@@ -148,17 +148,17 @@ def row_keys(frame: pd.DataFrame, columns: Iterable[str]) -> list[tuple]:
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #477f607b
 def derived_values(spark, metric: CustomMetric,
-                   profile: pa.Table,  # the columns of a table of profile metrics, and the aggregates
+                   profile: pa.Table,  # rows of a table of profile metrics: `mentioned_columns`
                    ) -> list:  # one value per row, None where the column is no input column
     "Compute a derived metric of each row."
     rows = [i for i, name in enumerate(profile["column_name"].to_pylist()) if name in metric.input_columns]
-    values = iter(row_values(spark, metric, mentioned_columns(metric, profile).take(rows)))
+    values = iter(row_values(spark, metric, profile.take(rows)))
     return [next(values) if name in metric.input_columns else None for name in profile["column_name"].to_pylist()]
 
-def mentioned_columns(metric: CustomMetric, profile: pa.Table) -> pa.Table:
-    "Return the columns of a profile that a definition mentions, and the column names."
+def mentioned_columns(metric: CustomMetric, columns: Mapping) -> dict:  # {name: Arrow type}
+    "Return the columns of a profile that a definition mentions, and the one with the names of columns."
     mentioned = names_in(metric_sql(metric)) | {"column_name"}
-    return profile.select([name for name in profile.column_names if name.lower() in mentioned])
+    return {name: kind for name, kind in columns.items() if name.lower() in mentioned}
 
 def row_values(spark, metric: CustomMetric, table: pa.Table) -> list:  # one value per row
     "Compute the definition of a derived or drift metric for each row of an Arrow table."
@@ -173,15 +173,14 @@ DRIFT_KEY = (*GROUP[1:], "column_name", "drift_type", "compared_start")
 
 def drift_values(spark, metric: CustomMetric,
                  rows: pd.DataFrame,  # rows of profiles: GROUP, column_name and count
-                 profile: pa.Table,  # the same rows as a table of profile metrics, with the custom metrics
+                 profile: pa.Table,  # the same rows of a table of profile metrics: `mentioned_columns`
                  ) -> dict[tuple, object]:  # {DRIFT_KEY: value}
     "Compute a drift metric for each comparison."
     numbered = rows[[*GROUP, "column_name", "count"]].assign(place=range(len(rows)))
     pairs = list(comparisons(numbered[numbered.column_name.isin(metric.input_columns)]))
     keys = row_keys(pd.DataFrame([drift_row(*pair) for pair in pairs], columns=DRIFT_KEY), DRIFT_KEY)
-    metrics = mentioned_columns(metric, profile)
     sides = {"current_df": [row.place for _, row, _ in pairs], "base_df": [base.place for *_, base in pairs]}
-    table = pa.table({side: metrics.take(pa.array(places, pa.int64())).to_struct_array()
+    table = pa.table({side: profile.take(pa.array(places, pa.int64())).to_struct_array()
                       for side, places in sides.items()})
     return dict(zip(keys, row_values(spark, metric, table), strict=True))
 
@@ -249,6 +248,9 @@ def check_custom_metrics(rows, monitor: Monitor,  # rows: DataFrame to be monito
     "Raise MlopsError for a custom metric that cannot be computed from these rows."
     check_definitions(monitor)
     check_names(monitor, [*profile_columns, *drift_columns])
+    if used := [name for name in needed_columns(monitor, rows.columns) if name.lower() in (*GROUP, "group_id")]:
+        raise MlopsError(f"custom metrics cannot use the columns {used}", "the monitor's groups have columns of these "
+                         "names; monitor a table or a view in which they have other names")
     for metric in monitor.custom_metrics:
         for column in metric.input_columns:
             if column not in (":table", *rows.columns): raise unknown("column", column, rows.columns, where=str(metric))

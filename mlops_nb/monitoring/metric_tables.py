@@ -98,10 +98,8 @@ def with_custom_metrics(spark, measured: Measured,  # with the column `aggregate
         values = [aggregates.get(metric.name) for aggregates in measured.profile.aggregates]
         profile[metric.name] = pd.Series(values, dtype=object, index=profile.index)
     derived = custom_metrics.metrics_of_type(monitor, custom_metrics.DERIVED)
-    if derived:
-        aggregates = custom_metrics.arrow_columns(monitor, custom_metrics.AGGREGATE)
-        table = as_arrow(profile, profile_columns("model_id") | aggregates)
     for metric in derived:
+        table = as_arrow(profile, custom_metrics.mentioned_columns(metric, all_profile_columns(monitor, "model_id")))
         values = custom_metrics.derived_values(spark, metric, table)
         profile[metric.name] = pd.Series(values, dtype=object, index=profile.index)
     return replace(measured, profile=profile, drift=with_drift_metrics(spark, profile, measured.drift, monitor))
@@ -110,8 +108,8 @@ def with_drift_metrics(spark, profile: pd.DataFrame, drift: pd.DataFrame,  # pro
                        monitor: Monitor) -> pd.DataFrame:
     "Add the columns of the monitor's drift metrics to the drift."
     metrics = custom_metrics.metrics_of_type(monitor, custom_metrics.DRIFT)
-    if metrics: table = as_arrow(profile, all_profile_columns(monitor, "model_id"))
     for metric in metrics:
+        table = as_arrow(profile, custom_metrics.mentioned_columns(metric, all_profile_columns(monitor, "model_id")))
         values = custom_metrics.drift_values(spark, metric, profile, table)
         keys = custom_metrics.row_keys(drift, custom_metrics.DRIFT_KEY)
         drift = drift.assign(**{metric.name: pd.Series(map(values.get, keys), dtype=object, index=drift.index)})

@@ -50,11 +50,11 @@ def read_custom_metrics(described: Iterable[Mapping]) -> tuple[CustomMetric, ...
             if key not in keys: raise unknown("setting", key, keys, where=where)
         for key in keys:
             if key not in settings: raise MlopsError(f"{where} has no {key}", f"it needs: {', '.join(keys)}")
-        texts = {key: str(value) for key, value in settings.items() if key != "input_columns"}
-        columns = settings["input_columns"]
-        if not isinstance(columns, list | tuple):
-            raise MlopsError(f"{where}: input_columns is {columns!r}", "give a list of columns")
-        metrics.append(CustomMetric(**texts, input_columns=tuple(columns)))
+            kind = list if key == "input_columns" else str
+            if not isinstance(settings[key], kind):
+                raise MlopsError(f"{where}: {key} is {settings[key]!r}",
+                                 "give a list of columns" if kind is list else "give a text")
+        metrics.append(CustomMetric(**{**settings, "input_columns": tuple(settings["input_columns"])}))
     return tuple(metrics)
 
 # %% ../../nbs/monitoring/00_windows.ipynb #a7e53885
