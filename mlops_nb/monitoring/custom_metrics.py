@@ -116,9 +116,10 @@ def engine_errors(*metrics: CustomMetric):
     from pyspark.errors import PySparkException
     try: yield
     except PySparkException as error:
-        names = ", ".join(map(str, metrics))
-        raise MlopsError(f"{names} cannot be computed: {short_error(error)}",
-                         "division by zero is an error: write x / nullif(y, 0)") from error
+        names, reason = ", ".join(map(str, metrics)), short_error(error)
+        hint = "correct the definition or the rows"
+        if re.search(r"(?i)by.zero", reason): hint = "write x / nullif(y, 0), which is null if y is 0"
+        raise MlopsError(f"{names} cannot be computed: {reason}", hint) from error
 
 def sql_column(metric: CustomMetric, sql: str):  # -> pyspark Column
     "Return a definition as a column of the output type."
