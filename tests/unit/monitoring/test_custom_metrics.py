@@ -115,6 +115,7 @@ def test_two_metrics_with_one_name_are_refused():
     ('attribute ObjectName([Identifier("base_df"), Identifier("b")]) is missing from the schema', "base_df.b"),
     ("[UNRESOLVED_COLUMN.WITH_SUGGESTION] A column, variable, or function parameter with name `q` cannot be resolved. "
      "Did you mean one of the following?", "q"),
+    ("[FIELD_NOT_FOUND] No such struct field `q` in `count`, `log_loss`. SQLSTATE: 42704", "q"),
     ("invalid argument: found end of input", None)])
 def test_the_unknown_name_of_an_engines_message(message, name):
     assert custom_metrics.missing_name(message) == name
