@@ -45,7 +45,7 @@ def look_up_features(spark, env: Env, frame,  # DataFrame: the input rows, with 
     rows = tables.read(spark, env, table.name)
     if not time: return frame.join(rows.selectExpr(*selected), keys, "left")
     rows = rows.selectExpr(*selected, f"{quoted(table.timeseries_column)} AS {FEATURE_ROW_TIME}")
-    distinct_keys = input_rows.select(*keys, time).distinct()
+    distinct_keys = input_rows.select(*map(quoted, [*keys, time])).distinct()
     values = point_in_time_join(distinct_keys, rows, keys, time, FEATURE_ROW_TIME,
                                 lookback_window=spec.lookbacks[table.name])
     return frame.join(values, [*keys, time], "left")
@@ -53,7 +53,7 @@ def look_up_features(spark, env: Env, frame,  # DataFrame: the input rows, with 
 def with_defaults(frame, columns: Iterable[Column]):  # DataFrame -> DataFrame
     "Replace missing values of looked-up columns by their defaults."
     from pyspark.sql import functions as F
-    filled = {c.name: F.coalesce(F.col(c.name), F.lit(c.default_value).cast(c.data_type))
+    filled = {c.name: F.coalesce(F.col(quoted(c.name)), F.lit(c.default_value).cast(c.data_type))
               for c in columns if c.default_value is not None}
     return frame.withColumns(filled) if filled else frame
 
@@ -73,10 +73,11 @@ def compute_features(frame, columns: Sequence[Column],  # each after its inputs
         return pd.DataFrame({name: known[name] for name in outputs})
     result_type = ", ".join(f"{quoted(c.name)} {c.data_type}" for c in columns)
     types = dict(frame.dtypes)
-    # A DATE reaches pandas as objects, a TIMESTAMP as numbers, which is much faster
-    arguments = [F.col(name).cast("timestamp") if types[name] == "date" else F.col(name) for name in inputs]
-    results = F.pandas_udf(run, result_type)(*arguments)
-    return frame.withColumn(RESULTS, results).select(*frame.columns, f"{RESULTS}.*")
+    arguments = {name: F.col(quoted(name)) for name in inputs}
+    for name in inputs:  # a DATE reaches pandas as objects, a TIMESTAMP as numbers, which is much faster
+        if types[name] == "date": arguments[name] = arguments[name].cast("timestamp")
+    results = F.pandas_udf(run, result_type)(*arguments.values())
+    return frame.withColumn(RESULTS, results).select(*map(quoted, frame.columns), f"{RESULTS}.*")
 
 # %% ../../nbs/features/05_training_set.ipynb #1ba4144b
 def check_input_columns(frame, spec: FeatureSpec):
@@ -102,8 +103,8 @@ def with_features(spark, env: Env, input_rows,  # DataFrame with the keys and co
     if missing:
         functions = {c.udf_name: feature_functions.get_function(env, c.udf_name) for c in missing}
         frame = compute_features(frame, missing, functions)
-    features = [c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND))]
-    return frame.select(*given, *(name for name in features if name not in given))
+    features = [c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)) if c.name not in given]
+    return frame.select(*map(quoted, [*given, *features]))
 
 # %% ../../nbs/features/05_training_set.ipynb #13f09526
 def check_spark(df, name: str):
@@ -124,7 +125,7 @@ class TrainingSet:
     def load_df(self):  # -> DataFrame: the model's inputs in the order of the spec, then the labels
         "Join the input rows with their features."
         rows = with_features(self.spark, self.env, self.frame, self.feature_spec)
-        return rows.select(*self.feature_spec.inputs, *self.labels)
+        return rows.select(*map(quoted, [*self.feature_spec.inputs, *self.labels]))
 
 def create_training_set(spark, env: Env, df, feature_lookups: Sequence[FeatureLookup | FeatureFunction],
                         label: str | Sequence[str] | None,  # columns that load_df returns and that are no inputs
