@@ -203,14 +203,15 @@ def function_column(feature: FeatureFunction, function: Function, types: Mapping
 
 # %% ../../nbs/features/02_spec.ipynb #ae889ed1
 def check_feature_names(columns: Iterable[str], features: Iterable[Column]):
-    "Raise MlopsError if two features have the same name, or a feature has the name of an input column."
-    other_uses = {name: "the input rows have a column of that name" for name in columns}
+    "Raise MlopsError if two features have the same name, or a feature has the name of an input column, in any case."
+    other_uses = {name.lower(): "the input rows have a column of that name" for name in columns}
     for c in features:
         origin = c.table_name or c.udf_name
-        if c.name in other_uses:
-            raise MlopsError(f"feature {c.name!r} of {origin}: {other_uses[c.name]}",
-                             "rename it with rename_outputs or output_name, or leave it out with feature_names")
-        other_uses[c.name] = f"{origin} has a feature of that name"
+        if c.name.lower() in other_uses:
+            raise MlopsError(f"feature {c.name!r} of {origin}: {other_uses[c.name.lower()]}",
+                             "rename it with rename_outputs or output_name, or leave it out with feature_names; "
+                             "column names are not case-sensitive")
+        other_uses[c.name.lower()] = f"{origin} has a feature of that name"
 
 def check_feature_types(features):
     "Raise MlopsError unless all are lookups and functions of this module."

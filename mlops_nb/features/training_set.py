@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURE_ROW_TIME', 'RESULTS', 'look_up_features', 'with_defaults', 'compute_features', 'check_input_columns',
-           'with_features', 'check_spark', 'TrainingSet', 'create_training_set']
+           'check_input_names', 'with_features', 'check_spark', 'TrainingSet', 'create_training_set']
 
 # %% ../../nbs/features/05_training_set.ipynb #96d0b886
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from . import feature_tables
 from . import functions as feature_functions
 from .feature_tables import as_list
 from .functions import Function
-from .point_in_time import point_in_time_join
+from .point_in_time import JOIN_COLUMNS, point_in_time_join
 from mlops_nb.features.spec import (
     FEATURE_STORE,
     ON_DEMAND,
@@ -27,6 +27,7 @@ from mlops_nb.features.spec import (
     FeatureFunction,
     FeatureLookup,
     FeatureSpec,
+    check_feature_names,
     make_spec,
 )
 
@@ -91,9 +92,23 @@ def check_input_columns(frame, spec: FeatureSpec):
                 raise MlopsError(f"the input rows have no column {name!r}, which feature {c.name!r} needs",
                                  f"their columns are: {', '.join(frame.columns)}")
 
+def check_input_names(names: Sequence[str], spec: FeatureSpec):
+    "Raise MlopsError if an input column has a reserved name, or differs from a feature's name only in case."
+    reserved = {FEATURE_ROW_TIME, RESULTS, *JOIN_COLUMNS}
+    features = {c.name.lower(): c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND))}
+    for name in names:
+        if name.lower() in reserved:
+            raise MlopsError(f"column {name!r} of the input rows is reserved for the computation of features",
+                             "rename it")
+        feature = features.get(name.lower(), name)
+        if feature != name:
+            raise MlopsError(f"column {name!r} of the input rows differs from feature {feature!r} only in case",
+                             "rename it: column names are not case-sensitive")
+
 def with_features(spark, env: Env, input_rows,  # DataFrame with the keys and columns that the spec needs
                   spec: FeatureSpec):  # -> DataFrame: `input_rows`, then the features that they lack
     "Add every feature of a spec; a feature among the columns of the input rows is left as it is."
+    check_input_names(input_rows.columns, spec)
     check_input_columns(input_rows, spec)
     frame, given = input_rows, input_rows.columns
     for columns in spec.lookups().values():
@@ -144,4 +159,5 @@ def create_training_set(spark, env: Env, df, feature_lookups: Sequence[FeatureLo
             declared_functions[feature.udf_name] = feature_functions.get_function(env, feature.udf_name)
     columns = {name: kind for name, kind in types.items() if name not in labels}
     spec = make_spec(columns, feature_lookups, as_list(exclude_columns), declared_tables, declared_functions)
+    check_feature_names(labels, [*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)])
     return TrainingSet(spark, env, df, spec, labels)
