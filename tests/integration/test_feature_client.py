@@ -10,14 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
 from mlops_nb.data import tables
+from mlops_nb.data.contracts import Contract, check_contract
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import functions as feature_functions
 from mlops_nb.features.client import FeatureEngineeringClient, download_model, feature_client, pinned_uri, spec_of
-from mlops_nb.features.spec import FeatureFunction, FeatureLookup
+from mlops_nb.features.online import OnlineFeatures
+from mlops_nb.features.spec import FeatureFunction, FeatureLookup, from_yaml, to_dict
+from mlops_nb.features.stores.store import open_store
 from mlops_nb.models import registry
 
 T = "TIMESTAMP'2013-07-01 {}:00:00'"
@@ -318,3 +323,48 @@ def test_on_databricks_it_is_databricks_own_client(spark, env, monkeypatch):
                                          output_name="doubled"))
     assert calls[2] == ("set", dict(df="rows", label="late", feature_lookups=[calls[0], calls[1]]))
     assert calls[3] == ("score", dict(model_uri="models:/m/1", df="rows"))
+
+
+NAME_CHARACTERS = st.one_of(st.sampled_from(".`/\\$%?*'\"[]:#&@<>|~^!+-_Aa1é"), st.characters(
+    exclude_categories=["Cc", "Cs"], exclude_characters=" ,;{}()="))
+NAMES = st.lists(st.text(NAME_CHARACTERS, min_size=1, max_size=12).filter(lambda name: not name.endswith("__")),
+                 min_size=10, max_size=10, unique_by=str.lower)
+# The first four are columns of a table, in which Delta forbids spaces and some other characters
+ODD_NAMES = ["wind.speed", "a`b", "a/b", "$x", "select", "1st {x}", "MiXed Case", "été; null", 'say "50%" = $x_{$',
+             "it's a[0].*"]
+
+
+@settings(max_examples=2, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+          suppress_health_check=list(HealthCheck))
+@given(names=NAMES)
+@example(names=ODD_NAMES)
+def test_columns_of_any_name(client, spark, at_home, tmp_path_factory, names):
+    "A merge, a training set, a contract and an online store, compared with the same values under plain names."
+    key, time, first, second, where, at, output, renamed, own, label = names
+    table, folder = f"named_{abs(hash(tuple(names)))}", tmp_path_factory.mktemp("named")
+    rows = spark.sql(f"SELECT * FROM VALUES ('a', {T.format(10)}, 1D, 5), ('a', {T.format(11)}, 2D, NULL)")
+    client.create_table(name=table, primary_keys=[key, time], timeseries_column=time, df=rows.toDF(*names[:4]))
+    later = spark.sql(f"SELECT * FROM VALUES ('a', {T.format(11)}, 3D, 7), ('b', {T.format(11)}, 4D, 8)")
+    assert client.write_table(name=table, df=later.toDF(*names[:4])) == 2
+    lookup = FeatureLookup(f"dev.flights.{table}", where, rename_outputs={second: renamed}, timestamp_lookup_key=at,
+                           default_values={renamed: 9}, lookback_window=timedelta(minutes=30))
+    function = FeatureFunction("dev.flights.doubled", {"level": first}, output_name=output)
+    events = spark.sql(f"SELECT * FROM VALUES ('a', {T.format(10)}, 1, 0), ('b', {T.format(12)}, 2, 1)")
+    training_set = client.create_training_set(df=events.toDF(where, at, own, label), feature_lookups=[lookup, function],
+                                              label=label, exclude_columns=[where, at])
+    frame = training_set.load_df()
+    assert frame.columns == [own, first, renamed, output, label]
+    assert sorted(map(tuple, frame.collect())) == [(1, 1, 5, 2, 0), (2, None, 9, None, 1)]
+    assert from_yaml(yaml.safe_dump(to_dict(training_set.feature_spec)), "spec") == training_set.feature_spec
+    contract = Contract(table, {key: {"nullable": False}, time: {}, first: {"type": "double", "max": 3.5},
+                                second: {"type": "int", "values": [5, 7]}})
+    with pytest.raises(MlopsError) as error:
+        check_contract(contract, client.read_table(name=table), [key])
+    assert str(error.value).splitlines()[1:3] == [f"  - 1 rows where {first} > 3.5: {key}=b, {first}=4.0",
+                                                  f"  - 1 rows where {second} is not one of 5, 7: {key}=b, {second}=8"]
+    with open_store(f"sqlite:///{folder}/online.db") as store:
+        assert client.publish_table(online_store=store, source_table_name=table) == (2, 0)
+        assert client.write_table(name=table, df=later.selectExpr("col1", "col2", "col3 + 1", "col4").toDF(*names[:4]))
+        assert client.publish_table(online_store=store, source_table_name=table) == (2, 0)
+        request = OnlineFeatures(at_home, training_set.feature_spec, store)({where: "a", own: 1})
+    assert request == {own: 1, first: 4.0, renamed: 7, output: 8.0}
