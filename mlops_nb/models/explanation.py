@@ -87,8 +87,9 @@ def colour_values(sample: Contributions) -> np.ndarray:  # dtype object, shape (
     "The values that colour the points. shap draws features with text in grey."
     values = sample.rows.astype(object)
     for name in values:
-        has_no_order = as_numbers(sample.shown[name]) is None
-        if has_no_order or sample.rows[name].isna().all(): values[name] = "no colour"
+        is_boolean = pd.api.types.infer_dtype(sample.shown[name], skipna=True) == "boolean"
+        is_category = as_numbers(sample.shown[name]) is None and not is_boolean
+        if is_category or sample.rows[name].isna().all(): values[name] = "no colour"
     return values.to_numpy()
 
 def shap_explanation(sample: Contributions) -> Any:  # shap Explanation

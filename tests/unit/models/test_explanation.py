@@ -37,7 +37,7 @@ def drawn(column) -> tuple:  # matplotlib Axes, and the contributions of the col
     "Draw the dependence of one column to the end."
     sample = explained(a=column)
     figure = explanation.plot_dependence(sample, ["a"])
-    figure.savefig(io.BytesIO())
+    figure.savefig(io.BytesIO(), dpi=40)
     return figure.axes[0], sample
 
 
@@ -90,20 +90,19 @@ def test_a_box_holds_the_contributions_of_its_category():
 TEXTS = st.text(st.sampled_from("$_{}^\\ab%&é "), min_size=1, max_size=8)
 
 
-@settings(max_examples=3, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(names=st.lists(TEXTS, min_size=8, max_size=8, unique_by=str.strip))
 @example(names=["$x_{$", "$\\frac$", "$a$", "\\$b", "$", "$$", "$_$", "a$b$c"])
 def test_no_text_is_a_formula(names):
-    "Every picture keeps each text as it was given, also those that are created while it is drawn."
+    "A picture keeps each text as it was given, also those that are created while it is drawn."
     rng = np.random.default_rng(1)
     columns = {name: rng.choice(names[2:], 60) if i else rng.random(60) for i, name in enumerate(names[:2])}
     sample = explained(**columns)
-    figures = [explanation.plot_summary(sample), explanation.plot_dependence(sample, names[:2]),
-               explanation.plot_single(sample, 0, names[2])]
+    figures = [explanation.plot_dependence(sample, names[:2]), explanation.plot_single(sample, 0, names[2])]
     for figure in figures:
-        figure.savefig(io.BytesIO(), bbox_inches="tight")
+        figure.savefig(io.BytesIO(), bbox_inches="tight", dpi=40)
         assert not any(text.get_parse_math() for text in figure.findobj(Text))
-    assert set(categories(figures[1].axes[1])) <= {explanation.shortened(name, 20) for name in names[2:]}
+    assert set(categories(figures[0].axes[1])) <= {explanation.shortened(name, 20) for name in names[2:]}
 
 
 def test_the_readers_own_figures_keep_their_formulas():
