@@ -33,10 +33,10 @@ from ..models import registry, scoring
 # %% ../../nbs/features/06_client.ipynb #f2d5488a
 def save_raw(flavor, model, folder: Path, **options):
     "Save a model by its flavour; the name of the flavour's first parameter does not matter."
-    import mlflow
     if not hasattr(flavor, "save_model"):
         raise MlopsError(f"flavor is {flavor!r}", "give the module, such as flavor=mlflow.lightgbm")
-    if flavor is mlflow.pyfunc: flavor.save_model(path=str(folder), python_model=model, **options)
+    is_pyfunc = flavor.__name__ == "mlflow.pyfunc"  # MLflow may have given the caller a lazy stand-in of the module
+    if is_pyfunc: flavor.save_model(path=str(folder), python_model=model, **options)
     else: flavor.save_model(model, str(folder), **options)
 
 NUMBERS = ("tinyint", "smallint", "int", "bigint", "float", "double")

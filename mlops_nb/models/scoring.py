@@ -135,8 +135,9 @@ def check_features(model, features: tuple, columns: list[str]) -> None:
                              f"they are: {', '.join(features)}")
 
 # %% ../../nbs/models/11_scoring.ipynb #29ede5cb
-def scorer(files: bytes, features: tuple):  # -> a function for mapInArrow
-    "Return a function that appends the predictions to each batch."
+def scorer(files: bytes, features: tuple,
+           columns: list[str]):  # names of a batch's columns, in order. -> a function for mapInArrow
+    "Return a function that gives each batch these names and appends the predictions."
     def score_batches(batches):
         import pyarrow as pa
 
@@ -144,8 +145,9 @@ def scorer(files: bytes, features: tuple):  # -> a function for mapInArrow
         model = loaded(files)
         for batch in batches:
             if batch.num_rows == 0: continue
-            predictions = pa.array(predict(model, batch, features))
-            yield from pa.Table.from_batches([batch]).append_column("prediction", predictions).to_batches()
+            table = pa.Table.from_batches([batch]).rename_columns(columns)
+            predictions = pa.array(predict(model, table, features))
+            yield from table.append_column("prediction", predictions).to_batches()
     return score_batches
 
 # %% ../../nbs/models/11_scoring.ipynb #584bc881
@@ -161,7 +163,8 @@ def score_packed(rows,  # Spark DataFrame with at least the features
     features = tuple(features or input_names(model))
     check_features(model, features, rows.columns)
     schema = StructType([*rows.schema.fields, StructField("prediction", DoubleType())])
-    return rows.mapInArrow(scorer(files, features), schema)
+    numbered = rows.toDF(*(f"column_{i}" for i in range(len(rows.columns))))
+    return numbered.mapInArrow(scorer(files, features, rows.columns), schema)
 
 def score(rows,  # Spark DataFrame with at least the features
           model_uri: str,  # models:/name/version, runs:/… or a folder; no alias: it may move between two batches

@@ -1,6 +1,7 @@
 """The feature client on Sail: training sets, models with their spec, scores from keys, refused arguments."""
 import sys
 import types
+import warnings
 from dataclasses import replace
 from datetime import timedelta
 
@@ -368,3 +369,88 @@ def test_columns_of_any_name(client, spark, at_home, tmp_path_factory, names):
         assert client.publish_table(online_store=store, source_table_name=table) == (2, 0)
         request = OnlineFeatures(at_home, training_set.feature_spec, store)({where: "a", own: 1})
     assert request == {own: 1, first: 4.0, renamed: 7, output: 8.0}
+
+
+def test_names_that_are_refused(client, spark, input_rows):
+    for name, message in (("Level", "feature 'level' of dev.flights.hours: the input rows have a column of that name"),
+                          ("count", "feature 'count' of dev.flights.hours: the input rows have a column of that name")):
+        rows = input_rows.withColumnRenamed("late", name)
+        for label in (name, None):  # the value of a label must not become the value of a feature
+            with pytest.raises(MlopsError, match=message):
+                client.create_training_set(df=rows, feature_lookups=[HOURS], label=label)
+    training_set = client.create_training_set(df=input_rows.withColumnRenamed("late", "Computed__"),
+                                              feature_lookups=[HOURS, DOUBLED], label=None)
+    with pytest.raises(MlopsError, match="column 'Computed__' of the input rows is reserved"): training_set.load_df()
+    with pytest.raises(MlopsError, match="column name 'wind speed' for dev.flights.bad contains ' '"):
+        client.create_table(name="bad", primary_keys="place", df=spark.sql("SELECT 'a' AS place, 1 AS `wind speed`"))
+
+
+DIGITS = '''
+import mlflow
+import numpy as np
+
+def digits(row):
+    "Encode in one number what arrived of each feature."
+    def sum_of(values): return 9 if values is None else np.nansum(np.array(values, float))
+    lengths = 9 if row["tags"] is None else sum(map(len, row["tags"]))
+    flags = 9 if row["flags"] is None else sum(map(bool, row["flags"]))
+    hours = 9 if row["moments"] is None else sum(moment.hour for moment in map(np.datetime64.item, row["moments"]
+                                                                              .astype("datetime64[us]")))
+    missing = 9 if row["v.d"] is None else np.isnan(row["v.d"]).sum()
+    moment = 9 if row["a t"] != row["a t"] else row["a t"].hour
+    return float("".join(str(int(part)) for part in (
+        sum_of(row["v.d"]), missing, sum_of(row["ints"]), lengths, flags, hours, moment)))
+
+class Digits(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return np.array([digits(row) for row in model_input.to_dict("records")])
+
+mlflow.models.set_model(Digits())
+'''
+ARRAYS = f"""SELECT * FROM VALUES
+    (1, array(1D, NULL, 2D), array(1, 3), array('a', 'bc'), array(true, false), array({T.format(7)}), {T.format(8)}),
+    (2, NULL, NULL, NULL, NULL, NULL, NULL),
+    (3, array(CAST(NULL AS DOUBLE)), array(1, NULL), array(), array(), array(), {T.format('01')})
+    AS v(id, d, ints, tags, flags, moments, at)"""
+
+
+@pytest.fixture(scope="module")
+def arrays(client, spark, at_home, tmp_path_factory):
+    "The address of a model with array features, and the names of its columns."
+    names = ["id", "v.d", "ints", "tags", "flags", "moments", "at"]
+    client.create_table(name="arrays", primary_keys="id", df=spark.sql(ARRAYS).toDF(*names))
+    lookup = FeatureLookup("dev.flights.arrays", "id", rename_outputs={"at": "a t"})
+    training_set = client.create_training_set(df=spark.sql("SELECT 1 AS id, true AS late"), label="late",
+                                              feature_lookups=[lookup], exclude_columns="id")
+    code = tmp_path_factory.mktemp("arrays") / "digits.py"
+    code.write_text(DIGITS)
+    experiment = registry.experiment_id(at_home, "client")
+    with warnings.catch_warnings(action="ignore"), mlflow.start_run(experiment_id=experiment):  # of no input example
+        return client.log_model(model=str(code), artifact_path="model", flavor=mlflow.pyfunc, training_set=training_set,
+                                pip_requirements=["mlflow"])
+
+
+def test_arrays_and_times_reach_the_model(client, spark, arrays):
+    types = {column.name: str(column.type) for column in arrays.signature.inputs}
+    assert types == {"v.d": "Array(double)", "ints": "Array(double)", "tags": "Array(string)",
+                     "flags": "Array(boolean)", "moments": "Array(datetime)", "a t": "DataType.datetime"}
+    scored = client.score_batch(model_uri=arrays.model_uri, df=spark.sql("SELECT explode(array(1, 2, 3)) AS id"))
+    assert {row.id: row.prediction for row in scored.collect()} == {1: 3143178, 2: 9999999, 3: 110001}
+
+
+def test_a_null_in_an_array_of_strings_is_refused(client, spark, arrays):
+    "MLflow would give the model the text 'None'."
+    rows = spark.sql("SELECT 1 AS id, array('a', NULL) AS tags")
+    with pytest.raises(Exception, match="feature 'tags' has an array with a null among its elements"):
+        client.score_batch(model_uri=arrays.model_uri, df=rows).collect()
+
+
+@pytest.mark.parametrize("value, kind", [
+    ("map('a', 1)", "map<string,int>"), ("named_struct('a', 1)", "struct<a:int>"),
+    ("array(array(1D))", "array<array<double>>"), ("array(named_struct('a', 1))", "array<struct<a:int>>")])
+def test_types_that_log_model_refuses(client, spark, at_home, value, kind):
+    rows = spark.sql(f"SELECT {value} AS `my.value`, true AS late")
+    training_set = client.create_training_set(df=rows, feature_lookups=[], label="late")
+    with pytest.raises(MlopsError, match=f"feature 'my.value' is {kind}, which the signature of a model does not"):
+        client.log_model(model="missing.py", artifact_path="model", flavor=mlflow.pyfunc, training_set=training_set)
+    assert mlflow.active_run() is None
