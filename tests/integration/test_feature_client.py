@@ -393,13 +393,13 @@ def digits(row):
     "Encode in one number what arrived of each feature."
     def sum_of(values): return 9 if values is None else np.nansum(np.array(values, float))
     lengths = 9 if row["tags"] is None else sum(map(len, row["tags"]))
-    flags = 9 if row["flags"] is None else sum(map(bool, row["flags"]))
+    flags = 9 if row["fl`a/g$"] is None else sum(map(bool, row["fl`a/g$"]))
     hours = 9 if row["moments"] is None else sum(moment.hour for moment in map(np.datetime64.item, row["moments"]
                                                                               .astype("datetime64[us]")))
     missing = 9 if row["v.d"] is None else np.isnan(row["v.d"]).sum()
     moment = 9 if row["a t"] != row["a t"] else row["a t"].hour
     return float("".join(str(int(part)) for part in (
-        sum_of(row["v.d"]), missing, sum_of(row["ints"]), lengths, flags, hours, moment)))
+        sum_of(row["v.d"]), missing, sum_of(row["select"]), lengths, flags, hours, moment)))
 
 class Digits(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
@@ -417,7 +417,7 @@ ARRAYS = f"""SELECT * FROM VALUES
 @pytest.fixture(scope="module")
 def arrays(client, spark, at_home, tmp_path_factory):
     "The address of a model with array features, and the names of its columns."
-    names = ["id", "v.d", "ints", "tags", "flags", "moments", "at"]
+    names = ["id", "v.d", "select", "tags", "fl`a/g$", "moments", "at"]
     client.create_table(name="arrays", primary_keys="id", df=spark.sql(ARRAYS).toDF(*names))
     lookup = FeatureLookup("dev.flights.arrays", "id", rename_outputs={"at": "a t"})
     training_set = client.create_training_set(df=spark.sql("SELECT 1 AS id, true AS late"), label="late",
@@ -432,8 +432,8 @@ def arrays(client, spark, at_home, tmp_path_factory):
 
 def test_arrays_and_times_reach_the_model(client, spark, arrays):
     types = {column.name: str(column.type) for column in arrays.signature.inputs}
-    assert types == {"v.d": "Array(double)", "ints": "Array(double)", "tags": "Array(string)",
-                     "flags": "Array(boolean)", "moments": "Array(datetime)", "a t": "DataType.datetime"}
+    assert types == {"v.d": "Array(double)", "select": "Array(double)", "tags": "Array(string)",
+                     "fl`a/g$": "Array(boolean)", "moments": "Array(datetime)", "a t": "DataType.datetime"}
     scored = client.score_batch(model_uri=arrays.model_uri, df=spark.sql("SELECT explode(array(1, 2, 3)) AS id"))
     assert {row.id: row.prediction for row in scored.collect()} == {1: 3143178, 2: 9999999, 3: 110001}
 
