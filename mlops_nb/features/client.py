@@ -16,14 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
 from ..data import tables
 from ..env import Env
 from ..errors import MlopsError
 from . import feature_model, feature_tables
 from .feature_tables import FeatureTable, as_list
-from .spec import Column, FeatureFunction, FeatureLookup, FeatureSpec, from_yaml, to_dict
+from .spec import Column, FeatureFunction, FeatureLookup, FeatureSpec, from_yaml, to_yaml
 from .stores.publishing import publish
 from .stores.store import OnlineStore
 from .stores.store import store as online_store_of
@@ -69,7 +67,7 @@ def save_model(folder: Path, flavor, model, spec: FeatureSpec,
     "Save a model and its spec in one folder."
     folder.mkdir(parents=True)
     save_raw(flavor, model, folder / feature_model.RAW_MODEL, **options)
-    (folder / feature_model.SPEC).write_text(yaml.safe_dump(to_dict(spec), sort_keys=False))
+    (folder / feature_model.SPEC).write_text(to_yaml(spec), encoding="utf-8")
     return folder
 
 def log_model(training_set: TrainingSet, model, artifact_path: str,
@@ -110,7 +108,7 @@ def spec_of(model_uri: str) -> FeatureSpec:
         Model.load(model_uri)  # raises MLflow's own error if the address has no model at all
         raise no_spec(model_uri)
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(repository.download_artifacts(SPEC_FILE, dst_path=folder)).read_text()
+        text = Path(repository.download_artifacts(SPEC_FILE, dst_path=folder)).read_text("utf-8")
     return from_yaml(text, f"{model_uri}: {feature_model.SPEC}")
 
 def packed_spec(files: bytes,  # a packed model, see `scoring.packed`

@@ -22,7 +22,7 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.features import functions as feature_functions
 from mlops_nb.features.client import FeatureEngineeringClient, download_model, feature_client, pinned_uri, spec_of
 from mlops_nb.features.online import OnlineFeatures
-from mlops_nb.features.spec import FeatureFunction, FeatureLookup, from_yaml, to_dict
+from mlops_nb.features.spec import FeatureFunction, FeatureLookup, from_yaml, to_yaml
 from mlops_nb.features.stores.store import open_store
 from mlops_nb.models import registry
 
@@ -356,7 +356,7 @@ def test_columns_of_any_name(client, spark, at_home, tmp_path_factory, names):
     frame = training_set.load_df()
     assert frame.columns == [own, first, renamed, output, label]
     assert sorted(map(tuple, frame.collect())) == [(1, 1, 5, 2, 0), (2, None, 9, None, 1)]
-    assert from_yaml(yaml.safe_dump(to_dict(training_set.feature_spec)), "spec") == training_set.feature_spec
+    assert from_yaml(to_yaml(training_set.feature_spec), "spec") == training_set.feature_spec
     contract = Contract(table, {key: {"nullable": False}, time: {}, first: {"type": "double", "max": 3.5},
                                 second: {"type": "int", "values": [5, 7]}})
     with pytest.raises(MlopsError) as error:
