@@ -138,7 +138,7 @@ def draw_categories(axes: Any, names: pd.Series, changes: np.ndarray) -> None:
                  flierprops={"marker": ".", "markersize": 3, "markeredgecolor": BLUE, "markerfacecolor": BLUE})
     axes.tick_params(axis="x", rotation=90, labelsize=8)
 
-FIRST_TIME, LAST_TIME = datetime(1, 1, 1, 0, 1), datetime(9999, 12, 31, 23, 59)  # matplotlib rounds times to 40 microseconds
+FIRST_TIME, LAST_TIME = datetime(1, 1, 1, 0, 1), datetime(9999, 12, 31, 23, 59)  # of matplotlib, which rounds times
 
 def fit_times(axes: Any, times: pd.Series) -> None:
     "Show all times, with room at the ends, also for a single time and for the last day that matplotlib can show."

@@ -430,6 +430,7 @@ def arrays(client, spark, at_home, tmp_path_factory):
                                 pip_requirements=["mlflow"])
 
 
+@pytest.mark.filterwarnings("ignore:.*type hints")
 def test_arrays_and_times_reach_the_model(client, spark, arrays):
     types = {column.name: str(column.type) for column in arrays.signature.inputs}
     assert types == {"v.d": "Array(double)", "select": "Array(double)", "tags": "Array(string)",
