@@ -55,10 +55,11 @@ def baseline_rows(spark, env: Env, version):  # mlflow ModelVersion -> DataFrame
     return with_labels(spark, env, predict_flights(spark, env, flights, version), midnight(as_of))
 
 def versions_with_baseline(spark, env: Env) -> set[int]:
-    "The versions whose baseline rows are in the table."
+    "The versions whose baseline rows are in the table, with the probabilities of the heuristic."
     if not tables.exists(spark, env, BASELINE_TABLE): return set()
-    rows = tables.read(spark, env, BASELINE_TABLE).select("model_version").distinct().collect()
-    return {row[0] for row in rows}
+    rows = tables.read(spark, env, BASELINE_TABLE)
+    if "heuristic" not in rows.columns: return set()
+    return {row[0] for row in rows.where("heuristic IS NOT NULL").select("model_version").distinct().collect()}
 
 def write_baselines(spark, env: Env, model_name: str,  # full name
                     versions: Iterable[int]) -> list[int]:  # the versions that were scored
