@@ -20,7 +20,8 @@ from .days import ZONE, midnight
 from .feature_engineering import FEATURES, FLIGHT_KEY, labels, scheduled
 from ..models import registry
 from ..monitoring.metric_tables import Measured, measure, write_metrics
-from ..monitoring.thresholds import Threshold, read_thresholds
+from ..monitoring.noise import noise_limits
+from ..monitoring.thresholds import NoiseLimits, Threshold, read_thresholds, violation_text
 from ..monitoring.windows import Monitor, as_monitor
 
 # %% ../../nbs/flights/10_monitor.ipynb #56a82a9c
@@ -75,7 +76,9 @@ def versions_in(rows) -> list[tuple[str, int]]:  # model_name and model_version
     "The versions that made the predictions."
     return sorted(tuple(row) for row in rows.select("model_name", "model_version").distinct().collect())
 
-def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: Monitor) -> Measured:
+def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: Monitor,
+                        thresholds: Iterable[Threshold] = (),
+                        ) -> tuple[Measured, NoiseLimits]:  # the metrics, and the limits of thresholds with a rate
     "Measure the predictions before `day`, and write the metric tables."
     rows = watched(spark, env, day)
     versions = versions_in(rows)
@@ -85,16 +88,14 @@ def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: M
     baseline = tables.read(spark, env, BASELINE_TABLE).where(f"model_version IN ({numbers})")
     measured = measure(spark, env, rows, monitor, granularity, FEATURES, baseline)
     write_metrics(spark, env, PREDICTIONS, measured, monitor, granularity, tables.version(spark, env, PREDICTIONS))
-    return measured
+    return measured, noise_limits(spark, rows, baseline, measured, monitor, granularity, thresholds)
 
 # %% ../../nbs/flights/10_monitor.ipynb #dce5d8af
 def windows_sentence(measured: Measured, broken: list[dict]) -> str:  # what `violations` returns
     "A summary of the windows that violate a threshold, with the metrics."
     inputs, reasons = measured.part("INPUT"), {}
     for violation in broken:
-        metric = violation["metric"].replace("_", " ")
-        reason = f"{metric} {violation['value']:.4f}, threshold {violation['limit']:.4f}"
-        reasons.setdefault(violation["window"], []).append(reason)
+        reasons.setdefault(violation["window"], []).append(violation_text(violation))
     windows = f"of {len(inputs)} windows with {inputs['count'].sum():,} predictions"
     if not reasons: return f"none {windows} violates a threshold"
     listed = "; ".join(f"{window} ({' and '.join(dict.fromkeys(texts))})" for window, texts in reasons.items())
