@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NoiseLimits', 'MANY', 'Threshold', 'check_limits', 'read_thresholds', 'metric_of', 'rows_by_version', 'is_drift',
            'window_values', 'baseline_values', 'with_limits', 'compare_windows', 'window_name', 'violations',
-           'violation_text', 'unchecked', 'windows_title', 'plot_shares', 'annotate_values', 'plot_limits',
-           'plot_metric', 'window_axis', 'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
+           'violation_text', 'unchecked', 'windows_title', 'plot_shares', 'with_places', 'annotate_values',
+           'plot_limits', 'value_range', 'plot_metric', 'window_axis', 'plot_windows', 'drift_table', 'drift_title',
+           'plot_drift']
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #064b6657
 from collections.abc import Iterable, Mapping
@@ -190,39 +191,53 @@ def plot_shares(axes: Any, names: list[str], windows: pd.DataFrame,  # label_mea
     percent_axis(axes.yaxis)
     legend(axes, loc="upper left", ncols=2)
 
-def annotate_values(axes: Any, names: list[str], values: pd.Series) -> None:
-    "Write each value above its mark."
+def with_places(checked: pd.DataFrame,  # what `compare_windows` returns
+                starts: Iterable) -> pd.DataFrame:  # adds left and width
+    "Add the place of each version in the picture: a window has the width 1, which its versions share."
+    checked, numbers = checked.reset_index(), {start: i for i, start in enumerate(starts)}
+    by_window = checked.groupby("window_start")
+    width = 1 / by_window.model_id.transform("size")
+    left = checked.window_start.map(numbers) - 0.5 + by_window.cumcount() * width
+    return checked.assign(left=left, width=width, middle=left + width / 2)
+
+def annotate_values(axes: Any, checked: pd.DataFrame) -> None:  # what `with_places` returns
+    "Write each value above its mark, with the version if there are several."
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.75}
-    for name, value in zip(names, values, strict=True):
-        if pd.notna(value):
-            axes.annotate(f"{value:.3f}", (name, value), xytext=(0, 9), ha="center", bbox=box, **NOTE_STYLE)
+    has_versions = checked.model_id.nunique() > 1
+    for row in checked.dropna(subset="value").itertuples():
+        text = f"v{row.model_id}\n{row.value:.3f}" if has_versions else f"{row.value:.3f}"
+        axes.annotate(text, (row.middle, row.value), xytext=(0, 9), ha="center", bbox=box, **NOTE_STYLE)
 
-def plot_limits(axes: Any, limits: pd.DataFrame,  # low and high of each window
+def plot_limits(axes: Any, checked: pd.DataFrame,  # what `with_places` returns
                 label: str) -> None:
-    "Draw the limits of each window as steps; a limit that is missing or infinite is left out."
-    edges = np.arange(len(limits) + 1) - 0.5
+    "Draw the limits of each version in each window; a limit that is missing or infinite is left out."
     for side in ("high", "low"):
-        values = limits[side].where(np.isfinite(limits[side]))
-        if values.notna().any():
-            axes.stairs(values, edges, baseline=None, color=RED, linestyle="--", linewidth=1.3, label=label)
-            label = ""  # both limits are one entry of the legend
+        rows = checked[np.isfinite(checked[side].astype(float))]
+        if rows.empty: continue
+        ends = rows.left + rows.width
+        axes.hlines(rows[side], rows.left, ends, color=RED, linestyle="--", linewidth=1.3, label=label)
+        label = ""  # both limits are one entry of the legend
 
-def plot_metric(axes: Any, names: list[str], values: pd.Series, limits: pd.DataFrame,  # one row per window
-                flagged: set[str], threshold: Threshold) -> None:
-    "Draw a metric and its limits for each window; the windows that violate a threshold are red."
-    numbers = np.concatenate([values, limits.low, limits.high]).astype(float)
+def value_range(checked: pd.DataFrame) -> tuple[float, float]:
+    "Return the limits of an axis for values and their limits, with space for numbers and a legend."
+    numbers = checked[["value", "low", "high"]].to_numpy(float)
     numbers = numbers[np.isfinite(numbers)]
-    highest, lowest = (numbers.max(), numbers.min()) if len(numbers) else (1, 0)
-    span = highest - lowest or abs(highest) or 1
+    if not len(numbers): return 0.0, 1.0
+    span = numbers.max() - numbers.min() or abs(numbers.max()) or 1
+    return numbers.min() - 0.15 * span, numbers.max() + 0.45 * span
+
+def plot_metric(axes: Any, names: list[str], checked: pd.DataFrame,  # what `with_places` returns
+                flagged: set[str], threshold: Threshold) -> None:
+    "Draw a metric of each version with its limits; marks beyond them are red, and so are windows with any violation."
     for i, name in enumerate(names):
         if name in flagged: axes.axvspan(i - 0.5, i + 0.5, color=RED, alpha=0.10, linewidth=0)
-    axes.plot(names, values, color=BLUE, linewidth=2, zorder=1)
-    axes.scatter(names, values, s=60, zorder=2, color=[RED if name in flagged else BLUE for name in names])
-    if len(names) <= MANY: annotate_values(axes, names, values)
+    for _, rows in checked.groupby("model_id"):
+        axes.plot(rows.middle, rows.value, color=BLUE, linewidth=2, zorder=1)
+    axes.scatter(checked.middle, checked.value, s=60, zorder=2, color=np.where(checked.broken, RED, BLUE))
+    if len(names) <= MANY: annotate_values(axes, checked)
     rate = threshold.false_alarm_rate
-    plot_limits(axes, limits, "threshold" if rate is None else f"threshold, false-alarm rate {100 * rate:g} %")
-    axes.set(ylabel=threshold.metric.replace("_", " "), xlim=(-0.5, len(names) - 0.5),
-             ylim=(lowest - 0.15 * span, highest + 0.45 * span))
+    plot_limits(axes, checked, "threshold" if rate is None else f"threshold, false-alarm rate {100 * rate:g} %")
+    axes.set(ylabel=threshold.metric.replace("_", " "), xlim=(-0.5, len(names) - 0.5), ylim=value_range(checked))
     legend(axes, loc="upper left")
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #6572d563
@@ -232,7 +247,7 @@ def window_axis(axes: Any, names: list[str], granularity: str) -> None:
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=90 if len(names) > MANY else 0)
     axes.set_xlabel(f"window ({granularity})")
 
-def plot_windows(measured: Measured, threshold: Threshold,  # on a metric of `:table`, which is drawn with its limit
+def plot_windows(measured: Measured, threshold: Threshold,  # its metric is drawn with its limits
                  flagged: Iterable[str],  # names of windows, as `violations` returns them
                  monitor: Monitor, granularity: str,
                  title: str = "",  # what is to be seen; default: `windows_title`
@@ -241,11 +256,10 @@ def plot_windows(measured: Measured, threshold: Threshold,  # on a metric of `:t
     "Draw the windows in order of time: labels and predictions above, the metric below."
     windows, flagged = measured.part("INPUT"), set(flagged)
     names = [window_name(start, granularity, monitor.time_zone) for start in windows.index]
-    checked = compare_windows(measured, threshold, noise)
-    limits = checked.groupby("window_start")[["low", "high"]].mean().reindex(windows.index)
+    checked = with_places(compare_windows(measured, threshold, noise), windows.index)
     figure, (above, below) = canvas(title or windows_title(names, flagged), rows=2, size=(10, 6), sharex=True)
     plot_shares(above, names, windows, monitor.label_col)
-    plot_metric(below, names, metric_of(windows, threshold.metric), limits, flagged, threshold)
+    plot_metric(below, names, checked, flagged, threshold)
     window_axis(below, names, granularity)
     return figure
 
