@@ -141,7 +141,8 @@ def staged(spark, env: Env, df) -> Iterator[str]:  # the name of a temporary vie
     if env.engine != "databricks":
         remove_old(f"{plain_path(env.lakehouse)}/_staged")
         folder = f"{plain_path(env.lakehouse)}/_staged/{view}"
-        df.write.parquet(folder)
+        # Sail reads a column of NaN and one other value as that value, unless the file has no statistics
+        df.write.option("statistics_enabled", "none").parquet(folder)
         # Sail writes no file, and so no schema, for an empty DataFrame; and a column without nulls must stay nullable
         schema = ", ".join(f"{quoted(c.name)} {sql_type(c)}" for c in df.schema.fields)
         rows = spark.read.schema(schema).parquet(folder)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..data import tables
 from ..data.sql import sql_text
 from ..env import Env
+from ..errors import MlopsError
 from . import custom_metrics, profiles, windows
 from .drift import comparisons, drift_row, number_drift, text_drift
 from .quality import quality
@@ -29,11 +30,15 @@ class Measured:
     "The metrics of all groups: one row per group and column; the column `:table` is for metrics of whole rows."
     profile: pd.DataFrame
     drift: pd.DataFrame
+    without_time: int = 0  # the number of rows without a time, which are in no window and in no metric
 
-    def part(self, log_type: str, model_id: str = "*") -> pd.DataFrame:  # indexed and sorted by window_start
+    def part(self, log_type: str,
+             model_id: str | None = "*",  # None: the rows without a version
+             ) -> pd.DataFrame:  # indexed and sorted by window_start
         "Return the rows `:table` of the whole table, for one version or for all together."
         p = self.profile
-        rows = p[(p.column_name == ":table") & p.slice_key.isna() & (p.log_type == log_type) & (p.model_id == model_id)]
+        of_version = p.model_id.isna() if model_id is None else p.model_id == model_id
+        rows = p[(p.column_name == ":table") & p.slice_key.isna() & (p.log_type == log_type) & of_version]
         return rows.sort_values("window_start").set_index("window_start")
 
 def stack_frames(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -132,7 +137,11 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
     needed = list(dict.fromkeys([*watched, *custom_metrics.needed_columns(monitor, rows.columns)]))
     windowed = windows.with_windows(rows, monitor, needed, granularity)
     if baseline is not None: windowed = windowed.unionByName(windows.with_windows(baseline, monitor, needed, None))
-    versions, types = windows.versions_of(windowed), profiles.data_types(rows, watched)
+    versions, without_time = windows.count_versions(windowed)
+    if without_time and not versions:
+        raise MlopsError(f"none of the {without_time:,} rows to be monitored has a time",
+                         f"fill the column {monitor.timestamp_col!r}")
+    types, windowed = profiles.data_types(rows, watched), windowed.where(windows.HAS_WINDOW)
     with tables.staged(spark, env, windows.with_groups(windowed, monitor, versions)) as view:
         groups = spark.table(view)
         parts = [measure_groups(groups, windows.group_names(groups, monitor), types, monitor)]
@@ -140,7 +149,7 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
     frames = stack_frames(part.profile for part in parts), stack_frames(part.drift for part in parts)
     if len(versions) == 1:  # the group of all versions together is a copy
         frames = [pd.concat([frame, frame.assign(model_id="*")], ignore_index=True) for frame in frames]
-    return with_custom_metrics(spark, Measured(*frames), monitor)
+    return with_custom_metrics(spark, Measured(*frames, without_time), monitor)
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #2f4f5397
 WINDOW = pa.struct({"start": pa.timestamp("us", "UTC"), "end": pa.timestamp("us", "UTC")})

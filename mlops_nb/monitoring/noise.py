@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIN_BASELINE_DAYS', 'DRIFT_DRAWS', 'DRIFT_METRICS', 'NO_VALUE', 'Noise', 'noise_of', 'sums_statistic',
-           'difference_noise', 'ks_statistic', 'drift_noise', 'BaselineDays', 'day_sums', 'day_counts', 'baseline_days',
-           'derived_metric', 'check_sums', 'sql_metric', 'window_days', 'noise_share', 'as_limits', 'without_limits',
-           'no_limit_reason', 'drift_limits', 'metric_limits', 'noise_limits']
+           'difference_noise', 'ks_statistic', 'drift_noise', 'BaselineDays', 'day_sums', 'day_counts', 'shared_values',
+           'baseline_days', 'derived_metric', 'check_sums', 'sql_metric', 'window_days', 'noise_share', 'as_limits',
+           'without_limits', 'no_limit_reason', 'drift_limits', 'metric_limits', 'noise_limits']
 
 # %% ../../nbs/monitoring/07_noise.ipynb #7300d823
 from collections.abc import Callable, Iterable
@@ -123,10 +123,18 @@ def day_counts(groups, names: pd.DataFrame, types: dict[str, str]) -> dict[str, 
     if not types: return {}
     counts, frames = profiles.count_numbers(groups, names, types).dropna(subset="bucket"), {}
     for name, rows in counts.groupby("column_name"):
-        table = rows.pivot_table("n", ["model_id", "window_start"], "bucket", aggfunc="sum", fill_value=0)
-        totals = rows.assign(total=rows["mean"] * rows.n).groupby("bucket")[["total", "n"]].sum()
-        frames[name] = table.set_axis((totals.total / totals.n).reindex(table.columns), axis=1).astype(float)
+        rows = rows.assign(value=shared_values(rows.high, rows.n))
+        table = rows.pivot_table("n", ["model_id", "window_start"], "value", aggfunc="sum", fill_value=0)
+        frames[name] = table.astype(float)
     return frames
+
+def shared_values(values: pd.Series, counts: pd.Series) -> pd.Series:  # at most BUCKETS different ones
+    "Replace values by the largest of their bucket, in buckets of about equal counts that all days share."
+    totals = counts.groupby(values).sum().sort_index()
+    if len(totals) <= profiles.BUCKETS: return values
+    bucket = profiles.BUCKETS * (totals.cumsum() - totals) // totals.sum()
+    largest = totals.index.to_series().groupby(bucket).transform("max")
+    return values.map(largest)
 
 def baseline_days(baseline,  # DataFrame with the columns of the monitor, and the timestamp
                   monitor: Monitor, columns: Iterable[str],  # with metrics of drift
@@ -177,6 +185,7 @@ def window_days(rows, monitor: Monitor, granularity: str) -> pd.Series:  # by wi
     starts = [f"{window_start(length, monitor.timestamp_col, monitor.time_zone)} AS {name}"
               for length, name in ((granularity, "window_start"), ("1 day", "day"))]
     days = rows.selectExpr(*starts, f"CAST({quoted(monitor.model_id_col)} AS STRING) AS model_id").distinct()
+    days = days.where("window_start IS NOT NULL")
     frame = windows.as_groups(days.groupBy("window_start", "model_id").count().toArrow().to_pandas().assign(
         log_type="INPUT", slice_key=None, slice_value=None))
     return frame.set_index(["window_start", "model_id"])["count"].sort_index()
@@ -211,6 +220,9 @@ def drift_limits(days: BaselineDays, threshold: Threshold, version: str, size: i
     counts = days.counts.get(threshold.column)
     if counts is None or version not in counts.index: return without_limits(NO_VALUE)
     own, values = counts.loc[version], counts.columns.to_numpy(float)
+    finite = values[np.isfinite(values)]
+    if not len(finite): return without_limits(NO_VALUE)
+    values = values.clip(finite.min(), finite.max())  # an infinite value has no mean
     noise = drift_noise(threshold.metric, own.to_numpy(), values, size, noise_share(threshold))
     return as_limits(noise, 0, threshold.side)
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring import drift, metric_tables, profiles, quality, thresholds
-from mlops_nb.monitoring.windows import GROUP, Monitor, as_monitor, parse_granularity, window_end
+from mlops_nb.monitoring.windows import GROUP, Monitor, as_groups, as_monitor, parse_granularity, window_end
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
 
@@ -50,6 +50,20 @@ def test_wasserstein_distance_is_that_of_the_rows(two, steps):
     gap = np.abs(np.cumsum(now) / now.sum() - np.cumsum(then) / then.sum())  # between the distribution functions
     reference = (gap[:-1] * np.diff(values)).sum()
     assert drift.wasserstein_distance(values, now, then) == pytest.approx(reference, abs=1e-9)
+
+
+@given(pairs, st.booleans(), st.booleans())
+def test_the_distance_is_infinite_if_the_shares_of_an_infinite_value_differ(two, low, high):
+    now, then = two
+    values = np.arange(len(now), dtype=float)
+    if low: values[0] = -np.inf
+    if high: values[-1] = np.inf
+    p, q = now * then.sum(), then * now.sum()  # whole numbers, so equal shares are equal
+    differs = (low and p[0] != q[0]) or (high and p[-1] != q[-1])
+    gaps = np.abs(np.cumsum(p) - np.cumsum(q)) / (now.sum() * then.sum())
+    finite = gaps[low:len(gaps) - 1 - high].sum()  # of steps of width 1
+    expected = np.inf if differs else pytest.approx(finite)
+    assert drift.wasserstein_distance(values, now, then) == expected
 
 
 def stability_index_of_rows(now, then):
@@ -140,13 +154,19 @@ def test_a_missing_prediction_counts_as_wrong():
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=300))
 def test_quantiles_are_those_of_the_rows(rows):
     values, counts = np.unique(np.array(rows, dtype=float), return_counts=True)
-    result = profiles.quantiles(values, counts, min(rows), max(rows))
-    assert len(result) == 1001 and result[500] == np.quantile(rows, 0.5, method="inverted_cdf")
-    assert result == np.quantile(rows, profiles.POINTS, method="inverted_cdf").tolist()
+    result = profiles.quantiles(values, counts, min(rows))
+    assert result == [sorted(rows)[max(0, -(-k * len(rows) // 1000) - 1)] for k in range(1001)]
+    assert result[500] == np.quantile(rows, 0.5, method="inverted_cdf")
 
 
 def test_a_group_without_values_has_no_quantiles():
-    assert profiles.quantiles(np.array([]), np.array([]), np.nan, np.nan) is None
+    assert profiles.quantiles(np.array([]), np.array([]), np.nan) is None
+
+
+def test_the_rank_of_a_quantile_is_not_rounded_up():
+    "0.007 * 1000 is 7.000000000000001 in floating point, but of 1000 rows the quantile 0.007 is the seventh."
+    values = np.arange(1, 1001)
+    assert profiles.quantiles(values, np.ones(1000), 1) == [1, *range(1, 1001)]
 
 
 @pytest.mark.parametrize("granularity", ["1 day", "1 week", "3 weeks", "1 month", "1 year"])
@@ -209,6 +229,30 @@ def test_a_window_is_compared_with_the_last_one_that_has_rows():
     assert [(row.window_start, base.window_start) for _, row, base in pairs] == [(3, 1), (7, 3)]
 
 
+def test_rows_without_a_window_are_not_compared_as_one():
+    pairs = list(drift.comparisons(described(3, None, base=[0])))
+    assert [(kind, row.window_start) for kind, row, base in pairs] == [("BASELINE", 3)]
+
+
+def test_a_null_slice_is_compared_with_the_null_slice_and_not_with_the_text_null():
+    named, null = (described(1, 2).assign(slice_key="origin", slice_value=value) for value in ("null", None))
+    pairs = drift.comparisons(pd.concat([named, null.iloc[1:]]))
+    assert [(row.slice_value, base.slice_value) for _, row, base in pairs] == [("null", "null")]
+    pairs = drift.comparisons(pd.concat([named, null]))
+    assert sorted(str(row.slice_value) + str(base.slice_value) for _, row, base in pairs) == ["NoneNone", "nullnull"]
+
+
+def test_drift_of_a_text_column_tells_null_from_the_text_null():
+    shares = {"2013-01-01": {"null": 10, "a": 10, None: 30}, "2013-02-01": {"null": 10, "a": 30, None: 10}}
+    counts = as_groups(pd.DataFrame([
+        dict(zip(GROUP, ("INPUT", start, "1", None, None), strict=True)) | {"column_name": "x", "value": value, "n": n}
+        for start, counted in shares.items() for value, n in counted.items()]))
+    drifted = drift.text_drift(counts, profiles.describe_texts(counts)).iloc[0]
+    assert drifted.tv_distance == drifted.l_infinity_distance == 0.25 and drifted.percent_null_delta == -40
+    expected = stats.chi2_contingency([[10, 10], [10, 30]], correction=False)
+    assert drifted.chi_squared_test["statistic"] == pytest.approx(expected.statistic)
+
+
 def test_versions_and_slices_are_compared_with_their_own():
     first, second = described(1, base=[0]), described(1, 2, version="2")
     sliced = described(1, base=[0]).assign(slice_key="origin", slice_value="JFK")
@@ -220,7 +264,7 @@ def test_versions_and_slices_are_compared_with_their_own():
 
 def test_a_month_of_nulls_has_differences_but_no_distance():
     counts = pd.DataFrame([dict(zip(GROUP, ("INPUT", m, "1", None, None), strict=True)) | {
-        "column_name": "x", "bucket": b, "n": 10, "mean": 1.0} for m, b in ((1, 1.0), (2, None))])
+        "column_name": "x", "n": 10, "high": value, "mean": value} for m, value in ((1, 1.0), (2, None))])
     frame = described(1, 2, count=[10, 10], avg=[1.0, None], percent_null=[0.0, 100.0], percent_zeros=[0.0, 0.0],
                       percent_distinct=[10.0, 0.0])
     drifted = drift.number_drift(counts, frame).iloc[0]
@@ -233,9 +277,10 @@ def measured(*log_losses, base=0.40, count=5000, version="1"):
     starts = [datetime(2013, 4 + i, 1, 4, tzinfo=UTC) for i in range(len(log_losses))]
     rows = [("BASELINE", None, base), *zip(["INPUT"] * len(starts), starts, log_losses, strict=True)]
     profile = pd.DataFrame([dict(zip(GROUP, (kind, pd.Timestamp(start), version, None, None), strict=True)) | {
-        "column_name": ":table", "count": count, "log_loss": loss, "f1_score": {"weighted": 1 - loss, "macro": 0.5}}
+        "column_name": ":table", "count": count, "labelled": count, "evaluated": count, "log_loss": loss,
+        "f1_score": {"weighted": 1 - loss, "macro": 0.5}}
         for kind, start, loss in rows])
-    moved = profile[profile.log_type == "INPUT"].drop(columns=["log_loss", "count", "f1_score"]).assign(
+    moved = profile.loc[profile.log_type == "INPUT", [*GROUP]].assign(
         drift_type="BASELINE", column_name="prediction",
         ks_test=[{"statistic": loss, "pvalue": 0.0} for loss in log_losses])
     return metric_tables.Measured(profile, moved)
@@ -289,6 +334,35 @@ def test_metrics_of_drift_are_those_against_the_baseline():
 def test_small_windows_are_not_checked(count, min_rows):
     assume(count != min_rows)
     assert flags(measured(0.9, count=count), metric="log_loss", at_most=0.1, min_rows=min_rows) == [count > min_rows]
+
+
+@pytest.mark.parametrize("metric, column, rows", [
+    ("log_loss", ":table", 70), ("roc_auc_score.one_vs_one.weighted", ":table", 70),
+    ("f1_score.weighted", ":table", 80), ("avg", "x", 60), ("ks_test.statistic", "x", 60),
+    ("percent_null", "x", 100), ("percent_zeros", "x", 100)])
+def test_min_rows_counts_the_rows_that_a_metric_is_computed_from(metric, column, rows):
+    "Of 100 rows 80 have a label, 70 of these a probability; the column x has 30 nulls and 10 NaN."
+    name, *keys = metric.split(".")
+    value = {"one_vs_one": {"weighted": 9.0}} if name == "roc_auc_score" else {keys[0]: 9.0} if keys else 9.0
+    group = dict(zip(GROUP, ("INPUT", pd.Timestamp("2013-04-01", tz="UTC"), "1", None, None), strict=True))
+    table = group | {"column_name": ":table", "count": 100, "labelled": 80, "evaluated": 70}
+    profile = pd.DataFrame([table, group | {"column_name": "x", "count": 100, "num_nulls": 30, "num_nan": 10}])
+    drifted = pd.DataFrame([group | {"column_name": "x", "drift_type": "BASELINE"}])
+    (drifted if name == "ks_test" else profile)[name] = [value] * (1 if name == "ks_test" else 2)
+    metrics = metric_tables.Measured(profile, drifted)
+    for min_rows, broken in ((rows, True), (rows + 1, False)):
+        assert flags(metrics, metric=metric, column=column, at_most=1, min_rows=min_rows) == [broken]
+
+
+def test_rows_without_a_version_are_compared_with_their_own_baseline():
+    first, unversioned = measured(0.45, base=0.40), measured(0.45, base=0.50, version=None)
+    both = metric_tables.Measured(*(pd.concat([getattr(first, part), getattr(unversioned, part)], ignore_index=True)
+                                   for part in ("profile", "drift")))
+    threshold = thresholds.Threshold("log_loss", at_most=1.1, times_baseline=True)
+    checked = thresholds.compare_windows(both, threshold).reset_index()
+    assert dict(zip(checked.model_id.fillna("none"), checked.broken, strict=True)) == {"1": True, "none": False}
+    both.profile.loc[both.profile.log_type == "BASELINE", "log_loss"] = 0.4
+    assert [v["version"] for v in thresholds.violations(both, [threshold], MONITOR, "1 month")] == ["1", None]
 
 
 @pytest.mark.parametrize("wrong, message", [

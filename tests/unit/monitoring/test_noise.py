@@ -120,3 +120,12 @@ def test_a_noise_needs_a_metric_of_aggregates():
         noise.derived_metric(monitor, "relative")
     with pytest.raises(MlopsError, match="no metric with a noise 'log_loss'"):
         noise.derived_metric(monitor, "log_loss")
+
+
+def test_values_share_buckets_of_about_equal_counts():
+    values, counts = pd.Series(np.random.default_rng(1).normal(size=5000)), pd.Series(np.ones(5000))
+    shared = noise.shared_values(values, counts)
+    sizes = counts.groupby(shared).sum()
+    assert len(sizes) == 1000 and sizes.max() <= 6 and (shared >= values).all()
+    assert shared.sort_values().tolist() == shared[values.argsort()].tolist()  # in the same order
+    assert noise.shared_values(values[:900], counts[:900]).tolist() == values[:900].tolist()
