@@ -154,7 +154,7 @@ def derived_metric(monitor: Monitor, name: str) -> CustomMetric:
     derived = {m.name: m for m in custom_metrics.metrics_of_type(monitor, custom_metrics.DERIVED)}
     if name not in derived: raise unknown("metric with a noise", name, [*derived, *DRIFT_METRICS])
     aggregates = {m.name.lower() for m in custom_metrics.metrics_of_type(monitor, custom_metrics.AGGREGATE)}
-    mentioned = custom_metrics.names_in(custom_metrics.definition_sql(derived[name], {})) - aggregates
+    mentioned = custom_metrics.names_in(custom_metrics.metric_sql(derived[name])) - aggregates
     if others := sorted(mentioned & set(profile_columns(monitor.model_id_col))):
         raise MlopsError(f"{derived[name]} uses {', '.join(others)}, so that its noise is unknown",
                          "define it by aggregates that are sums over rows")
@@ -173,10 +173,10 @@ def check_sums(sums: pd.DataFrame,  # of the days of one version
 
 def sql_metric(spark, metric: CustomMetric, columns: Iterable[str]) -> Callable[[np.ndarray], np.ndarray]:
     "Return a derived metric as a function of an array of sums, whose columns have these names."
-    columns, sql = list(columns), custom_metrics.definition_sql(metric, {})
+    columns = list(columns)
     def values(sums: np.ndarray) -> np.ndarray:
         table = pa.Table.from_arrays([pa.array(column) for column in sums.T], names=columns)
-        return np.array(custom_metrics.computed(spark, metric, sql, table), dtype=float)  # null is nan
+        return np.array(custom_metrics.row_values(spark, metric, table), dtype=float)  # null is nan
     return values
 
 # %% ../../nbs/monitoring/07_noise.ipynb #5e56cb23
