@@ -19,6 +19,7 @@ from .batch_inference import PREDICTIONS, predict_flights
 from .days import ZONE, midnight
 from .feature_engineering import FEATURES, FLIGHT_KEY, labels, scheduled
 from ..models import registry
+from ..monitoring.custom_metrics import check_definitions
 from ..monitoring.metric_tables import Measured, measure, write_metrics
 from ..monitoring.thresholds import Threshold, read_thresholds
 from ..monitoring.windows import Monitor, as_monitor
@@ -28,6 +29,7 @@ def read_monitoring(root) -> tuple[Monitor, list[Threshold]]:  # root: the proje
     "The monitor and the thresholds of conf/monitoring.yml."
     conf = read_conf(root, "monitoring.yml", ["monitor", "sliced_columns", "thresholds"])
     monitor = as_monitor(conf["monitor"], sliced_columns=conf["sliced_columns"], time_zone=ZONE)
+    check_definitions(monitor)
     return monitor, read_thresholds(conf["thresholds"])
 
 # %% ../../nbs/flights/10_monitor.ipynb #86951d94
