@@ -204,8 +204,8 @@ def with_fairness(profile: pd.DataFrame,  # of slices: GROUP and, with labels, c
     rows = rows.assign(window_start=rows.window_start.astype(object).where(rows.window_start.notna(), None))
     keys = rows[list(GROUP)].itertuples(index=False, name=None)
     matrices = dict(zip(keys, rows.confusion_matrix, strict=True))
-    scores = pd.DataFrame(None, index=profile.index, columns=[*FAIRNESS_METRICS], dtype=object)
+    scores, nothing = {}, dict.fromkeys(FAIRNESS_METRICS)
     for index, key in zip(rows.index, matrices, strict=True):
         other = matrices.get((*key[:-1], "false" if key[-1] == "true" else "true"), [])
-        for metric, values in fairness_scores(matrices[key], other).items(): scores.at[index, metric] = values
-    return profile.join(scores)
+        scores[index] = fairness_scores(matrices[key], other)
+    return profile.assign(**pd.DataFrame([scores.get(i, nothing) for i in profile.index], profile.index, dtype=object))
