@@ -15,7 +15,7 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring.metric_tables import measure, profile_columns, write_metrics
 from mlops_nb.monitoring.quality import FAIRNESS_METRICS, REGRESSION_METRICS
 from mlops_nb.monitoring.thresholds import Threshold, compare_windows, violations
-from mlops_nb.monitoring.windows import REGRESSION, Monitor
+from mlops_nb.monitoring.windows import REGRESSION, CustomMetric, Monitor
 
 SLICES = ("origin", "distance > 1000", "weekend")
 NUMBERS = Monitor("at", "version", "predicted", "delay", problem_type=REGRESSION, slicing_exprs=SLICES)
@@ -201,3 +201,32 @@ def test_an_infinite_prediction_violates_a_threshold(home):
     assert np.isfinite(windows.root_mean_squared_error).tolist() == [True, False]
     broken = violations(measured, [Threshold("mean_average_error", at_most=60, min_rows=1)], NUMBERS, "1 month")
     assert [v["window"] for v in broken] == ["2013-06"] * 2  # of both versions
+
+
+def custom(name, kind, definition) -> CustomMetric:
+    double = '{"name": "output", "type": "double", "nullable": true, "metadata": {}}'
+    return CustomMetric(name, f"CUSTOM_METRIC_TYPE_{kind}", (":table",), definition, double)
+
+
+def test_custom_metrics_can_use_the_errors(home, frames):
+    spark, env = home
+    growth = "{{current_df}}.root_mean_squared_error - {{base_df}}.root_mean_squared_error"
+    monitor = replace(NUMBERS, slicing_exprs=(), custom_metrics=(
+        custom("error_in_hours", "DERIVED", "root_mean_squared_error / 60"), custom("error_growth", "DRIFT", growth)))
+    measured = measure(spark, env, as_spark(spark, frames[0]), monitor, "1 month", baseline=as_spark(spark, frames[1]))
+    errors = measured.part("INPUT").root_mean_squared_error
+    assert measured.part("INPUT").error_in_hours.tolist() == pytest.approx((errors / 60).tolist())
+    drift = measured.drift.query("column_name == ':table' and drift_type == 'BASELINE' and model_id == '*'")
+    growths = drift.sort_values("window_start").error_growth.tolist()
+    assert growths == pytest.approx((errors - measured.part("BASELINE").root_mean_squared_error.item()).tolist())
+
+
+def test_a_custom_metric_can_use_the_fairness_of_one_class(home, frames):
+    spark, env = home
+    gap = custom("parity_gap", "DERIVED", "abs(statistical_parity['much'])")
+    monitor = replace(CLASSES, slicing_exprs=("weekend",), custom_metrics=(gap,))
+    profile = measure(spark, env, as_spark(spark, frames[0].head(300)), monitor, "1 month").profile
+    slices = profile[profile.statistical_parity.notna()]
+    expected = [dict(value).get("much") for value in slices.statistical_parity]
+    assert len(slices) and np.array(slices.parity_gap, float) == pytest.approx(np.abs(np.array(expected, float)),
+                                                                               nan_ok=True)
