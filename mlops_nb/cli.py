@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app', 'models_app', 'VersionReference', 'Name',
-           'tables_app', 'pairs', 'make_home', 'problems_of', 'refuse_problems', 'show', 'run_to_end', 'run', 'repair',
-           'open_run_store', 'list_runs', 'show_run', 'open_run', 'list_jobs', 'show_job', 'show_model',
-           'reproduce_model', 'rollback', 'approve', 'show_history', 'move_cells', 'copy_model', 'compare_models',
-           'list_tables', 'snapshot_table', 'validate', 'doctor', 'main']
+           'tables_app', 'pairs', 'make_home', 'problems_of', 'refuse_problems', 'show_problems', 'show', 'run_to_end',
+           'run', 'repair', 'open_run_store', 'list_runs', 'show_run', 'open_run', 'list_jobs', 'show_job',
+           'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history', 'move_cells', 'copy_model',
+           'compare_models', 'list_tables', 'snapshot_table', 'validate', 'doctor', 'main']
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
 import signal
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -52,15 +53,21 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None) 
     return Home(env.load_env(target, variables, loaded.root), loaded, variables, display=progress.display(out), **more)
 
 def problems_of(loaded: Any) -> list:
-    "All problems of the bundle and of the files in conf/."
+    "All errors and warnings about the bundle and the files in conf/."
     from mlops_nb.bundle.checks import check
     from mlops_nb.conf_checks import conf_problems
     return check(loaded) + conf_problems(loaded.root)
 
 def refuse_problems(loaded: Any) -> None:
-    "Raise MlopsError with all problems of the bundle, so that nothing runs."
+    "Print the warnings about the bundle. Raise MlopsError with all its errors, so that nothing runs."
     problems = problems_of(loaded)
-    if problems: raise MlopsError(f"the bundle has {len(problems)} problem(s)", "\n  ".join(map(str, problems)))
+    show_problems(problem for problem in problems if problem.is_warning)
+    errors = [str(problem) for problem in problems if not problem.is_warning]
+    if errors: raise MlopsError(f"the bundle has {len(errors)} problem(s)", "\n  ".join(errors))
+
+def show_problems(problems: Iterable) -> None:
+    "Print errors and warnings to stderr, one after the other."
+    for problem in problems: err.print(escape(str(problem)), highlight=False, soft_wrap=True)
 
 def show(content: Any) -> None:
     "Print text without breaking long lines, so that paths can be copied; tables still fit the terminal."
@@ -391,9 +398,12 @@ def validate(target: Target = None, var: Var = None) -> None:
     from mlops_nb.bundle.load import load_bundle
     loaded = load_bundle(target=target, variables=pairs("--var", var))
     problems = problems_of(loaded)
-    for problem in problems: err.print(escape(str(problem)), highlight=False, soft_wrap=True)
-    if problems: raise typer.Exit(1)
-    out.print(f"bundle [bold]{loaded.name}[/], target [bold]{loaded.target}[/]: {len(loaded.jobs)} jobs, no problem")
+    show_problems(problems)
+    warnings = sum(problem.is_warning for problem in problems)
+    if len(problems) > warnings: raise typer.Exit(1)
+    name, target_name = escape(loaded.name), escape(loaded.target)
+    result = f"no problem, {warnings} warning(s)" if warnings else "no problem"
+    out.print(f"bundle [bold]{name}[/], target [bold]{target_name}[/]: {len(loaded.jobs)} jobs, {result}")
 
 @app.command()
 def doctor(target: Target = None) -> None:

@@ -15,8 +15,8 @@ import yaml
 from .errors import MlopsError
 
 # %% auto #0
-__all__ = ['Place', 'Node', 'plain', 'node_of', 'children', 'key_places', 'read_yaml', 'shape_name', 'merge_trees', 'join_by',
-           'change']
+__all__ = ['Place', 'Node', 'plain', 'node_of', 'children', 'key_places', 'map_of', 'entries_of', 'read_yaml', 'shape_name',
+           'anchored_keys', 'merge_trees', 'join_by', 'change']
 
 # %% ../nbs/01_yaml_files.ipynb #9c94f5e2
 @dataclass(frozen=True)
@@ -67,6 +67,17 @@ def key_places(node: Node, key: str = "") -> dict[str, Place]:
     places = {key: node.place}
     for path, child in children(node, key): places |= key_places(child, path)
     return places
+
+# %% ../nbs/01_yaml_files.ipynb #d70b1b76
+def map_of(node: Node) -> dict[str, Node]:
+    "Return the entries of a map; an empty dict for null."
+    if isinstance(node.value, dict | None): return node.value or {}
+    raise MlopsError(f"{node.place}: expected a map, got {plain(node)!r}")
+
+def entries_of(tree: Node, *names: str) -> dict[str, Node]:
+    "Return the entries of the map at a path of names; an empty dict if it does not exist."
+    for name in names: tree = map_of(tree).get(name) or Node({}, tree.place)
+    return map_of(tree)
 
 # %% ../nbs/01_yaml_files.ipynb #ab61042d
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -145,6 +156,12 @@ def shape_name(node: Node) -> str:
     "Whether a node is a map, a list or a single value, as messages write it."
     if isinstance(node.value, dict): return "a map"
     return "a list" if isinstance(node.value, list) else "a single value"
+
+# %% ../nbs/01_yaml_files.ipynb #110a7114
+def anchored_keys(text: str) -> set[str]:
+    "Return the top-level keys of a YAML text whose value begins with an anchor."
+    root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {name.value for name, value in root.value if text[value.start_mark.index:].startswith("&")}
 
 # %% ../nbs/01_yaml_files.ipynb #df65e8c6
 def merge_trees(under: Node, over: Node,  # the values of `over` override those of `under`

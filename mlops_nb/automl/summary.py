@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from .dataset import prepare, read_dataset
+from .dataset import Dataset, prepare, read_dataset
 from .search import Search, check_label, check_metric, read_settings, run_search
 from .trials import DIRECTIONS, metric_name
 from ..env import Env, load_env
@@ -75,6 +75,7 @@ class AutoMLSummary:
     warnings: list[str]  # about the data
     data_exploration: Path  # an executed notebook
     folder: Path
+    dataset: Dataset | None = field(default=None, repr=False)  # the rows of the search
 
     @property
     def best_trial(self) -> TrialInfo: return self.trials[0]
@@ -160,7 +161,7 @@ def summarise(search: Search, exploration_warnings: list[str]) -> AutoMLSummary:
     experiment = registry.client(search.env).get_experiment(search.experiment_id)
     warnings = list(dict.fromkeys([*search.dataset.warnings, *exploration_warnings]))  # without duplicates
     return AutoMLSummary(experiment, better_first(search.primary_metric, trials), search.primary_metric, warnings,
-                         search.folder / "exploration" / "notebook.ipynb", search.folder)
+                         search.folder / "exploration" / "notebook.ipynb", search.folder, search.dataset)
 
 def run_automl(dataset: Any, target_col: str, kind: str, primary_metric: str, options: dict) -> AutoMLSummary:
     "Check the settings, prepare the dataset, run the search and return its summary."

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TRIAL_IMPORTS', 'THREAD_LIMITS', 'DIRECTIONS', 'LOGGED_AS', 'TRIAL_METRICS', 'notebooks_folder', 'Family',
            'check_range', 'check_numeric_range', 'read_family', 'assigned_values', 'find_families', 'propose',
-           'propose_value', 'default_parameters', 'compose', 'RunningTrial', 'warm_process', 'databricks_login',
-           'start_notebook', 'metric_name', 'Result', 'trial_result']
+           'propose_value', 'default_parameters', 'conversion_source', 'compose', 'RunningTrial', 'warm_process',
+           'databricks_login', 'start_notebook', 'metric_name', 'Result', 'trial_result']
 
 # %% ../../nbs/automl/01_trials.ipynb #2cef9e85
 import ast
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import dataset
 from ..conf import check_keys, is_number
 from ..errors import MlopsError, unknown
 from ..jobs.execute import Outcome
@@ -130,13 +132,22 @@ def default_parameters(family: Family) -> dict:  # by the names of Optuna's para
     return {"family": family.name} | {f"{family.name}.{name}": entry["default"] for name, entry in family.space.items()}
 
 # %% ../../nbs/automl/01_trials.ipynb #92e6ccf4
+def conversion_source() -> str:
+    "Return the source of the functions that convert a model's input."
+    functions = dataset.MODEL_FUNCTIONS
+    names = ", ".join(function.__name__ for function in functions)
+    sources = [inspect.getsource(function) for function in functions]
+    return "\n\n".join([*sources, f"MODEL_FUNCTIONS = ({names})\n"])
+
 def compose(family: Family | None,  # None where the template needs none
             file: Path,  # the notebook to write
             template: str = "trial.ipynb") -> None:
-    "Write the template with the family's source as a cell, and without `#| eval: false`."
+    "Write the template with the sources of the family and the conversion as cells, and without `#| eval: false`."
     notebook = json.loads((notebooks_folder() / template).read_text())
     for cell in notebook["cells"]:
-        if "family" in cell["metadata"].get("tags", []): cell["source"] = family.source
+        tags = cell["metadata"].get("tags", [])
+        if "family" in tags: cell["source"] = family.source
+        elif "conversion" in tags: cell["source"] = conversion_source()
         elif cell["cell_type"] == "code":
             cell["source"] = "".join(line for line in cell["source"] if not line.startswith("#| eval: false"))
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -11,24 +11,37 @@ import os
 import posixpath
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-from .variables import definitions, resolve_variables, scalar_text, variable_values
-from ..errors import MlopsError, unknown
-from ..git import git_or
-from ..yaml_files import Node, Place, change, join_by, key_places, merge_trees, node_of, plain, read_yaml
+from .variables import definitions, resolve_variables, scalar_text, unknown_types, variable_values
+from ..errors import MlopsError, unknown, what_exists
+from ..git import git_details
+from mlops_nb.yaml_files import (
+    Node,
+    Place,
+    anchored_keys,
+    change,
+    entries_of,
+    join_by,
+    key_places,
+    map_of,
+    merge_trees,
+    node_of,
+    plain,
+    read_yaml,
+)
 
 # %% auto #0
 __all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'ITEM_KEYS', 'find_root', 'included',
-           'refuse_duplicates', 'read_bundle_file', 'read_files', 'map_of', 'entries_of', 'refuse_unknown_names',
-           'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id', 'git_details',
+           'refuse_duplicates', 'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'check_path_part',
+           'bundle_name', 'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id',
            'current_user', 'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree',
-           'set_pause_status', 'Bundle', 'load_bundle', 'target_names']
+           'set_pause_status', 'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'target_names']
 
 # %% ../../nbs/bundle/01_load.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -59,14 +72,15 @@ def included(root: Path, tree: Node) -> list[str]:  # file names relative to `ro
     return list(names)
 
 # %% ../../nbs/bundle/01_load.ipynb #5b9b67d4
-def refuse_duplicates(under: Node, over: Node, key: str = "") -> None:
+def refuse_duplicates(under: Node, over: Node, path: tuple[str, ...] = ()) -> None:
     "Raise MlopsError if two files define the same value, because the order of the files would decide which one counts."
-    is_resource = re.fullmatch(r"resources\.[^.]+\.[^.]+", key)
+    is_resource = len(path) == 3 and path[0] == "resources"
     if isinstance(under.value, dict) and isinstance(over.value, dict) and not is_resource:
         for name in over.value.keys() & under.value.keys():
-            refuse_duplicates(under.value[name], over.value[name], f"{key}.{name}".lstrip("."))
+            refuse_duplicates(under.value[name], over.value[name], (*path, name))
     elif is_resource or not (isinstance(under.value, list | None) or isinstance(over.value, list | None)):
-        raise MlopsError(f"{over.place}: {key} is defined twice", f"first defined at {under.place}: remove one of them")
+        raise MlopsError(f"{over.place}: {'.'.join(path)} is defined twice",
+                         f"first defined at {under.place}: remove one of them")
 
 # %% ../../nbs/bundle/01_load.ipynb #9db60725
 TOP_LEVEL = frozenset(("artifacts", "bundle", "environments", "experimental", "include", "permissions", "presets",
@@ -80,8 +94,17 @@ def read_bundle_file(root: Path, name: str) -> Node:
     "Read one YAML file of the bundle, without the entries that only define an anchor."
     try: text = (root / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
-    tree, anchors = read_yaml(text, name), set(re.findall(r"^([\w-]+):\s*&", text, re.MULTILINE)) - TOP_LEVEL
+    tree = read_yaml(text, name)
+    if set(tree.value) <= TOP_LEVEL: return tree
+    anchors = anchored_keys(text) - TOP_LEVEL
     return Node({key: node for key, node in tree.value.items() if key not in anchors}, tree.place)
+
+def add_file(tree: Node, file_tree: Node) -> Node:
+    "Merge an included file into the tree; of entries that Databricks ignores the first is kept."
+    known = Node({key: node for key, node in file_tree.value.items() if key in TOP_LEVEL}, file_tree.place)
+    refuse_duplicates(tree, known)
+    ignored = {key: node for key, node in file_tree.value.items() if key not in TOP_LEVEL}
+    return Node(ignored | merge_trees(tree, known).value, tree.place)
 
 def read_files(root: Path) -> Node:
     "Read databricks.yml and the files it includes as one tree; no target is applied yet."
@@ -90,41 +113,42 @@ def read_files(root: Path) -> Node:
         file_tree = read_bundle_file(root, name)
         include = file_tree.get("include")
         if include: raise MlopsError(f"{include.place}: only {FILE} can include files")
-        refuse_duplicates(tree, file_tree)
-        tree = merge_trees(tree, file_tree)
+        tree = add_file(tree, file_tree)
     return tree
 
-# %% ../../nbs/bundle/01_load.ipynb #0d596aff
-def map_of(node: Node) -> dict[str, Node]:
-    "Return the entries of a map; an empty dict for null."
-    if isinstance(node.value, dict | None): return node.value or {}
-    raise MlopsError(f"{node.place}: expected a map, got {plain(node)!r}")
-
-def entries_of(tree: Node, *names: str) -> dict[str, Node]:
-    "Return the entries of the map at a path of names; an empty dict if it does not exist."
-    for name in names: tree = map_of(tree).get(name) or Node({}, tree.place)
-    return map_of(tree)
-
 # %% ../../nbs/bundle/01_load.ipynb #65fd3db5
-def refuse_unknown_names(tree: Node) -> None:
-    "Raise one MlopsError for all unknown names at the top level, in targets and in definitions of variables."
-    maps = [("top-level key", TOP_LEVEL, tree)]
-    maps += [("field of a target", TARGET_FIELDS, node) for node in entries_of(tree, "targets").values()]
-    maps += [("field of a variable", VARIABLE_FIELDS, node) for node in entries_of(tree, "variables").values()]
-    errors = []
-    for kind, known, node in maps:
-        for name, child in map_of(node).items():
-            if name not in known: errors.append(unknown(kind, name, known, where=str(child.place)))
-    if len(errors) == 1: raise errors[0]
-    if errors: raise MlopsError("\n".join(map(str, errors)))
+def unknown_names(tree: Node) -> list[tuple[str, str, str]]:  # key path, message, hint
+    "Return warnings for unknown names at the top level, in targets and in definitions of variables."
+    maps = [("top-level key", TOP_LEVEL, "", tree)]
+    for name, node in entries_of(tree, "targets").items():
+        maps.append(("field of a target", TARGET_FIELDS, f"targets.{name}.", node))
+    for name, node in entries_of(tree, "variables").items():
+        maps.append(("field of a variable", VARIABLE_FIELDS, f"variables.{name}.", node))
+    return [(f"{key}{name}", f"no {kind} {name!r}; it is ignored", what_exists(name, known))
+            for kind, known, key, node in maps for name in map_of(node) if name not in known]
 
 # %% ../../nbs/bundle/01_load.ipynb #56a58bfa
+def check_path_part(name: Any, kind: str, place: Place) -> str:
+    "Return a name that is one part of a path; MlopsError if it would be several parts, or another folder."
+    is_single = isinstance(name, str | int | float) and str(name) not in ("", ".", "..")
+    if is_single and not re.search(r"[/\\\x00-\x1f\x7f]", str(name)): return str(name)
+    raise MlopsError(f"{place}: {name!r} is not a valid name of a {kind}",
+                     "it is part of paths: use a string without slashes, backslashes and control characters")
+
+def bundle_name(bundle: Node) -> str:
+    "Return the name of the bundle; it contains no reference."
+    name = bundle.get("name")
+    if name and name.value and "${" not in str(name.value): return check_path_part(name.value, "bundle", name.place)
+    raise MlopsError(f"{bundle.place}: the bundle has no name", "write bundle: {name: ...}, without a reference in it")
+
 def targets_of(tree: Node) -> dict[str, Node]:
     "Return the targets by name; a bundle without targets has the target `default`."
     environments = tree.get("environments")
     if environments:
         raise MlopsError(f"{environments.place}: environments is the old name of targets", "rename it to targets")
-    return entries_of(tree, "targets") or {"default": Node({}, tree.place)}
+    targets = entries_of(tree, "targets") or {"default": Node({}, tree.place)}
+    for name, node in targets.items(): check_path_part(name, "target", node.place)
+    return targets
 
 def choose_target(targets: Mapping[str, Node], name: str | None = None) -> str:
     "Return the target's name; without a name the only target, or the one with `default: true`."
@@ -143,7 +167,8 @@ MERGED = ("bundle", "workspace", "artifacts", "resources", "sync", "permissions"
 def apply_target(tree: Node, name: str) -> Node:
     "Return the tree with the settings of one target merged, and without targets, variables and include."
     target = targets_of(tree)[name]
-    entries = {key: node for key, node in tree.value.items() if key not in ("targets", "variables", "include")}
+    used = TOP_LEVEL - {"targets", "variables", "include"}
+    entries = {key: node for key, node in tree.value.items() if key in used}
     for key in MERGED:
         both = [node for node in (entries.get(key), target.get(key)) if node]
         if both: entries[key] = merge_trees(both[0], both[-1], key) if len(both) == 2 else both[0]
@@ -186,12 +211,6 @@ def with_id(kind: str, key: str, resource: Node) -> Node:
     return Node({"id": Node(resource_id, resource.place), **resource.value}, resource.place)
 
 # %% ../../nbs/bundle/01_load.ipynb #fcb302d0
-def git_details(root: Path) -> dict[str, str]:
-    "Return branch, commit and origin of the project; empty strings outside of a git repository, as on Databricks."
-    return {"branch": git_or("", root, "symbolic-ref", "--short", "-q", "HEAD"),
-            "commit": git_or("", root, "rev-parse", "-q", "--verify", "HEAD"),
-            "origin_url": git_or("", root, "config", "--get", "remote.origin.url")}
-
 def current_user() -> str:
     "Return the user's login name, or `unknown` if the system has none, as in some containers."
     try: return getuser()
@@ -232,7 +251,7 @@ def reference_scope(tree: Node, variables: Mapping[str, Node]) -> Node:
 def read_overrides(root: Path, target: str) -> dict[str, Node]:
     "Return the values of the file variable-overrides.json of a target; empty if the file does not exist."
     name = f".databricks/bundle/{target}/variable-overrides.json"
-    if not (root / name).is_file(): return {}
+    if not os.path.isfile(root / name): return {}  # also for a name that is too long for the system
     try: return map_of(node_of(json.loads((root / name).read_text(encoding="utf-8")), Place(name)))
     except ValueError as error:
         raise MlopsError(f"{name}: invalid JSON: {error}", 'write {"variable": value, ...}') from None
@@ -249,6 +268,8 @@ _PATHS = ("notebook_task.notebook_path", "spark_python_task.python_file", "sql_t
 _TEXTS = ("task_key", "depends_on.*.task_key", "depends_on.*.outcome", "notebook_task.base_parameters.*",
           "run_job_task.job_parameters.*", "condition_task.left", "condition_task.right", "for_each_task.inputs")
 
+_USER_DATA = ("base_parameters", "job_parameters", "tags")  # maps of a user's own names; an empty value is an error
+
 def _root_relative(node: Node) -> Node:
     "Return a path that is relative to its YAML file as a path relative to the root."
     text = node.value
@@ -264,13 +285,21 @@ def _without_repeats(node: Node) -> Node:
 
 # %% ../../nbs/bundle/01_load.ipynb #f4073e1f
 def finish_tree(tree: Node) -> Node:
-    "Merge lists by key, make paths relative to the root, convert values to strings."
+    "Remove empty fields of jobs, merge lists by key, make paths relative to the root, convert values to strings."
+    tree = change(tree, _JOB, _without_nulls)
     for path, name in _MERGED_LISTS.items(): tree = change(tree, path, partial(_merge_items, name=name))
     tree = change(tree, "resources.*.*.grants.*.privileges", _without_repeats)
     tree = change(tree, f"{_JOB}.parameters.*.default", _as_text_node)
     for task in _TASKS:
         for text in _TEXTS: tree = change(tree, f"{_JOB}.{task}.{text}", _as_text_node)
     return change(tree, _JOB, _with_root_relative_paths)
+
+def _without_nulls(node: Node) -> Node:
+    if isinstance(node.value, list): return Node([_without_nulls(item) for item in node.value], node.place)
+    if not isinstance(node.value, dict): return node
+    entries = {name: child if name in _USER_DATA else _without_nulls(child) for name, child in node.value.items()
+               if child.value is not None}
+    return Node(entries, node.place)
 
 def _merge_items(node: Node, name: str) -> Node:
     return join_by(node, name) if isinstance(node.value, list) else node
@@ -306,6 +335,7 @@ class Bundle:
     variables: dict[str, Any]
     data: dict[str, Any]  # the whole tree, without `targets`, `variables` and `include`
     places: dict[str, Place] = field(repr=False)  # file and line of each key path
+    warnings: tuple[tuple[str, str, str], ...] = ()  # about names that Databricks ignores: key path, message, hint
 
     @property
     def jobs(self) -> dict[str, dict]:
@@ -326,7 +356,7 @@ class Bundle:
 
     def place(self, key: str) -> Place:
         "Return the file and line of a key path, or of its nearest parent."
-        while key and key not in self.places: key = re.sub(r"(^|\.)[^.\[]*$|\[\d+\]$", "", key)
+        while key and key not in self.places: key = key[:max(key.rfind("."), key.rfind("["), 0)]
         return self.places.get(key) or Place(FILE)
 
 # %% ../../nbs/bundle/01_load.ipynb #56431f77
@@ -337,24 +367,33 @@ def load_bundle(root: Path | None = None,  # the project's folder or one inside 
     "Load the bundle with one target applied."
     root = find_root(root)
     files = read_files(root)
-    refuse_unknown_names(files)
+    warnings = (*unknown_names(files), *unknown_types(entries_of(files, "variables")))
+    try: return finish_bundle(root, files, target, variables or {}, warnings)
+    except MlopsError as error: raise with_warnings(error, warnings, key_places(files)) from None
+
+def with_warnings(error: MlopsError, warnings: Iterable[tuple], places: Mapping[str, Place]) -> MlopsError:
+    "Return the error with the warnings in its hint, since an ignored name can be the cause."
+    lines = [f"warning: {places[key]}: {message}; {hint}" for key, message, hint in warnings]
+    return MlopsError(error.message, "\n  ".join(filter(None, [error.hint, *lines])))
+
+def finish_bundle(root: Path, files: Node, target: str | None, variables: Mapping[str, Any],
+                  warnings: tuple) -> Bundle:  # of `unknown_names` and `unknown_types`
+    "Apply a target to the files and resolve every reference."
     targets = targets_of(files)
     target = choose_target(targets, target)
     defined = definitions(entries_of(files, "variables"), entries_of(targets[target], "variables"))
-    values = variable_values(defined, variables or {}, os.environ, read_overrides(root, target))
+    values = variable_values(defined, variables, os.environ, read_overrides(root, target))
     tree = apply_target(files, target)
     refuse_shared_keys(tree)
-    name = tree.get("bundle").get("name")
-    if not name or not name.value or "${" in str(name.value):
-        raise MlopsError(f"{tree.get('bundle').place}: the bundle has no name",
-                         "write bundle: {name: ...}, without a reference in the name")
+    name = bundle_name(tree.get("bundle"))
     uses_git = "${bundle.git" in json.dumps([plain(tree), *map(plain, values.values())])
     details = git_details(root) if uses_git else {}
     tree = add_defaults(tree, current_user(), os.environ.get("DATABRICKS_HOST", ""), details)
     scope = reference_scope(tree, values)
     tree = set_pause_status(finish_tree(resolve_variables(tree, scope)))
     resolved = {key: plain(resolve_variables(node, scope, f"variables.{key}")) for key, node in values.items()}
-    return Bundle(root, name.value, target, tuple(targets), resolved, plain(tree), key_places(files) | key_places(tree))
+    places = key_places(files) | key_places(tree)
+    return Bundle(root, name, target, tuple(targets), resolved, plain(tree), places, warnings)
 
 def target_names(root: Path | None = None) -> list[str]:
     "Return the names of the targets, in the order of the file."

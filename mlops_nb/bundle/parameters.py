@@ -37,9 +37,21 @@ class Parameter:
 # %% ../../nbs/bundle/03_parameters.ipynb #892e1129
 def notebook_cells(path: Path) -> list[dict]:
     "Return the cells of a notebook; MlopsError if the file is not a notebook."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MlopsError(f"cannot read {path} as a notebook: {error}", "a notebook is a JSON file with cells") from None
+    hint = "a notebook is a JSON file with cells, each with cell_type, metadata and source"
+    try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MlopsError(f"cannot read {path} as a notebook: {error}", hint) from None
+    if not isinstance(cells, list): raise MlopsError(f"cannot read {path} as a notebook: cells is not a list", hint)
+    for number, cell in enumerate(cells, 1):
+        if not _is_cell(cell): raise MlopsError(f"cannot read {path} as a notebook: cell {number} is not valid", hint)
+    return cells
+
+def _is_cell(cell: Any) -> bool:
+    "Whether a value has the parts of a cell that this project reads, with the types of the notebook format."
+    if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict): return False
+    source, tags = cell.get("source"), cell.get("metadata", {}).get("tags", [])
+    lines = source if isinstance(source, list) else [source]
+    return isinstance(cell.get("cell_type"), str) and isinstance(tags, list) and all(isinstance(s, str) for s in lines)
 
 def parameter_cell(path: Path) -> str:  # "" if the notebook has no such cell
     "Return the source of the cell tagged `parameters`."
@@ -59,14 +71,14 @@ def comments(source: str) -> dict[int, str]:  # by line, from 1
 def _default(node: ast.expr | None, name: str) -> Any:
     "Return the literal value of a default."
     try: return ast.literal_eval(node) if node is not None else None
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise MlopsError(f"the default of parameter {name!r} is not a literal: {ast.unparse(node)}",
                          "use a string, a number, True, False or None") from None
 
 def read_parameters(source: str) -> dict[str, Parameter]:  # in the order of the cell
     "Return the parameters that the source of a cell declares; other statements are ignored."
     try: body, comment_by_line = ast.parse(source).body, comments(source)
-    except (SyntaxError, tokenize.TokenError) as error:
+    except (SyntaxError, ValueError, tokenize.TokenError, MemoryError, RecursionError) as error:
         raise MlopsError(f"the cell tagged parameters is not valid Python: {error}") from None
     result = {}
     for node in body:

@@ -13,8 +13,8 @@ from ..errors import MlopsError, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['definitions', 'value_from_text', 'choose_value', 'variable_values', 'variable_value', 'scalar_text',
-           'refuse_references', 'resolve_variables']
+__all__ = ['definitions', 'unknown_types', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value',
+           'scalar_text', 'refuse_references', 'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -36,6 +36,18 @@ def definitions(variables: Mapping[str, Node],  # as defined at the top level
         result[name] |= {key: node for key, node in override.items() if key in ("default", "lookup")}
     return result
 
+# %% ../../nbs/bundle/00_variables.ipynb #760c0fe2
+def unknown_types(variables: Mapping[str, Node]  # as defined at the top level
+                  ) -> list[tuple[str, str, str]]:  # key path, message, hint
+    "Return warnings for variables with a type that Databricks does not have."
+    warnings = []
+    for name, node in variables.items():
+        kind = plain(node.get("type")) if node.get("type") else None
+        if kind not in (None, "complex"):
+            warnings.append((f"variables.{name}.type", f"no type {kind!r} of a variable; it is ignored",
+                             "write complex for a map or a list, and no type for a single value"))
+    return warnings
+
 # %% ../../nbs/bundle/00_variables.ipynb #750f3800
 def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin: str) -> Node:
     "Convert a string from the command line or the environment to the type of the variable."
@@ -54,14 +66,11 @@ def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin
 
 # %% ../../nbs/bundle/00_variables.ipynb #3b8558cc
 def _checked(name: str, node: Node, definition: Mapping[str, Node]) -> Node:
-    "Return the value; MlopsError unless it matches the type of the variable."
-    kind = plain(definition["type"]) if "type" in definition else None
-    if kind not in (None, "complex"):
-        raise MlopsError(f"{definition['type'].place}: variable {name!r} has the unknown type {kind!r}",
-                         "use complex for a map or a list, and no type otherwise")
+    "Return the value; MlopsError unless it is a map or a list for the type complex, and a single value otherwise."
+    is_complex = "type" in definition and plain(definition["type"]) == "complex"  # other types are warnings of a check
     is_reference = isinstance(node.value, str) and "${" in node.value
-    if is_reference or isinstance(node.value, dict | list) == (kind == "complex"): return node
-    if kind: raise MlopsError(f"{node.place}: variable {name!r} must be a map or a list, as its type is complex")
+    if is_reference or isinstance(node.value, dict | list) == is_complex: return node
+    if is_complex: raise MlopsError(f"{node.place}: variable {name!r} must be a map or a list, as its type is complex")
     raise MlopsError(f"{node.place}: variable {name!r} must be a single value, got {shape_name(node)}",
                      "add `type: complex` to its definition to allow a map or a list")
 
@@ -96,6 +105,10 @@ def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[
 _NAME = r"[^\W\d_](?:[\w-]*[^\W_])?"
 _PATH = re.compile(rf"{_NAME}(?:\.{_NAME}(?:\[\d+\])*)+")
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+def is_referable(name: str) -> bool:
+    "Whether a reference can contain the name: a dot separates names, and a name begins with a letter."
+    return re.fullmatch(_NAME, name) is not None
 
 def _missing(ref: str, path: str, name: str, node: Node, where: str) -> MlopsError:
     "The error for a reference whose part `name` does not exist below `path`."

@@ -155,7 +155,8 @@ def wrong_types(contract: Contract, types: Mapping[str, str]) -> list[str]:
         expected = rules_of(contract, column).get("type", kind)
         if kind != expected: messages.append(f"{column} is {kind}, not {expected}")
     for name in contract.columns:
-        if not any(fnmatchcase(column, name) for column in types): messages.append(f"there is no column {name}")
+        is_used = name in types or any(fnmatchcase(column, name) for column in types)  # `a[0]` is no pattern for itself
+        if not is_used: messages.append(f"there is no column {name}")
     return messages
 
 def check_declared(contracts: Mapping[str, Contract],
@@ -173,8 +174,10 @@ def check_declared(contracts: Mapping[str, Contract],
 # %% ../../nbs/data/05_contracts.ipynb #16a60aa1
 def example_rows(df, condition: str, columns: Iterable[str], limit: int = 3) -> str:
     "Format the first rows that satisfy a condition."
-    rows = df.where(condition).select(*columns).orderBy(*columns).limit(limit).collect()
-    return "; ".join(", ".join(f"{name}={row[name]}" for name in columns) for row in rows)
+    names = list(columns)
+    quoted_names = list(map(quoted, names))
+    rows = df.where(condition).select(*quoted_names).orderBy(*quoted_names).limit(limit).collect()
+    return "; ".join(", ".join(f"{name}={row[name]}" for name in names) for row in rows)
 
 def check_contract(contract: Contract,
                    df,  # DataFrame: the rows to be written

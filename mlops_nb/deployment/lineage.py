@@ -8,6 +8,7 @@ __all__ = ['COMPARED_METRICS', 'NOT_RECORDED', 'feature_sources', 'requirements'
 
 # %% ../../nbs/deployment/00_lineage.ipynb #c2dba37c
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +144,8 @@ def code_at(root: Path,  # the project's folder
             ) -> Iterator[Path]:  # the project's folder at that commit
     "The project at a commit: its own folder if that is at this commit without changes, else a temporary git worktree."
     if not commit: raise MlopsError("the commit of the version is unknown", "its tag git_sha is missing")
+    if not re.fullmatch("[0-9a-f]{7,64}", commit):
+        raise MlopsError(f"the commit of the version is {commit!r}", "git_sha must be the hexadecimal name of a commit")
     top, head = Path(git(root, "rev-parse", "--show-toplevel")), git(root, "rev-parse", "HEAD")
     if head == commit and not git(root, "status", "--porcelain", "--untracked-files=no"):
         yield root

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD_KEYS', 'CHANGE_KEYS', 'NOT_EVALUATED', 'STATUS', 'CHECK_TAG_PREFIX', 'MAX_TAG_LENGTH', 'JOB_SECTIONS',
-           'signature_reasons', 'check_probabilities', 'check_example', 'metric_thresholds', 'not_finite_reasons',
-           'threshold_reasons', 'interval_text', 'NotEvaluated', 'run_check', 'run_checks', 'failures', 'check_line',
-           'validation_section', 'split_sections', 'replace_section', 'page_without_job_sections', 'begin_validation',
-           'write_results', 'validate_version', 'require_passed', 'require_validated_by_run']
+           'input_types', 'signature_reasons', 'check_probabilities', 'check_example', 'metric_thresholds',
+           'not_finite_reasons', 'threshold_reasons', 'interval_text', 'NotEvaluated', 'run_check', 'run_checks',
+           'failures', 'check_line', 'validation_section', 'split_sections', 'replace_section',
+           'page_without_job_sections', 'begin_validation', 'write_results', 'validate_version', 'require_passed',
+           'require_validated_by_run']
 
 # %% ../../nbs/deployment/01_validation.ipynb #dd6c302d
 import re
@@ -23,13 +24,17 @@ from ..models import registry
 from ..pictures import percent_change
 
 # %% ../../nbs/deployment/01_validation.ipynb #38f5e397
+def input_types(signature: Any) -> dict[str, str]:  # of an mlflow ModelSignature with named columns
+    "The type of each input, in MLflow's words: `double`, or `Array(double)` and `Any` for types without a name."
+    return {column.name: getattr(column.type, "name", str(column.type)) for column in signature.inputs}
+
 def signature_reasons(signature: Any,  # mlflow ModelSignature, or None
                       expected: Mapping[str, str],  # column: type, in MLflow's words: double, string, long, boolean
                       ) -> list[str]:
     "The inputs must be exactly the expected columns, and the signature must have outputs."
     if signature is None or not signature.inputs: return ["the model has no signature"]
     if signature.inputs.is_tensor_spec(): return ["the inputs are tensors, not columns with names"]
-    types = {column.name: column.type.name for column in signature.inputs}
+    types = input_types(signature)
     missing_features = [name for name in expected if name not in types]
     extra_inputs = [name for name in types if name not in expected]
     wrong_types = [f"{name} ({types[name]}, the feature is {kind})" for name, kind in expected.items()

@@ -28,6 +28,7 @@ from . import validation
 from .validation import NotEvaluated, run_check
 from ..errors import MlopsError, unknown
 from ..models import intervals, metrics, model_card
+from ..models.day_resampling import MIN_DECISION_DAYS
 from ..models.slices import slice_metrics
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #c10ba47a
@@ -141,7 +142,7 @@ def check_signature(evidence: Evidence) -> list[str]:
     if evidence.load_error and signature is None: raise NotEvaluated("the model cannot be loaded")
     if spec is None: return [*problems, "no readable feature spec is stored with the model"]
     inputs = evidence.types
-    if signature and signature.inputs and not problems: inputs = {c.name: c.type.name for c in signature.inputs}
+    if signature and signature.inputs and not problems: inputs = validation.input_types(signature)
     differences = [f"{name} ({spec.get(name, 'absent')} in the spec stored with the model, "
                    f"{inputs.get(name, 'absent')} among the inputs)"
                    for name in dict.fromkeys([*inputs, *spec]) if spec.get(name) != inputs.get(name)]
@@ -206,13 +207,15 @@ def check_logged(evidence: Evidence, *, tolerance: float) -> list[str]:
 def check_improvement(evidence: Evidence, *, min_relative_change: float) -> list[str]:
     "The log loss is lower than the baseline's by the minimum, and the interval by resampled days lies below zero."
     prediction, held_out = evidence.prediction, evidence.held_out
-    change, low, high = intervals.paired_change(held_out.label, prediction, held_out.baseline, held_out.days,
-                                                metrics.mean_log_loss)
+    result = intervals.log_loss_change(held_out.label, prediction, held_out.baseline, held_out.days)
+    change, low, high = result.value, result.low, result.high
     text = (f"log_loss against the baseline: {pictures.percent_change(1 + change, 1)} "
             f"(95% interval {validation.interval_text(low, high)})")
     reasons = []
     if change > -min_relative_change: reasons.append(f"{text}, at least {min_relative_change:.1%} lower is required")
     if high >= 0: reasons.append(f"{text}, the whole interval must be below 0%")
+    if (days := len(np.unique(held_out.days))) < MIN_DECISION_DAYS:
+        reasons.append(f"{text}, at least {MIN_DECISION_DAYS} held-out days are needed for a decision, got {days}")
     return reasons
 
 def check_calibration(evidence: Evidence, *, max_error: float) -> list[str]:

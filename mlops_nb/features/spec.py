@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['TRAINING_DATA', 'FEATURE_STORE', 'ON_DEMAND', 'INTEGER_BITS', 'VALUE_TYPES', 'NUMERIC_TYPES', 'ACCEPTED_TYPES',
-           'SERIALIZATION_VERSION', 'TYPE_NAMES', 'SQL_NAMES', 'FeatureLookup', 'FeatureFunction', 'Column',
-           'FeatureSpec', 'check_key_count', 'check_lookup', 'is_valid_default', 'check_default', 'lookup_columns',
-           'function_columns', 'function_column', 'check_feature_names', 'check_feature_types', 'lookback_windows',
-           'make_spec', 'column_to_dict', 'to_dict', 'column_from_dict', 'from_yaml']
+           'SERIALIZATION_VERSION', 'TYPE_NAMES', 'SQL_NAMES', 'PLAIN_TEXT', 'FeatureLookup', 'FeatureFunction',
+           'Column', 'FeatureSpec', 'check_key_count', 'check_lookup', 'is_valid_default', 'check_default',
+           'lookup_columns', 'function_columns', 'function_column', 'check_feature_names', 'check_feature_types',
+           'lookback_windows', 'make_spec', 'column_to_dict', 'to_dict', 'SpecDumper', 'to_yaml', 'column_from_dict',
+           'window_of', 'from_yaml']
 
 # %% ../../nbs/features/02_spec.ipynb #ce82a7c8
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
+
+import yaml
 
 from ..errors import MlopsError, unknown
 from .feature_tables import TIMESERIES_TYPES, FeatureTable, as_list
@@ -203,14 +207,15 @@ def function_column(feature: FeatureFunction, function: Function, types: Mapping
 
 # %% ../../nbs/features/02_spec.ipynb #ae889ed1
 def check_feature_names(columns: Iterable[str], features: Iterable[Column]):
-    "Raise MlopsError if two features have the same name, or a feature has the name of an input column."
-    other_uses = {name: "the input rows have a column of that name" for name in columns}
+    "Raise MlopsError if two features have the same name, or a feature has the name of an input column, in any case."
+    other_uses = {name.lower(): "the input rows have a column of that name" for name in columns}
     for c in features:
         origin = c.table_name or c.udf_name
-        if c.name in other_uses:
-            raise MlopsError(f"feature {c.name!r} of {origin}: {other_uses[c.name]}",
-                             "rename it with rename_outputs or output_name, or leave it out with feature_names")
-        other_uses[c.name] = f"{origin} has a feature of that name"
+        if c.name.lower() in other_uses:
+            raise MlopsError(f"feature {c.name!r} of {origin}: {other_uses[c.name.lower()]}",
+                             "rename it with rename_outputs or output_name, or leave it out with feature_names; "
+                             "column names are not case-sensitive")
+        other_uses[c.name.lower()] = f"{origin} has a feature of that name"
 
 def check_feature_types(features):
     "Raise MlopsError unless all are lookups and functions of this module."
@@ -283,6 +288,21 @@ def to_dict(spec: FeatureSpec) -> dict:
             "workspace_id": "0", "feature_store_client_version": "mlops_nb",
             "serialization_version": SERIALIZATION_VERSION}
 
+PLAIN_TEXT = re.compile(r"[A-Za-z_][\w.<>(), -]*")
+
+class SpecDumper(yaml.SafeDumper):
+    "Writes a text such as `1e5` in quotes: for some readers of YAML it is a number."
+
+    def represent_text(self, text: str):
+        style = None if PLAIN_TEXT.fullmatch(text) else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+SpecDumper.add_representer(str, SpecDumper.represent_text)
+
+def to_yaml(spec: FeatureSpec) -> str:
+    "Return the content of `feature_spec.yaml`."
+    return yaml.dump(to_dict(spec), Dumper=SpecDumper, sort_keys=False, allow_unicode=True)
+
 def column_from_dict(name: str, entry: Mapping) -> Column:
     "Return the column of an entry of the YAML."
     return Column(name, entry["source"], SQL_NAMES.get(entry["data_type"], entry["data_type"]),
@@ -290,6 +310,11 @@ def column_from_dict(name: str, entry: Mapping) -> Column:
                   tuple(entry.get("lookup_key", ())), next(iter(entry.get("timestamp_lookup_key", ())), None),
                   entry.get("default_value"), entry.get("udf_name", ""),
                   tuple(entry.get("input_bindings", {}).items()))
+
+def window_of(seconds: float | None) -> timedelta | None:
+    "Return the lookback window of a number of seconds, which is exact to the microsecond for 285 years."
+    if seconds is None: return None
+    return timedelta.max if seconds >= timedelta.max.total_seconds() else timedelta(seconds=seconds)
 
 def from_yaml(text: str, where: str) -> FeatureSpec:  # the file's name, for messages
     "Return the spec of a `feature_spec.yaml`."
@@ -301,7 +326,5 @@ def from_yaml(text: str, where: str) -> FeatureSpec:  # the file's name, for mes
     columns = [column_from_dict(name, values) for entry in content["input_columns"] for name, values in entry.items()]
     lookbacks = {}
     for entry in content["input_tables"]:
-        for name, values in entry.items():
-            seconds = values.get("lookback_window")
-            lookbacks[name] = None if seconds is None else timedelta(seconds=seconds)
+        for name, values in entry.items(): lookbacks[name] = window_of(values.get("lookback_window"))
     return FeatureSpec(tuple(columns), lookbacks)

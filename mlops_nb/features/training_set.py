@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURE_ROW_TIME', 'RESULTS', 'look_up_features', 'with_defaults', 'compute_features', 'check_input_columns',
-           'with_features', 'check_spark', 'TrainingSet', 'create_training_set']
+           'check_input_names', 'with_features', 'check_spark', 'TrainingSet', 'create_training_set']
 
 # %% ../../nbs/features/05_training_set.ipynb #96d0b886
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from . import feature_tables
 from . import functions as feature_functions
 from .feature_tables import as_list
 from .functions import Function
-from .point_in_time import point_in_time_join
+from .point_in_time import JOIN_COLUMNS, point_in_time_join
 from mlops_nb.features.spec import (
     FEATURE_STORE,
     ON_DEMAND,
@@ -27,6 +27,7 @@ from mlops_nb.features.spec import (
     FeatureFunction,
     FeatureLookup,
     FeatureSpec,
+    check_feature_names,
     make_spec,
 )
 
@@ -45,7 +46,7 @@ def look_up_features(spark, env: Env, frame,  # DataFrame: the input rows, with 
     rows = tables.read(spark, env, table.name)
     if not time: return frame.join(rows.selectExpr(*selected), keys, "left")
     rows = rows.selectExpr(*selected, f"{quoted(table.timeseries_column)} AS {FEATURE_ROW_TIME}")
-    distinct_keys = input_rows.select(*keys, time).distinct()
+    distinct_keys = input_rows.select(*map(quoted, [*keys, time])).distinct()
     values = point_in_time_join(distinct_keys, rows, keys, time, FEATURE_ROW_TIME,
                                 lookback_window=spec.lookbacks[table.name])
     return frame.join(values, [*keys, time], "left")
@@ -53,7 +54,7 @@ def look_up_features(spark, env: Env, frame,  # DataFrame: the input rows, with 
 def with_defaults(frame, columns: Iterable[Column]):  # DataFrame -> DataFrame
     "Replace missing values of looked-up columns by their defaults."
     from pyspark.sql import functions as F
-    filled = {c.name: F.coalesce(F.col(c.name), F.lit(c.default_value).cast(c.data_type))
+    filled = {c.name: F.coalesce(F.col(quoted(c.name)), F.lit(c.default_value).cast(c.data_type))
               for c in columns if c.default_value is not None}
     return frame.withColumns(filled) if filled else frame
 
@@ -73,10 +74,11 @@ def compute_features(frame, columns: Sequence[Column],  # each after its inputs
         return pd.DataFrame({name: known[name] for name in outputs})
     result_type = ", ".join(f"{quoted(c.name)} {c.data_type}" for c in columns)
     types = dict(frame.dtypes)
-    # A DATE reaches pandas as objects, a TIMESTAMP as numbers, which is much faster
-    arguments = [F.col(name).cast("timestamp") if types[name] == "date" else F.col(name) for name in inputs]
-    results = F.pandas_udf(run, result_type)(*arguments)
-    return frame.withColumn(RESULTS, results).select(*frame.columns, f"{RESULTS}.*")
+    arguments = {name: F.col(quoted(name)) for name in inputs}
+    for name in inputs:  # a DATE reaches pandas as objects, a TIMESTAMP as numbers, which is much faster
+        if types[name] == "date": arguments[name] = arguments[name].cast("timestamp")
+    results = F.pandas_udf(run, result_type)(*arguments.values())
+    return frame.withColumn(RESULTS, results).select(*map(quoted, frame.columns), f"{RESULTS}.*")
 
 # %% ../../nbs/features/05_training_set.ipynb #1ba4144b
 def check_input_columns(frame, spec: FeatureSpec):
@@ -90,9 +92,23 @@ def check_input_columns(frame, spec: FeatureSpec):
                 raise MlopsError(f"the input rows have no column {name!r}, which feature {c.name!r} needs",
                                  f"their columns are: {', '.join(frame.columns)}")
 
+def check_input_names(names: Sequence[str], spec: FeatureSpec):
+    "Raise MlopsError if an input column has a reserved name, or differs from a feature's name only in case."
+    reserved = {FEATURE_ROW_TIME, RESULTS, *JOIN_COLUMNS}
+    features = {c.name.lower(): c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND))}
+    for name in names:
+        if name.lower() in reserved:
+            raise MlopsError(f"column {name!r} of the input rows is reserved for the computation of features",
+                             "rename it")
+        feature = features.get(name.lower(), name)
+        if feature != name:
+            raise MlopsError(f"column {name!r} of the input rows differs from feature {feature!r} only in case",
+                             "rename it: column names are not case-sensitive")
+
 def with_features(spark, env: Env, input_rows,  # DataFrame with the keys and columns that the spec needs
                   spec: FeatureSpec):  # -> DataFrame: `input_rows`, then the features that they lack
     "Add every feature of a spec; a feature among the columns of the input rows is left as it is."
+    check_input_names(input_rows.columns, spec)
     check_input_columns(input_rows, spec)
     frame, given = input_rows, input_rows.columns
     for columns in spec.lookups().values():
@@ -102,8 +118,8 @@ def with_features(spark, env: Env, input_rows,  # DataFrame with the keys and co
     if missing:
         functions = {c.udf_name: feature_functions.get_function(env, c.udf_name) for c in missing}
         frame = compute_features(frame, missing, functions)
-    features = [c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND))]
-    return frame.select(*given, *(name for name in features if name not in given))
+    features = [c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)) if c.name not in given]
+    return frame.select(*map(quoted, [*given, *features]))
 
 # %% ../../nbs/features/05_training_set.ipynb #13f09526
 def check_spark(df, name: str):
@@ -124,7 +140,7 @@ class TrainingSet:
     def load_df(self):  # -> DataFrame: the model's inputs in the order of the spec, then the labels
         "Join the input rows with their features."
         rows = with_features(self.spark, self.env, self.frame, self.feature_spec)
-        return rows.select(*self.feature_spec.inputs, *self.labels)
+        return rows.select(*map(quoted, [*self.feature_spec.inputs, *self.labels]))
 
 def create_training_set(spark, env: Env, df, feature_lookups: Sequence[FeatureLookup | FeatureFunction],
                         label: str | Sequence[str] | None,  # columns that load_df returns and that are no inputs
@@ -143,4 +159,5 @@ def create_training_set(spark, env: Env, df, feature_lookups: Sequence[FeatureLo
             declared_functions[feature.udf_name] = feature_functions.get_function(env, feature.udf_name)
     columns = {name: kind for name, kind in types.items() if name not in labels}
     spec = make_spec(columns, feature_lookups, as_list(exclude_columns), declared_tables, declared_functions)
+    check_feature_names(labels, [*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)])
     return TrainingSet(spark, env, df, spec, labels)

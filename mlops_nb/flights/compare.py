@@ -13,10 +13,17 @@ from typing import Any
 import pandas as pd
 
 from .. import MlopsError
-from ..deployment.comparison import Comparison, compare, known_until, learnt_through
+from mlops_nb.deployment.comparison import (
+    Comparison,
+    check_deployment_rule,
+    compare_metric,
+    known_until,
+    learnt_through,
+)
 from ..deployment.promotion import Match
 from .deploy import contender
 from .learning import labelled_rows
+from ..models.day_resampling import MIN_DAYS
 
 # %% ../../nbs/flights/16_compare.ipynb #a8f3f3fe
 def day_of(first: Any, second: Any,  # mlflow ModelVersions
@@ -34,13 +41,13 @@ def match_versions(spark, env, first: Any, second: Any, as_of: date) -> Match:
     "The flights after the training data of both versions, with the predictions of both."
     after = learnt_through(first, second)
     rows = labelled_rows(spark, env, as_of, after=after)
-    if rows.flight_day.nunique() < 2:
+    if rows.flight_day.nunique() < MIN_DAYS:
         raise MlopsError(f"{len(rows):,} flights from after {after} until {as_of}: too few days to compare",
                          "give a later day with --as-of; write its flights and features first: mlops run features")
     return Match(rows.late_arrival.to_numpy(int), rows.flight_day.to_numpy(),
                  named_contender(first, rows), named_contender(second, rows))
 
 def compare_predictions(match: Match, rule: dict, costs: dict) -> Comparison:
-    "The comparison by the metric of the rule, for any number of rows."
-    rule = rule | {"mode": "compare", "min_rows": 1, "min_days": 2}
-    return compare(match.label, match.challenger, match.incumbent, rule, costs, match.days, age=0)
+    "The comparison by the metric of the rule, for any number of rows; it decides nothing."
+    return compare_metric(match.label, match.challenger, match.incumbent, check_deployment_rule(rule), costs,
+                          match.days, age=0)

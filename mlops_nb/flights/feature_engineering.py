@@ -27,7 +27,7 @@ from .. import FeatureFunction, FeatureLookup, MlopsError, feature_client, table
 from ..data.contracts import check_contract, check_declared, check_fresh, contract_of, read_contracts
 from ..features import functions as feature_functions
 from ..features.feature_tables import as_list
-from .days import HOURS_BEFORE, LATE_AFTER, YEAR, ZONE, midnight, sql_day, sql_moment
+from .days import HOURS_BEFORE, LATE_AFTER, WEATHER_DELAY, YEAR, ZONE, midnight, sql_day, sql_moment
 from .ingest import ROW_KEYS as BRONZE_KEYS
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #0985668d
@@ -174,9 +174,10 @@ FROM (SELECT *, {following} AS following FROM (
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #4753ba46
 def weather_query(cut: datetime) -> str:  # a query on {weather}
-    "The weather at each airport, hour by hour."
-    return ("SELECT origin, time_hour AS ts, temp AS temperature, wind_speed, wind_gust, visib AS visibility, "
-            f"precip AS precipitation, pressure FROM {{weather}} WHERE time_hour < {sql_moment(cut)}")
+    "The weather at each airport, hour by hour, at the time from which it is known."
+    known_at = f"time_hour + INTERVAL {WEATHER_DELAY} HOUR"
+    return (f"SELECT origin, {known_at} AS ts, temp AS temperature, wind_speed, wind_gust, visib AS visibility, "
+            f"precip AS precipitation, pressure FROM {{weather}} WHERE {known_at} < {sql_moment(cut)}")
 
 def plane_query() -> str:  # a query on {planes}
     "The properties of a plane; they do not change."

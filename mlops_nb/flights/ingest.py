@@ -8,8 +8,8 @@ __all__ = ['SOURCES', 'COLUMNS', 'ARROW_TYPES', 'ROW_KEYS', 'LIMITS', 'WRONG_WIN
            'unzipped', 'content', 'as_frame', 'read_csv', 'read_source_file', 'row_text', 'reject_rows',
            'check_unique_rows', 'without_wrong_wind', 'check_limits', 'is_invalid_clock', 'check_clocks',
            'complete_airports', 'next_clock_time', 'check_airports', 'as_minutes', 'with_times', 'check_flight_times',
-           'known_before', 'first_counts', 'check_days', 'check_weather', 'read_source', 'bronze_frames', 'to_spark',
-           'write_bronze']
+           'known_before', 'known_weather', 'first_counts', 'check_days', 'check_weather', 'read_source',
+           'bronze_frames', 'to_spark', 'write_bronze']
 
 # %% ../../nbs/flights/02_ingest.ipynb #2e9ec2c9
 import base64
@@ -28,7 +28,7 @@ from pyarrow import csv
 
 from .. import MlopsError, tables
 from ..errors import unknown
-from .days import FACTS, YEAR, ZONE
+from .days import FACTS, WEATHER_DELAY, YEAR, ZONE
 
 # %% ../../nbs/flights/02_ingest.ipynb #07cf3eaa
 SOURCES = ("flights", "weather", "planes", "airports", "airlines")
@@ -263,6 +263,10 @@ def known_before(flights: pd.DataFrame, cut: datetime) -> pd.DataFrame:
         for column in (*facts, known_at): flights[column] = flights[column].where(is_known)
     return flights
 
+def known_weather(weather: pd.DataFrame, cut: datetime) -> pd.DataFrame:
+    "Return the rows of the weather that were known before the cut."
+    return weather[weather.time_hour + timedelta(hours=WEATHER_DELAY) < cut]
+
 # %% ../../nbs/flights/02_ingest.ipynb #eaa40234
 WEATHER_ENDS = date(YEAR, 12, 30)
 
@@ -313,8 +317,7 @@ def read_source(source: str,  # a package, or a folder
 
 def bronze_frames(frames: dict[str, pd.DataFrame], cut: datetime) -> dict[str, pd.DataFrame]:
     "Return the rows of the bronze tables, with what was known before the cut."
-    weather = frames["weather"]
-    return frames | {"flights": known_before(frames["flights"], cut), "weather": weather[weather.time_hour < cut]}
+    return frames | {"flights": known_before(frames["flights"], cut), "weather": known_weather(frames["weather"], cut)}
 
 # %% ../../nbs/flights/02_ingest.ipynb #ef55afef
 SPARK_TYPES = {"int": "INT", "float": "DOUBLE", "text": "STRING", "moment": "TIMESTAMP"}

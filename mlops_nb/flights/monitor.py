@@ -97,6 +97,7 @@ def windows_sentence(measured: Measured, broken: list[dict]) -> str:  # what `vi
         reason = f"{metric} {violation['value']:.4f}, threshold {violation['limit']:.4f}"
         reasons.setdefault(violation["window"], []).append(reason)
     windows = f"of {len(inputs)} windows with {inputs['count'].sum():,} predictions"
+    if measured.without_time: windows += f" ({measured.without_time:,} more have no time)"
     if not reasons: return f"none {windows} violates a threshold"
     listed = "; ".join(f"{window} ({' and '.join(dict.fromkeys(texts))})" for window, texts in reasons.items())
     verb = "violates" if len(reasons) == 1 else "violate"

@@ -108,7 +108,8 @@ def task_results(store: run_store.RunStore, runs: Path,  # the folder that holds
     run, results, task_path = run_store.get_run(store, run_id), [], ()
     for depth, key, task in progress.task_rows(store, run_id):
         task_path = (*task_path[:depth], key)
-        file = runs / str(task["run_id"]) / task["task_key"] / str(task["attempt_number"]) / "notebook.ipynb"
+        folder = run_store.folder_of_attempt(runs / str(task["run_id"]), task["task_key"], task["attempt_number"])
+        file = folder / "notebook.ipynb"
         state = task["result_state"] or run["life_cycle_state"]  # a killed run says so, its tasks do not
         notebook = file if file.exists() else None
         results.append(TaskResult(task_path, state, progress.seconds(task), progress.task_message(task), notebook))

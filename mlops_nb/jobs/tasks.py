@@ -9,6 +9,7 @@ __all__ = ['SUPPORTED_TASKS', 'SUCCESS_STATES', 'task_type', 'nested_tasks', 're
 
 # %% ../../nbs/jobs/07_tasks.ipynb #6de3c060
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 from ..bundle import references
 from ..bundle.load import Bundle
 from ..bundle.parameters import notebook_parameters
+from ..bundle.schema import KEY_PATTERN, KEY_RULE
 from ..errors import MlopsError, unknown
 from . import run_store
 from .home import Home
@@ -28,8 +30,9 @@ from ..task import MISSING, convert
 SUPPORTED_TASKS = ("notebook_task", "condition_task", "for_each_task", "run_job_task")
 
 def task_type(task: dict) -> str:  # such as notebook_task
-    "The type of a task."
-    return next(key for key in task if key.endswith("_task"))
+    "The type of a task. A field that Databricks ignores can also end with _task."
+    types = [key for key in task if key.endswith("_task")]
+    return next((key for key in types if key in SUPPORTED_TASKS), types[0])
 
 def nested_tasks(job: dict) -> list[dict]:
     "The tasks of a job, and those inside its for_each tasks."
@@ -37,8 +40,10 @@ def nested_tasks(job: dict) -> list[dict]:
     return job["tasks"] + inner_tasks
 
 def refuse_unsupported_tasks(bundle: Bundle, key: str) -> None:
-    "Raise MlopsError for the first task of the job whose type cannot run on this machine."
+    "Raise MlopsError for the first task of the job whose key is not valid or whose type cannot run on this machine."
     for task in nested_tasks(bundle.job(key)):
+        if not re.fullmatch(KEY_PATTERN, task["task_key"]):
+            raise MlopsError(f"{task['task_key']!r} of job {key!r} is not a valid task_key", KEY_RULE)
         kind = task_type(task)
         if kind not in SUPPORTED_TASKS:
             raise MlopsError(f"task {task['task_key']!r} of job {key!r} is a {kind}, which cannot run on this machine",
@@ -94,7 +99,7 @@ class RunRecord:
 
     def attempt_folder(self, task_key: str, attempt: int) -> Path:
         "The folder of an attempt: its copy of the notebook, its task values and its log."
-        return self.folder / task_key / str(attempt)
+        return run_store.folder_of_attempt(self.folder, task_key, attempt)
 
     def values(self, task_key: str) -> dict:
         "The task values that the last attempt of a task has set."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREATER_IS_BETTER', 'EPSILON', 'bin_numbers', 'calibration_bins', 'calibration_error', 'business_cost',
-           'binary_metrics', 'binary_labels', 'mean_log_loss', 'rank_auc', 'fast_metrics', 'cheapest_threshold',
-           'import_function', 'custom_metrics']
+           'binary_metrics', 'binary_labels', 'log_losses', 'mean_log_loss', 'rank_auc', 'fast_metrics',
+           'cheapest_threshold', 'import_function', 'custom_metrics']
 
 # %% ../../nbs/models/01_metrics.ipynb #70b71462
 from collections.abc import Callable, Mapping
@@ -72,10 +72,14 @@ def binary_labels(label: np.ndarray) -> np.ndarray:  # as int
 # %% ../../nbs/models/01_metrics.ipynb #3b6d2d67
 EPSILON = np.finfo(float).eps  # scikit-learn clips probabilities to [EPSILON, 1 - EPSILON]
 
+def log_losses(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    "The log loss of each row, computed with numpy only."
+    p = np.clip(prediction, EPSILON, 1 - EPSILON)
+    return -np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p))
+
 def mean_log_loss(label: np.ndarray, prediction: np.ndarray) -> float:
     "The log loss, computed with numpy only."
-    p = np.clip(prediction, EPSILON, 1 - EPSILON)
-    return float(-np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p)).mean())
+    return float(log_losses(label, prediction).mean())
 
 def rank_auc(positive: np.ndarray, prediction: np.ndarray) -> float:
     "The area under the ROC curve from the rank sum of the positives; nan unless both classes occur."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AGGREGATE', 'DERIVED', 'DRIFT', 'USED_TYPES', 'DRIFT_KEY', 'NOT_METRICS', 'HOME_COLUMNS', 'metrics_of_type',
            'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'names_in', 'needed_columns',
-           'metric_sql', 'check_references', 'check_definitions', 'engine_errors', 'sql_column', 'aggregate_values',
-           'row_keys', 'derived_values', 'mentioned_columns', 'row_values', 'drift_values', 'check_names',
-           'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame', 'check_custom_metrics']
+           'metric_sql', 'all_sql', 'check_references', 'check_definitions', 'engine_errors', 'sql_column',
+           'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values', 'drift_values',
+           'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame', 'check_custom_metrics']
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #4cd5980d
 import json
@@ -83,6 +83,11 @@ def metric_sql(metric: CustomMetric) -> str:  # a SQL expression
     "Return the definition of a derived or drift metric."
     return definition_sql(metric, {"current_df": "current_df", "base_df": "base_df"} if metric.type == DRIFT else {})
 
+def all_sql(metric: CustomMetric, monitor: Monitor) -> list[str]:  # SQL expressions
+    "Return the definition of a metric; an aggregate has one for each input column."
+    if metric.type != AGGREGATE: return [metric_sql(metric)]
+    return [aggregate_sql(metric, column, monitor) for column in metric.input_columns]
+
 def check_references(metric: CustomMetric, monitor: Monitor):
     "Raise MlopsError if a derived or drift metric uses a custom metric that it cannot use."
     mentioned = names_in(metric_sql(metric))
@@ -99,13 +104,11 @@ def check_definitions(monitor: Monitor):
     "Raise MlopsError for names, templates and output types that are not valid; needs neither Spark nor data."
     names = [metric.name.lower() for metric in monitor.custom_metrics]
     for metric in monitor.custom_metrics:
-        if names.count(metric.name.lower()) > 1: raise MlopsError(f"two custom metrics are named {metric.name!r}",
-                                                                  "rename one: the name is a column")
+        if names.count(metric.name.lower()) > 1:
+            raise MlopsError(f"two custom metrics are named {metric.name!r}", "rename one: the name is a column")
         output_type(metric)
         if metric.type != AGGREGATE: check_references(metric, monitor)
-        definitions = ([aggregate_sql(metric, column, monitor) for column in metric.input_columns]
-                       if metric.type == AGGREGATE else [metric_sql(metric)])
-        for sql in definitions:
+        for sql in all_sql(metric, monitor):
             if {"select", "join"} & names_in(sql):
                 raise MlopsError(f"{metric}: the definition has a subquery or a join", "give one SQL expression")
 
@@ -116,9 +119,10 @@ def engine_errors(*metrics: CustomMetric):
     from pyspark.errors import PySparkException
     try: yield
     except PySparkException as error:
-        names = ", ".join(map(str, metrics))
-        raise MlopsError(f"{names} cannot be computed: {short_error(error)}",
-                         "division by zero is an error: write x / nullif(y, 0)") from error
+        names, reason = ", ".join(map(str, metrics)), short_error(error)
+        hint = "correct the definition or the rows"
+        if re.search(r"(?i)by.zero", reason): hint = "write x / nullif(y, 0), which is null if y is 0"
+        raise MlopsError(f"{names} cannot be computed: {reason}", hint) from error
 
 def sql_column(metric: CustomMetric, sql: str):  # -> pyspark Column
     "Return a definition as a column of the output type."
@@ -188,7 +192,7 @@ def drift_values(spark, metric: CustomMetric,
 NOT_METRICS = ("window", "log_type", "logging_table_commit_version", "monitor_version", "granularity", "model_id",
                "slice_key", "slice_value", "column_name", "data_type")
 HOME_COLUMNS = ("window_start", "compared_start", "labelled", "evaluated", "label_mean", "probability_mean",
-                "prediction_mean", "aggregates")
+                "prediction_mean", "aggregates")  # columns of `Measured` that are not in Databricks' tables
 
 def check_names(monitor: Monitor, built_in: Iterable[str]):  # the columns of both metric tables
     "Raise MlopsError if a custom metric has the name of another column of the metric tables."
@@ -201,7 +205,7 @@ def missing_name(message: str) -> str | None:
     "Return the name that the engine could not resolve, from the text of its error."
     if sail := re.search(r"ObjectName\(\[(.*?)\]\) is missing", message):
         return ".".join(re.findall(r'Identifier\("(.*?)"\)', sail[1]))
-    spark = re.search(r"with name (`\S+`) cannot be resolved", message)
+    spark = re.search(r"(?:with name|No such struct field) (`\S+`)", message)
     return spark[1].replace("`", "") if spark else None
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #5af7c510
@@ -210,7 +214,8 @@ def analysis_error(metric: CustomMetric, known: Iterable[str], message: str) -> 
     kind, name, known = "column" if metric.type == AGGREGATE else "metric", missing_name(message), list(known)
     if name is None:
         reason = message.splitlines()[0].partition(" expected ")[0]  # Sail lists every symbol that it expected
-        return MlopsError(f"{metric}: the engine cannot analyse the definition: {reason}", metric.definition)
+        return MlopsError(f"{metric}: the engine cannot analyse the definition: {reason}",
+                          f"the definition is {metric.definition!r}")
     if metric.type == DRIFT and name in known:
         return MlopsError(f"{metric}: metric {name!r} is of no window",
                           f"write {{{{current_df}}}}.{name} or {{{{base_df}}}}.{name}")
@@ -255,9 +260,8 @@ def check_custom_metrics(rows, monitor: Monitor,  # rows: DataFrame to be monito
     for metric in monitor.custom_metrics:
         for column in metric.input_columns:
             if column not in (":table", *rows.columns): raise unknown("column", column, rows.columns, where=str(metric))
-            if metric.type == AGGREGATE:
-                check_analysis(metric, rows, aggregate_sql(metric, column, monitor), rows.columns)
+        frame, known = rows, set(rows.columns)
         if metric.type != AGGREGATE:
             frame = metrics_frame(rows.sparkSession, metric, monitor, profile_columns)
             known = set(profile_columns) - set(NOT_METRICS) | {*arrow_columns(monitor, *USED_TYPES[metric.type])}
-            check_analysis(metric, frame, metric_sql(metric), known)
+        for sql in all_sql(metric, monitor): check_analysis(metric, frame, sql, known)

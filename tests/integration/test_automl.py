@@ -1,14 +1,19 @@
 """AutoML with real trials: notebooks in processes, MLflow on SQLite, kills, full disks, and notebooks run by hand."""
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import mlflow
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -19,7 +24,9 @@ from sklearn.metrics import log_loss
 from mlops_nb.automl import dataset
 from mlops_nb.automl import summary as automl
 from mlops_nb.automl.dataset import SPLIT
+from mlops_nb.automl.registration import automl_contender, register_best
 from mlops_nb.data import tables
+from mlops_nb.deployment import promotion, validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
@@ -240,3 +247,97 @@ def test_regression_on_a_table_with_a_split_by_time(state, spark, env):
     best, limit = summary.best_trial, 70  # the standard deviation of the target is 77
     assert best.evaluation_metric_score == min(t.evaluation_metric_score for t in summary.trials) < limit
     assert best.metrics["test_root_mean_squared_error"] < limit and len(best.load_model().predict(rows.head(4))) == 4
+
+
+ODD_TARGET = "$late{}\\ 'x' \"y\"/15."
+
+
+def gaps(values) -> list: return [None if i % 7 == 3 else value for i, value in enumerate(values)]
+
+
+def odd_columns(rows: int = 150) -> pd.DataFrame:
+    "Return rows with columns that pandas and MLflow represent in many ways, and names with all kinds of characters."
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=rows)
+    whole, letters = (x * 9).astype(int).tolist(), generator.choice(["a", "b", "c'"], rows).tolist()
+    columns = {
+        "x": x, "flag": x > 1, "flag gap": pd.Series(gaps((x > 0).tolist()), dtype=object),
+        "flag.null": pd.array(gaps((x > 0.5).tolist()), dtype="boolean"), "cat/int": pd.Categorical(gaps(whole)),
+        "cut": pd.cut(x, [-9, -1, 0, 1], labels=[1, 2, 3]), "Int'64": pd.array(gaps(whole), dtype="Int64"),
+        "u\"64": 2**63 + generator.integers(0, 9, rows).astype("uint64") * np.uint64(2**59),
+        "big{}": [2**70 * int(k) for k in generator.integers(1, 9, rows)], "infinite": np.where(x > 1.5, np.inf, x),
+        "exact": gaps([Decimal(str(round(value, 2))) for value in x]), "arrow": pd.array(gaps(whole), "int64[pyarrow]"),
+        "c\nat": pd.Categorical(gaps(letters)), "string": pd.array(gaps(letters), dtype="string"), "$a_{": letters,
+        "end": [date(9999, 12, 31), date(2020, 1, 1)] * (rows // 2),
+        "text\\time": ["2020-01-01", "2020-02-01"] * (rows // 2),
+        "at": pd.date_range("2020-01-01", periods=rows, tz="Europe/Amsterdam"), "order": range(rows)}
+    is_late = x + generator.normal(size=rows) * 0.5 > 0
+    return pd.DataFrame(columns).assign(**{ODD_TARGET: np.where(is_late, "yes $\\frac{", "no")})
+
+
+@pytest.fixture(scope="module")
+def odd_search(state):  # -> the frame, and the summary of a search on it
+    frame = odd_columns()
+    return frame, automl.classify(frame, ODD_TARGET, "accuracy", time_col="at", families=["lightgbm", "linear"],
+                                  max_trials=2, **settings(state))
+
+
+def test_a_model_takes_the_rows_that_it_learnt_from_whole_and_one_by_one(odd_search):
+    frame, summary = odd_search
+    excluded = {"end", "text\\time", "at", "order"}
+    assert [trial.state for trial in summary.trials] == ["COMPLETE"] * 2, [trial.reason for trial in summary.trials]
+    validation_rows = frame[(summary.dataset.frame[SPLIT] == "validate").to_numpy()]
+    for trial in summary.trials:
+        model = mlflow.pyfunc.load_model(trial.model_path)
+        assert set(model.metadata.get_input_schema().input_names()) == set(frame) - excluded - {ODD_TARGET}
+        whole = model.predict(frame).tolist()
+        probabilities = model.predict(frame, params={"probabilities": True})
+        assert [model.predict(frame.iloc[[i]])[0] for i in range(0, 150, 7)] == whole[::7]
+        assert model.predict(pd.DataFrame([frame.iloc[3].to_dict()]))[0] == whole[3]
+        assert model.predict(pd.read_parquet(summary.folder / "dataset.parquet")).tolist() == whole
+        assert list(probabilities) == ["no", "yes $\\frac{"] and probabilities.idxmax(axis=1).tolist() == whole
+        single = model.predict(frame.iloc[[7]], params={"probabilities": True})
+        assert single.iloc[0].tolist() == pytest.approx(probabilities.iloc[7].tolist(), abs=1e-12)
+        accuracy = (model.predict(validation_rows) == validation_rows[ODD_TARGET]).mean()
+        assert accuracy == pytest.approx(trial.metrics["val_accuracy_score"]), "the trial's own predictions"
+
+
+def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spark):
+    frame, summary = odd_search
+    store = summary.trials[0].env
+    target = replace(env, state=store.state, tracking_uri=store.tracking_uri, registry_uri=store.registry_uri)
+    positive, as_of = "yes $\\frac{", date(2020, 6, 1)
+    version = register_best(summary, target, "late_order", as_of, pos_label=positive)
+    assert register_best(summary, target, "late_order", as_of).version == version.version, "registered once"
+    expected = {"as_of": "2020-06-01", "trained_through": "2020-04-28", "held_out_from": "2020-04-29",  # days in UTC
+                "held_out_to": "2020-05-28", "threshold": "0.5", "pos_label": positive, "target_col": ODD_TARGET}
+    assert {name: version.tags.get(name) for name in expected} == expected
+    assert version.tags["owner"] and version.tags["git_sha"] and "Best of 2 trials" in version.description
+    later = frame[frame["at"] >= pd.Timestamp("2020-05-01", tz="Europe/Amsterdam")]
+    names = ["flag gap", "flag.null", "Int'64", "exact", "string", "$a_{"]
+    spark_frame = spark.createDataFrame(frame[names].set_axis(list("abcdef"), axis=1))
+    table = dataset.read_dataset(spark_frame, env)
+    best = summary.best_trial.load_model()
+    from_spark = frame.assign(**dict(zip(names, [table[name] for name in table], strict=True)))
+    assert best.predict(from_spark).tolist() == best.predict(frame).tolist(), "as Spark returns these columns"
+    labels = (later[ODD_TARGET] == positive).to_numpy(int)
+    prediction = automl_contender(version, later).prediction
+    loss = -np.mean(np.log(np.where(labels == 1, prediction, 1 - prediction)))
+    assert loss < math.log(2)
+    checks = {"probabilities": lambda: validation.check_probabilities(prediction, len(later))}
+    with pytest.raises(MlopsError, match="has not passed validation"):
+        promotion.deploy(spark, target, version, {}, {}, None)
+    validation.validate_version(target, version.name, version.version, checks)
+    validated = mlflow.MlflowClient(target.tracking_uri, target.registry_uri).get_model_version(
+        version.name, version.version)
+
+    def match(challenger, champion):
+        constant = promotion.Contender("a constant", np.full(len(later), 0.5), 0.5)
+        return promotion.Match(labels, later["at"].dt.date.to_numpy(), automl_contender(challenger, later), constant)
+
+    rule = {"mode": "compare", "metric": "log_loss", "greater_is_better": False, "min_rows": 10,
+            "min_relative_change": 0, "confidence": 0.8, "floor": 0.7}
+    text, comparison, _ = promotion.deploy(spark, target, validated, rule, {"missed": 2, "false_warning": 1}, match)
+    assert comparison.metrics.iloc[:, 0]["log_loss"] == pytest.approx(loss) and "is Champion" in text
+    champion = mlflow.pyfunc.load_model(f"models:/{version.name}@champion")
+    assert champion.predict(later).tolist() == best.predict(later).tolist()

@@ -1,6 +1,7 @@
 """The feature client on Sail: training sets, models with their spec, scores from keys, refused arguments."""
 import sys
 import types
+import warnings
 from dataclasses import replace
 from datetime import timedelta
 
@@ -10,14 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
 from mlops_nb.data import tables
+from mlops_nb.data.contracts import Contract, check_contract
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import functions as feature_functions
 from mlops_nb.features.client import FeatureEngineeringClient, download_model, feature_client, pinned_uri, spec_of
-from mlops_nb.features.spec import FeatureFunction, FeatureLookup
+from mlops_nb.features.online import OnlineFeatures
+from mlops_nb.features.spec import FeatureFunction, FeatureLookup, from_yaml, to_yaml
+from mlops_nb.features.stores.store import open_store
 from mlops_nb.models import registry
 
 T = "TIMESTAMP'2013-07-01 {}:00:00'"
@@ -318,3 +324,134 @@ def test_on_databricks_it_is_databricks_own_client(spark, env, monkeypatch):
                                          output_name="doubled"))
     assert calls[2] == ("set", dict(df="rows", label="late", feature_lookups=[calls[0], calls[1]]))
     assert calls[3] == ("score", dict(model_uri="models:/m/1", df="rows"))
+
+
+NAME_CHARACTERS = st.one_of(st.sampled_from(".`/\\$%?*'\"[]:#&@<>|~^!+-_Aa1é"), st.characters(
+    exclude_categories=["Cc", "Cs"], exclude_characters=" ,;{}()="))
+NAMES = st.lists(st.text(NAME_CHARACTERS, min_size=1, max_size=12).filter(lambda name: not name.endswith("__")),
+                 min_size=10, max_size=10, unique_by=str.lower)
+# The first four are columns of a table, in which Delta forbids spaces and some other characters
+ODD_NAMES = ["wind.speed", "a`b", "a/b", "$x", "select", "1st {x}", "MiXed Case", "été; null", 'say "50%" = $x_{$',
+             "it's a[0].*"]
+
+
+@settings(max_examples=2, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+          suppress_health_check=list(HealthCheck))
+@given(names=NAMES)
+@example(names=ODD_NAMES)
+def test_columns_of_any_name(client, spark, at_home, tmp_path_factory, names):
+    "A merge, a training set, a contract and an online store, compared with the same values under plain names."
+    key, time, first, second, where, at, output, renamed, own, label = names
+    table, folder = f"named_{abs(hash(tuple(names)))}", tmp_path_factory.mktemp("named")
+    rows = spark.sql(f"SELECT * FROM VALUES ('a', {T.format(10)}, 1D, 5), ('a', {T.format(11)}, 2D, NULL)")
+    client.create_table(name=table, primary_keys=[key, time], timeseries_column=time, df=rows.toDF(*names[:4]))
+    later = spark.sql(f"SELECT * FROM VALUES ('a', {T.format(11)}, 3D, 7), ('b', {T.format(11)}, 4D, 8)")
+    assert client.write_table(name=table, df=later.toDF(*names[:4])) == 2
+    lookup = FeatureLookup(f"dev.flights.{table}", where, rename_outputs={second: renamed}, timestamp_lookup_key=at,
+                           default_values={renamed: 9}, lookback_window=timedelta(minutes=30))
+    function = FeatureFunction("dev.flights.doubled", {"level": first}, output_name=output)
+    events = spark.sql(f"SELECT * FROM VALUES ('a', {T.format(10)}, 1, 0), ('b', {T.format(12)}, 2, 1)")
+    training_set = client.create_training_set(df=events.toDF(where, at, own, label), feature_lookups=[lookup, function],
+                                              label=label, exclude_columns=[where, at])
+    frame = training_set.load_df()
+    assert frame.columns == [own, first, renamed, output, label]
+    assert sorted(map(tuple, frame.collect())) == [(1, 1, 5, 2, 0), (2, None, 9, None, 1)]
+    assert from_yaml(to_yaml(training_set.feature_spec), "spec") == training_set.feature_spec
+    contract = Contract(table, {key: {"nullable": False}, time: {}, first: {"type": "double", "max": 3.5},
+                                second: {"type": "int", "values": [5, 7]}})
+    with pytest.raises(MlopsError) as error:
+        check_contract(contract, client.read_table(name=table), [key])
+    assert str(error.value).splitlines()[1:3] == [f"  - 1 rows where {first} > 3.5: {key}=b, {first}=4.0",
+                                                  f"  - 1 rows where {second} is not one of 5, 7: {key}=b, {second}=8"]
+    with open_store(f"sqlite:///{folder}/online.db") as store:
+        assert client.publish_table(online_store=store, source_table_name=table) == (2, 0)
+        assert client.write_table(name=table, df=later.selectExpr("col1", "col2", "col3 + 1", "col4").toDF(*names[:4]))
+        assert client.publish_table(online_store=store, source_table_name=table) == (2, 0)
+        request = OnlineFeatures(at_home, training_set.feature_spec, store)({where: "a", own: 1})
+    assert request == {own: 1, first: 4.0, renamed: 7, output: 8.0}
+
+
+def test_names_that_are_refused(client, spark, input_rows):
+    for name, message in (("Level", "feature 'level' of dev.flights.hours: the input rows have a column of that name"),
+                          ("count", "feature 'count' of dev.flights.hours: the input rows have a column of that name")):
+        rows = input_rows.withColumnRenamed("late", name)
+        for label in (name, None):  # the value of a label must not become the value of a feature
+            with pytest.raises(MlopsError, match=message):
+                client.create_training_set(df=rows, feature_lookups=[HOURS], label=label)
+    training_set = client.create_training_set(df=input_rows.withColumnRenamed("late", "Computed__"),
+                                              feature_lookups=[HOURS, DOUBLED], label=None)
+    with pytest.raises(MlopsError, match="column 'Computed__' of the input rows is reserved"): training_set.load_df()
+    with pytest.raises(MlopsError, match="column name 'wind speed' for dev.flights.bad contains ' '"):
+        client.create_table(name="bad", primary_keys="place", df=spark.sql("SELECT 'a' AS place, 1 AS `wind speed`"))
+
+
+DIGITS = '''
+import mlflow
+import numpy as np
+
+def digits(row):
+    "Encode in one number what arrived of each feature."
+    def sum_of(values): return 9 if values is None else np.nansum(np.array(values, float))
+    lengths = 9 if row["tags"] is None else sum(map(len, row["tags"]))
+    flags = 9 if row["fl`a/g$"] is None else sum(map(bool, row["fl`a/g$"]))
+    hours = 9 if row["moments"] is None else sum(moment.hour for moment in map(np.datetime64.item, row["moments"]
+                                                                              .astype("datetime64[us]")))
+    missing = 9 if row["v.d"] is None else np.isnan(row["v.d"]).sum()
+    moment = 9 if row["a t"] != row["a t"] else row["a t"].hour
+    return float("".join(str(int(part)) for part in (
+        sum_of(row["v.d"]), missing, sum_of(row["select"]), lengths, flags, hours, moment)))
+
+class Digits(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return np.array([digits(row) for row in model_input.to_dict("records")])
+
+mlflow.models.set_model(Digits())
+'''
+ARRAYS = f"""SELECT * FROM VALUES
+    (1, array(1D, NULL, 2D), array(1, 3), array('a', 'bc'), array(true, false), array({T.format(7)}), {T.format(8)}),
+    (2, NULL, NULL, NULL, NULL, NULL, NULL),
+    (3, array(CAST(NULL AS DOUBLE)), array(1, NULL), array(), array(), array(), {T.format('01')})
+    AS v(id, d, ints, tags, flags, moments, at)"""
+
+
+@pytest.fixture(scope="module")
+def arrays(client, spark, at_home, tmp_path_factory):
+    "The address of a model with array features, and the names of its columns."
+    names = ["id", "v.d", "select", "tags", "fl`a/g$", "moments", "at"]
+    client.create_table(name="arrays", primary_keys="id", df=spark.sql(ARRAYS).toDF(*names))
+    lookup = FeatureLookup("dev.flights.arrays", "id", rename_outputs={"at": "a t"})
+    training_set = client.create_training_set(df=spark.sql("SELECT 1 AS id, true AS late"), label="late",
+                                              feature_lookups=[lookup], exclude_columns="id")
+    code = tmp_path_factory.mktemp("arrays") / "digits.py"
+    code.write_text(DIGITS)
+    experiment = registry.experiment_id(at_home, "client")
+    with warnings.catch_warnings(action="ignore"), mlflow.start_run(experiment_id=experiment):  # of no input example
+        return client.log_model(model=str(code), artifact_path="model", flavor=mlflow.pyfunc, training_set=training_set,
+                                pip_requirements=["mlflow"])
+
+
+@pytest.mark.filterwarnings("ignore:.*type hints")
+def test_arrays_and_times_reach_the_model(client, spark, arrays):
+    types = {column.name: str(column.type) for column in arrays.signature.inputs}
+    assert types == {"v.d": "Array(double)", "select": "Array(double)", "tags": "Array(string)",
+                     "fl`a/g$": "Array(boolean)", "moments": "Array(datetime)", "a t": "DataType.datetime"}
+    scored = client.score_batch(model_uri=arrays.model_uri, df=spark.sql("SELECT explode(array(1, 2, 3)) AS id"))
+    assert {row.id: row.prediction for row in scored.collect()} == {1: 3143178, 2: 9999999, 3: 110001}
+
+
+def test_a_null_in_an_array_of_strings_is_refused(client, spark, arrays):
+    "MLflow would give the model the text 'None'."
+    rows = spark.sql("SELECT 1 AS id, array('a', NULL) AS tags")
+    with pytest.raises(Exception, match="feature 'tags' has an array with a null among its elements"):
+        client.score_batch(model_uri=arrays.model_uri, df=rows).collect()
+
+
+@pytest.mark.parametrize("value, kind", [
+    ("map('a', 1)", "map<string,int>"), ("named_struct('a', 1)", "struct<a:int>"),
+    ("array(array(1D))", "array<array<double>>"), ("array(named_struct('a', 1))", "array<struct<a:int>>")])
+def test_types_that_log_model_refuses(client, spark, at_home, value, kind):
+    rows = spark.sql(f"SELECT {value} AS `my.value`, true AS late")
+    training_set = client.create_training_set(df=rows, feature_lookups=[], label="late")
+    with pytest.raises(MlopsError, match=f"feature 'my.value' is {kind}, which the signature of a model does not"):
+        client.log_model(model="missing.py", artifact_path="model", flavor=mlflow.pyfunc, training_set=training_set)
+    assert mlflow.active_run() is None

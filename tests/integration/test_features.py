@@ -157,10 +157,11 @@ def test_the_latest_flight_of_an_aircraft(written, facts):
 
 
 def test_weather_and_planes(written, frames):
-    weather = frames["weather"][frames["weather"].time_hour < CUT]
+    weather = frames["weather"].assign(ts=frames["weather"].time_hour + pd.Timedelta(hours=1))  # when it is known
+    weather = weather[weather.ts < CUT]
     ours = written["weather_hourly"].sort_values(["origin", "ts"], ignore_index=True)
     source = weather.sort_values(["origin", "time_hour"], ignore_index=True)
-    for column, name in dict(ts="time_hour", temperature="temp", wind_speed="wind_speed", wind_gust="wind_gust",
+    for column, name in dict(ts="ts", temperature="temp", wind_speed="wind_speed", wind_gust="wind_gust",
                              visibility="visib", precipitation="precip", pressure="pressure").items():
         assert (ours[column].eq(source[name]) | (ours[column].isna() & source[name].isna())).all(), column
     assert ours.wind_speed.max() < 100 and ours.wind_speed.isna().sum() == source.wind_speed.isna().sum() >= 1
@@ -199,7 +200,7 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
     flights = flights[flights.month < 4]
     future = other_future(flights, at)
     assert (future.dep_delay.fillna(-999) != flights.dep_delay.fillna(-999)).sum() > 15_000
-    storm = weather.assign(temp=weather.temp.mask(weather.time_hour > at, -40))
+    storm = weather.assign(temp=weather.temp.mask(weather.time_hour + pd.Timedelta(hours=1) > at, -40))
     worlds = [{"flights": f, "weather": w, **others} for f, w in ((flights, weather), (future, storm))]
     worlds = [{name: ingest.to_spark(spark, name, frame) for name, frame in world.items()} for world in worlds]
     until = f"TIMESTAMP'{at:%Y-%m-%d %H:%M:%S}'"

@@ -1,4 +1,5 @@
 """Jobs run by the command `mlops`, with real notebooks: input, output, failures and repairs."""
+import json
 import os
 import signal
 import subprocess
@@ -170,6 +171,43 @@ note('out')"""
     lines = [line.split() for line in (project.root / "nbs/times").read_text().splitlines()]
     lines.sort(key=lambda line: float(line[0]))
     assert [event for _, event in lines] == ["in", "out", "in", "out"]
+
+
+def tagged_notebook(project, name, *cells):
+    "Write a notebook of cells that are given as (kind, source, tags)."
+    content = []
+    for number, (kind, source, *tags) in enumerate(cells):
+        outputs = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        content.append({"cell_type": kind, "id": f"c{number}", "metadata": {"tags": tags}, "source": source} | outputs)
+    notebook = {"cells": content, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    project.path(f"nbs/{name}.ipynb").write_text(json.dumps(notebook))
+    return {"notebook_path": f"../nbs/{name}.ipynb"}
+
+
+def test_cells_that_nbclient_skips_or_lets_fail_do_not_fail_a_task(project, mlops):
+    """The last executed cell is the one that papermill injects; the cells after it are all skipped."""
+    make = tagged_notebook(project, "make", ("code", "x = 1"), ("code", "1 / 0", "skip-execution"), ("raw", "1 / 0"),
+                           ("code", "  "), ("code", "# a comment"), ("code", "undefined", "raises-exception"),
+                           ("code", "print('last cell ran', x)"), ("code", "days: int = 1", "parameters"),
+                           ("code", "1 / 0", "skip-execution"), ("markdown", "the end"))
+    make["base_parameters"] = {"days": "3"}
+    project.job("daily.train", [notebook_task("make", make, max_retrys=1)])
+    for output in (mlops("validate"), mlops("run", "daily.train")):
+        assert "warning: resources.jobs.daily.train.tasks[0].max_retrys: no field 'max_retrys' in Task" in output
+        assert "did you mean 'max_retries'?" in output and "warning: resources.jobs.daily.train: no reference" in output
+    assert "make SUCCESS" in without_spacing(output)
+    cells = nbformat.read(project.root / ".mlops/runs/1/make/0/notebook.ipynb", 4).cells
+    counts = {cell.source: cell.execution_count for cell in cells if cell.get("execution_count")}
+    assert list(counts.values()) == [1, 2, 3, 4, 5, 6] and "days = 3" in list(counts)[-1]
+    assert "last cell ran 1" in str(cells) and "NameError" in str(cells) and "ZeroDivisionError" not in str(cells)
+
+
+def test_validate_prints_errors_and_warnings_and_a_run_with_errors_starts_nothing(project, mlops):
+    project.job("job", [notebook_task("../../../outside/a", project.notebook("one", "1"), max_retrys=1)])
+    for arguments, code in ((["validate"], 1), (["run", "job"], 2)):
+        output = mlops(*arguments, code=code)
+        assert "task_key: '../../../outside/a' is not a valid task_key" in output and "warning: " in output
+    assert not (project.root / ".mlops/runs").exists() and not (project.root / "outside").exists()
 
 
 def test_help_lists_the_commands_and_the_command_line_imports_nothing_heavy(mlops):

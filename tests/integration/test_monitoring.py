@@ -7,14 +7,18 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import sklearn.metrics
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.monitoring import profiles
+from mlops_nb.monitoring.drift import number_drift
 from mlops_nb.monitoring.metric_tables import drift_columns, measure, profile_columns, write_metrics
-from mlops_nb.monitoring.windows import Monitor
+from mlops_nb.monitoring.windows import GROUP, Monitor, as_groups
 
 ZONE = "America/New_York"
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", slicing_exprs=("origin", "distance > 1000"),
@@ -67,9 +71,9 @@ def metrics(home):
     return rows.assign(month=rows["at"].dt.tz_convert(ZONE).dt.tz_localize(None).dt.to_period("M")), base, measured
 
 
-def row_of(frame, column, month=None, version="*", key=None, value=None, **more):
+def row_of(frame, column, month=None, version="*", key=None, value=None, zone=ZONE, **more):
     "The single row of a metric frame with these values."
-    start = pd.Timestamp(month.start_time, tz=ZoneInfo(ZONE)) if month is not None else None
+    start = pd.Timestamp(month.start_time, tz=ZoneInfo(zone)) if month is not None else None
     selected = (frame.column_name == column) & (frame.model_id == version)
     selected &= frame.slice_key.isna() if key is None else (frame.slice_key == key) & (frame.slice_value == value)
     selected &= frame.window_start.isna() if start is None else frame.window_start == start
@@ -91,6 +95,12 @@ def groups_of(rows, base):
     for version in ("*", "1"): yield base, dict(version=version)
 
 
+def quantiles_of(rows) -> list:
+    "For each share k/1000 the smallest value that this share of the rows does not exceed."
+    ordered = np.sort(np.asarray(rows, dtype=float))
+    return ordered[[max(0, -(-k * len(ordered) // 1000) - 1) for k in range(1001)]].tolist()
+
+
 def test_profiles_are_those_of_the_rows(metrics):
     rows, base, measured = metrics
     for these, group in groups_of(rows, base):
@@ -103,9 +113,8 @@ def test_profiles_are_those_of_the_rows(metrics):
             assert result.percent_distinct == pytest.approx(100 * values.nunique() / len(values))
             reference = [values.min(), values.max(), values.mean(), values.std()]
             assert [result["min"], result["max"], result["avg"], result["stddev"]] == pytest.approx(reference)
-            spread = np.nanquantile(values, 0.75) - np.nanquantile(values, 0.25)
-            assert result["median"] == pytest.approx(values.median(), abs=0.03 * spread)
-            assert len(result["quantiles"]) == 1001
+            assert result["quantiles"] == pytest.approx(quantiles_of(values.dropna()), rel=1e-11)
+            assert result["median"] == result["quantiles"][500]
         carriers = row_of(measured.profile, "carrier", **group)
         assert {i["item"]: i["count"] for i in carriers.frequent_items} == these.carrier.value_counts().to_dict()
         assert (carriers.num_nulls, carriers.distinct_count) == (these.carrier.isna().sum(), these.carrier.nunique())
@@ -142,9 +151,9 @@ def test_drift_is_scipys(metrics):
         for column in ("delay", "prediction"):
             result = row_of(measured.drift, column, month, drift_type="BASELINE")
             now, then = these[column].dropna(), base[column].dropna()
-            assert result.ks_test["statistic"] == pytest.approx(stats.ks_2samp(now, then).statistic, abs=0.005)
+            assert result.ks_test["statistic"] == pytest.approx(stats.ks_2samp(now, then).statistic, abs=0.001)
             reference = stats.wasserstein_distance(now, then)
-            assert result.wasserstein_distance == pytest.approx(reference, rel=0.02, abs=0.002 * then.std())
+            assert result.wasserstein_distance == pytest.approx(reference, abs=0.001 * then.std())
             assert result.avg_delta == pytest.approx(now.mean() - then.mean())
         now, then = (f.carrier.value_counts(normalize=True).reindex(["B6", "DL", "UA"]) for f in (these, base))
         result = row_of(measured.drift, "carrier", month, drift_type="BASELINE")
@@ -205,3 +214,191 @@ def test_no_rows_are_an_error(home):
     rows = spark.createDataFrame(predictions(5, 3)[["at", "version", "prediction", "warning"]]).where("false")
     with pytest.raises(MlopsError, match="there are no rows"):
         measure(spark, env, rows, Monitor("at", "version", "warning"), "1 day", ["prediction"])
+
+
+# errors of the buckets
+
+SAMPLES = {"skewed": lambda random, n: random.lognormal(0, 2, n), "counts": lambda random, n: random.poisson(2.5, n),
+           "rounded": lambda random, n: random.normal(0, 1, n).round(3),
+           "two peaks": lambda random, n: np.where(random.random(n) < 0.4, 0, random.exponential(1, n))}
+
+
+def described_and_drift(spark, samples: dict):
+    "Profile of each sample as a month of the column x, and the drift of each month from the one before."
+    groups = pd.concat([pd.DataFrame({"group_id": i, "x": rows}) for i, rows in enumerate(samples)])
+    names = as_groups(pd.DataFrame([(i, "INPUT", f"2013-0{i + 1}-01", "1", None, None) for i in range(len(samples))],
+                                   columns=["group_id", *GROUP]))
+    counts = profiles.count_numbers(spark.createDataFrame(groups), names, {"x": "double"})
+    described = profiles.describe_numbers(counts)
+    return counts, described, number_drift(counts, described)
+
+
+def ks_of(now, then) -> float:
+    "The largest difference of the shares of rows up to a value; SciPy's ks_2samp divides by zero for single rows."
+    values = np.union1d(now, then)
+    shares = [np.searchsorted(np.sort(rows), values, side="right") / len(rows) for rows in (now, then)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])  # each example is a query: shrinking takes minutes
+@given(st.integers(0, 10**6), st.sampled_from(list(SAMPLES)), st.integers(1, 6000), st.integers(1, 6000),
+       st.floats(0.5, 1.5))
+def test_quantiles_are_exact_and_drift_is_within_its_bounds(home, seed, kind, n, m, factor):
+    random, sample = np.random.default_rng(seed), SAMPLES[kind]
+    then, now = sample(random, n).astype(float), sample(random, m) * factor
+    counts, described, drift = described_and_drift(home[0], [then, now])
+    for rows, result in zip((then, now), described.itertuples(), strict=True):
+        assert result.quantiles == quantiles_of(rows) and result.distinct_count == len(np.unique(rows))
+        assert [result.avg, result.min, result.max] == pytest.approx([rows.mean(), rows.min(), rows.max()])
+        deviation = rows.std(ddof=1) if len(rows) > 1 else np.nan
+        assert result.stddev == pytest.approx(deviation, nan_ok=True)
+    is_exact = max(len(np.unique(then)), len(np.unique(now))) <= profiles.BUCKETS
+    distance = stats.wasserstein_distance(now, then)
+    assert abs(drift.ks_test[0]["statistic"] - ks_of(now, then)) <= (1e-12 if is_exact else 1e-3)
+    bound = 2e-3 * (np.ptp(now) + np.ptp(then))
+    assert abs(drift.wasserstein_distance[0] - distance) <= 1e-9 * (1 + distance) + (0 if is_exact else bound)
+    assert counts.groupby("window_start").size().max() <= profiles.BUCKETS
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5])
+def test_a_window_far_from_all_others_is_measured_as_exactly(home, share):
+    "Buckets of pooled rows were as coarse as a small window whose values all lie in the tail of the others."
+    random = np.random.default_rng(0)
+    then, now = random.lognormal(0, 1, 20000), random.lognormal(5, 1, int(20000 * share))
+    _, described, drift = described_and_drift(home[0], [then, now])
+    assert described["quantiles"][1][999] == quantiles_of(now)[999]
+    assert drift.ks_test[0]["statistic"] == pytest.approx(stats.ks_2samp(now, then).statistic, abs=1e-3)
+    assert drift.wasserstein_distance[0] == pytest.approx(stats.wasserstein_distance(now, then), rel=1e-3)
+
+
+# infinite values and NaN
+
+@pytest.mark.parametrize("n", [100, 3000])  # with a bucket for each value, and with shared buckets
+def test_an_infinite_value_changes_only_its_own_window(home, n):
+    random = np.random.default_rng(0)
+    months = [random.normal(0, 1, n), random.normal(0, 1, n), random.normal(100, 1, n)]
+    spoiled = [months[0], np.append(months[1][1:], np.inf), months[2]]
+    _, clean, _ = described_and_drift(home[0], months)
+    counts, described, drift = described_and_drift(home[0], spoiled)
+    for column in ("avg", "stddev", "min", "max", "quantiles", "num_nan"):
+        assert [described[column][i] for i in (0, 2)] == [clean[column][i] for i in (0, 2)]
+    spoiled_month = described.loc[1]
+    assert (spoiled_month.avg, spoiled_month["max"]) == (np.inf, np.inf) and np.isnan(spoiled_month.stddev)
+    assert spoiled_month["quantiles"] == quantiles_of(spoiled[1])
+    assert drift.wasserstein_distance.tolist() == [np.inf, np.inf]
+    assert [test["statistic"] for test in drift.ks_test] == pytest.approx(
+        [stats.ks_2samp(a, b).statistic for a, b in zip(spoiled, spoiled[1:], strict=False)], abs=1e-3)
+    assert drift.population_stability_index[1] > 1
+
+
+def test_equal_shares_of_infinite_values_leave_the_distance_of_the_others(home):
+    then, now = np.array([-np.inf, 0, 0, np.inf] * 30), np.array([-np.inf, 5, 5, np.inf] * 70)
+    _, described, drift = described_and_drift(home[0], [then, now])
+    assert drift.wasserstein_distance.tolist() == [2.5] and described.avg.isna().all()
+    assert described["min"].tolist() == [-np.inf] * 2 and described["max"].tolist() == [np.inf] * 2
+
+
+def test_the_largest_numbers_leave_other_windows_alone(home):
+    largest = np.finfo(float).max
+    _, described, _ = described_and_drift(home[0], [np.array([1.0, 3]), np.array([largest, largest, 1])])
+    assert described.avg[0] == 2 and described["max"][1] == largest and described["median"][1] == largest
+
+
+def small_rows(spark, *rows, columns="at string, version string, warning boolean, x double"):
+    frame = spark.createDataFrame([*rows], columns)
+    return frame.selectExpr("CAST(at AS TIMESTAMP) AS at", *(name for name in frame.columns if name != "at"))
+
+
+def test_metric_tables_with_infinite_values_can_be_read(home):
+    spark, env = home
+    rows = small_rows(spark, *[(f"2013-0{month}-05", "1", True, x) for month, x in
+                               ((1, 1.0), (1, 3.0), (2, float("inf")), (2, float("nan")), (3, 7.0))])
+    monitor = Monitor("at", "version", "warning")
+    write_metrics(spark, env, "infinite", measure(spark, env, rows, monitor, "1 month", ["x"]), monitor, "1 month")
+    profile = tables.read(spark, env, "infinite_profile_metrics").where("column_name = 'x' AND version = '1'")
+    values = [tuple(row) for row in profile.orderBy("window.start").select("avg", "max", "num_nan").collect()]
+    assert values == [(2.0, 3.0, 0), (float("inf"), float("inf"), 1), (7.0, 7.0, 0)]
+
+
+def test_a_probability_or_a_label_that_is_nan_is_missing(home):
+    spark, env = home
+    nan = float("nan")
+    rows = [(0.9, 1.0, 1.0), (0.2, 0.0, 0.0), (0.6, 1.0, 0.0), (0.6, nan, 1.0), (nan, 0.0, 0.0), (nan, 1.0, 1.0),
+            (0.2, 1.0, nan), (None, 0.0, 0.0), (0.9, 1.0, None), (float("inf"), 1.0, 1.0), (1.5, 1.0, 1.0)]
+    columns = "at string, version string, prediction double, warning double, late double"
+    frame = small_rows(spark, *(("2013-04-05", "1", *row) for row in rows), columns=columns)
+    monitor = Monitor("at", "version", "warning", "late", "prediction")
+    measured = measure(spark, env, frame, monitor, "1 month")
+    result = measured.part("INPUT").iloc[0]
+    assert (result["count"], result.labelled, result.evaluated) == (11, 9, 4)
+    assert result.log_loss == pytest.approx(sklearn.metrics.log_loss([1, 0, 0, 1], [0.9, 0.2, 0.6, 0.6]))
+    area = sklearn.metrics.roc_auc_score([1, 0, 0, 1], [0.9, 0.2, 0.6, 0.6])
+    assert result.roc_auc_score["one_vs_one"]["weighted"] == area
+    assert result.accuracy_score == pytest.approx(7 / 9)  # a missing class counts as wrong
+    nans = measured.profile.query("model_id == '1'").set_index("column_name").num_nan
+    assert (nans["prediction"], nans["late"], nans["warning"]) == (2, 1, 1)
+
+
+def test_a_column_of_nan_and_one_other_value_keeps_its_nan(home):
+    spark, env = home
+    rows = small_rows(spark, *[("2013-04-05", "1", True, x) for x in (0.5, float("nan"), 0.5)])
+    result = row_of(measure(spark, env, rows, Monitor("at", "version", "warning"), "1 month", ["x"]).profile, "x",
+                    pd.Period("2013-04"), zone="UTC")
+    assert (result.num_nan, result.avg, result.distinct_count) == (1, 0.5, 1)
+
+
+# rows without a version, a time or a slice
+
+@pytest.mark.parametrize("versions, expected", [
+    (("1", None), {"*": [10], "1": [5], "2": [], None: [5]}), ((None, None), {"*": [10], "1": [], "2": [], None: [10]}),
+    (("1", "2"), {"*": [10], "1": [5], "2": [5], None: []})])
+def test_all_versions_together_contain_the_rows_without_one(home, versions, expected):
+    spark, env = home
+    rows = small_rows(spark, *[("2013-01-05", version, True, float(i)) for version in versions for i in range(5)])
+    monitor = Monitor("at", "version", "warning")
+    measured = measure(spark, env, rows, monitor, "1 month", ["x"], baseline=rows.drop("at"))
+    assert {version: measured.part("INPUT", version)["count"].tolist() for version in expected} == expected
+    assert {version: measured.part("BASELINE", version)["count"].tolist() for version in expected} == expected
+    drift = measured.drift[measured.drift.column_name == "x"]  # each version has its own baseline
+    assert len(drift) == len([rows for rows in expected.values() if rows]) and (drift.wasserstein_distance == 0).all()
+
+
+def test_rows_without_a_time_are_reported_and_in_no_window(home):
+    spark, env = home
+    rows = [("2013-01-05", "1", True, 1.0)] * 5 + [(None, "1", True, 100.0)] * 4 + [(None, "2", True, 100.0)]
+    monitor = Monitor("at", "version", "warning")
+    measured = measure(spark, env, small_rows(spark, *rows), monitor, "1 month", ["x"])
+    assert measured.without_time == 5 and measured.part("INPUT")["count"].tolist() == [5]
+    assert measured.drift.empty and measured.profile["max"].max() == 1 and "2" not in set(measured.profile.model_id)
+    write_metrics(spark, env, "timeless", measured, monitor, "1 month")
+    assert tables.read(spark, env, "timeless_profile_metrics").where("window IS NULL").count() == 0
+    with pytest.raises(MlopsError, match="none of the 5 rows to be monitored has a time\n  fill the column 'at'"):
+        measure(spark, env, small_rows(spark, *rows[5:]), monitor, "1 month", ["x"])
+
+
+def test_a_version_named_like_all_versions_is_refused(home):
+    spark, env = home
+    rows = small_rows(spark, ("2013-01-05", "*", True, 1.0), ("2013-01-05", "1", True, 1.0))
+    with pytest.raises(MlopsError, match="a model version is named '\\*'"):
+        measure(spark, env, rows, Monitor("at", "version", "warning"), "1 month", ["x"])
+
+
+def test_the_text_null_is_a_slice_and_a_value_of_its_own(home):
+    spark, env = home
+    values = ["null"] * 3 + [None] * 5 + ["a"] * 2
+    frame = spark.createDataFrame([("2013-01-05", "1", True, value) for value in values],
+                                  "at string, version string, warning boolean, origin string")
+    rows = frame.selectExpr("CAST(at AS TIMESTAMP) AS at", "version", "warning", "origin")
+    monitor = Monitor("at", "version", "warning", slicing_exprs=("origin",))
+    measured = measure(spark, env, rows, monitor, "1 month", ["origin"], baseline=rows.where("origin IS NOT NULL"))
+    inputs = measured.profile[(measured.profile.log_type == "INPUT") & (measured.profile.model_id == "1")]
+    slices = inputs[(inputs.column_name == ":table") & (inputs.slice_key == "origin")]
+    assert dict(zip(slices.slice_value.fillna("-"), slices["count"], strict=True)) == {"null": 3, "-": 5, "a": 2}
+    column = inputs[(inputs.column_name == "origin") & inputs.slice_key.isna()].iloc[0]
+    assert column.frequent_items == [{"item": "null", "count": 3}, {"item": "a", "count": 2}] and column.num_nulls == 5
+    drift = measured.drift[(measured.drift.column_name == ":table") & (measured.drift.model_id == "1")]
+    assert set(drift.slice_value[drift.slice_key == "origin"]) == {"null", "a"}  # the baseline has no null slice
+    write_metrics(spark, env, "sliced", measured, monitor, "1 month")
+    table = tables.read(spark, env, "sliced_profile_metrics").where("column_name = ':table' AND version = '*'")
+    counted = table.where("log_type = 'INPUT' AND slice_key = 'origin'").select("slice_value", "count").collect()
+    assert dict(map(tuple, counted)) == {"null": 3, None: 5, "a": 2}

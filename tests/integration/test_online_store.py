@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import stores
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sizes import by_size
 
@@ -265,6 +265,25 @@ def test_columns_that_are_added_later(online, table):
     with pytest.raises(MlopsError, match="is published with the keys origin, not late\n.*drop"):
         online.upsert(layout_of(table, changed.schema, "late"), changed, 4)
     assert online.state(table).begun == 3
+
+
+@settings(max_examples=4, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(names=st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=10).filter(
+    lambda name: not name.endswith("__")), min_size=3, max_size=3, unique_by=str.lower))
+@example(names=["50% of %s", 'a.b"c`d', "$x?:1"])
+@example(names=["select", "Été é", "rowid"])
+def test_columns_of_any_name(online, names):
+    table, (key, second_key, value) = f"dev.flights.t{uuid.uuid4().hex[:12]}", names
+    rows = pa.table([["JFK", "LGA"], [1, 2], [0.5, None]], names=names)
+    layout = layout_of(table, rows.schema, [key, second_key])
+    assert online.upsert(layout, rows.slice(0, 1), 1) == 1 and online.upsert(layout, rows, 2) == 2
+    assert online.get(table, [("JFK", 1), ("LGA", 2), ("LGA", 1)], [value]) == [{value: 0.5}, {value: None}, None]
+    assert online.reader(table, [value, key])("JFK", 1) == {value: 0.5, key: "JFK"}
+    wider = rows.append_column(f"{value} %", pa.array([True, False]))
+    online.upsert(layout_of(table, wider.schema, [key, second_key]), wider, 3)
+    assert online.get(table, [("LGA", 2)])[0][f"{value} %"] is False
+    assert online.delete(table, [("JFK", 1)], 3) == 1 and online.get(table, [("JFK", 1)]) == [None]
+    online.drop(table)
 
 
 # ---- errors

@@ -14,7 +14,7 @@ from mlops_nb.features.point_in_time import point_in_time_join
 ZONES = ("UTC", "America/New_York", "Asia/Kolkata")
 SPRING, AUTUMN = datetime(2013, 3, 10, 7, tzinfo=UTC), datetime(2013, 11, 3, 6, tzinfo=UTC)  # New York's clocks change
 NEAR = [-7200, -3600, -1801, -1800, -1, 0, 1, 1799, 1800, 3600, 5400, 7200]
-MOMENTS = [base + timedelta(seconds=s) for base in (SPRING, AUTUMN) for s in NEAR]
+MOMENTS = [base + timedelta(seconds=s, microseconds=m) for base in (SPRING, AUTUMN) for s in NEAR for m in (0, 750_000)]
 DAYS = [datetime.combine(base.date() + timedelta(days=d), datetime.min.time(), UTC)
         for base in (SPRING, AUTUMN) for d in range(-3, 4)]
 SERIES, KEYS = [*range(25), None], ["a", "b", None]  # each series is a small case; all cases share one table
@@ -82,7 +82,8 @@ def features_at(times):
 
 OPTIONS = dict(deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
                suppress_health_check=list(HealthCheck))
-WINDOWS = st.sampled_from([0, 1, 1800, 3599, 3600, 7201, 86_400 * 236]).map(lambda s: timedelta(seconds=s))
+WINDOWS = st.sampled_from([0, 1e-6, 0.5, 1, 1799.25, 1800, 3599, 3600, 7201, 86_400 * 236]).map(
+    lambda s: timedelta(seconds=s))
 EXAMPLES = pytest.mark.parametrize("examples", [8, pytest.param(by_size(80, 25), marks=pytest.mark.slow)])
 
 
@@ -115,22 +116,34 @@ def test_dates_as_pandas_joins_them(spark, examples):
     check()
 
 
+BEFORE_1970 = -(200 * 365.25 * 86_400) // 1  # seconds before SPRING
+
+
 def at(seconds: float) -> datetime: return SPRING + timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("window, since, until, is_used", [
-    (timedelta(seconds=1), 0.0, 1.999, True),  # truncated to whole seconds, they are one apart
-    (timedelta(seconds=1), 0.999, 2.0, False),  # two apart, though little more than one second passed
-    (timedelta(milliseconds=1), 5.1, 5.9, True),
-    (timedelta(milliseconds=1), 5.9, 6.0, False),
-    (timedelta(seconds=1.9), 0.0, 2.0, False),
+    (timedelta(milliseconds=500), 0.0, 0.9, False),
+    (timedelta(seconds=1), 0.0, 1.4, False),
+    (timedelta(seconds=1), 0.999, 2.0, False),
+    (timedelta(seconds=1), 0.999, 1.999, True),
+    (timedelta(milliseconds=100), 5.95, 6.05, True),  # across the end of a second
+    (timedelta(microseconds=1), 5.999999, 6.0, True),
+    (timedelta(microseconds=1), 5.999998, 6.0, False),
+    (timedelta(seconds=1.9), 0.0, 1.9, True),
+    (timedelta(seconds=1.9), 0.0, 1.900001, False),
     (timedelta(0), 5.1, 5.1, True),
     (timedelta(0), 5.1, 5.100001, False),  # zero requires equal times, not equal seconds
-    (timedelta(days=1), 0.0, 86_400.5, True),
+    (timedelta(days=1), 0.0, 86_400.0, True),
+    (timedelta(days=1), 0.0, 86_400.5, False),
+    (timedelta(seconds=1), BEFORE_1970 + 0.4, BEFORE_1970 + 1.4, True),
+    (timedelta(seconds=1), BEFORE_1970 + 0.4, BEFORE_1970 + 1.400001, False),
+    (timedelta(days=365 * 300), BEFORE_1970, 0.0, True),
+    (timedelta.max, BEFORE_1970, 0.0, True),
     (None, 0.000001, 0.000001, True),
     (None, 0.000001, 0.0, False),
 ])
-def test_ages_are_counted_in_whole_seconds(spark, window, since, until, is_used):
+def test_ages_are_counted_in_microseconds(spark, window, since, until, is_used):
     left, right = tables_of(spark, [(1, "a", at(until))], [(1, "a", at(since), 7)], "TIMESTAMP")
     assert by_spark(left, right, window).value.tolist() == [7 if is_used else -1]
 

@@ -205,7 +205,8 @@ def without_later_facts(folder: Path, bronze: pd.DataFrame, cut: pd.Timestamp) -
     path = next(folder.glob("weather.csv*"))
     weather = pd.read_csv(path, dtype=str, keep_default_na=False)
     path.unlink()
-    weather[pd.to_datetime(weather.time_hour, utc=True) < cut].to_csv(folder / "weather.csv", index=False)
+    known_at = pd.to_datetime(weather.time_hour, utc=True) + pd.Timedelta(hours=1)  # readings up to minute 51
+    weather[known_at < cut].to_csv(folder / "weather.csv", index=False)
     return folder
 
 

@@ -25,7 +25,7 @@ def latest_rows(df, keys: Sequence[str], time_column: str | None):  # -> DataFra
     if time_column is None: return df
     from pyspark.sql import Window
     from pyspark.sql import functions as F
-    newest = Window.partitionBy(*keys).orderBy(F.col(time_column).desc())
+    newest = Window.partitionBy(*map(quoted, keys)).orderBy(F.col(quoted(time_column)).desc())
     return df.withColumn(RANK, F.rank().over(newest)).where(F.col(RANK) == 1).drop(RANK)
 
 # %% ../../../nbs/features/stores/09_publishing.ipynb #ef96b986
@@ -37,7 +37,7 @@ def check_published_rows(df, rows,  # the table, and the rows of it to publish
     null_counts = df.agg(*(F.count_if(F.col(quoted(c)).isNull()) for c in required)).collect()[0]
     for name, count in zip(required, null_counts, strict=True):
         if count: raise MlopsError(f"{count} of the rows of {table} have no {name!r}", "keys and times may not be null")
-    duplicate = rows.groupBy(*keys).agg(F.count("*").alias(COUNT)).where(F.col(COUNT) > 1).first()
+    duplicate = rows.groupBy(*map(quoted, keys)).agg(F.count("*").alias(COUNT)).where(F.col(COUNT) > 1).first()
     if duplicate is None: return
     key = ", ".join(f"{k}={duplicate[k]}" for k in keys)
     message = f"{table} has {duplicate[COUNT]} rows for {key}"
@@ -52,8 +52,9 @@ def table_id(spark, env: Env, full: str) -> str:
 
 def row_changes(old, new, keys: Sequence[str]) -> tuple:  # two pyarrow Tables: rows to write, and keys to delete
     "Return the changes from the rows of one DataFrame to those of another."
-    deleted = old.select(*keys).join(new.select(*keys), list(keys), "left_anti")
-    return new.subtract(old.select(*new.columns)).toArrow(), deleted.toArrow()
+    key_columns = list(map(quoted, keys))
+    deleted = old.select(*key_columns).join(new.select(*key_columns), list(keys), "left_anti")
+    return new.subtract(old.select(*map(quoted, new.columns))).toArrow(), deleted.toArrow()
 
 def key_rows(layout: Layout, keys) -> list[tuple]:  # a pyarrow.Table of keys
     "Return keys as tuples, as stores take them."

@@ -15,7 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.automl import search, trials
-from mlops_nb.automl.dataset import PARTS, SPLIT, prepare, split_by_hash, split_by_time
+from mlops_nb.automl.dataset import (
+    PARTS,
+    SPLIT,
+    as_time,
+    is_identifier,
+    model_frame,
+    prepare,
+    read_dataset,
+    split_by_hash,
+    split_by_time,
+)
+from mlops_nb.automl.registration import class_tags, period_tags
 from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, classify
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs.execute import Outcome
@@ -59,6 +70,148 @@ def test_columns_have_types_that_parquet_and_models_accept(tmp_path):
     types = pd.read_parquet(tmp_path / "x.parquet").dtypes.astype(str).to_dict()
     expected = {"exact": "float64", "flag": "bool", "gap": "float64", "kind": "object", "items": "int64"}
     assert {name: types[name] for name in expected} == expected
+
+
+NUMBERS = st.one_of(st.none(), st.integers(-2**80, 2**80), st.floats(), st.booleans(), st.decimals(), st.just(pd.NA),
+                    st.integers(0, 2**64 - 1).map(np.uint64), st.integers(-2**63, 2**63 - 1).map(np.int64))
+
+
+def as_double(value) -> float:
+    "The double of a number; NaN for missing and infinite values."
+    if value is None or value is pd.NA or (isinstance(value, Decimal) and value.is_nan()): return np.nan
+    return float(value) if abs(float(value)) < np.inf else np.nan
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(NUMBERS.filter(lambda v: not (isinstance(v, Decimal) and v.is_snan())),
+                          st.one_of(st.none(), st.text())), min_size=1, max_size=8))
+def test_every_value_is_converted_alone_as_among_others(values):
+    frame = pd.DataFrame({"n": pd.Series([n for n, _ in values], dtype=object),
+                          "t": pd.Series([t for _, t in values], dtype=object)})
+    kinds = {"t": "text", "n": "number"}
+    whole = model_frame(frame, kinds)
+    single = pd.concat([model_frame(frame.iloc[[i]], kinds) for i in range(len(frame))])
+    rebuilt = pd.concat([model_frame(pd.DataFrame([row], index=[i]), kinds) for i, row in frame.iterrows()])
+    pd.testing.assert_frame_equal(whole, single)
+    pd.testing.assert_frame_equal(whole, rebuilt)
+    np.testing.assert_array_equal(whole.n, [as_double(n) for n, _ in values])
+    assert whole.t.tolist() == [t for _, t in values]
+
+
+def with_gaps(values): return [None if i % 4 == 1 else value for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("column, first", [
+    (pd.Categorical(with_gaps([1, 2] * 100)), 1.0), (pd.array(with_gaps([3, 4] * 100), "Int64"), 3.0),
+    (pd.cut(np.arange(200) % 9, [-1, 3, 9], labels=[1, 2]), 1.0),
+    (pd.array(with_gaps([True, False] * 100), "boolean"), 1.0),
+    (pd.Series(with_gaps([False, True] * 100), dtype=object), 0.0), ([2**70, 2**71] * 100, 2.0**70),
+    (np.array([2**63, 2**63 + 2**60] * 100, dtype="uint64"), 2.0**63),
+    (with_gaps([Decimal("0.5"), Decimal(3)] * 100), 0.5),
+    (pd.array(with_gaps([5, 6] * 100), "int64[pyarrow]"), 5.0), (pd.Series([10**400, 7] * 100, dtype=object), np.nan)])
+def test_columns_of_numbers_are_doubles_and_gaps_are_nan(column, first):
+    raw = orders().assign(odd=column)
+    ready = prepare(raw, "returned", "classify")
+    odd = ready.frame.odd.astype("float64")
+    assert "odd" in ready.features and odd.isna().sum() == raw.odd.isna().sum() + (100 if np.isnan(first) else 0)
+    np.testing.assert_equal(odd[0], first)
+
+
+@pytest.mark.parametrize("column, reason", [
+    (np.array([2**63 + i for i in range(200)], dtype="uint64"), "identifier"),
+    ([2**70 - i for i in range(200)], "identifier"),
+    (pd.array(with_gaps(range(200)), "Int64"), "identifier"), ([7 * i // 2 for i in range(200)], "identifier"),
+    ([i * 77 % 200 for i in range(200)], "identifier"), ([2**60 + i % 5 for i in range(200)], "equal as float64"),
+    ([f"2013-04-{i % 28 + 1:02d}" for i in range(200)], "times as text"),
+    ([f"2013-04-01 {i % 24:02d}:00:00+02:00" for i in range(200)], "times as text"),
+    ([datetime.date(9999, 12, 31), datetime.date(2020, 1, 1)] * 100, "dates are not used"),
+    (["9999-12-31", None] * 100, "times as text"),
+    (pd.date_range("2013", periods=200, tz="Asia/Tokyo"), "dates are not")])
+def test_identifiers_and_times_are_left_out_and_named(column, reason):
+    ready = prepare(orders().assign(odd=column), "returned", "classify")
+    assert ready.features == ["amount", "country", "items"]
+    assert [w for w in ready.warnings if w.startswith("odd: left out") and reason in w], ready.warnings
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 10**6), st.randoms())
+def test_a_counter_is_an_identifier_and_a_measure_is_not(most_repeats, start, random):
+    counter = [start]
+    while len(counter) < 120: counter += [counter[-1] + random.randint(1, 9)] * random.randint(1, most_repeats)
+    column = pd.Series(counter)
+    if column.nunique() > len(column) / 2: assert is_identifier(column) and is_identifier(column[::-1])
+    measure = pd.Series([random.randint(0, 1000) for _ in range(500)])
+    assert not is_identifier(measure) and not is_identifier(column.astype(float))
+    shuffled = column.sample(frac=1, random_state=random.randint(0, 9))
+    assert is_identifier(shuffled) == (column.nunique() >= 0.95 * len(column) and column.nunique() >= (
+        column.max() - column.min() + 1) / 2)
+
+
+def test_times_as_text_are_offered_only_without_a_time_column():
+    frame = orders().assign(day=[f"2013-04-{i % 28 + 1:02d}" for i in range(200)], other="2013-04-01T10:00")
+    offers = [w for w in prepare(frame, "returned", "classify").warnings if "pass time_col=" in w]
+    assert len(offers) == 1 and "pass time_col='day'" in offers[0], "a column with one time cannot split the rows"
+    split = prepare(frame, "returned", "classify", time_col="day")
+    assert not any("pass time_col=" in w for w in split.warnings) and "other" not in split.features
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.datetimes())), st.sampled_from([datetime.UTC, None, "dates", "text"]))
+def test_times_of_all_years_are_kept(moments, form):
+    if form == "dates": moments = [moment and datetime.datetime.combine(moment, datetime.time()) for moment in moments]
+    if form == "dates": values = [moment and moment.date() for moment in moments]
+    elif form == "text": values = [moment and moment.isoformat() for moment in moments]
+    else: values = [moment and moment.replace(tzinfo=form) for moment in moments]
+    converted = as_time(pd.Series(values, dtype=object))
+    np.testing.assert_array_equal(converted.to_numpy(), np.array(moments, dtype="datetime64[us]"))
+
+
+def test_columns_with_numbers_as_names_are_named_by_text_or_number():
+    values = orders().set_axis([0, 1, 2, 3], axis=1)
+    for target in (3, "3"):
+        ready = prepare(read_dataset(values, None), target, "classify", time_col=0, exclude_cols=[1])
+        assert (ready.features, ready.target_col, ready.time_col) == (["2"], "3", "0")
+
+
+def test_a_target_of_booleans_with_gaps_stays_boolean():
+    ready = prepare(orders().assign(late=with_gaps([True, False] * 100)), "late", "classify")
+    assert set(ready.frame.late) == {True, False} and ready.frame.late.dtype == bool
+    assert "late: 50 rows without a target are left out" in ready.warnings
+
+
+def test_a_column_with_the_name_of_the_split_is_refused_unless_it_is_excluded():
+    frame = orders().assign(**{SPLIT: "train"})
+    with pytest.raises(MlopsError, match=f"has a column '{SPLIT}'"): prepare(frame, "returned", "classify")
+    assert set(prepare(frame, "returned", "classify", exclude_cols=[SPLIT]).frame[SPLIT]) == set(PARTS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=300))
+def test_a_search_has_a_valid_name_for_every_target(target):
+    from mlops_nb.env import check_name
+    name = search.default_name(target, datetime.datetime(2013, 4, 1))
+    assert check_name(name).startswith("automl_") and len(name.encode()) < 255
+
+
+def test_a_name_given_by_the_user_is_checked(tmp_path):
+    options = search.Settings(experiment_name="a.b", experiment_dir=tmp_path)
+    with pytest.raises(MlopsError, match="name 'a.b' contains '.'"):
+        search.open_search(prepare(orders(), "returned", "classify"), "f1", options, None, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tags_of_a_version_name_the_days_of_its_split():
+    days = pd.date_range("2020-01-01 08:00", periods=200, freq="6h", tz="UTC")
+    ready = prepare(orders().assign(at=days), "returned", "classify", time_col="at")
+    tags = period_tags(ready, datetime.date(2020, 3, 1))
+    at = pd.Series(days).dt.tz_localize(None)
+    last = at[ready.frame[SPLIT] != "test"].max().date()
+    held_out = [day.date() for day in at if day.date() > last]
+    assert tags == {"as_of": "2020-03-01", "trained_through": str(last), "held_out_from": str(min(held_out)),
+                    "held_out_to": str(max(held_out))}
+    with pytest.raises(MlopsError, match="not before as_of 2020-02-01"): period_tags(ready, datetime.date(2020, 2, 1))
+    assert class_tags(ready, "no", 0.2) == {"pos_label": "no", "threshold": "0.2"}
+    with pytest.raises(MlopsError, match="write a probability"): class_tags(ready, "no", 2)
 
 
 @pytest.mark.parametrize("change, target, kind, options, words", [
@@ -153,6 +306,7 @@ def test_a_notebook_of_a_trial_does_not_import_this_project(tmp_path):
         trials.compose(family, tmp_path / f"{family.name}.ipynb")
         cells = json.loads((tmp_path / f"{family.name}.ipynb").read_text())["cells"]
         code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        assert any("def model_frame(frame" in c and "Placeholder" not in c for c in code)
         assert family.source in code and not any("mlops_nb" in c or "eval: false" in c for c in code)
         for cell in code: compile(cell, family.name, "exec")
 

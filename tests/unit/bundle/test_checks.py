@@ -96,7 +96,7 @@ def test_a_job_that_is_right(problems_of):
 SHAPE = [
     (
         one_task(notebok_task={}),
-        [("tasks[0].notebok_task", "no field 'notebok_task' in Task", "did you mean 'notebook_task'?")],
+        [("tasks[0].notebok_task", "no field 'notebok_task' in Task; it is ignored", "did you mean 'notebook_task'?")],
     ),
     (one_task(run_if="NEVER"), [("tasks[0].run_if", "'NEVER' is not a valid RunIf", "there are: ALL_DONE")]),
     ({"timeout_seconds": "1h"}, [("timeout_seconds", "expected a whole number, got '1h'", "")]),
@@ -128,6 +128,53 @@ SHAPE = [
         ),
         [("tasks[0].for_each_task.task", "a for_each_task inside a for_each_task", "Databricks allows one level")],
     ),
+]
+EACH = {"task_key": "each", "for_each_task": {"inputs": "[1]", "task": TRAIN}}
+
+
+def each(**changes) -> dict:
+    """A job with a loop; the changes are those of its for_each_task."""
+    return one_task(EACH | {"for_each_task": EACH["for_each_task"] | changes})
+
+
+JSON_HINT = 'write a JSON array such as ["EWR", "JFK"], or a reference to one'
+LIMITS = [
+    (each(concurrency=0), [("tasks[0].for_each_task.concurrency", "0 is not a valid concurrency", "write a number")]),
+    (one_task(max_retries=-2), [("tasks[0].max_retries", "-2 is not a valid max_retries", "write a number of")]),
+    (
+        one_task(min_retry_interval_millis=-1),
+        [("tasks[0].min_retry_interval_millis", "-1 is not a valid min_retry_interval_millis", "write a number of")],
+    ),
+    ({"timeout_seconds": -1}, [("timeout_seconds", "-1 is not a valid timeout_seconds", "write a number of")]),
+    (
+        {"max_concurrent_runs": 1001},
+        [("max_concurrent_runs", "1001 is not a valid max_concurrent_runs", "write a number from 0 to 1000")],
+    ),
+    ({"max_concurrent_runs": 0}, [("max_concurrent_runs", "0 skips every run of the job", "write 1 or more")]),
+    (one_task(task_key="../a"), [("tasks[0].task_key", "'../a' is not a valid task_key", "use 1 to 100 letters")]),
+    (
+        each(task=TRAIN | {"task_key": "a b"}),
+        [("tasks[0].for_each_task.task.task_key", "'a b' is not a valid task_key", "use 1 to 100 letters")],
+    ),
+    (one_task(EACH, max_retries=3), [("tasks[0].max_retries", "a for_each_task cannot have max_retries", "set it")]),
+    (
+        one_task(EACH, retry_on_timeout=True),
+        [("tasks[0].retry_on_timeout", "a for_each_task cannot have retry_on_timeout", "set it on the task inside")],
+    ),
+    (
+        each(inputs="EWR, JFK"),
+        [
+            (
+                "tasks[0].for_each_task.inputs",
+                "inputs 'EWR, JFK' are not valid JSON: Expecting value: line 1 column 1 (char 0)",
+                JSON_HINT,
+            )
+        ],
+    ),
+    (each(inputs='{"a": 1}'), [("tasks[0].for_each_task.inputs", 'inputs must be a list, got {"a": 1}', JSON_HINT)]),
+    (each(inputs=5), [("tasks[0].for_each_task.inputs", "inputs must be a list, got 5", JSON_HINT)]),
+    (each(inputs="[{{job.run_id}}]"), []),
+    (each(task=TRAIN | {"max_retries": 3}), []),
 ]
 KEYS = [
     (tasks(TRAIN, TRAIN, SCORE), [("tasks[1]", "duplicate task_key 'train'", "remove one")]),
@@ -176,6 +223,17 @@ NOTEBOOKS = [
     (
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/a"}}),
         [("tasks[0].notebook_task.notebook_path", "/Workspace/a is a workspace path", "")],
+    ),
+    (
+        one_task({"task_key": "a", "notebook_task": {"notebook_path": "../a.ipynb"}}),
+        [("tasks[0].notebook_task.notebook_path", "../a.ipynb is outside of the bundle", "move the notebook below")],
+    ),
+    *(
+        (
+            one_task({"task_key": "a", "notebook_task": {"notebook_path": path}}),
+            [("tasks[0].notebook_task.notebook_path", f"no notebook {path}", "")],
+        )
+        for path in ("x" * 400, "x" * 400 + "/a.ipynb", "a\0.ipynb")
     ),
     (
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "broken.ipynb"}}),
@@ -341,7 +399,7 @@ INPUTS = [
 ]
 
 
-@pytest.mark.parametrize(("job", "expected"), [*SHAPE, *KEYS, *ORDER, *NOTEBOOKS, *SCHEDULES, *INPUTS])
+@pytest.mark.parametrize(("job", "expected"), [*SHAPE, *LIMITS, *KEYS, *ORDER, *NOTEBOOKS, *SCHEDULES, *INPUTS])
 def test_each_mistake_is_found_and_nothing_else(problems_of, job, expected):
     (problems_of.root / "broken.ipynb").write_text(notebook("as_of: str = 'x'")[:-30])
     if "parameters" not in job:
@@ -427,7 +485,19 @@ def test_what_a_job_hands_to_a_job(problems_of):
 @pytest.mark.parametrize(
     ("bundle", "key", "message", "hint"),
     [
-        ({"resources": {"jbos": {}}}, "resources.jbos", "no kind of resource 'jbos'", "did you mean 'jobs'?"),
+        (
+            {"resources": {"jbos": {}}},
+            "resources.jbos",
+            "no kind of resource 'jbos'; it is ignored",
+            "did you mean 'jobs'?",
+        ),
+        (
+            {"resources": {"schemas": {"a.b": {"name": "s"}}}},
+            "resources.schemas.a.b",
+            "no reference can contain the key 'a.b', such as ${resources.schemas.a.b.id}",
+            "use a letter first",
+        ),
+        ({"variables": {"a.b": {"default": 1}}}, "variables.a.b", "no reference can contain the name 'a.b'", "use a"),
         ({"resources": {"schemas": {"s": None}}}, "resources.schemas.s", "expected a map, got None", "add its fields"),
         (
             {"targets": {"dev": {"mode": "produktion"}}},
@@ -457,6 +527,47 @@ def test_mistakes_of_the_whole_bundle(problems_of, bundle, key, message, hint):
 def test_production_with_a_place_is_no_mistake(problems_of):
     target = {"mode": "production", "workspace": {"root_path": "/Workspace/Shared/x"}}
     assert problems_of(targets={"prod": target}) == []
+
+
+@pytest.mark.parametrize(
+    ("job", "key"),
+    [
+        (one_task(max_retrys=1), "tasks[0].max_retrys"),
+        ({"max_concurrent_runs": 0}, "max_concurrent_runs"),
+        (one_task(notebook_task=TRAIN["notebook_task"] | {"sourc": "GIT"}), "tasks[0].notebook_task.sourc"),
+    ],
+)
+def test_what_databricks_accepts_is_a_warning_with_its_line(problems_of, job, key):
+    problems_of({"parameters": []} | job)
+    (problem,) = check(load_bundle(problems_of.root))
+    line = (problems_of.root / problem.file).read_text().splitlines()[problem.line - 1]
+    assert problem.is_warning and problem.key.endswith(key) and f'"{key.rsplit(".", 1)[-1]}"' in line
+    assert str(problem).startswith(f"databricks.yml:{problem.line}: warning: resources.jobs.job.{key}: ")
+
+
+def test_a_job_key_with_a_dot_is_a_warning_of_its_line(problems_of):
+    """Databricks documents no rule for the keys of resources; a reference separates its names by dots."""
+    problems_of(jobs={"daily.train": {"name": "j", "tasks": [TRAIN]}, "plain": {"name": "k", "tasks": [TRAIN]}})
+    (problem,) = check(load_bundle(problems_of.root))
+    assert problem.is_warning and problem.key == "resources.jobs.daily.train" and problem.line > 1
+    assert "${resources.jobs.daily.train.id}" in problem.message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]", "{}", '{"cells": {}}', '{"cells": [1]}', '{"cells": [{}]}', '{"cells": [{"cell_type": "code"}]}',
+        '{"cells": [{"cell_type": "code", "source": [1]}]}',
+        '{"cells": [{"cell_type": "code", "source": "", "metadata": 1}]}',
+        '{"cells": [{"cell_type": "code", "source": "", "metadata": {"tags": "x"}}]}', "[" * 100_000,
+        notebook("a = {[]: 1}"), notebook("a = '\0'"), notebook("a = " + "(" * 300), notebook("a = 1 +"),
+    ],
+)
+def test_a_notebook_of_any_content_gives_no_traceback(problems_of, content):
+    (problems_of.root / "broken.ipynb").write_text(content)
+    job = one_task({"task_key": "a", "notebook_task": {"notebook_path": "broken.ipynb"}}) | {"parameters": []}
+    ((key, message, _),) = problems_of(job)
+    assert key == "tasks[0].notebook_task.notebook_path" and "broken.ipynb" in message
 
 
 def test_a_problem_names_the_line(problems_of):

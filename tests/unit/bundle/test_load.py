@@ -125,14 +125,10 @@ def test_errors_of_yaml_name_file_and_line(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("varaibles: {}", "no top-level key 'varaibles' in databricks.yml:2\n  did you mean 'variables'?"),
-        (
-            "targets: {dev: {vairables: {}}}",
-            "no field of a target 'vairables' in databricks.yml:2\n  did you mean 'variables'?",
-        ),
         (
             "variables: {a: {defualt: 1}}",
-            "no field of a variable 'defualt' in databricks.yml:2\n  did you mean 'default'?",
+            "set it for the target in databricks.yml, or by --var a=..., or BUNDLE_VAR_a=...\n"
+            "  warning: databricks.yml:2: no field of a variable 'defualt'; it is ignored; did you mean 'default'?",
         ),
         ("targets: [dev]", "expected a map, got ['dev']"),
         ("variables: {a: text}", "expected a map, got 'text'"),
@@ -144,10 +140,53 @@ def test_sections_with_a_wrong_name_or_type(write, text, message):
     refused(write(text), message)
 
 
-def test_several_wrong_names_are_reported_together(write):
+@pytest.mark.parametrize(
+    ("text", "key", "message", "hint"),
+    [
+        ("varaibles: {}", "varaibles", "no top-level key 'varaibles'", "did you mean 'variables'?"),
+        (
+            "targets: {dev: {vairables: {}}}",
+            "targets.dev.vairables",
+            "no field of a target 'vairables'",
+            "did you mean 'variables'?",
+        ),
+        (
+            "variables: {a: {default: 1, typ: complex}}",
+            "variables.a.typ",
+            "no field of a variable 'typ'",
+            "did you mean 'type'?",
+        ),
+        (
+            "variables: {a: {default: 1, type: string}}",
+            "variables.a.type",
+            "no type 'string' of a variable",
+            "write complex for a map or a list",
+        ),
+        ("variables: {a: {default: 1, type: [x]}}", "variables.a.type", "no type ['x'] of a variable", "write complex"),
+    ],
+)
+def test_names_that_databricks_ignores_are_warnings(write, text, key, message, hint):
+    from mlops_nb.bundle.checks import check
+
+    loaded = load_bundle(write(text))
+    ((path, found_message, found_hint),) = loaded.warnings
+    assert (path, found_message) == (key, f"{message}; it is ignored") and found_hint.startswith(hint)
+    (problem,) = check(loaded)
+    assert problem.is_warning and str(problem).startswith(f"databricks.yml:2: warning: {key}: {message}")
+
+
+def test_a_type_that_does_not_exist_changes_no_value(write):
+    """`type: string` stands for a single value, as no type does: a list is still refused."""
+    assert load_bundle(write("variables: {a: {type: string, default: 1}}")).variables == {"a": 1}
+    refused(write("variables: {a: {type: list, default: [1]}}"), "variable 'a' must be a single value, got a list")
+
+
+def test_an_error_contains_the_warnings_that_can_be_its_cause(write):
     with pytest.raises(MlopsError) as error:
-        load_bundle(write("targest: {}\nvaraibles: {}"))
-    assert "'targest'" in str(error.value) and "'varaibles'" in str(error.value)
+        load_bundle(write("targest: {}\nvaraibles: {}\nresources: {jobs: {a: {name: '${var.x}'}}}"))
+    assert error.value.message.startswith("no variable 'x'")
+    assert "databricks.yml:2: no top-level key 'targest'" in error.value.hint
+    assert "databricks.yml:3: no top-level key 'varaibles'" in error.value.hint
 
 
 @pytest.mark.parametrize("first", ["bundle: {}", "bundle:", "resources: {}", "bundle: {name: '${var.x}'}"])
@@ -339,7 +378,6 @@ def test_bad_values_from_the_command_line(write, options, message):
         ("targets: {dev: {variables: {a: 1}}}", "no variable 'a' in databricks.yml:2"),
         ("variables: {a: {default: [1]}}", "databricks.yml:2: variable 'a' must be a single value, got a list"),
         ("variables: {a: {type: complex, default: 1}}", "databricks.yml:2: variable 'a' must be a map or a list"),
-        ("variables: {a: {type: list, default: 1}}", "variable 'a' has the unknown type 'list'"),
         (
             "variables: {a: {lookup: {cluster_policy: small}}}",
             "databricks.yml:2: variable 'a' has a lookup, which needs a workspace\n"
@@ -511,7 +549,61 @@ def test_references_where_none_can_be(write):
 def test_an_entry_that_only_holds_an_anchor_is_left_out(write):
     text = "common: &common {max_retries: 2}\nresources: {jobs: {a: {tasks: [{task_key: a, <<: *common}]}}}"
     assert load_bundle(write(text)).job("a") == {"tasks": [{"max_retries": 2, "task_key": "a"}]}
-    refused(write(text.replace("&common", "").replace(", <<: *common", "")), "no top-level key 'common'")
+    for key in ("common", '"common"', "'common'"):
+        assert load_bundle(write(text.replace("common:", f"{key}:"))).warnings == ()
+    assert load_bundle(write(text.replace("&common", "").replace(", <<: *common", ""))).warnings[0][0] == "common"
+
+
+def test_anchors_below_a_free_name_work_with_a_warning(write):
+    loaded = load_bundle(
+        write(
+            """
+            include: [a.yml]
+            definitions: {retry: &retry {max_retries: 2}}
+            resources: {jobs: {a: {tasks: [{task_key: a, <<: *retry}]}}}
+            """,
+            a_yml="definitions: {retry: &fast {max_retries: 1}}\n"
+            "resources: {jobs: {b: {tasks: [{task_key: b, <<: *fast}]}}}",
+        )
+    )
+    assert [loaded.job(key)["tasks"][0]["max_retries"] for key in "ab"] == [2, 1]
+    assert [key for key, _, _ in loaded.warnings] == ["definitions"] and "definitions" not in loaded.data
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "a\\b", ""])
+def test_names_of_bundle_and_target_are_one_part_of_a_path(write, name):
+    refused(write(f"targets: {{{json.dumps(name)}: {{}}}}"), f"{name!r} is not a valid name of a target")
+    if name:
+        root = write("")
+        (root / "databricks.yml").write_text(f"bundle: {{name: {json.dumps(name)}}}")
+        refused(root, f"{name!r} is not a valid name of a bundle")
+
+
+def test_a_job_key_with_a_dot_in_two_files_is_defined_twice(write):
+    one = "resources: {jobs: {daily.train: {name: a}}}"
+    two = "resources: {jobs: {daily.train: {tags: {a: b}}}}"
+    refused(write("include: [a.yml, b.yml]", a_yml=one, b_yml=two), "resources.jobs.daily.train is defined twice")
+
+
+@pytest.mark.parametrize("key", ["daily.train", "a[b", "a]", "[0]", "", " ", "a.b.c[1"])
+def test_the_place_of_a_key_with_dots_and_brackets(write, key):
+    loaded = load_bundle(write(f"resources: {{jobs: {{{json.dumps(key)}: {{name: a}}}}}}"))
+    for path in (f"resources.jobs.{key}", f"resources.jobs.{key}.name", f"resources.jobs.{key}.tasks[3].x"):
+        assert (loaded.place(path).file, loaded.place(path).line) == ("databricks.yml", 2)
+
+
+def test_an_empty_field_of_a_job_counts_as_not_set(write):
+    loaded = load_bundle(
+        write("""
+        resources:
+          jobs:
+            a:
+              queue:
+              parameters: ~
+              tasks: [{task_key: t, max_retries: , condition_task: , notebook_task: {base_parameters: {x: }}}]
+        """)
+    )
+    assert loaded.job("a") == {"tasks": [{"task_key": "t", "notebook_task": {"base_parameters": {"x": None}}}]}
 
 
 def test_circular_variables_are_refused_even_if_unused(write):
@@ -691,24 +783,51 @@ def spots(value, path=()):
         yield from spots(value[key], (*path, key))
 
 
-@pytest.mark.slow
-@settings(deadline=None, max_examples=300)
-@given(st.sampled_from([spot for spot in spots(GOOD) if spot]), junk)
-def test_any_invalid_value_is_reported(tmp_path_factory, spot, value):
-    from mlops_nb.bundle.checks import check
+NAMES = ["a.b", "a[b", "a]", "[0]", "", "..", "../x", "a b", "é", "123", "_x", "a-", "<<", "~", "*", "x" * 300, "\t"]
 
+
+def changed(spot: tuple, value: object, name: str | None) -> dict:
+    """GOOD with another value at the spot, or with another name of the entry that it ends with."""
     tree = json.loads(json.dumps(GOOD))
     inside = tree
-    for key in spot[:-1]:
-        inside = inside[key]
-    inside[spot[-1]] = value
-    root = tmp_path_factory.getbasetemp() / "mistakes"
+    for key in spot[:-1]: inside = inside[key]
+    if name is not None and isinstance(inside, dict): inside[name] = inside.pop(spot[-1])
+    else: inside[spot[-1]] = value
+    return tree
+
+
+def is_reported(root: Path, tree: dict) -> None:
+    """A traceback, or a search that never ends, fails the test."""
+    from mlops_nb.bundle.checks import check
+
     root.mkdir(exist_ok=True)
     (root / "databricks.yml").write_text(json.dumps(tree))
     try:
         assert all(str(problem) for problem in check(load_bundle(root)))
     except MlopsError as error:
         assert error.message
+
+
+SPOTS = [spot for spot in spots(GOOD) if spot]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(SPOTS), junk, st.none() | st.sampled_from(NAMES) | st.text(max_size=5))
+def test_any_wrong_value_or_name_is_reported(tmp_path_factory, spot, value, name):
+    is_reported(tmp_path_factory.getbasetemp() / "mistakes", changed(spot, value, name))
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(SPOTS), junk, st.none() | st.sampled_from(NAMES) | st.text(max_size=5))
+def test_many_wrong_values_and_names_are_reported(tmp_path_factory, spot, value, name):
+    is_reported(tmp_path_factory.getbasetemp() / "mistakes", changed(spot, value, name))
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_every_job_key_gives_no_traceback(tmp_path, key):
+    job = {"name": "j", "tasks": [{"task_key": "a", "condition_task": {"left": "1", "op": "EQUAL_TO", "right": "1"}}]}
+    is_reported(tmp_path, {"bundle": {"name": "x"}, "resources": {"jobs": {key: job}}})
 
 
 # this project's own

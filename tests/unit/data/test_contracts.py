@@ -1,4 +1,5 @@
 """Checks of data contracts that need no data."""
+import json
 from datetime import date
 from pathlib import Path
 
@@ -89,3 +90,15 @@ def test_differences_of_all_tables_are_reported_together():
 
 
 def test_the_projects_contracts_are_valid(): assert read_contracts(ROOT / "conf/features.yml")
+
+
+@pytest.mark.parametrize("name", ["wind.speed", "a[0]", "what?", "*", "it's", "a`b", "select"])
+def test_a_column_of_any_name_fits_the_contract_that_names_it(name, tmp_path):
+    file = tmp_path / "contracts.yml"
+    file.write_text(json.dumps({"t": {"columns": {name: {"type": "int", "max": 5}, "k": {"type": "int"}}}}))
+    contract = read_contracts(file)["t"]
+    assert wrong_types(contract, {name: "int", "k": "int"}) == []
+    assert wrong_types(contract, {name: "double", "k": "int"}) == [f"{name} is double, not int"]
+    file.write_text(file.read_text().replace('"max": 5', '"max": "x"'))
+    with pytest.raises(MlopsError) as error: read_contracts(file)
+    assert f"contracts.yml:1: t.columns.{name}.max: 'x' is not a valid int" in str(error.value)

@@ -125,3 +125,15 @@ def test_the_error_lists_every_reason():
     message = "v3 failed its validation, for 2 reasons:\n  - a: one\n  - a: two\n  .*no alias was moved"
     with pytest.raises(MlopsError, match=message):
         validation.require_passed("m", 3, {"a": ["one", "two"], "b": []})
+
+
+def test_inputs_whose_type_has_no_name_are_compared_and_named():
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType, Array, DataType
+    inputs = Schema([ColSpec(Array(DataType.double), "vector"), ColSpec(AnyType(), "any"), ColSpec("double", "x")])
+    array_signature = ModelSignature(inputs, Schema([ColSpec("double")]))
+    assert validation.signature_reasons(array_signature, {"vector": "Array(double)", "any": "Any", "x": "double"}) == []
+    reasons = validation.signature_reasons(array_signature, {"vector": "double", "any": "long", "x": "double"})
+    assert reasons == ["inputs with a wrong type: vector (Array(double), the feature is double), "
+                       "any (Any, the feature is long)"]

@@ -1,6 +1,5 @@
 """The checks on evidence given as data: each fault is refused by its own check; configuration mistakes are named."""
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import validate
 from mlops_nb.models import intervals, metrics
+from mlops_nb.models.day_resampling import resample
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")]
@@ -41,7 +41,7 @@ def signature(types, outputs=True):
 def informative(rows): return pd.to_numeric(rows.truth).clip(0.02, 0.98).fillna(0.3).to_numpy("float64")
 
 
-def held(rows=6000, days=12):
+def held(rows=6000, days=20):
     random = np.random.default_rng(3)
     truth = random.beta(1, 2, rows)
     origin = random.choice(["JFK", "EWR", "LGA"], rows, p=[0.5, 0.4, 0.1])
@@ -65,7 +65,7 @@ TRUE_METRICS = true_metrics(HELD, informative(HELD.rows))
 def few_draws_and_calls(monkeypatch):
     "Fewer draws and calls, enough to detect an obvious fault."
     monkeypatch.setattr(validation_checks, "LATENCY_CALLS", 5)
-    monkeypatch.setattr(intervals, "paired_change", partial(intervals.paired_change, times=100))
+    monkeypatch.setattr(intervals, "resample", lambda *arguments: resample(*arguments[:2], times=100))
 
 
 def evidence(model=informative, held_out=HELD, **changed):
@@ -169,7 +169,7 @@ def test_a_bad_slice_is_refused_although_the_model_is_better_overall():
 
 
 def test_a_model_that_is_better_only_by_chance_is_refused():
-    "All of the improvement is on one of twelve days."
+    "All of the improvement is on one of twenty days."
     lucky = HELD.days == 4
     baseline = np.where(lucky, 0.5 + 0.49 * (1 - 2 * HELD.label), informative(HELD.rows))
     reasons = run_checks(evidence(held_out=replace(HELD, baseline=baseline)))["improvement"]

@@ -6,12 +6,23 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.feature_tables import FeatureTable
 from mlops_nb.features.functions import Function
 from mlops_nb.features.online import default_of
-from mlops_nb.features.spec import Column, FeatureFunction, FeatureLookup, FeatureSpec, from_yaml, make_spec, to_dict
+from mlops_nb.features.spec import (
+    Column,
+    FeatureFunction,
+    FeatureLookup,
+    FeatureSpec,
+    from_yaml,
+    make_spec,
+    to_dict,
+    to_yaml,
+)
 
 HOURS = FeatureTable("dev.s.hours", ["place", "kind", "ts"], "ts", {
     "place": "string", "kind": "int", "ts": "timestamp", "level": "double", "count": "bigint"})
@@ -37,7 +48,7 @@ def test_columns_come_in_an_order_in_which_they_can_be_computed():
     spec = spec_of(*features, exclude=["id", "at", "height"])
     assert [c.name for c in spec.columns] == [*COLUMNS, "level", "count", "height", "first", "second"]
     assert spec.inputs == ["place", "kind", "day", "other", "level", "count", "first", "second"]
-    assert from_yaml(yaml.safe_dump(to_dict(spec), sort_keys=False), "x") == spec
+    assert from_yaml(to_yaml(spec), "x") == spec
 
 
 def test_the_yaml_has_the_fields_of_the_contract():
@@ -130,3 +141,28 @@ def test_a_negative_lookback_is_refused():
 def test_another_version_of_the_format_is_refused():
     with pytest.raises(MlopsError, match="version 3 of its format"):
         from_yaml("serialization_version: 3", "feature_spec.yaml")
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(names=st.lists(NAMES, min_size=3, max_size=3, unique_by=str.lower),
+       window=st.timedeltas(timedelta(0), timedelta(days=100_000)))
+@example(names=["no", "<<", "1e5"], window=timedelta(microseconds=1))
+@example(names=["a.b: c", "long " * 40, "# x"], window=timedelta(milliseconds=500))
+@example(names=["=", "~", "2013-01-01"], window=timedelta.max)
+def test_the_yaml_keeps_every_name_and_the_microseconds_of_a_window(names, window):
+    key, time, feature = names
+    table = FeatureTable("dev.s.odd", [key, time], time, {key: "string", time: "timestamp", feature: "double"})
+    lookup = FeatureLookup(table.name, "place", timestamp_lookup_key="at", rename_outputs={feature: feature + "?"},
+                           lookback_window=window)
+    spec = make_spec(COLUMNS, [lookup, total(feature + "?", feature + "?", feature + "!")], [], {table.name: table},
+                     {"dev.s.total": TOTAL})
+    assert from_yaml(to_yaml(spec), "x") == spec
+    assert yaml.safe_load(to_yaml(spec)) == to_dict(spec)  # as Databricks' client reads it
+
+
+def test_names_that_differ_only_in_case_are_one_name():
+    for lookup in (hours(rename_outputs={"level": "Place"}), hours(rename_outputs={"level": "COUNT"})):
+        with pytest.raises(MlopsError, match="of that name\n.*column names are not case-sensitive"): spec_of(lookup)

@@ -1,10 +1,14 @@
 """The rules of a job's graph, with notebooks replaced by functions; tests/integration runs real ones."""
 import json
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_store, runner
@@ -235,3 +239,91 @@ def test_notifications_are_sent_and_a_dead_receiver_fails_nothing(project, acts,
                   for delivery in job_run.home.store.rows("select * from deliveries")}
     assert deliveries["dead", "on_start"] == 0 and deliveries["chat", "on_failure"] == 1
     assert ("team@example.org", "on_failure") in deliveries
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_task_key_that_is_a_path_is_refused_before_anything_is_written(project, acts, nested):
+    invalid = task(project, "../../../outside/a")
+    job = [{"task_key": "each", "for_each_task": {"inputs": "[1]", "task": invalid}}] if nested else [invalid]
+    project.job("job", job)
+    with pytest.raises(MlopsError, match="'../../../outside/a' of job 'job' is not a valid task_key"): run(project)
+    assert acts["ran"] == [] and run_store.list_runs(project.home().store) == []
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from(["..", ".", "a", "", "/", "b[3]"]), max_size=6).map("/".join) | st.text(max_size=8),
+       st.integers(0, 3))
+def test_no_key_leads_out_of_the_folder_of_its_run(tmp_path_factory, key, attempt):
+    "The oracle is the path that the system itself would open."
+    run_folder = tmp_path_factory.getbasetemp() / "link to state" / "runs" / "1"
+    if not run_folder.exists():
+        (tmp_path_factory.getbasetemp() / "state").mkdir(exist_ok=True)
+        run_folder.parents[1].symlink_to(tmp_path_factory.getbasetemp() / "state")
+        run_folder.mkdir(parents=True)
+    try: folder = run_store.folder_of_attempt(run_folder, key, attempt)
+    except (MlopsError, ValueError): return  # ValueError of the system for a null character
+    assert Path(os.path.realpath(folder)).parents[1] == run_folder.resolve()
+
+
+def test_valid_keys_have_a_folder(tmp_path):
+    for key in ("train", "a-b_1", "each[12]", "x" * 100):
+        assert run_store.folder_of_attempt(tmp_path, key, 2) == tmp_path / key / "2"
+
+
+def test_retries_belong_to_the_inner_task_of_a_loop(project, acts):
+    inner = task(project, "airport", max_retries=2)
+    project.job("job", [{"task_key": "each", "for_each_task": {"inputs": '["EWR", "JFK"]', "task": inner}}])
+    acts["airport"] = lambda step: Outcome("FAILED" if step.input == "JFK" and step.attempt < 2 else "SUCCESS")
+    job_run, result = run(project)
+    assert result == "SUCCESS" and acts["ran"] == ["each[0]", "each[1]", "each[1]", "each[1]"]
+    attempts = [(row["task_key"], row["attempt_number"], row["result_state"])
+                for row in run_store.list_tasks(job_run.home.store, job_run.run_id)]
+    assert sorted(attempts) == [("each", 0, "SUCCESS"), ("each[0]", 0, "SUCCESS"), ("each[1]", 0, "FAILED"),
+                                ("each[1]", 1, "FAILED"), ("each[1]", 2, "SUCCESS")]
+
+
+def test_a_repair_of_a_loop_counts_its_attempts_on(project, acts):
+    inner = task(project, "airport", max_retries=1)
+    project.job("job", [{"task_key": "each", "for_each_task": {"inputs": '["JFK"]', "task": inner}}])
+    acts["airport"] = fails
+    job_run, _ = run(project)
+    acts["airport"] = lambda step: Outcome("SUCCESS")
+    assert runner.finish_run(runner.reopen(project.home(), job_run.run_id)) == "SUCCESS"
+    rows = run_store.list_tasks(job_run.home.store, job_run.run_id)
+    inner_attempts = {row["attempt_number"]: row["result_state"] for row in rows if row["task_key"] == "each[0]"}
+    assert inner_attempts == {0: "FAILED", 1: "FAILED", 2: "SUCCESS"}
+
+
+def test_a_job_without_slots_skips_its_runs(project, acts):
+    project.job("job", [task(project, "a")], max_concurrent_runs=0)
+    job_run, result = run(project)
+    row = job_run.record.row
+    assert result == row["result_state"] == "MAXIMUM_CONCURRENT_RUNS_REACHED" and acts["ran"] == []
+    assert row["life_cycle_state"] == "SKIPPED" and row["state_message"] == "max_concurrent_runs of the job is 0"
+
+
+def test_empty_and_unknown_fields_change_nothing(project, acts):
+    project.job("job", [task(project, "a", max_retries=None, condition_task=None, retry_task=1, max_retrys=3)],
+                max_concurrent_runs=None, queue=None, parameters=None)
+    acts["a"] = fails
+    _, result = run(project)
+    assert result == "FAILED" and acts["ran"] == ["a"]
+
+
+def test_an_unexpected_error_of_the_runner_ends_the_run(project, acts, monkeypatch):
+    project.job("job", [task(project, "a"), task(project, "b", "a")])
+    def broken(run, task): raise RuntimeError("disk full")
+    monkeypatch.setattr(runner, "run_task", broken)
+    job_run, result = run(project)
+    assert result == "FAILED" and job_run.record.states == {"a": "FAILED", "b": "UPSTREAM_FAILED"}
+
+
+def test_a_stop_ends_the_wait_before_a_retry(project, acts):
+    project.job("job", [task(project, "a", max_retries=3, min_retry_interval_millis=600_000)])
+    def fails_and_stops(step):
+        threading.Timer(0.3, step.run.stop_signal.stop, ["CANCELED"]).start()
+        return Outcome("FAILED")
+    acts["a"] = fails_and_stops
+    start = time.monotonic()
+    _, result = run(project)
+    assert result == "CANCELED" and time.monotonic() - start < 60

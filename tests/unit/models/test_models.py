@@ -217,7 +217,7 @@ def test_95_percent_intervals_cover_the_true_value():
         days = np.repeat(np.arange(28), 50)
         shock = rng.normal(0, 0.1, 28)[days]
         label = (rng.random(len(days)) < 0.3 + shock).astype(int)
-        table = intervals.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days, times=100)
+        table = intervals.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days)
         covered += table.low["log_loss"] <= truth <= table.high["log_loss"]
     assert covered >= 50  # a bootstrap of rows, which assumes independence, covers it in about 35
 
@@ -227,10 +227,12 @@ def test_the_interval_of_a_paired_change():
     days, p = np.repeat(np.arange(28), 200), rng.beta(2, 6, 5600)
     label = (rng.random(5600) < p).astype(int)
     new, old = p, np.clip(p * 1.2, 0.001, 0.99)
-    change, low, high = intervals.paired_change(label, new, old, days, metrics.mean_log_loss)
-    assert low < change < high < 0
-    assert intervals.paired_change(label, p, p, days, metrics.mean_log_loss) == (0, 0, 0)
-    with pytest.raises(MlopsError, match="at least two groups .*, not 1"): intervals.resampled(np.ones(5), 3)
+    change = intervals.log_loss_change(label, new, old, days)
+    assert change.low < change.value < change.high < 0
+    assert change.value == pytest.approx(metrics.mean_log_loss(label, new) / metrics.mean_log_loss(label, old) - 1)
+    same = intervals.log_loss_change(label, p, p, days)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    with pytest.raises(MlopsError, match="at least 5 days, not 1"): intervals.log_loss_change(label, p, p, days * 0)
 
 
 def test_small_slices_are_listed_without_a_log_loss():
