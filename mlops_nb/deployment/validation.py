@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD_KEYS', 'CHANGE_KEYS', 'NOT_EVALUATED', 'STATUS', 'CHECK_TAG_PREFIX', 'MAX_TAG_LENGTH', 'JOB_SECTIONS',
-           'input_types', 'signature_reasons', 'check_probabilities', 'check_example', 'metric_thresholds',
+           'signature_types', 'signature_reasons', 'check_probabilities', 'check_example', 'metric_thresholds',
            'not_finite_reasons', 'threshold_reasons', 'interval_text', 'NotEvaluated', 'run_check', 'run_checks',
            'failures', 'check_line', 'validation_section', 'split_sections', 'replace_section',
            'page_without_job_sections', 'begin_validation', 'write_results', 'validate_version', 'require_passed',
@@ -24,7 +24,7 @@ from ..models import registry
 from ..pictures import percent_change
 
 # %% ../../nbs/deployment/01_validation.ipynb #38f5e397
-def input_types(signature: Any) -> dict[str, str]:  # of an mlflow ModelSignature with named columns
+def signature_types(signature: Any) -> dict[str, str]:  # of an mlflow ModelSignature with named columns
     "The type of each input, in MLflow's words: `double`, or `Array(double)` and `Any` for types without a name."
     return {column.name: getattr(column.type, "name", str(column.type)) for column in signature.inputs}
 
@@ -34,7 +34,7 @@ def signature_reasons(signature: Any,  # mlflow ModelSignature, or None
     "The inputs must be exactly the expected columns, and the signature must have outputs."
     if signature is None or not signature.inputs: return ["the model has no signature"]
     if signature.inputs.is_tensor_spec(): return ["the inputs are tensors, not columns with names"]
-    types = input_types(signature)
+    types = signature_types(signature)
     missing_features = [name for name in expected if name not in types]
     extra_inputs = [name for name in types if name not in expected]
     wrong_types = [f"{name} ({types[name]}, the feature is {kind})" for name, kind in expected.items()

@@ -142,7 +142,7 @@ def check_signature(evidence: Evidence) -> list[str]:
     if evidence.load_error and signature is None: raise NotEvaluated("the model cannot be loaded")
     if spec is None: return [*problems, "no readable feature spec is stored with the model"]
     inputs = evidence.types
-    if signature and signature.inputs and not problems: inputs = validation.input_types(signature)
+    if signature and signature.inputs and not problems: inputs = validation.signature_types(signature)
     differences = [f"{name} ({spec.get(name, 'absent')} in the spec stored with the model, "
                    f"{inputs.get(name, 'absent')} among the inputs)"
                    for name in dict.fromkeys([*inputs, *spec]) if spec.get(name) != inputs.get(name)]

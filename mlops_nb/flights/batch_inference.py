@@ -14,6 +14,7 @@ import pandas as pd
 from .. import MlopsError, feature_client, tables
 from mlops_nb.flights.feature_engineering import (
     BANDS,
+    BASELINE,
     FEATURE_TABLES,
     FEATURES,
     FLIGHT_KEY,
@@ -29,18 +30,18 @@ from ..pictures import BLUE, ORANGE, canvas, date_axis, legend, percent_axis
 PREDICTIONS = "predictions"
 PREDICTION_COLUMNS = [
     *FLIGHT_KEY, "flight_day", *(column for column in FEATURES if column not in FLIGHT_KEY), *BANDS,
-    "prediction_time", "prediction", "warning", "model_name", "model_version", "as_of", "read_versions"]
+    "prediction_time", "prediction", "heuristic", "warning", "model_name", "model_version", "as_of", "read_versions"]
 
 def predict_flights(spark, env,  # with pinned table versions, which the rows record
                     flights,  # DataFrame with the columns of `scheduled`
                     version):  # mlflow ModelVersion. -> DataFrame with PREDICTION_COLUMNS
-    "Flights with features, probability of a late arrival, warning and provenance."
+    "Flights with features, the probabilities of the model and of the heuristic, warning and provenance."
     inputs = with_prediction_time(flights)
     check_tables(spark, env, inputs)
     scored = feature_client(spark, env).score_batch(model_uri=f"models:/{version.name}/{version.version}", df=inputs)
-    bands = [f"{sql} AS {name}" for name, sql in (BANDS | {"as_of": "flight_day"}).items()]
+    added = BANDS | {"as_of": "flight_day", "heuristic": f"CAST({BASELINE} AS DOUBLE)"}
     kept = [name for name in PREDICTION_COLUMNS if name in scored.columns and name not in FEATURES]
-    rows = as_input(scored.selectExpr("*", *bands), [*kept, *BANDS, "as_of"])
+    rows = as_input(scored.selectExpr("*", *(f"{sql} AS {name}" for name, sql in added.items())), [*kept, *added])
     return with_origin(rows, version, env.versions).select(*PREDICTION_COLUMNS)
 
 # %% ../../nbs/flights/09_batch_inference.ipynb #1534a3f0

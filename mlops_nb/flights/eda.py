@@ -6,8 +6,8 @@
 __all__ = ['SCHEDULED_COLUMNS', 'KNOWN_WEATHER', 'BAD_WEATHER', 'AIRPORTS', 'WEEKDAYS', 'known_flights', 'late_by',
            'late_share_interval', 'band_number', 'band_names', 'at_hour', 'by_weather', 'by_day', 'weather_name',
            'morning_and_evening', 'with_earlier', 'missing_by_outcome', 'auc', 'with_signals', 'known_when', 'heading',
-           'draw_groups', 'draw_grid', 'draw_hours', 'worst_days', 'draw_days', 'spread_out', 'extremes', 'draw_routes',
-           'draw_weather', 'draw_mornings', 'draw_known', 'finding']
+           'draw_groups', 'draw_grid', 'draw_hours', 'worst_days', 'draw_day_shares', 'spread_out', 'extremes',
+           'draw_routes', 'draw_weather', 'draw_mornings', 'draw_known', 'finding']
 
 # %% ../../nbs/flights/01_eda.ipynb #3d6e82e6
 from datetime import datetime
@@ -247,7 +247,7 @@ def worst_days(days: pd.DataFrame,  # what `by_day` returns
         if len(chosen) < count and not near: chosen.append(day)
     return days.loc[chosen]
 
-def draw_days(days: pd.DataFrame, title: str):  # -> Figure
+def draw_day_shares(days: pd.DataFrame, title: str):  # -> Figure
     "Late flights day by day, cancelled ones on top of them, and the weather of the worst days."
     figure, ax = canvas(title, size=(10, 4.2))
     ax.bar(days.flight_day, days.late, width=0.85, color=BLUE, label="late")

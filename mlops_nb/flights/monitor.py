@@ -21,7 +21,8 @@ from .feature_engineering import FEATURES, FLIGHT_KEY, labels, scheduled
 from ..models import registry
 from ..monitoring.custom_metrics import check_definitions
 from ..monitoring.metric_tables import Measured, measure, write_metrics
-from ..monitoring.thresholds import Threshold, read_thresholds
+from ..monitoring.noise import noise_limits
+from ..monitoring.thresholds import NoiseLimits, Threshold, read_thresholds, violation_text
 from ..monitoring.windows import Monitor, as_monitor
 
 # %% ../../nbs/flights/10_monitor.ipynb #56a82a9c
@@ -57,10 +58,11 @@ def baseline_rows(spark, env: Env, version):  # mlflow ModelVersion -> DataFrame
     return with_labels(spark, env, predict_flights(spark, env, flights, version), midnight(as_of))
 
 def versions_with_baseline(spark, env: Env) -> set[int]:
-    "The versions whose baseline rows are in the table."
+    "The versions whose baseline rows are in the table, with the probabilities of the heuristic."
     if not tables.exists(spark, env, BASELINE_TABLE): return set()
-    rows = tables.read(spark, env, BASELINE_TABLE).select("model_version").distinct().collect()
-    return {row[0] for row in rows}
+    rows = tables.read(spark, env, BASELINE_TABLE)
+    if "heuristic" not in rows.columns: return set()
+    return {row[0] for row in rows.where("heuristic IS NOT NULL").select("model_version").distinct().collect()}
 
 def write_baselines(spark, env: Env, model_name: str,  # full name
                     versions: Iterable[int]) -> list[int]:  # the versions that were scored
@@ -76,7 +78,9 @@ def versions_in(rows) -> list[tuple[str, int]]:  # model_name and model_version
     "The versions that made the predictions."
     return sorted(tuple(row) for row in rows.select("model_name", "model_version").distinct().collect())
 
-def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: Monitor) -> Measured:
+def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: Monitor,
+                        thresholds: Iterable[Threshold] = (),
+                        ) -> tuple[Measured, NoiseLimits]:  # the metrics, and the limits of thresholds with a rate
     "Measure the predictions before `day`, and write the metric tables."
     rows = watched(spark, env, day)
     versions = versions_in(rows)
@@ -86,16 +90,14 @@ def monitor_predictions(spark, env: Env, day: date, granularity: str, monitor: M
     baseline = tables.read(spark, env, BASELINE_TABLE).where(f"model_version IN ({numbers})")
     measured = measure(spark, env, rows, monitor, granularity, FEATURES, baseline)
     write_metrics(spark, env, PREDICTIONS, measured, monitor, granularity, tables.version(spark, env, PREDICTIONS))
-    return measured
+    return measured, noise_limits(spark, rows, baseline, measured, monitor, granularity, thresholds)
 
 # %% ../../nbs/flights/10_monitor.ipynb #dce5d8af
 def windows_sentence(measured: Measured, broken: list[dict]) -> str:  # what `violations` returns
     "A summary of the windows that violate a threshold, with the metrics."
     inputs, reasons = measured.part("INPUT"), {}
     for violation in broken:
-        metric = violation["metric"].replace("_", " ")
-        reason = f"{metric} {violation['value']:.4f}, threshold {violation['limit']:.4f}"
-        reasons.setdefault(violation["window"], []).append(reason)
+        reasons.setdefault(violation["window"], []).append(violation_text(violation))
     windows = f"of {len(inputs)} windows with {inputs['count'].sum():,} predictions"
     if measured.without_time: windows += f" ({measured.without_time:,} more have no time)"
     if not reasons: return f"none {windows} violates a threshold"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANGE', 'ORDERED_KINDS', 'TIME_KINDS', 'MOST_CATEGORIES', 'FIRST_TIME', 'LAST_TIME', 'Contributions', 'explain_rows',
-           'strongest', 'shortened', 'readable', 'naive_time', 'as_numbers', 'colour_values', 'shap_explanation',
+           'strongest', 'shortened', 'readable', 'naive_time', 'axis_numbers', 'colour_values', 'shap_explanation',
            'plot_summary', 'category_names', 'draw_categories', 'fit_times', 'draw_dependence', 'plot_dependence',
            'largest_changes', 'probability', 'draw_steps', 'plot_single']
 
@@ -75,7 +75,7 @@ def naive_time(value: Any) -> np.datetime64:
     time = pd.Timestamp(value)
     return (time.tz_convert(None) if time.tzinfo else time).to_datetime64()
 
-def as_numbers(values: pd.Series) -> pd.Series | None:  # of type double, or of times without a zone
+def axis_numbers(values: pd.Series) -> pd.Series | None:  # of type double, or of times without a zone
     "The values of a feature on an axis, missing ones as NaN or NaT; None for categories."
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind in TIME_KINDS: return pd.Series(np.array([naive_time(value) for value in values], "datetime64[us]"))
@@ -88,7 +88,7 @@ def colour_values(sample: Contributions) -> np.ndarray:  # dtype object, shape (
     values = sample.rows.astype(object)
     for name in values:
         is_boolean = pd.api.types.infer_dtype(sample.shown[name], skipna=True) == "boolean"
-        is_category = as_numbers(sample.shown[name]) is None and not is_boolean
+        is_category = axis_numbers(sample.shown[name]) is None and not is_boolean
         if is_category or sample.rows[name].isna().all(): values[name] = "no colour"
     return values.to_numpy()
 
@@ -151,7 +151,7 @@ def fit_times(axes: Any, times: pd.Series) -> None:
 def draw_dependence(axes: Any, values: pd.Series, changes: np.ndarray) -> None:
     "Draw the contributions of one feature against its values."
     label = shortened(values.name, 28)
-    numbers = as_numbers(values)
+    numbers = axis_numbers(values)
     if numbers is not None:
         axes.scatter(numbers, changes, s=8, alpha=0.4, linewidths=0, color=BLUE)
         if pd.api.types.is_datetime64_dtype(numbers): fit_times(axes, numbers)
@@ -167,7 +167,7 @@ def draw_dependence(axes: Any, values: pd.Series, changes: np.ndarray) -> None:
 
 def plot_dependence(sample: Contributions, features: Sequence[str]) -> Any:  # matplotlib Figure
     "The contributions of some features against their values."
-    is_tall = any(as_numbers(sample.shown[name]) is None for name in features)  # room for category names
+    is_tall = any(axis_numbers(sample.shown[name]) is None for name in features)  # room for category names
     size = (max(3.6 * len(features), 7), 5 if is_tall else 4)
     figure, axes = canvas("How the prediction changes with the value of each feature", columns=len(features), size=size,
                           squeeze=False, sharey=True)

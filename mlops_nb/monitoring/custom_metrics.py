@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGGREGATE', 'DERIVED', 'DRIFT', 'USED_TYPES', 'DRIFT_KEY', 'NOT_METRICS', 'HOME_COLUMNS', 'metrics_of_type',
            'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'names_in', 'needed_columns',
-           'metric_sql', 'all_sql', 'check_references', 'check_definitions', 'engine_errors', 'sql_column',
+           'metric_sql', 'all_sql', 'check_metric_references', 'check_definitions', 'engine_errors', 'sql_column',
            'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values', 'drift_values',
            'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame', 'check_custom_metrics']
 
@@ -88,7 +88,7 @@ def all_sql(metric: CustomMetric, monitor: Monitor) -> list[str]:  # SQL express
     if metric.type != AGGREGATE: return [metric_sql(metric)]
     return [aggregate_sql(metric, column, monitor) for column in metric.input_columns]
 
-def check_references(metric: CustomMetric, monitor: Monitor):
+def check_metric_references(metric: CustomMetric, monitor: Monitor):
     "Raise MlopsError if a derived or drift metric uses a custom metric that it cannot use."
     mentioned = names_in(metric_sql(metric))
     for other in monitor.custom_metrics:
@@ -107,7 +107,7 @@ def check_definitions(monitor: Monitor):
         if names.count(metric.name.lower()) > 1:
             raise MlopsError(f"two custom metrics are named {metric.name!r}", "rename one: the name is a column")
         output_type(metric)
-        if metric.type != AGGREGATE: check_references(metric, monitor)
+        if metric.type != AGGREGATE: check_metric_references(metric, monitor)
         for sql in all_sql(metric, monitor):
             if {"select", "join"} & names_in(sql):
                 raise MlopsError(f"{metric}: the definition has a subquery or a join", "give one SQL expression")

@@ -61,11 +61,10 @@ def test_the_better_challenger_was_promoted_and_the_move_is_recorded(demo, model
     assert f"Promoted: {reason}" in page and "| metric | v2 | v1 |" in page
 
 
-def test_summer_and_december_exceed_the_limits_but_not_september(demo):
+def test_no_month_exceeds_the_noise_of_four_held_out_weeks(demo):
     query = "select exit_value from tasks where task_key = 'monitor' and exit_value != ''"
     text, = sqlite3.connect(demo[0] / "runs.db").execute(query).fetchone()
-    flagged = {month for month in ("2013-06", "2013-07", "2013-12", "2013-09") if month in text}
-    assert {"2013-06", "2013-07", "2013-12"} <= flagged and "2013-09" not in flagged, text
+    assert text == "none of 9 windows with 255,987 predictions violates a threshold"
 
 
 def test_the_output_summarises_the_year(demo):

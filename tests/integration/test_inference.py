@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import log_loss
 from states import TRAINED_AS_OF, env_of
 
 from mlops_nb.data import tables
@@ -27,7 +28,14 @@ from mlops_nb.flights.feature_engineering import (
     training_set,
     write_features,
 )
-from mlops_nb.flights.monitor import BASELINE_TABLE, monitor_predictions, read_monitoring, watched, write_baselines
+from mlops_nb.flights.monitor import (
+    BASELINE_TABLE,
+    baseline_rows,
+    monitor_predictions,
+    read_monitoring,
+    watched,
+    write_baselines,
+)
 from mlops_nb.models import registry
 from mlops_nb.models.scoring import score, version_by_alias
 
@@ -100,6 +108,19 @@ def test_every_flight_is_scored_once_and_records_its_provenance(home):
     np.testing.assert_allclose(rows.prediction, again, rtol=0, atol=1e-12)
     assert set(rows.distance_band) == {"<500", "500-999", "1000-1999", "2000+"}
     assert set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
+
+
+def test_the_heuristic_is_the_smoothed_late_share_of_the_route_known_at_the_midnight(home):
+    spark, env, _ = home
+    rows, day = rows_of(spark, env), FIRST + timedelta(days=1)
+    past = labels(spark, env, midnight(day)).toPandas()
+    past = past[past.flight_day >= day - timedelta(days=28)]
+    routes = past.groupby(["origin", "dest"]).late_arrival.agg(["sum", "count"])
+    expected = (routes["sum"] + 20 * past.late_arrival.mean()) / (routes["count"] + 20)
+    own = rows[(rows.flight_day == day) & (rows.hour_band != "<9")]  # all of them are scored after midnight
+    own = own.join(expected.rename("expected"), on=["origin", "dest"])
+    np.testing.assert_allclose(own.heuristic, own.expected.fillna(past.late_arrival.mean()), rtol=1e-9)
+    assert rows.heuristic.notna().all()
 
 
 def test_scoring_the_same_days_again_changes_nothing(home):
@@ -183,6 +204,30 @@ def test_a_baseline_is_the_held_out_flights_and_is_scored_once(home):
     assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
 
 
+def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flights(home):
+    spark, env, _ = home
+    monitor, thresholds = read_monitoring(env.root)
+    day = FIRST + timedelta(days=3)
+    measured, limits = monitor_predictions(spark, env, day, "1 month", monitor, thresholds)
+    for part, frame in (("INPUT", watched(spark, env, day)), ("BASELINE", tables.read(spark, env, BASELINE_TABLE))):
+        rows, row = frame.where("late_arrival IS NOT NULL").toPandas(), measured.part(part, "1").iloc[0]
+        label = rows.late_arrival.astype(bool)
+        expected = log_loss(label, rows.prediction) / log_loss(label, rows.heuristic)
+        assert row.loss_ratio == pytest.approx(expected) and 0.5 < expected < 1.2
+        assert row.observed_to_expected == pytest.approx(label.mean() / rows.prediction.mean())
+    assert list(limits) == [t for t in thresholds if t.false_alarm_rate]
+    ratio = limits[thresholds[0]].iloc[0]
+    assert ratio.high > measured.part("BASELINE", "1").iloc[0].loss_ratio and ratio.reason is None
+
+
+def test_baselines_without_the_heuristic_are_scored_again(copied):
+    spark, env, version = copied
+    rows = baseline_rows(spark, env, version).drop("heuristic")
+    tables.merge(spark, env, BASELINE_TABLE, rows, [*FLIGHT_KEY, "model_version"])
+    assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
+    assert tables.read(spark, env, BASELINE_TABLE).where("heuristic IS NULL").count() == 0
+
+
 def test_a_month_without_predictions_is_an_error(home):
     spark, env, _ = home
     with pytest.raises(MlopsError, match="no predictions of days before 2013-03-15"): watched(spark, env, FIRST)
@@ -223,8 +268,8 @@ def test_nothing_learnt_later_changes_what_a_monitor_measures(copied, frames, tm
     then = replace(env, lakehouse=str(tmp_path / "then"))
     learn(get_spark(then), then, frames, FIRST, 2)
     write_predictions(get_spark(then), then, version, FIRST, 2)
-    before = monitor_predictions(get_spark(then), then, day, "1 day", monitor)
-    later = monitor_predictions(spark, env, day, "1 day", monitor)
+    before, _ = monitor_predictions(get_spark(then), then, day, "1 day", monitor)
+    later, _ = monitor_predictions(spark, env, day, "1 day", monitor)
     for part in ("profile", "drift"):
         frames = [getattr(measured, part).drop(columns=["quantiles", "centre"], errors="ignore")
                   for measured in (before, later)]

@@ -18,7 +18,15 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring import profiles
 from mlops_nb.monitoring.drift import number_drift
 from mlops_nb.monitoring.metric_tables import drift_columns, measure, profile_columns, write_metrics
-from mlops_nb.monitoring.windows import GROUP, Monitor, as_groups
+from mlops_nb.monitoring.noise import (
+    difference_noise,
+    drift_noise,
+    noise_limits,
+    sums_statistic,
+    window_days,
+)
+from mlops_nb.monitoring.thresholds import Threshold, compare_windows, unchecked
+from mlops_nb.monitoring.windows import GROUP, CustomMetric, Monitor, as_groups
 
 ZONE = "America/New_York"
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", slicing_exprs=("origin", "distance > 1000"),
@@ -402,3 +410,87 @@ def test_the_text_null_is_a_slice_and_a_value_of_its_own(home):
     table = tables.read(spark, env, "sliced_profile_metrics").where("column_name = ':table' AND version = '*'")
     counted = table.where("log_type = 'INPUT' AND slice_key = 'origin'").select("slice_value", "count").collect()
     assert dict(map(tuple, counted)) == {"null": 3, None: 5, "a": 2}
+
+
+# limits from the noise of the baseline
+
+DOUBLE = '{"name": "output", "type": "double", "nullable": true, "metadata": {}}'
+
+
+def metric(name, kind, definition):
+    return CustomMetric(name, f"CUSTOM_METRIC_TYPE_{kind}", (":table",), definition, DOUBLE)
+
+
+OBSERVED_TO_EXPECTED = replace(MONITOR, slicing_exprs=(), custom_metrics=(
+    metric("observed", "AGGREGATE", "sum(CAST({{label_col}} AS DOUBLE))"),
+    metric("expected", "AGGREGATE", "sum(CASE WHEN {{label_col}} IS NOT NULL THEN prediction END)"),
+    metric("observed_to_expected", "DERIVED", "observed / nullif(expected, 0)")))
+TWO_SIDED = Threshold("observed_to_expected", false_alarm_rate=0.1, side="both", min_rows=0)
+INDEX = Threshold("population_stability_index", column="prediction", at_most=0.001, false_alarm_rate=0.1, min_rows=0)
+
+
+@pytest.fixture(scope="module")
+def limited(home):
+    "Rows of two versions; the first has a baseline of 30 days."
+    spark, _ = home
+    rows = predictions(3000, 1)[["at", "version", "prediction", "warning", "late"]]
+    base = predictions(6000, 2)[list(rows)].query("at < '2013-04-14 04:00Z'").assign(version=np.int32(1))
+    return rows, base, spark.createDataFrame(rows), spark.createDataFrame(base)
+
+
+def limits_of(home, limited, monitor=OBSERVED_TO_EXPECTED, granularity="1 month", first="2013-01-01"):
+    spark, env = home
+    _, _, rows, base = limited
+    base = base.where(f"at >= TIMESTAMP'{first}'")
+    measured = measure(spark, env, rows, monitor, granularity, baseline=base)
+    thresholds = [TWO_SIDED, INDEX]
+    return measured, noise_limits(spark, rows, base, measured, monitor, granularity, thresholds)
+
+
+@pytest.fixture(scope="module")
+def measured_and_limits(home, limited): return limits_of(home, limited)
+
+
+def test_limits_are_those_of_the_days_of_the_rows(limited, measured_and_limits):
+    (rows, base, frame, _), (measured, limits) = limited, measured_and_limits
+    day = base["at"].dt.tz_convert(ZONE).dt.date
+    known = base.late.notna()
+    sums = np.column_stack([base.late[known].astype(float).groupby(day[known]).sum(),
+                            base.prediction[known].groupby(day[known]).sum()])
+    value, count = sums[:, 0].sum() / sums[:, 1].sum(), len(sums)
+    statistic = sums_statistic(sums, lambda drawn: drawn[:, 0] / drawn[:, 1])
+    checked = compare_windows(measured, TWO_SIDED, limits)
+    for (start, version), size in window_days(frame, OBSERVED_TO_EXPECTED, "1 month").items():
+        own = rows[(rows.version == int(version)) & (rows["at"] >= start)]
+        local = own["at"].dt.tz_convert(ZONE)
+        assert size == local[local.dt.month == start.tz_convert(ZONE).month].dt.date.nunique()
+        row = checked.loc[(start, version)]
+        if version == "2": assert np.isnan([row.low, row.high]).all() and row.reason == "there is no baseline"
+        else:
+            noise = difference_noise(statistic, count, size, 0.9)
+            assert [row.low, row.high] == pytest.approx([value + noise.low, value + noise.high])
+    assert unchecked(measured, [TWO_SIDED], limits) == [
+        "2 windows are not compared with the limit of observed to expected: there is no baseline"]
+
+
+def test_limits_of_drift_are_those_of_the_counts_of_the_days(limited, measured_and_limits):
+    base, (measured, limits) = limited[1], measured_and_limits
+    counts = pd.crosstab(base["at"].dt.tz_convert(ZONE).dt.date, base.prediction)
+    expected = drift_noise(INDEX.metric, counts.to_numpy(), counts.columns.to_numpy(), 30, 0.8)
+    april = compare_windows(measured, INDEX, limits).xs("1", level="model_id").iloc[1]  # 30 days; buckets merge values
+    assert april.high == pytest.approx(expected.high, rel=0.01) and april.high > INDEX.at_most
+    assert not april.broken and april.low == -np.inf
+
+
+def test_a_short_baseline_flags_nothing_and_gives_the_reason(home, limited):
+    measured, limits = limits_of(home, limited, first="2013-04-05 04:00:00Z")
+    reasons = compare_windows(measured, TWO_SIDED, limits).reason.xs("1", level="model_id").unique().tolist()
+    assert reasons == ["the baseline has 9 days, and the noise needs 14"]
+    assert not any(compare_windows(measured, t, limits).broken.any() for t in (TWO_SIDED, INDEX))
+
+
+def test_a_mean_cannot_be_added_up_over_days(home, limited):
+    mean = metric("expected", "AGGREGATE", "avg(prediction)")
+    metrics = (OBSERVED_TO_EXPECTED.custom_metrics[0], mean, OBSERVED_TO_EXPECTED.custom_metrics[2])
+    with pytest.raises(MlopsError, match="the aggregate expected is no sum over rows"):
+        limits_of(home, limited, replace(OBSERVED_TO_EXPECTED, custom_metrics=metrics))
