@@ -6,8 +6,9 @@
 __all__ = ['LABEL_METRICS', 'PROBABILITY_METRICS', 'OF_ALL_ROWS', 'NoiseLimits', 'MANY', 'Threshold', 'check_one_limit',
            'read_thresholds', 'metric_of', 'rows_by_version', 'rows_of_metric', 'is_drift', 'window_values',
            'baseline_values', 'with_limits', 'compare_windows', 'window_name', 'violations', 'violation_text',
-           'unchecked', 'windows_title', 'plot_shares', 'with_places', 'annotate_values', 'plot_limits', 'value_range',
-           'plot_metric', 'window_axis', 'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
+           'unchecked', 'windows_title', 'plot_means', 'plot_shares', 'plot_numbers', 'with_places', 'annotate_values',
+           'plot_limits', 'value_range', 'plot_metric', 'window_axis', 'plot_windows', 'drift_table', 'drift_title',
+           'plot_drift']
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #064b6657
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,8 @@ import pandas as pd
 
 from ..errors import MlopsError, unknown
 from .metric_tables import Measured
-from .windows import GROUP, Monitor, parse_granularity
+from .quality import FAIRNESS_METRICS, REGRESSION_METRICS
+from .windows import GROUP, REGRESSION, Monitor, parse_granularity
 from ..pictures import BLUE, GREY, NOTE_STYLE, ORANGE, RED, canvas, legend, percent_axis
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #1513035c
@@ -82,14 +84,17 @@ def rows_by_version(frame: pd.DataFrame, column: str) -> pd.DataFrame:  # by win
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #7985f462
 LABEL_METRICS = ("accuracy_score", "precision", "recall", "f1_score")
-PROBABILITY_METRICS = ("log_loss", "roc_auc_score", "label_mean", "probability_mean")
+PROBABILITY_METRICS = ("log_loss", "roc_auc_score", "label_mean", "probability_mean", "prediction_mean")
 OF_ALL_ROWS = ("count", "num_", "percent_")  # the first letters of metrics that count or divide by all rows
 
 def rows_of_metric(rows: pd.DataFrame,  # of the profile, for one column
                    metric: str) -> pd.Series:  # named count
     "Return the number of rows that a metric of each row of the profile is computed from."
     name = metric.partition(".")[0]
-    if name in PROBABILITY_METRICS: counts = rows.evaluated
+    if name in FAIRNESS_METRICS:
+        raise MlopsError(f"{name} is a metric of slices, but a threshold is compared with the whole table",
+                         "remove the threshold; an alert can query the rows of slices in the table of profile metrics")
+    if name in (*PROBABILITY_METRICS, *REGRESSION_METRICS): counts = rows.evaluated
     elif name in LABEL_METRICS: counts = rows.labelled
     elif name.startswith(OF_ALL_ROWS) or (rows.column_name == ":table").all(): counts = rows["count"]
     else: counts = rows["count"] - rows.num_nulls - rows.get("num_nan", pd.Series(0, rows.index)).fillna(0)
@@ -196,16 +201,28 @@ def windows_title(names: list[str],  # of all windows
 # %% ../../nbs/monitoring/06_thresholds.ipynb #835d848a
 MANY = 16  # with more windows, numbers are left out and labels are rotated
 
-def plot_shares(axes: Any, names: list[str], windows: pd.DataFrame,  # label_mean and probability_mean of each window
-                label: str) -> None:  # the name of the label, such as "late_arrival"
+def plot_means(axes: Any, names: list[str], actual: pd.Series, predicted: pd.Series,  # one mean per window
+               label: str) -> None:  # what the actual means are, such as "delay: mean label"
     "Draw the mean label and the mean prediction of each window, and fill the gap between them."
-    actual, predicted = windows.label_mean.astype(float), windows.probability_mean.astype(float)
+    actual, predicted = actual.astype(float), predicted.astype(float)
     axes.fill_between(names, actual, predicted, color=GREY, alpha=0.4, linewidth=0)
     axes.plot(names, predicted, color=BLUE, marker="o", linewidth=2, label="mean prediction")
-    axes.plot(names, actual, color=ORANGE, marker="o", linewidth=2, label=f"{label}: share of true labels")
-    axes.set(ylabel="share of rows", ylim=(0, 1.3 * max(actual.max(), predicted.max())))
-    percent_axis(axes.yaxis)
+    axes.plot(names, actual, color=ORANGE, marker="o", linewidth=2, label=label)
+    axes.margins(y=0.3)
     legend(axes, loc="upper left", ncols=2)
+
+def plot_shares(axes: Any, names: list[str], windows: pd.DataFrame,  # label_mean and probability_mean of each window
+                label: str) -> None:  # the name of the label, such as "late_arrival"
+    "Draw the share of true labels and the mean probability of each window."
+    plot_means(axes, names, windows.label_mean, windows.probability_mean, f"{label}: share of true labels")
+    axes.set(ylabel="share of rows", ylim=(0, 1.3 * windows[["label_mean", "probability_mean"]].max().max()))
+    percent_axis(axes.yaxis)
+
+def plot_numbers(axes: Any, names: list[str], windows: pd.DataFrame,  # label_mean and prediction_mean of each window
+                 label: str) -> None:  # the name of the label, such as "arrival_delay"
+    "Draw the mean label and the mean predicted number of each window, in the label's unit."
+    plot_means(axes, names, windows.label_mean, windows.prediction_mean, f"{label}: mean label")
+    axes.set(ylabel=label)
 
 def with_places(checked: pd.DataFrame,  # what `compare_windows` returns
                 starts: Iterable) -> pd.DataFrame:  # adds left and width
@@ -274,7 +291,8 @@ def plot_windows(measured: Measured, threshold: Threshold,  # its metric is draw
     names = [window_name(start, granularity, monitor.time_zone) for start in windows.index]
     checked = with_places(compare_windows(measured, threshold, noise), windows.index)
     figure, (above, below) = canvas(title or windows_title(names, flagged), rows=2, size=(10, 6), sharex=True)
-    plot_shares(above, names, windows, monitor.label_col)
+    plot_labels = plot_numbers if monitor.problem_type == REGRESSION else plot_shares
+    plot_labels(above, names, windows, monitor.label_col)
     plot_metric(below, names, checked, flagged, threshold)
     window_axis(below, names, granularity)
     return figure
