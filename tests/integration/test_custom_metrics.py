@@ -139,7 +139,7 @@ def test_a_window_is_flagged_by_a_custom_metric(measured):
         these = rows[(rows.month == start.month) & (rows.version == int(version))]
         assert row.value == pytest.approx(loss_ratio(these))
         limit = loss_ratio(base) if version == "1" else np.nan
-        assert row.limit == pytest.approx(limit, nan_ok=True) and row.broken == (row.value > limit)
+        assert row.high == pytest.approx(limit, nan_ok=True) and row.broken == (row.value > limit)
     growth = read_thresholds([{"metric": "loss_ratio_growth", "at_most": 0.1, "min_rows": 0}])
     assert [v["version"] for v in violations(metrics, growth, MONITOR, "1 month")] == ["1", "1"]
 

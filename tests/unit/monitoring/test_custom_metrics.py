@@ -140,5 +140,5 @@ def measured():
 def test_custom_metrics_have_thresholds_and_a_missing_value_breaks_none(threshold, value, limit):
     checked = thresholds.compare_windows(measured(), thresholds.Threshold(**threshold))
     assert checked.broken.tolist() == [True, False]
-    assert (checked.value.iloc[0], checked.limit.iloc[0]) == pytest.approx((value, limit))
+    assert (checked.value.iloc[0], checked.high.iloc[0]) == pytest.approx((value, limit))
     assert pd.isna(checked.value.iloc[1])
