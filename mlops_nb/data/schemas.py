@@ -84,7 +84,8 @@ def create_table_sql(env: Env, full: str, columns: list,  # StructFields
     if keys and env.engine == "databricks": lines.append(f"PRIMARY KEY ({', '.join(map(quoted, keys))})")
     about = f" COMMENT {sql_text(comment)}" if comment else ""
     path = "" if env.engine == "databricks" else f" LOCATION {sql_text(location(env, full))}"
-    # Sail 0.7 takes the value of a constant column from the file's statistics, where a double's last digit may differ
-    no_statistics = " TBLPROPERTIES ('delta.dataSkippingNumIndexedCols' = '0')" if env.engine == "sail" else ""
+    # Sail 0.7 takes the value of a constant column from the log's statistics, which leave NaN out and round doubles; by
+    # the statistics that Sail writes, Apache Spark would skip files with NaN
+    no_statistics = " TBLPROPERTIES ('delta.dataSkippingNumIndexedCols' = '0')" if env.engine != "databricks" else ""
     columns_sql = ", ".join(lines)
     return f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} ({columns_sql}) USING delta{about}{path}{no_statistics}"
