@@ -97,13 +97,13 @@ def retry(action: str,  # for the message, such as "merging into dev.flights.pla
         time.sleep(random.uniform(0.2, 1) * min(3, pause * 2**attempt))
 
 # %% ../../nbs/data/04_tables.ipynb #f1941406
-def check_statistics(env: Env, full: str, columns: list):  # StructFields of the existing table
+def check_statistics(env: Env, full: str, columns: list):  # StructFields, of the table and of new rows
     "Raise MlopsError if Sail would read, and write again, wrong numbers from the statistics in a table's log."
-    numbers = [c.name for c in columns if re.search("double|float", sql_type(c))]
+    numbers = list(dict.fromkeys(c.name for c in columns if re.search("double|float", sql_type(c))))
     if env.engine != "sail" or not numbers: return
     if delta_log(env, full).metadata().configuration.get("delta.dataSkippingNumIndexedCols") == "0": return
-    raise MlopsError(f"{full} was made by another program, with statistics of {', '.join(numbers)} in its log; "
-                     "Sail would take numbers from them and lose NaN",
+    raise MlopsError(f"{full} was made by another program, with statistics in its log; from them Sail would "
+                     f"take values of {', '.join(numbers)}, and lose NaN",
                      "copy the table with `mlops tables snapshot`, which keeps NaN, and write to the copy")
 
 def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
@@ -111,7 +111,7 @@ def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
     "Create a table if it does not exist; otherwise add the missing columns."
     check_columns(full, columns)
     if exists(spark, env, full):
-        check_statistics(env, full, spark.table(find(spark, env, full)).schema.fields)
+        check_statistics(env, full, [*spark.table(find(spark, env, full)).schema.fields, *columns])
         return fit_columns(spark, env, full, columns)
     for c in columns: check_typed(full, c)
     if env.engine == "databricks":
@@ -305,6 +305,7 @@ def overwrite(spark, env: Env, name: str, df) -> bool:  # whether anything was w
     check_columns(full, columns)
     if not exists(spark, env, full) or same_columns(spark, env, full, columns):
         return replace(spark, env, full, df, "true")
+    check_statistics(env, full, columns)
     def write():
         rows = spark.table(view).write.format("delta").mode("overwrite").option("overwriteSchema", "true")
         rows.saveAsTable(sql_name(env, full))

@@ -3,6 +3,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from special_numbers import columns, facts, stored, types
 
 SCRIPT = Path(__file__).with_name("tables_scenario.py")
 STEPS = [node.name for node in ast.parse(SCRIPT.read_text()).body
@@ -30,6 +31,25 @@ def test_mistakes_are_refused(results):
     messages, condition_messages, unchanged, exist = results["spark"]["mistakes"]
     assert not [message for message in messages if message.startswith("NOT REFUSED")] and unchanged
     assert all(message.startswith("the condition ") for message in condition_messages) and exist == [False, True, True]
+
+
+def test_special_numbers_are_kept_as_the_oracle_says(results):
+    "NaN, infinities, zeros and null, on each engine and by each kind of write: the rows, and the counts of conditions."
+    kinds = types(columns(1, 9, 6))
+    first, second = (stored(columns(seed, 9, 6), kinds) for seed in (1, 2))
+    wanted = {name: first[name] + second[name] for name in kinds}
+    for engine in ("sail", "spark"):
+        step = results[engine]["special_numbers"]
+        assert step["written"] == [6, 3, True, True, True, True], engine
+        for name, numbers in (("numbers", wanted), ("other_numbers", second), ("copied_numbers", wanted)):
+            read = sorted(step["rows"][name], key=lambda row: row["k"])
+            assert [{c: row[c] for c in kinds} for row in read] == [
+                {c: None if numbers[c][i] is None else repr(numbers[c][i]) for c in kinds}
+                for i in range(len(numbers["c0"]))], (engine, name)
+        assert step["facts"] == {name: facts(wanted[name]) for name in ("c0", "c1", "c2")}, engine
+        for kind in ("own tables", "the other's tables"):
+            expected = {name: facts(wanted[name]) for name in ("c0", "c2")}
+            assert results[engine][kind]["dev.flights.numbers"]["facts"] == expected, (engine, kind)
 
 
 @pytest.mark.parametrize("writer, reader", [("sail", "spark"), ("spark", "sail")])
