@@ -35,8 +35,8 @@ def engine_module(engine: str, module: str):
 # Statistics leave NaN out: take no values from them (COLLECT_STATISTICS), skip no row groups and no pages by them
 NAN_SETTINGS = {"SAIL_EXECUTION__COLLECT_STATISTICS": "false", "SAIL_PARQUET__PRUNING": "false",
                 "SAIL_PARQUET__ENABLE_PAGE_INDEX": "false"}
-NAN_CONF = {"spark.sql.parquet.filterPushdown": "false", "spark.databricks.delta.stats.skipping": "false",
-            "spark.databricks.delta.optimizeMetadataQuery.enabled": "false"}  # the same for Apache Spark
+# The same for Apache Spark, as settings of a session
+NAN_CONF = {"spark.sql.parquet.filterPushdown": "false", "spark.databricks.delta.stats.skipping": "false"}
 
 def sail_settings(env: Env) -> dict[str, str]:  # environment variables
     "Return Sail's settings for a target; batch size and log level can be set in the environment."

@@ -79,7 +79,7 @@ def everything(spark, env) -> dict:
         if not name.endswith(".numbers"): continue
         from special_numbers import read_facts
         df.createOrReplaceTempView("numbers_of_both")
-        result[name]["facts"] = plain(read_facts(spark, "numbers_of_both", {"c0": "DOUBLE", "c2": "FLOAT"}))
+        result[name]["facts"] = plain(read_facts(spark, "numbers_of_both", {"c0": "DOUBLE"}))
     return result
 
 

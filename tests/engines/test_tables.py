@@ -35,21 +35,19 @@ def test_mistakes_are_refused(results):
 
 def test_special_numbers_are_kept_as_the_oracle_says(results):
     "NaN, infinities, zeros and null, on each engine and by each kind of write: the rows, and the counts of conditions."
-    kinds = types(columns(1, 9, 6))
-    first, second = (stored(columns(seed, 9, 6), kinds) for seed in (1, 2))
+    kinds = types(columns(1, 6, 6))
+    first, second = (stored(columns(seed, 6, 6), kinds) for seed in (1, 2))
     wanted = {name: first[name] + second[name] for name in kinds}
     for engine in ("sail", "spark"):
         step = results[engine]["special_numbers"]
-        assert step["written"] == [6, 3, True, True, True, True], engine
-        for name, numbers in (("numbers", wanted), ("other_numbers", second), ("copied_numbers", wanted)):
-            read = sorted(step["rows"][name], key=lambda row: row["k"])
-            assert [{c: row[c] for c in kinds} for row in read] == [
-                {c: None if numbers[c][i] is None else repr(numbers[c][i]) for c in kinds}
-                for i in range(len(numbers["c0"]))], (engine, name)
-        assert step["facts"] == {name: facts(wanted[name]) for name in ("c0", "c1", "c2")}, engine
+        assert step["written"] == [6, 3, True, True, True], engine
+        for name in ("numbers", "other_numbers"):
+            in_order = sorted(step["rows"][name], key=lambda row: row["k"])
+            for c in kinds:
+                written = [None if value is None else repr(value) for value in wanted[c]]
+                assert [row[c] for row in in_order] == written, (engine, name, c)
         for kind in ("own tables", "the other's tables"):
-            expected = {name: facts(wanted[name]) for name in ("c0", "c2")}
-            assert results[engine][kind]["dev.flights.numbers"]["facts"] == expected, (engine, kind)
+            assert results[engine][kind]["dev.flights.numbers"]["facts"] == {"c0": facts(wanted["c0"])}, (engine, kind)
 
 
 @pytest.mark.parametrize("writer, reader", [("sail", "spark"), ("spark", "sail")])
