@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))  # special_numbers
 
 
 class Scenario:
@@ -73,7 +74,13 @@ def everything(spark, env) -> dict:
     from mlops_nb.data.lakehouse import location, stored_tables
     names = [name for catalog in ("dev", "prod") for name in stored_tables(env, catalog)]
     frames = {name: spark.read.format("delta").load(location(env, name)) for name in names}
-    return {name: {"rows": rows(df), "columns": [c[:2] for c in plain(schema(df))]} for name, df in frames.items()}
+    result = {name: {"rows": rows(df), "columns": [c[:2] for c in plain(schema(df))]} for name, df in frames.items()}
+    for name, df in frames.items():
+        if not name.endswith(".numbers"): continue
+        from special_numbers import read_facts
+        df.createOrReplaceTempView("numbers_of_both")
+        result[name]["facts"] = plain(read_facts(spark, "numbers_of_both", {"c0": "DOUBLE"}))
+    return result
 
 
 def refused(call: Callable) -> str:

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace as changed
 
 from side_by_side import Scenario, refused, rows, schema
+from special_numbers import columns, types
 
 from mlops_nb.data import tables
 
@@ -42,6 +43,23 @@ def every_type(spark, env):
                tables.merge(spark, env, "kinds", kinds(spark, number="2.5D"), ["k"]),
                tables.replace(spark, env, "kinds", kinds(spark, k=2), "k = 2 OR at > TIMESTAMP'2014-01-01 00:00:00'")]
     return written, state(spark, env, "kinds")
+
+
+@step
+def special_numbers(spark, env):
+    first, second = columns(1, 6, 6), columns(2, 6, 6)
+    kinds = types(first)
+    def numbers(table, key):
+        fields = ", ".join(["k INT", *(f"{name} {kind}" for name, kind in kinds.items())])
+        values = zip(*table.values(), strict=True)
+        return spark.createDataFrame([(key + i, *row) for i, row in enumerate(values)], fields).coalesce(1)
+    written = [tables.merge(spark, env, "numbers", numbers(first, 0), ["k"]),
+               tables.merge(spark, env, "numbers", numbers(second, 3), ["k"], "s.k > 5 OR t.k > 5"),
+               tables.replace(spark, env, "numbers", numbers(second, 6), "k >= 6"),
+               tables.overwrite(spark, env, "other_numbers", numbers(first, 0).drop("c5")),
+               tables.snapshot(spark, env, "numbers", "other_numbers")]  # overwrites with other columns
+    names = ("numbers", "other_numbers")
+    return {"written": written, "rows": {name: rows(tables.read(spark, env, name)) for name in names}}
 
 
 @step

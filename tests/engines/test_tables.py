@@ -3,6 +3,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from special_numbers import columns, facts, stored, types
 
 SCRIPT = Path(__file__).with_name("tables_scenario.py")
 STEPS = [node.name for node in ast.parse(SCRIPT.read_text()).body
@@ -30,6 +31,23 @@ def test_mistakes_are_refused(results):
     messages, condition_messages, unchanged, exist = results["spark"]["mistakes"]
     assert not [message for message in messages if message.startswith("NOT REFUSED")] and unchanged
     assert all(message.startswith("the condition ") for message in condition_messages) and exist == [False, True, True]
+
+
+def test_special_numbers_are_kept_as_the_oracle_says(results):
+    "NaN, infinities, zeros and null, on each engine and by each kind of write: the rows, and the counts of conditions."
+    kinds = types(columns(1, 6, 6))
+    first, second = (stored(columns(seed, 6, 6), kinds) for seed in (1, 2))
+    wanted = {name: first[name] + second[name] for name in kinds}
+    for engine in ("sail", "spark"):
+        step = results[engine]["special_numbers"]
+        assert step["written"] == [6, 3, True, True, True], engine
+        for name in ("numbers", "other_numbers"):
+            in_order = sorted(step["rows"][name], key=lambda row: row["k"])
+            for c in kinds:
+                written = [None if value is None else repr(value) for value in wanted[c]]
+                assert [row[c] for row in in_order] == written, (engine, name, c)
+        for kind in ("own tables", "the other's tables"):
+            assert results[engine][kind]["dev.flights.numbers"]["facts"] == {"c0": facts(wanted["c0"])}, (engine, kind)
 
 
 @pytest.mark.parametrize("writer, reader", [("sail", "spark"), ("spark", "sail")])

@@ -151,6 +151,18 @@ def test_a_sail_server_without_the_catalogs_is_an_error_with_the_setting(env, se
     assert SparkSession.getActiveSession() is None  # otherwise MLflow uses it and waits for the server
 
 
+def test_a_sail_server_that_loses_nan_is_an_error_with_the_settings(env, server, monkeypatch):
+    settings = sessions.sail_settings(env)
+    for missing in sessions.NAN_SETTINGS:
+        others = {name: value for name, value in settings.items() if name != missing}
+        address, process = server(**others)
+        monkeypatch.setenv("SPARK_REMOTE", address)
+        message = f"loses NaN(.|\n)*start it with .*{missing}=false"
+        with pytest.raises(MlopsError, match=message): sessions.get_spark(env)
+        process.kill()
+    assert not list(Path(env.lakehouse, "_staged").iterdir())
+
+
 @pytest.mark.slow
 def test_an_address_without_a_server_is_an_error_within_seconds(env, monkeypatch):
     with socket.socket() as free_socket:
