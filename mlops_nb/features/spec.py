@@ -312,7 +312,7 @@ def column_from_dict(name: str, entry: Mapping) -> Column:
                   tuple(entry.get("input_bindings", {}).items()))
 
 def window_of(seconds: float | None) -> timedelta | None:
-    "Return the lookback window of a number of seconds, which is exact to the microsecond for 285 years."
+    "Return the lookback window of a number of seconds, which is exact to the microsecond up to 136 years."
     if seconds is None: return None
     return timedelta.max if seconds >= timedelta.max.total_seconds() else timedelta(seconds=seconds)
 

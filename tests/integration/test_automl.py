@@ -282,6 +282,7 @@ def odd_search(state):  # -> the frame, and the summary of a search on it
                                   max_trials=2, **settings(state))
 
 
+@pytest.mark.slow
 def test_a_model_takes_the_rows_that_it_learnt_from_whole_and_one_by_one(odd_search):
     frame, summary = odd_search
     excluded = {"end", "text\\time", "at", "order"}
@@ -302,6 +303,7 @@ def test_a_model_takes_the_rows_that_it_learnt_from_whole_and_one_by_one(odd_sea
         assert accuracy == pytest.approx(trial.metrics["val_accuracy_score"]), "the trial's own predictions"
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spark):
     frame, summary = odd_search
     store = summary.trials[0].env

@@ -220,6 +220,7 @@ def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flight
     assert ratio.high > measured.part("BASELINE", "1").iloc[0].loss_ratio and ratio.reason is None
 
 
+@pytest.mark.slow
 def test_baselines_without_the_heuristic_are_scored_again(copied):
     spark, env, version = copied
     rows = baseline_rows(spark, env, version).drop("heuristic")

@@ -108,11 +108,14 @@ def test_the_model_has_the_spec_of_the_training_set_that_it_learnt_from(loop, ma
     assert set(loaded.columns) == {*train.FEATURES, "late_arrival", "flight_id"}
     assert spec_of(f"models:/{NAME}/1") == training_set.feature_spec
     assert set(training_set.feature_spec.inputs) == set(train.FEATURES)
-    key = march[learning.FLIGHT_KEY].astype(str).agg("/".join, axis=1)
+    def key_of(frame):
+        first, *others = (frame[column].astype(str) for column in learning.FLIGHT_KEY)
+        return first.str.cat(others, sep="/")
+    key = key_of(march)
     rows = loaded.toPandas().set_index("flight_id").loc[key]
     assert len(rows) == len(march) and (rows.late_arrival.to_numpy() == march.late_arrival.to_numpy()).all()
     bronze = table(loop.folder, "bronze_flights")
-    delays = bronze.set_index(bronze[learning.FLIGHT_KEY].astype(str).agg("/".join, axis=1)).arr_delay.loc[key]
+    delays = bronze.set_index(key_of(bronze)).arr_delay.loc[key]
     assert (march.late_arrival.to_numpy(bool) == (delays >= 15).to_numpy(bool)).all(), "labels of the source"
     for name in train.FEATURES:
         ours, theirs = march[name], rows[name].reset_index(drop=True)

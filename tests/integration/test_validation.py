@@ -76,7 +76,7 @@ def held_out():
                        carrier=random.choice(["AA", "UA", "MQ"], count, p=[0.5, 0.42, 0.08]),
                        hour_band="9-12", distance_band="2000+")
     label = (random.uniform(size=count) < 1 / (1 + np.exp(-rows.temperature))).astype(int).to_numpy()
-    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 400, SLICES)
+    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 320, SLICES)
 
 
 HELD = held_out()

@@ -146,9 +146,9 @@ def test_another_version_of_the_format_is_refused():
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None, database=None)
+@settings(max_examples=15, deadline=None, database=None)
 @given(names=st.lists(NAMES, min_size=3, max_size=3, unique_by=str.lower),
-       window=st.timedeltas(timedelta(0), timedelta(days=100_000)))
+       window=st.timedeltas(timedelta(0), timedelta(seconds=2**32)))  # 136 years
 @example(names=["no", "<<", "1e5"], window=timedelta(microseconds=1))
 @example(names=["a.b: c", "long " * 40, "# x"], window=timedelta(milliseconds=500))
 @example(names=["=", "~", "2013-01-01"], window=timedelta.max)
