@@ -16,8 +16,7 @@ from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark
 from mlops_nb.env import load_env
 from mlops_nb.flights import learning, model, train
-from mlops_nb.models.intervals import paired_change
-from mlops_nb.models.metrics import mean_log_loss
+from mlops_nb.models.intervals import log_loss_change
 
 DAYS = [date(2013, month, 1) for month in range(4, 13)]
 
@@ -31,9 +30,8 @@ def evaluate(rows: pd.DataFrame, day: date, conf: dict) -> dict:
     metrics = learning.metrics_beside_baseline(held_out, prediction, learnt.threshold, learnt.baseline_threshold,
                                                conf["costs"])
     label, baseline = held_out.late_arrival.to_numpy(int), held_out[train.BASELINE].to_numpy()
-    days = held_out.flight_day.to_numpy()
-    change, lower_bound, upper_bound = paired_change(label, prediction, baseline, days, mean_log_loss)
-    return metrics["model"].to_dict() | {"reduction": -change, "least": -upper_bound, "most": -lower_bound,
+    change = log_loss_change(label, prediction, baseline, held_out.flight_day.to_numpy())
+    return metrics["model"].to_dict() | {"reduction": -change.value, "least": -change.high, "most": -change.low,
                                          "seconds": time.perf_counter() - began}
 
 
