@@ -248,7 +248,8 @@ def plot_change(comparison: Comparison, metric: str, title: str) -> Any:  # matp
     change = pictures.percent_change(1 + comparison.change, 1)
     heading = f"{title}: {metric} {change} (interval {interval_text(*comparison.bounds)})"
     figure, axes = pictures.canvas(heading, size=(10, 3.4))
-    axes.hist(comparison.drawn, bins=40, color=pictures.GREY, label="draws of days")
+    is_spread = np.ptp(comparison.drawn) > 1e-9  # equal draws, such as of equal models, have no 40 different bins
+    axes.hist(comparison.drawn, bins=40 if is_spread else 1, color=pictures.GREY, label="draws of days")
     axes.axvspan(*comparison.bounds, color=pictures.BLUE, alpha=0.15, linewidth=0, label="interval")
     axes.axvline(comparison.change, color=pictures.BLUE, linewidth=2, label="all rows")
     pictures.reference_line(axes, x=0, label="no change", zorder=3)

@@ -62,7 +62,9 @@ def relative_change(new: Statistic, old: Statistic) -> Statistic:
 def day_influence(statistic: Statistic, count: int) -> np.ndarray:  # one number per day, with mean 0
     "Return the influence of each of `count` days on a statistic; days without a defined influence have 0."
     values = (count - 1) * (statistic(np.ones((1, count))) - statistic(1 - np.eye(count)))
-    return np.where(np.isfinite(values), values - values[np.isfinite(values)].mean(), 0.0)
+    is_defined = np.isfinite(values)
+    mean = values[is_defined].mean() if is_defined.any() else 0.0
+    return np.where(is_defined, values - mean, 0.0)
 
 def autocovariances(series: np.ndarray) -> np.ndarray:
     "Return the autocovariance of each lag from 0, divided by the length of the series."

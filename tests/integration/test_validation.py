@@ -13,6 +13,7 @@ from mlops_nb.deployment import aliases, validation, validation_checks
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import client, training_set
+from mlops_nb.features import spec as feature_spec
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
 from mlops_nb.flights import train, validate
 from mlops_nb.flights.feature_engineering import FEATURES, SLICES
@@ -169,7 +170,7 @@ def with_signature(**parts):
 def without_spec(folder): (folder / "data/feature_store/feature_spec.yaml").unlink()
 def without_file(folder): (folder / "data/feature_store/raw_model/MLmodel").unlink()
 def other_spec(folder):
-    other = client.to_dict(spec({**train.input_types(), "tailnum": "string"}))
+    other = feature_spec.to_dict(spec({**train.input_types(), "tailnum": "string"}))
     (folder / "data/feature_store/feature_spec.yaml").write_text(yaml.safe_dump(other))
 def without(*names): return {tag: value for tag, value in TAGS.items() if tag not in names}
 def large(folder): (folder / "more.bin").write_bytes(bytes(1_000_000))

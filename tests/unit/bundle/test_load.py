@@ -10,6 +10,7 @@ from textwrap import dedent
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import by_size
 
 from mlops_nb.bundle import load
 from mlops_nb.bundle.load import find_root, job_id, load_bundle, target_names
@@ -818,7 +819,7 @@ def test_any_wrong_value_or_name_is_reported(tmp_path_factory, spot, value, name
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=by_size(400, 100))
 @given(st.sampled_from(SPOTS), junk, st.none() | st.sampled_from(NAMES) | st.text(max_size=5))
 def test_many_wrong_values_and_names_are_reported(tmp_path_factory, spot, value, name):
     is_reported(tmp_path_factory.getbasetemp() / "mistakes", changed(spot, value, name))

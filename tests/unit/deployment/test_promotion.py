@@ -108,6 +108,8 @@ def test_against_an_old_champion_not_being_worse_may_suffice():
     assert [against(age, 0.7).decision for age in (90, 91)] == ["keep", "promote"]
     assert against(91, 0.75).decision == "keep" and "91 days older" in against(91, 0.7).reason
     assert "rows, unchanged (" in against(91, 0.7).reason
+    figure = comparison_module.plot_change(against(91, 0.69), "log_loss", "v2 against v1")
+    assert figure.axes[0].patches, "all draws are equal up to rounding, and are drawn as one bar"
 
 
 OLD = {"champion_max_age_days": 20, "not_worse_than": 0.05}  # the versions are a month apart

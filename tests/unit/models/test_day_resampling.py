@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import by_size
 from sklearn.metrics import roc_auc_score
 
 from mlops_nb.errors import MlopsError
@@ -123,5 +124,13 @@ def one_sided_errors(days, rho, samples, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("days, rho", [(14, 0.5), (28, 0.4)])
 def test_intervals_exclude_the_true_value_no_more_often_than_their_level_says(days, rho):
-    "One side of a 95% interval: 2.5%. 1,200 samples have a standard error of 0.45%."
-    assert one_sided_errors(days, rho, 1200, seed=9) < 0.025 + 2.5 * 0.0045
+    "One side of a 95% interval: 2.5%. The peer, an interval of independent days, has 12% to 15% here."
+    samples = by_size(2000, 500)
+    assert one_sided_errors(days, rho, samples, seed=9) < 0.025 + 2.5 * np.sqrt(0.025 * 0.975 / samples)
+
+
+def test_a_statistic_without_a_value_has_no_interval():
+    days = resampling.number_days(np.arange(20))
+    never_warned = resampling.ratio_statistic(np.zeros(20), np.zeros(20), days)  # such as a precision without warnings
+    result = resampling.resample(never_warned, 20)
+    assert np.isnan([result.value, result.low, result.high]).all() and len(result.drawn) == 0
