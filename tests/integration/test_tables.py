@@ -549,7 +549,7 @@ def assert_numbers(spark, env, name: str, table: dict, kinds: dict, keys: tuple 
     assert results == {column: facts(wanted[column]) for column in few}
 
 
-@pytest.mark.parametrize("examples", [1, pytest.param(by_size(10, 3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.full])])
 def test_special_numbers_survive_every_write_and_read(spark, env, examples):
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(seed=st.integers(0, 10**9))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlops_nb import conf
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import calibration, evidence, intervals, metrics, registry, slices
+from mlops_nb.models.day_resampling import number_days, resample
 from mlops_nb.models.fingerprint import code_digest, data_digest, find_run, register_run
 
 COSTS = dict(missed=5, false_warning=1)
@@ -217,8 +218,10 @@ def test_95_percent_intervals_cover_the_true_value():
         days = np.repeat(np.arange(28), 50)
         shock = rng.normal(0, 0.1, 28)[days]
         label = (rng.random(len(days)) < 0.3 + shock).astype(int)
-        table = intervals.intervals(label, np.full(len(days), 0.3), 0.5, COSTS, days)
-        covered += table.low["log_loss"] <= truth <= table.high["log_loss"]
+        numbered = number_days(days)
+        statistics = intervals.metric_statistics(label, np.full(len(days), 0.3), 0.5, COSTS, numbered)
+        result = resample(statistics["log_loss"][0], numbered.count)
+        covered += result.low <= truth <= result.high
     assert covered >= 50  # a bootstrap of rows, which assumes independence, covers it in about 35
 
 
