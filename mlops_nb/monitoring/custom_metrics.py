@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['AGGREGATE', 'DERIVED', 'DRIFT', 'USED_TYPES', 'DRIFT_KEY', 'NOT_METRICS', 'HOME_COLUMNS', 'metrics_of_type',
            'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'names_in', 'needed_columns',
-           'metric_sql', 'all_sql', 'check_metric_references', 'check_definitions', 'engine_errors', 'sql_column',
-           'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values', 'drift_values',
-           'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame', 'check_custom_metrics']
+           'metric_sql', 'all_sql', 'metrics_of_labels', 'check_metric_references', 'check_definitions',
+           'engine_errors', 'sql_column', 'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns',
+           'row_values', 'drift_values', 'check_names', 'missing_name', 'analysis_error', 'check_analysis',
+           'metrics_frame', 'check_custom_metrics']
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #4cd5980d
 import json
@@ -21,6 +22,7 @@ import pyarrow as pa
 from ..data.tables import short_error
 from ..errors import MlopsError, unknown, what_exists
 from .drift import comparisons, drift_row
+from .quality import EVALUATED_METRICS, LABEL_METRICS, REGRESSION_METRICS
 from .windows import GROUP, METRIC_TYPES, CustomMetric, Monitor
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #a84c6ea8
@@ -87,6 +89,17 @@ def all_sql(metric: CustomMetric, monitor: Monitor) -> list[str]:  # SQL express
     "Return the definition of a metric; an aggregate has one for each input column."
     if metric.type != AGGREGATE: return [metric_sql(metric)]
     return [aggregate_sql(metric, column, monitor) for column in metric.input_columns]
+
+def metrics_of_labels(monitor: Monitor) -> frozenset[str]:
+    "Return the names of the custom metrics that use labels, directly or by other metrics."
+    using = {(monitor.label_col or "").lower(), *LABEL_METRICS, *EVALUATED_METRICS, *REGRESSION_METRICS}
+    names = set()
+    for metric in metrics_of_type(monitor, AGGREGATE) + metrics_of_type(monitor, DERIVED, DRIFT):
+        mentioned = set().union(*(names_in(sql) for sql in all_sql(metric, monitor)))
+        if not mentioned & using: continue
+        using.add(metric.name.lower())
+        names.add(metric.name)
+    return frozenset(names)
 
 def check_metric_references(metric: CustomMetric, monitor: Monitor):
     "Raise MlopsError if a derived or drift metric uses a custom metric that it cannot use."

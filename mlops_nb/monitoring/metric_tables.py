@@ -37,6 +37,7 @@ class Measured:
     profile: pd.DataFrame
     drift: pd.DataFrame
     without_time: int = 0  # the number of rows without a time, which are in no window and in no metric
+    of_labels: frozenset[str] = frozenset()  # the custom metrics that use labels
 
     def part(self, log_type: str,
              model_id: str | None = "*",  # None: the rows without a version
@@ -113,7 +114,8 @@ def with_custom_metrics(spark, measured: Measured,  # with the column `aggregate
         table = as_arrow(profile, custom_metrics.mentioned_columns(metric, all_profile_columns(monitor, "model_id")))
         values = custom_metrics.derived_values(spark, metric, table)
         profile[metric.name] = pd.Series(values, dtype=object, index=profile.index)
-    return replace(measured, profile=profile, drift=with_drift_metrics(spark, profile, measured.drift, monitor))
+    drift = with_drift_metrics(spark, profile, measured.drift, monitor)
+    return replace(measured, profile=profile, drift=drift, of_labels=custom_metrics.metrics_of_labels(monitor))
 
 def with_drift_metrics(spark, profile: pd.DataFrame, drift: pd.DataFrame,  # profile: with the other custom metrics
                        monitor: Monitor) -> pd.DataFrame:

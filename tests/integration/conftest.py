@@ -59,3 +59,7 @@ def env(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spark(env): return sessions.get_spark(env)
+
+
+@pytest.fixture(scope="module")
+def home(spark, env): return spark, env

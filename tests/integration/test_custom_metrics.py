@@ -7,8 +7,6 @@ import pytest
 import sklearn.metrics
 
 from mlops_nb.data import tables
-from mlops_nb.data.session import get_spark, stop
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring.metric_tables import measure, profile_columns, write_metrics
 from mlops_nb.monitoring.thresholds import Threshold, compare_windows, read_thresholds, violations
@@ -54,13 +52,6 @@ def predictions(rows: int, seed: int, versions=(1, 2)) -> pd.DataFrame:
         "heuristic": random.uniform(0.1, 0.9, rows), "cost": random.integers(1, 9, rows),
         "delay": random.normal(0, 10, rows), "flight": BIG - random.integers(0, 2, rows),
         "origin": random.choice(["EWR", "JFK"], rows)})
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    env = replace(load_env("dev"), engine="sail", lakehouse=str(tmp_path_factory.mktemp("lakehouse")))
-    yield get_spark(env), env
-    stop()
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +129,11 @@ def test_a_window_is_flagged_by_a_custom_metric(measured):
     for (start, version), row in checked.iterrows():
         these = rows[(rows.month == start.month) & (rows.version == int(version))]
         assert row.value == pytest.approx(loss_ratio(these))
+        assert row["count"] == these.late.notna().sum() < len(these), "min_rows counts rows with a label"
         limit = loss_ratio(base) if version == "1" else np.nan
         assert row.high == pytest.approx(limit, nan_ok=True) and row.broken == (row.value > limit)
+    ids = compare_windows(metrics, Threshold("largest_id", at_most=0))
+    assert ids["count"].sum() == len(rows), "a metric without labels is of all rows"
     growth = read_thresholds([{"metric": "loss_ratio_growth", "at_most": 0.1, "min_rows": 0}])
     assert [v["version"] for v in violations(metrics, growth, MONITOR, "1 month")] == ["1", "1"]
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlops_nb.data import tables
-from mlops_nb.data.session import get_spark, stop
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring import profiles
 from mlops_nb.monitoring.drift import number_drift
@@ -60,13 +58,6 @@ def as_spark(spark, frame: pd.DataFrame):
     delay = pa.array(frame.delay.mask(frame.distance == 0).to_numpy(), mask=missing.to_numpy())
     table = pa.Table.from_pandas(frame.drop(columns="delay"), preserve_index=False)
     return spark.createDataFrame(table.append_column("delay", delay))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    env = replace(load_env("dev"), engine="sail", lakehouse=str(tmp_path_factory.mktemp("lakehouse")))
-    yield get_spark(env), env
-    stop()
 
 
 @pytest.fixture(scope="module")

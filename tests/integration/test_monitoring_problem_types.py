@@ -9,8 +9,6 @@ import sklearn.metrics
 from scipy import stats
 
 from mlops_nb.data import tables
-from mlops_nb.data.session import get_spark, stop
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring.metric_tables import measure, profile_columns, write_metrics
 from mlops_nb.monitoring.quality import FAIRNESS_METRICS, REGRESSION_METRICS
@@ -52,13 +50,6 @@ def as_spark(spark, frame: pd.DataFrame):
     columns = {name: as_column(frame[name], frame[missing[name]] if name in missing else np.zeros(len(frame), bool))
                for name in ("version", "delay", "predicted", "origin", "distance", "weekend", "band", "true_band")}
     return spark.createDataFrame(pa.table({"at": pa.Array.from_pandas(frame["at"]), **columns}))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    env = replace(load_env("dev"), engine="sail", lakehouse=str(tmp_path_factory.mktemp("lakehouse")))
-    yield get_spark(env), env
-    stop()
 
 
 @pytest.fixture(scope="module")
