@@ -288,13 +288,16 @@ def plot_windows(measured: Measured, threshold: Threshold,  # its metric is draw
                  title: str = "",  # what is to be seen; default: `windows_title`
                  noise: NoiseLimits = MappingProxyType({}),  # of the thresholds with a false_alarm_rate
                  ) -> Any:  # matplotlib Figure
-    "Draw the windows in order of time: labels and predictions above, the metric below."
+    "Draw the windows in order of time: mean labels and predictions above, if they are numbers, the metric below."
     windows, flagged = measured.part("INPUT"), set(flagged)
     names = [window_name(start, granularity, monitor.time_zone) for start in windows.index]
     checked = with_places(compare_windows(measured, threshold, noise), windows.index)
-    figure, (above, below) = canvas(title or windows_title(names, flagged), rows=2, size=(10, 6), sharex=True)
     plot_labels = plot_numbers if monitor.problem_type == REGRESSION else plot_shares
-    plot_labels(above, names, windows, monitor.label_col)
+    panels = 2 if "label_mean" in windows else 1
+    figure, axes = canvas(title or windows_title(names, flagged), rows=panels, size=(10, 3 * panels), sharex=True,
+                          squeeze=False)
+    below = axes[-1, 0]
+    if panels == 2: plot_labels(axes[0, 0], names, windows, monitor.label_col)
     plot_metric(below, names, checked, flagged, threshold)
     window_axis(below, names, granularity)
     return figure
