@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
@@ -86,12 +87,20 @@ def env_of(state: Path) -> Env:
                    tracking_uri=store, registry_uri=store)
 
 
-def table(state: Path, name: str) -> pd.DataFrame:
-    "All rows of a table, in a fixed order and without PROVENANCE."
+def table(state: Path, name: str, without: tuple[str, ...] = ()) -> pd.DataFrame:
+    "All rows of a table, in a fixed order, without PROVENANCE and the given columns."
     from deltalake import DeltaTable
     rows = ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris()).to_table().to_pandas()
-    rows = rows[[c for c in sorted(rows) if c not in PROVENANCE]]
-    return rows.sort_values(list(rows), ignore_index=True, key=lambda c: c.astype(str))
+    rows = rows[[c for c in sorted(rows) if c not in {*PROVENANCE, *without}]]
+    return rows.iloc[np.argsort(row_hashes(rows), kind="stable")].reset_index(drop=True)
+
+
+def row_hashes(rows: pd.DataFrame) -> np.ndarray:
+    "A number for each row that depends on its values alone: equal rows have equal numbers."
+    def hashes(column):
+        try: return pd.util.hash_pandas_object(column, index=False)
+        except TypeError: return pd.util.hash_pandas_object(column.astype(str), index=False)  # lists
+    return pd.util.hash_pandas_object(rows.apply(hashes), index=False).to_numpy()
 
 
 def client_of(state: Path):  # -> MlflowClient
