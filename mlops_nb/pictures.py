@@ -89,4 +89,4 @@ def date_axis(*axis: Any) -> None:  # such as axes.xaxis
 def percent_change(new: float, old: float, decimals: int = 1) -> str:
     "The relative change of a number that is not zero, as text with a sign; `unchanged` where it rounds to zero."
     change = f"{new / old - 1:+.{decimals}%}"
-    return "unchanged" if float(change.rstrip("%")) == 0 else change
+    return "unchanged" if float(change.rstrip("%")) == 0 else change.replace("inf", "∞")

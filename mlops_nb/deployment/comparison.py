@@ -7,7 +7,7 @@ __all__ = ['COMPARISON_KEYS', 'RULE_DEFAULTS', 'MODES', 'MORE_DRAWS', 'require_v
            'known_until', 'Contender', 'Comparison', 'check_deployment_rule', 'worst_bound', 'is_old', 'deciding_limit',
            'settled_change', 'is_proven_better', 'accepted_losses', 'old_champion_requirement', 'apply_rule',
            'missing_rows', 'compare', 'change_text', 'change_interval', 'interval_reason', 'compare_metric',
-           'daily_loss', 'plot_losses', 'percent_decimals', 'plot_change']
+           'daily_loss', 'plot_losses', 'percent_decimals', 'histogram_bins', 'plot_change']
 
 # %% ../../nbs/deployment/03_comparison.ipynb #13a6a3c0
 import math
@@ -184,7 +184,7 @@ def compare(label: np.ndarray, challenger: Contender, incumbent: Contender,
     return replace(comparison, decision="promote", reason=f"validated, and the rule is direct: {comparison.reason}")
 
 def change_text(change: float, greater_is_better: bool) -> str:
-    "A relative change in words: `7.4% better`, `0.2% worse`, or `unchanged` if it rounds to zero."
+    "A relative change in words: `7.4% better`, `∞% worse`, or `unchanged` if it rounds to zero."
     text = pictures.percent_change(1 + change, 1)
     if text == "unchanged": return text
     return f"{text[1:]} {'better' if (change > 0) == bool(greater_is_better) else 'worse'}"
@@ -243,20 +243,30 @@ def percent_decimals(low: float, high: float) -> int:
     span = 100 * abs(high - low)
     return max(0, math.ceil(1 - math.log10(span))) if span else 0
 
+def histogram_bins(values: np.ndarray) -> int:
+    "Return 40 bins, or 1 for values that are equal up to rounding, such as the draws of equal models."
+    return 40 if np.ptp(values) > 1e-9 * max(1, np.abs(values).max()) else 1
+
 def plot_change(comparison: Comparison, metric: str, title: str) -> Any:  # matplotlib Figure
     "The change of the metric in each draw of days, its interval, and the change on all rows."
     change = pictures.percent_change(1 + comparison.change, 1)
     heading = f"{title}: {metric} {change} (interval {interval_text(*comparison.bounds)})"
     figure, axes = pictures.canvas(heading, size=(10, 3.4))
-    is_spread = np.ptp(comparison.drawn) > 1e-9  # equal draws, such as of equal models, have no 40 different bins
-    axes.hist(comparison.drawn, bins=40 if is_spread else 1, color=pictures.GREY, label="draws of days")
-    axes.axvspan(*comparison.bounds, color=pictures.BLUE, alpha=0.15, linewidth=0, label="interval")
-    axes.axvline(comparison.change, color=pictures.BLUE, linewidth=2, label="all rows")
+    drawn = comparison.drawn[np.isfinite(comparison.drawn)]
+    if len(drawn): axes.hist(drawn, bins=histogram_bins(drawn), color=pictures.GREY, label="draws of days")
+    if np.isfinite(comparison.change):
+        axes.axvline(comparison.change, color=pictures.BLUE, linewidth=2, label="all rows")
     pictures.reference_line(axes, x=0, label="no change", zorder=3)
+    left, right = axes.get_xlim()
+    bounds = np.clip(comparison.bounds, left, right)  # an infinite bound reaches to the edge
+    axes.axvspan(*bounds, color=pictures.BLUE, alpha=0.15, linewidth=0, label="interval")
+    axes.set_xlim(left, right)
     pictures.percent_axis(axes.xaxis, decimals=percent_decimals(*axes.get_xlim()))
     better = "above" if GREATER_IS_BETTER.get(metric) else "below"
     axes.locator_params(axis="x", steps=(1, 2, 5, 10))
     axes.set(xlabel=f"relative change of {metric}, {better} 0% is better",
              ylabel=f"draws, of {len(comparison.drawn):,}")
+    if hidden := len(comparison.drawn) - len(drawn):
+        axes.set_xlabel(f"{axes.get_xlabel()}; {hidden:,} draws are infinite or without a value")
     pictures.legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
     return figure

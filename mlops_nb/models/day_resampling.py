@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['MIN_DAYS', 'MIN_DECISION_DAYS', 'Statistic', 'CAUTION', 'DRAWS', 'BATCH', 'Days', 'number_days', 'ratio_statistic',
            'row_statistic', 'relative_change', 'day_influence', 'autocovariances', 'last_significant_lag',
-           'block_length', 'draw_days', 'variance_ratio', 'bootstrap_variance', 'widening', 'Resampled',
-           'quantile_error', 'resample']
+           'block_length', 'draw_days', 'variance_ratio', 'bootstrap_variance', 'widening', 'Resampled', 'bound_of',
+           'interval_of', 'resample']
 
 # %% ../../nbs/models/02_day_resampling.ipynb #bb62b8b4
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from ..errors import MlopsError
 
@@ -27,7 +28,9 @@ class Days:
     number: np.ndarray
 
 def number_days(days: np.ndarray) -> Days:  # of each row
-    "Number the days in order of time; raise MlopsError for fewer than MIN_DAYS."
+    "Number the days in order of time; raise MlopsError for fewer than MIN_DAYS, and for a row without a day."
+    if missing := int(pd.isna(days).sum()):
+        raise MlopsError(f"{missing:,} of {len(days):,} rows have no day", "leave out rows without a day")
     names, number = np.unique(np.asarray(days), return_inverse=True)
     if len(names) < MIN_DAYS:
         raise MlopsError(f"an interval needs rows of at least {MIN_DAYS} days, not {len(names)}", "use a longer window")
@@ -37,12 +40,12 @@ def number_days(days: np.ndarray) -> Days:  # of each row
 Statistic = Callable[[np.ndarray], np.ndarray]  # from weights (draws x days) to one value per draw
 
 def ratio_statistic(numerator: np.ndarray, denominator: np.ndarray,  # of each row
-                    days: Days) -> Statistic:
-    "The ratio of two sums, such as a mean; nan where the denominator is 0."
+                    days: Days, empty: float = np.nan) -> Statistic:
+    "The ratio of two sums, such as a mean; `empty` where the denominator is 0."
     above, below = (np.bincount(days.number, values, days.count) for values in (numerator, denominator))
     def statistic(weights: np.ndarray) -> np.ndarray:
         total = weights @ below
-        return np.divide(weights @ above, total, out=np.full(len(weights), np.nan), where=total != 0)
+        return np.divide(weights @ above, total, out=np.full(len(weights), empty), where=total != 0)
     return statistic
 
 def row_statistic(metric: Callable[[np.ndarray], float],  # of row positions
@@ -54,14 +57,18 @@ def row_statistic(metric: Callable[[np.ndarray], float],  # of row positions
     return statistic
 
 def relative_change(new: Statistic, old: Statistic) -> Statistic:
-    "The relative change from the old statistic to the new one, on the same draws."
-    def statistic(weights: np.ndarray) -> np.ndarray: return new(weights) / old(weights) - 1
+    "The relative change from the old statistic to the new one, on the same draws: 0 between equal values, inf from 0."
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        before, after = old(weights), new(weights)
+        with np.errstate(divide="ignore", invalid="ignore"): change = after / before - 1
+        return np.where(after == before, 0.0, change)
     return statistic
 
 # %% ../../nbs/models/02_day_resampling.ipynb #ceae6905
 def day_influence(statistic: Statistic, count: int) -> np.ndarray:  # one number per day, with mean 0
     "Return the influence of each of `count` days on a statistic; days without a defined influence have 0."
-    values = (count - 1) * (statistic(np.ones((1, count))) - statistic(1 - np.eye(count)))
+    with np.errstate(invalid="ignore"):
+        values = (count - 1) * (statistic(np.ones((1, count))) - statistic(1 - np.eye(count)))
     is_defined = np.isfinite(values)
     mean = values[is_defined].mean() if is_defined.any() else 0.0
     return np.where(is_defined, values - mean, 0.0)
@@ -151,22 +158,28 @@ class Resampled:
     length: float  # of a block, in days
     error: float  # Monte Carlo error of the bounds: the larger one
 
-def quantile_error(values: np.ndarray, share: float) -> float:
-    "The standard error of a quantile of independent draws."
-    step = np.sqrt(share * (1 - share) / len(values))
-    low, high = np.quantile(values, np.clip([share - step, share + step], 0, 1))
-    return float((high - low) / 2)
+def bound_of(drawn: np.ndarray, share: float,  # the bound is the quantile for this share of independent draws
+             missing: float) -> tuple[float, float]:  # the value of draws that are nan; returns bound, standard error
+    "Return a quantile of draws, and its standard error: inf where some neighbours are infinite."
+    ordered, step = np.sort(np.where(np.isnan(drawn), missing, drawn)), np.sqrt(share * (1 - share) / len(drawn))
+    position = np.clip([share - step, share, share + step], 0, 1) * (len(drawn) - 1)
+    below, bound, above = ordered[np.rint(position).astype(int)].tolist()
+    return bound, 0.0 if below == above else (above - below) / 2
+
+def interval_of(drawn: np.ndarray, level: float) -> tuple[float, float, float]:  # low, high, their larger error
+    "Return the interval that contains the share `level` of draws."
+    (low, low_error), (high, high_error) = (
+        bound_of(drawn, share, missing) for share, missing in (((1 - level) / 2, -np.inf), ((1 + level) / 2, np.inf)))
+    return low, high, max(low_error, high_error)
 
 def resample(statistic: Statistic, count: int,  # number of days
              times: int = DRAWS, level: float = 0.95, seed: int = 1) -> Resampled:
-    "Return a statistic with the interval that contains the share `level` of its draws; bounds are nan without draws."
+    "Return a statistic with the interval that contains the share `level` of its draws."
     influence = day_influence(statistic, count)
     length, rng = block_length(influence), np.random.default_rng(seed)
     sizes = [min(BATCH, times - first) for first in range(0, times, BATCH)]
     drawn = np.concatenate([statistic(draw_days(count, length, size, rng)) for size in sizes])
-    value, drawn = float(statistic(np.ones((1, count)))[0]), drawn[np.isfinite(drawn)]
-    if not len(drawn): return Resampled(value, np.nan, np.nan, drawn, length, np.nan)
-    drawn = value + widening(influence, length, level) * (drawn - value)
-    shares = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (float(bound) for bound in np.quantile(drawn, shares))
-    return Resampled(value, low, high, drawn, length, max(quantile_error(drawn, share) for share in shares))
+    value = float(statistic(np.ones((1, count)))[0])
+    if np.isfinite(value): drawn = value + widening(influence, length, level) * (drawn - value)
+    low, high, error = interval_of(drawn, level)
+    return Resampled(value, low, high, drawn, length, error)

@@ -28,14 +28,15 @@ from .metrics import binary_labels, binary_metrics, calibration_error, log_losse
 ROW_DRAWS = 200  # draws of a metric that is computed on the rows of each draw
 
 def ratio_parts(label: np.ndarray, prediction: np.ndarray, threshold: float,
-                costs: Mapping[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    "The metrics that are a ratio of two sums: what each row adds to the numerator and to the denominator."
+                costs: Mapping[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    "The metrics that are a ratio of two sums: what each row adds to both sums, and the metric where the second is 0."
     positive, warned = np.asarray(label) == 1, np.asarray(prediction) >= threshold
     one, cost = np.ones(len(positive)), costs["missed"] * (positive & ~warned) + costs["false_warning"] * (
         ~positive & warned)
-    return {"log_loss": (log_losses(label, prediction), one), "brier_score": ((prediction - label) ** 2, one),
-            "precision_score": (positive & warned, warned), "recall_score": (positive & warned, positive),
-            "business_cost": (cost, one)}
+    return {"log_loss": (log_losses(label, prediction), one, np.nan),
+            "brier_score": ((prediction - label) ** 2, one, np.nan), "business_cost": (cost, one, np.nan),
+            "precision_score": (positive & warned, warned, 0.0),  # as in `binary_metrics`
+            "recall_score": (positive & warned, positive, np.nan)}
 
 def metric_statistics(label: np.ndarray, prediction: np.ndarray, threshold: float, costs: Mapping[str, float],
                       days: Days) -> dict[str, tuple[Statistic, int]]:  # by metric, with its number of draws
@@ -43,8 +44,8 @@ def metric_statistics(label: np.ndarray, prediction: np.ndarray, threshold: floa
     label, prediction = np.asarray(label), np.asarray(prediction, float)
     def area(rows): return rank_auc(label[rows] == 1, prediction[rows])
     def distance(rows): return calibration_error(label[rows], prediction[rows])
-    ratios = {name: (ratio_statistic(above.astype(float), below.astype(float), days), DRAWS)
-              for name, (above, below) in ratio_parts(label, prediction, threshold, costs).items()}
+    ratios = {name: (ratio_statistic(above.astype(float), below.astype(float), days, empty), DRAWS)
+              for name, (above, below, empty) in ratio_parts(label, prediction, threshold, costs).items()}
     return ratios | {"roc_auc": (row_statistic(area, days), ROW_DRAWS),
                      "calibration_error": (row_statistic(distance, days), ROW_DRAWS)}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREATER_IS_BETTER', 'EPSILON', 'bin_numbers', 'calibration_bins', 'calibration_error', 'business_cost',
-           'binary_metrics', 'binary_labels', 'log_losses', 'mean_log_loss', 'rank_auc', 'fast_metrics',
-           'cheapest_threshold', 'import_function', 'custom_metrics']
+           'binary_metrics', 'binary_labels', 'as_probabilities', 'log_losses', 'mean_log_loss', 'rank_auc',
+           'fast_metrics', 'cheapest_threshold', 'import_function', 'custom_metrics']
 
 # %% ../../nbs/models/01_metrics.ipynb #70b71462
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ def binary_metrics(label: np.ndarray,  # 0 or 1
                    ) -> dict[str, float]:  # by metric, with MLflow's names if they exist
     "Return all metrics of predicted probabilities; raise MlopsError unless both labels occur."
     from sklearn.metrics import brier_score_loss, log_loss, precision_score, recall_score, roc_auc_score
-    label, prediction = binary_labels(label), np.asarray(prediction, float)
+    label, prediction = binary_labels(label), as_probabilities(prediction)
     warned = prediction >= threshold
     return {"log_loss": log_loss(label, prediction), "roc_auc": roc_auc_score(label, prediction),
             "brier_score": brier_score_loss(label, prediction),
@@ -68,6 +68,14 @@ def binary_labels(label: np.ndarray) -> np.ndarray:  # as int
     if set(values) == {0.0, 1.0}: return np.asarray(label, int)
     listed = ", ".join(f"{value:g}" for value in values[:5])
     raise MlopsError(f"a label must be 0 or 1, and both must occur; there are: {listed}")
+
+def as_probabilities(prediction: np.ndarray) -> np.ndarray:  # as float
+    "Return the predictions as numbers; raise MlopsError unless all are between 0 and 1."
+    values = np.asarray(prediction, float)
+    is_wrong = ~((values >= 0) & (values <= 1))
+    if not is_wrong.any(): return values
+    raise MlopsError(f"a prediction must be a probability between 0 and 1; {is_wrong.sum():,} of {len(values):,} are "
+                     f"not, such as {values[is_wrong][0]:g}", "check the model's output and its input columns")
 
 # %% ../../nbs/models/01_metrics.ipynb #3b6d2d67
 EPSILON = np.finfo(float).eps  # scikit-learn clips probabilities to [EPSILON, 1 - EPSILON]

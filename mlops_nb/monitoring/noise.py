@@ -24,7 +24,7 @@ from mlops_nb.models.day_resampling import (
     block_length,
     day_influence,
     draw_days,
-    quantile_error,
+    interval_of,
     widening,
 )
 from . import custom_metrics, profiles, windows
@@ -49,11 +49,8 @@ def noise_of(drawn: np.ndarray,  # comparisons of drawn periods
              length: float, factor: float, level: float,  # the share of comparisons between low and high
              ) -> Noise:
     "Return the range of drawn comparisons, widened around 0."
-    drawn = factor * drawn[np.isfinite(drawn)]
-    if not len(drawn): return Noise(np.nan, np.nan, length, factor, np.nan)
-    shares = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (float(bound) for bound in np.quantile(drawn, shares))
-    return Noise(low, high, length, factor, max(quantile_error(drawn, share) for share in shares))
+    low, high, error = interval_of(factor * drawn, level)
+    return Noise(low, high, length, factor, error)
 
 # %% ../../nbs/monitoring/07_noise.ipynb #1aceb322
 def sums_statistic(sums: np.ndarray,  # days x columns: the sums of each day
@@ -198,6 +195,8 @@ def as_limits(noise: Noise, value: float,  # of the metric on the baseline; 0 fo
               side: str) -> dict:  # low, high and reason
     "Return the limits of a window; the side without a limit is infinite."
     low, high = value + noise.low, value + noise.high
+    needed = {"above": [high], "below": [low], "both": [low, high]}[side]
+    if not np.isfinite(needed).all(): return without_limits("the metric has no finite value on many drawn periods")
     return {"low": -np.inf if side == "above" else low, "high": np.inf if side == "below" else high, "reason": None}
 
 def without_limits(reason: str) -> dict:

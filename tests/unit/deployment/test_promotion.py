@@ -49,6 +49,48 @@ def test_a_metric_for_which_greater_is_better():
     assert compare(LABEL, bad, good, rule, COSTS, DAYS, age=30).decision == "keep"
 
 
+def errs_on(days, number):
+    "A contender that misses or wrongly warns about this number of rows on each of these days, of 200 each."
+    label, day, row = np.tile([1, 0], 1400), np.repeat(np.arange(14), 200), np.tile(np.arange(200), 14)
+    right = np.where(label == 1, 0.9, 0.1)
+    return label, day, np.where(np.isin(day, days) & (row < number), 1 - right, right)
+
+
+@pytest.mark.parametrize("metric", ["business_cost", "brier_score"])
+def test_draws_in_which_the_champion_makes_no_error_count(metric):
+    "The Champion errs on one day only: in a third of the draws it is better, although it is worse on all rows."
+    (label, day, steady), (_, _, once) = errs_on(range(14), 2), errs_on([3], 120)
+    if metric != "business_cost": once = np.where(day == 3, once, label)
+    rule = RULE | {"metric": metric}
+    comparison = compare(label, Contender("v2", steady, 0.5), Contender("v1", once, 0.5), rule, COSTS, day, age=30)
+    assert comparison.change < -0.2 and comparison.bounds[1] > 1 and comparison.decision == "keep"
+    assert len(comparison.drawn) == 20_000 and "% worse to " in comparison.reason
+    assert len(comparison_module.plot_change(comparison, metric, "v2 against v1").axes[0].patches) > 40
+
+
+def test_a_precision_without_warnings_is_zero_in_the_draws_too():
+    label, day, old = errs_on(range(14), 20)
+    new = np.where((day == 3) & (label == 1), 0.9, 0.1)  # warns on one day
+    rule = RULE | {"metric": "precision_score", "greater_is_better": True}
+    comparison = compare(label, Contender("v2", new, 0.5), Contender("v1", old, 0.5), rule, COSTS, day, age=30)
+    assert comparison.change > 0.05 and comparison.bounds[0] <= -1 and comparison.decision == "keep"
+
+
+@pytest.mark.parametrize("new, old, decision", [(1.0, 1.0, "keep"), (0.9, 1.0, "keep"), (1.0, 0.9, "promote")])
+def test_models_without_any_loss(new, old, decision):
+    rule = RULE | {"metric": "brier_score"}
+    comparison = compare(LABEL, contender("v2", new), contender("v1", old), rule, COSTS, DAYS, age=30)
+    assert comparison.decision == decision and "nan" not in comparison.reason
+    comparison_module.plot_change(comparison, "brier_score", "v2 against v1")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 2.0])
+def test_a_prediction_that_is_no_probability_is_refused(wrong):
+    prediction = np.where(np.arange(400) == 7, wrong, 0.5)
+    with pytest.raises(MlopsError, match="between 0 and 1; 1 of 400 are not, such as"):
+        compare(LABEL, Contender("v2", prediction, 0.5), contender("v1", 0.6), RULE, COSTS, DAYS, age=30)
+
+
 @pytest.mark.parametrize("label", [np.array([]), np.zeros(500, int), LABEL[:99]])
 def test_insufficient_rows_give_no_decision(label):
     prediction = np.full(len(label), 0.3)

@@ -2,6 +2,7 @@
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,8 +130,23 @@ def test_intervals_exclude_the_true_value_no_more_often_than_their_level_says(da
     assert one_sided_errors(days, rho, samples, seed=9) < 0.025 + 2.5 * np.sqrt(0.025 * 0.975 / samples)
 
 
-def test_a_statistic_without_a_value_has_no_interval():
+def test_a_statistic_without_a_value_can_be_any_number():
     days = resampling.number_days(np.arange(20))
-    never_warned = resampling.ratio_statistic(np.zeros(20), np.zeros(20), days)  # such as a precision without warnings
-    result = resampling.resample(never_warned, 20)
-    assert np.isnan([result.value, result.low, result.high]).all() and len(result.drawn) == 0
+    undefined = resampling.ratio_statistic(np.zeros(20), np.zeros(20), days)  # such as a recall without positives
+    result = resampling.resample(undefined, 20)
+    assert np.isnan(result.value) and (result.low, result.high) == (-np.inf, np.inf)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from([-2.0, 0.0, 1.0, 5.0, np.inf, -np.inf, np.nan]), min_size=5, max_size=60))
+def test_a_bound_is_the_order_statistic_of_all_draws(drawn):
+    drawn = np.array(drawn)
+    low, high, error = resampling.interval_of(drawn, 0.9)
+    as_low, as_high = (sorted(worst if np.isnan(value) else value for value in drawn) for worst in (-np.inf, np.inf))
+    assert (low, high) == (as_low[round(0.05 * (len(drawn) - 1))], as_high[round(0.95 * (len(drawn) - 1))])
+    assert error >= 0 and low <= high
+
+
+def test_a_row_without_a_day_is_refused():
+    days = pd.Series(pd.date_range("2013-01-01", periods=9)).where(lambda day: day.dt.day != 4)
+    with pytest.raises(MlopsError, match="1 of 9 rows have no day"): resampling.number_days(days.to_numpy())

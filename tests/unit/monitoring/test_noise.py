@@ -83,7 +83,7 @@ def test_the_noise_is_that_of_drawn_rows():
         return rows.model.sum() / rows.heuristic.sum()
     windows, bases = draw_days(20, length, 60, draws, 9), draw_days(20, length, 60, draws)
     changes = [ratio_of_rows(now) - ratio_of_rows(then) for now, then in zip(windows, bases, strict=True)]
-    expected = widening(influence, length, 0.9) * np.quantile(changes, [0.05, 0.95])
+    expected = widening(influence, length, 0.9) * np.quantile(changes, [0.05, 0.95], method="nearest")
     assert [result.low, result.high] == pytest.approx(expected.tolist())
 
 
