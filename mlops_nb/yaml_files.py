@@ -140,14 +140,16 @@ def _node(node: yaml.Node, file: str, target: bool = False, key: str = "", above
 # %% ../nbs/01_yaml_files.ipynb #ea40c05e
 def read_yaml(text: str, file: str) -> Node:  # a map; empty for an empty text
     "Read one YAML (or JSON) document; errors name the line."
-    try: root = yaml.compose(text, Loader=_Loader)
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        node = Node({}, Place(file, 1)) if root is None else _node(root, file)
+    except RecursionError: raise MlopsError(f"{file}: its values are nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark, start = error.problem_mark or error.context_mark, error.context_mark or error.problem_mark
         reason = " ".join(filter(None, [error.context, error.problem]))
         raise MlopsError(f"{file}:{mark.line + 1}: {reason}",
                          f"the incomplete value starts in line {start.line + 1}") from None
     except yaml.YAMLError as error: raise MlopsError(f"{file}: {error}") from None
-    node = Node({}, Place(file, 1)) if root is None else _node(root, file)
     if node.value is None: return Node({}, node.place)
     if not isinstance(node.value, dict): raise MlopsError(f"{node.place}: expected a map, got {shape_name(node)}")
     return node

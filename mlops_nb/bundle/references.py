@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMESPACES', 'DEPRECATED', 'NAME', 'REFERENCE', 'TIME_PARTS', 'NO_NAMESPACE', 'Reference', 'parse', 'strings',
            'find_references', 'parameter_text', 'time_part', 'unresolved_error', 'reference_value',
-           'resolve_references', 'as_inputs']
+           'resolve_references', 'not_json', 'as_inputs']
 
 # %% ../../nbs/bundle/02_references.ipynb #abff0c86
 import json
@@ -132,12 +132,16 @@ def resolve_references(value: Any,  # str, list or dict, nested to any depth
     return REFERENCE.sub(replacement, value)
 
 # %% ../../nbs/bundle/02_references.ipynb #6cb07057
+def not_json(constant: str) -> None:
+    "Refuse NaN, Infinity and -Infinity, which Python's parser accepts."
+    raise ValueError(f"{constant} is no value of JSON")
+
 def as_inputs(value: Any,  # a JSON array, or a list
               ) -> list:
     "Return the elements over which a for_each_task runs."
     hint = 'write a JSON array such as ["EWR", "JFK"], or a reference to one'
     if isinstance(value, str):
-        try: value = json.loads(value)
+        try: value = json.loads(value, parse_constant=not_json)
         except ValueError as error: raise MlopsError(f"inputs {value!r} are not valid JSON: {error}", hint) from None
     if not isinstance(value, list): raise MlopsError(f"inputs must be a list, got {parameter_text(value)}", hint)
     return value

@@ -74,6 +74,7 @@ def test_anchors_and_merge_keys():
         ("a: 1\n---\nb: 2", "a.yml:2: expected a single document"),
         ("a: !date 1", "a.yml:1: cannot read '1' as !date"),
         ("a: &x [*x]", "a.yml:1: alias (*) to a value that contains the alias"),
+        ("a: " + 2000 * "[" + 2000 * "]", "a.yml: its values are nested too deeply"),
         ("? [a]\n: 1", "a.yml:1: a key must be a string"),
         ("a: \x01", "a.yml: "),
     ],

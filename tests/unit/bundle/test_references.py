@@ -176,7 +176,8 @@ def test_inputs_from_text_list_and_reference():
 
 
 @pytest.mark.parametrize("value, message", [
-    ("", "are not valid JSON"), ("a,b", "are not valid JSON"), ('{"a": 1}', "must be a list"), ("3", "must be a list"),
+    ("", "are not valid JSON"), ("a,b", "are not valid JSON"), ("[NaN]", "NaN is no value of JSON"),
+    ('{"a": 1}', "must be a list"), ("3", "must be a list"),
     (None, "must be a list"), ({"a": 1}, "must be a list")])
 def test_inputs_that_are_not_a_list(value, message):
     with pytest.raises(MlopsError, match=message): as_inputs(value)
