@@ -93,7 +93,7 @@ def test_the_last_hours_at_an_airport(written, facts):
     assert len(recent) == 3 * len(points) and not recent.duplicated(["origin", "ts"]).any()
     assert set(recent.ts) == set(points)
     busy = recent[recent.origin_departures_6h > 0]
-    for row in sampled(busy, 60) + sampled(recent, 15):
+    for row in sampled(busy, 30) + sampled(recent, 8):
         here, t = facts[facts.origin == row["origin"]], row["ts"]
         ahead = here.scheduled_departure.gt(t) & here.scheduled_departure.le(t + pd.Timedelta(hours=3))
         assert row["origin_due_3h"] == ahead.sum()
@@ -121,7 +121,7 @@ def test_the_last_28_days_as_known_at_midnight(written, facts, table, keys, name
     daily = written[table]
     days = pd.date_range("2013-01-01", "2013-03-31").date
     assert len(daily) == len(facts[keys].drop_duplicates()) * len(days) and set(daily.day) == set(days)
-    for row in sampled(daily, 60) + sampled(daily[daily.day > date(2013, 3, 26)], 15):
+    for row in sampled(daily, 30) + sampled(daily[daily.day > date(2013, 3, 26)], 8):
         day = row["day"]
         known = facts[(facts.arrival_known_at < midnight(day)) & (facts.flight_day >= day - timedelta(days=28))]
         p = known.late.mean()
@@ -145,7 +145,7 @@ def test_the_latest_flight_of_an_aircraft(written, facts):
     moments = pd.concat([facts.assign(ts=ts)[(ts < CUT) & where & facts.tailnum.notna()] for ts, where in times])
     assert len(moments.drop_duplicates(["tailnum", "ts"])) == len(recent)
     ends = facts.arrival_known_at.fillna(pd.Timestamp("2100-01-01", tz="UTC"))
-    for row in sampled(recent, 150):
+    for row in sampled(recent, 75):
         t = row["ts"]
         own = facts[(facts.tailnum == row["tailnum"])]
         begun = own[(own.scheduled_departure == t) | (own.departure_known_at == t) | (ends[own.index] == t)]
@@ -283,7 +283,7 @@ def test_each_flight_has_one_row_with_all_features(flight_input, facts):
 
 def test_features_are_those_of_the_prediction_time(flight_input, written):
     local = flight_input.prediction_time.dt.tz_convert(ZONE).dt.date
-    for row, day in zip(sampled(flight_input, 80), local.sample(80, random_state=1), strict=True):
+    for row, day in zip(sampled(flight_input, 40), local.sample(40, random_state=1), strict=True):
         for name, (keys, time) in TABLE_KEYS.items():
             if name == "airport": continue  # has no feature of its own
             table = written[name]
@@ -343,7 +343,7 @@ def test_feature_tables_that_are_missing_are_an_error(spark, env):
 
 # ---- batch and online give the same features
 
-@pytest.mark.parametrize("requests", [1000, pytest.param(by_size(10_000, 3000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [300, pytest.param(by_size(10_000, 3000), marks=pytest.mark.slow)])
 def test_a_request_gets_online_what_a_batch_gets(spark, env, tmp_path, requests):
     "Requests with the keys of flights after the cut: every value, and the share of keys with one."
     store = open_store(f"sqlite:///{tmp_path / 'online.db'}")

@@ -129,6 +129,7 @@ def test_scoring_the_same_days_again_changes_nothing(home):
     assert write_predictions(spark, env, version, FIRST, 3) == 0 and tables.version(spark, env, PREDICTIONS) == before
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_champion_and_the_next_one_takes_the_new_and_replaces_its_days_only(copied):
     spark, env, old = copied
     before = rows_of(spark, env)

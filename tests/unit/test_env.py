@@ -221,8 +221,9 @@ logging.getLogger("mlflow.models").warning("a warning")
 
 
 @pytest.mark.parametrize("level, shows_messages", [(None, False), ("ERROR", False), ("INFO", True)])
-def test_mlflow_prints_its_messages_only_if_the_user_sets_the_level(tmp_path, level, shows_messages):
-    "MLflow is imported before `use_mlflow`, and creates its store and two versions of a model."
+def test_mlflow_prints_its_messages_only_if_the_user_sets_the_level(tmp_path, empty_store, level, shows_messages):
+    "MLflow is imported before `use_mlflow`, and creates its store (without a level) and two versions of a model."
+    if level: shutil.copy(empty_store, tmp_path / "mlflow.db")
     variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     if level: variables["MLFLOW_LOGGING_LEVEL"] = level
     process = subprocess.run([sys.executable, "-c", REGISTER, tmp_path], capture_output=True, text=True, env=variables,
