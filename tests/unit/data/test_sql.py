@@ -7,8 +7,8 @@ from mlops_nb.data.sql import names_in, with_double_literals
 TYPES = {"X": "double", "k": "int", "price": "decimal(5,2)", "pair": "struct<a:double>", "day": "date"}
 DECIMALS = ["0.5", ".5", "1.", "-.0", "12345678901234567890"]
 OTHERS = ["9223372036854775807", "1e-17", "1.5E+3", "0.5D", "2.5f", "0.5BD", "a1", "t.x", "a[0].b", "<=", "(", ")",
-          "'0.5'", '"0.5"', r"'it\'s 0.5'", r"r'\'", "'it''s 0.5'", "`0.5`", "`a``0.5`", "/* 0.5 'it */", "-- 0.5 'it\n",
-          "INTERVAL 1.5 SECONDS", "interval '1.5' second", "2.5 seconds"]
+          "'0.5'", '"0.5"', r"'it\'s 0.5'", r"r'\'", "'it''s 0.5'", "`0.5`", "`a``0.5`", "/* 0.5 'it */",
+          "-- 0.5 'it\n", "INTERVAL 1.5 SECONDS", "interval '1.5' second", "2.5 seconds"]
 
 
 @settings(max_examples=200, deadline=None, database=None)
