@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CONFLICT', 'table_names', 'exists', 'find', 'short_error', 'NotWritten', 'is_conflict', 'retry', 'check_statistics',
            'create_or_extend', 'create', 'remove_old', 'staged', 'key_columns', 'check_row_keys', 'merge_conditions',
-           'merge_statement', 'count_pending', 'condition_errors', 'merge', 'differs', 'check_inside', 'select_columns',
-           'replace', 'same_columns', 'overwrite', 'history', 'version', 'read', 'pin', 'without_statistics',
-           'snapshot']
+           'merge_statement', 'count_pending', 'condition_sql', 'condition_errors', 'merge', 'differs', 'check_inside',
+           'select_columns', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'read', 'pin',
+           'without_statistics', 'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
 import random
@@ -37,7 +37,7 @@ from mlops_nb.data.schemas import (
     create_table_sql,
     fit_columns,
 )
-from .sql import quoted, sql_name, sql_type
+from .sql import quoted, sql_name, sql_type, with_double_literals
 from ..env import Env
 from ..errors import MlopsError, unknown
 
@@ -216,6 +216,10 @@ def count_pending(spark, table: str, view: str, columns: list, keys: tuple[str, 
              f"WHERE t.{quoted(keys[0])} IS NULL OR ({is_outdated})")
     with condition_errors(update_when): return spark.sql(query).collect()[0][0]
 
+def condition_sql(condition: str, columns: list) -> str:  # StructFields of the rows
+    "Return a caller's condition with double literals where it is about doubles."
+    return with_double_literals(condition, {c.name: sql_type(c) for c in columns})
+
 @contextmanager
 def condition_errors(condition: str | None):
     "Raise MlopsError if the engine rejects the caller's condition."
@@ -237,7 +241,8 @@ def merge(spark, env: Env, name: str, df,
     check_columns(full, columns)
     def write():
         create_or_extend(spark, env, full, columns, keys=keys)
-        statement_parts = (sql_name(env, full), view, columns, keys, update_when)
+        condition = update_when and condition_sql(update_when, spark.table(sql_name(env, full)).schema.fields)
+        statement_parts = (sql_name(env, full), view, columns, keys, condition)
         count = count_pending(spark, *statement_parts)
         if not count: return 0
         spark.sql(merge_statement(*statement_parts)).collect()
@@ -259,10 +264,12 @@ def differs(spark, first: str, second: str,  # queries
     difference = f"SELECT 1 FROM ({both}) GROUP BY {listed} HAVING sum(`more or less`) <> 0 LIMIT 1"
     return bool(spark.sql(difference).collect())
 
-def check_inside(spark, view: str, full: str, where: str):
+def check_inside(spark, view: str, full: str, where: str,
+                 columns: list):  # the view's StructFields
     "Raise MlopsError if a row does not satisfy the condition of the rows that are replaced."
+    condition = condition_sql(where, columns)
     with condition_errors(where):
-        outside = spark.sql(f"SELECT count(*) FROM {view} WHERE NOT coalesce(({where}), false)").collect()[0][0]
+        outside = spark.sql(f"SELECT count(*) FROM {view} WHERE NOT coalesce(({condition}), false)").collect()[0][0]
     if outside:
         raise MlopsError(f"{outside} of the rows for {full} do not satisfy: {where}",
                          "remove these rows, or change the condition; a condition that is null is not satisfied")
@@ -285,13 +292,14 @@ def replace(spark, env: Env, name: str, df,
         create_or_extend(spark, env, full, df.schema.fields)
         columns = spark.table(sql_name(env, full)).schema.fields
         new = select_columns(view, columns, df.schema.fields)
-        current = f"SELECT * FROM {sql_name(env, full)} WHERE {where}"
+        condition = condition_sql(where, columns)
+        current = f"SELECT * FROM {sql_name(env, full)} WHERE {condition}"
         if not differs(spark, current, new, columns): return False
-        spark.sql(f"INSERT INTO {sql_name(env, full)} REPLACE WHERE {where} {new}").collect()
+        spark.sql(f"INSERT INTO {sql_name(env, full)} REPLACE WHERE {condition} {new}").collect()
         if differs(spark, current, new, columns): raise NotWritten("the table's rows differ from the rows written")
         return True
     with staged(spark, env, df) as view:
-        check_inside(spark, view, full, where)
+        check_inside(spark, view, full, where, df.schema.fields)
         return retry(f"replacing rows of {full}", write)
 
 # %% ../../nbs/data/04_tables.ipynb #2c9d269a

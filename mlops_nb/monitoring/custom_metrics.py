@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['AGGREGATE', 'DERIVED', 'DRIFT', 'USED_TYPES', 'DRIFT_KEY', 'NOT_METRICS', 'HOME_COLUMNS', 'metrics_of_type',
-           'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'names_in', 'needed_columns',
-           'metric_sql', 'all_sql', 'metrics_of_labels', 'check_metric_references', 'check_definitions',
-           'engine_errors', 'sql_column', 'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns',
-           'row_values', 'drift_values', 'check_names', 'missing_name', 'analysis_error', 'check_analysis',
-           'metrics_frame', 'check_custom_metrics']
+           'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'needed_columns', 'metric_sql', 'all_sql',
+           'metrics_of_labels', 'check_metric_references', 'check_definitions', 'engine_errors', 'sql_column',
+           'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values', 'drift_values',
+           'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame', 'check_custom_metrics']
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #4cd5980d
 import json
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 import pandas as pd
 import pyarrow as pa
 
+from ..data.sql import names_in, with_double_literals
 from ..data.tables import short_error
 from ..errors import MlopsError, unknown, what_exists
 from .drift import comparisons, drift_row
@@ -65,12 +65,6 @@ def arrow_columns(monitor: Monitor, *types: str) -> dict:  # {name: Arrow type}
     return {metric.name: to_arrow_type(output_type(metric)) for metric in metrics_of_type(monitor, *types)}
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #9e04049f
-def names_in(sql: str) -> set[str]:  # in lower case
-    "Return the names in a SQL expression, without texts in quotes."
-    without_texts = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", " ", sql)
-    plain = re.findall(r"[^\W\d]\w*", re.sub(r"`[^`]*`", " ", without_texts))
-    return {name.lower() for name in [*plain, *re.findall(r"`([^`]*)`", without_texts)]}
-
 def needed_columns(monitor: Monitor, columns: Iterable[str]) -> list[str]:
     "Return those of the columns that the aggregates use."
     needed = set()
@@ -137,9 +131,10 @@ def engine_errors(*metrics: CustomMetric):
         if re.search(r"(?i)by.zero", reason): hint = "write x / nullif(y, 0), which is null if y is 0"
         raise MlopsError(f"{names} cannot be computed: {reason}", hint) from error
 
-def sql_column(metric: CustomMetric, sql: str):  # -> pyspark Column
+def sql_column(metric: CustomMetric, sql: str, frame):  # frame: DataFrame with the columns -> pyspark Column
     "Return a definition as a column of the output type."
     from pyspark.sql.functions import expr
+    sql = with_double_literals(sql, dict(frame.dtypes))
     return expr(sql).cast(output_type(metric)).alias(metric.name)
 
 def aggregate_values(groups,  # DataFrame with group_id and the needed columns
@@ -148,7 +143,7 @@ def aggregate_values(groups,  # DataFrame with group_id and the needed columns
     "Compute the aggregates of each group."
     pairs = [(metric, column) for metric in metrics_of_type(monitor, AGGREGATE) for column in metric.input_columns]
     if not pairs: return {}
-    columns = [sql_column(metric, aggregate_sql(metric, column, monitor)).alias(f"value_{i}")
+    columns = [sql_column(metric, aggregate_sql(metric, column, monitor), groups).alias(f"value_{i}")
                for i, (metric, column) in enumerate(pairs)]
     keys, values = dict(zip(names.group_id, row_keys(names, GROUP), strict=True)), {}
     with engine_errors(*metrics_of_type(monitor, AGGREGATE)):
@@ -182,7 +177,8 @@ def row_values(spark, metric: CustomMetric, table: pa.Table) -> list:  # one val
     if not table.num_rows: return []
     numbered = table.append_column("row_number", pa.array(range(table.num_rows), pa.int64()))
     with engine_errors(metric):
-        result = spark.createDataFrame(numbered).select("row_number", sql_column(metric, metric_sql(metric))).toArrow()
+        frame = spark.createDataFrame(numbered)
+        result = frame.select("row_number", sql_column(metric, metric_sql(metric), frame)).toArrow()
     return result.sort_by("row_number")[metric.name].to_pylist()
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #a938c4fe
@@ -243,7 +239,7 @@ def check_analysis(metric: CustomMetric, frame, sql: str,  # frame: DataFrame wi
     def analysed(column): return (frame.agg(column) if metric.type == AGGREGATE else frame.select("*", column)).schema
     try:
         given, wanted = analysed(expr(sql).alias(metric.name))[metric.name].dataType, output_type(metric)
-        analysed(sql_column(metric, sql))
+        analysed(sql_column(metric, sql, frame))
     except PySparkException as error: raise analysis_error(metric, known, short_error(error)) from error
     is_nested = [isinstance(data_type, ArrayType | MapType | StructType) for data_type in (given, wanted)]
     if is_nested[0] != is_nested[1]:

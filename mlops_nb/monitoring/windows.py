@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRIC_TYPES', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'GRANULARITIES', 'GROUP', 'HAS_WINDOW',
            'CustomMetric', 'read_custom_metrics', 'Monitor', 'as_monitor', 'parse_granularity', 'window_start',
-           'window_end', 'slice_name', 'with_windows', 'boolean_slices', 'count_versions', 'group_id_sql',
+           'window_end', 'slice_name', 'slice_sql', 'with_windows', 'boolean_slices', 'count_versions', 'group_id_sql',
            'with_groups', 'slice_rows', 'as_groups', 'group_names', 'with_group_columns', 'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
-from ..data.sql import quoted, sql_text
+from ..data.sql import quoted, sql_text, with_double_literals
 from ..errors import MlopsError, unknown
 
 # %% ../../nbs/monitoring/00_windows.ipynb #6cf1257a
@@ -142,6 +142,11 @@ def slice_name(i: int) -> str:
     "Return the name of the column that contains the values of a slicing expression."
     return f"slice_{i}"
 
+def slice_sql(rows, monitor: Monitor) -> list[str]:  # SQL expressions
+    "Return the slicing expressions with double literals where they are about doubles."
+    types = dict(rows.dtypes)
+    return [with_double_literals(expression, types) for expression in monitor.slicing_exprs]
+
 def with_windows(rows, monitor: Monitor, columns: Iterable[str],
                  granularity: str | None,  # None: the baseline
                  ):  # -> DataFrame: log_type, window_start, model_id, the slices and the columns
@@ -152,7 +157,7 @@ def with_windows(rows, monitor: Monitor, columns: Iterable[str],
     start = "CAST(NULL AS TIMESTAMP)"
     if granularity: start = window_start(granularity, monitor.timestamp_col, monitor.time_zone)
     slices = [f"CAST(({expression}) AS STRING) AS {slice_name(i)}"
-              for i, expression in enumerate(monitor.slicing_exprs)]
+              for i, expression in enumerate(slice_sql(rows, monitor))]
     log_type = "INPUT" if granularity else "BASELINE"
     return rows.selectExpr(f"'{log_type}' AS log_type", f"{start} AS window_start",
                            f"CAST({quoted(monitor.model_id_col)} AS STRING) AS model_id", *slices,
@@ -162,7 +167,7 @@ def with_windows(rows, monitor: Monitor, columns: Iterable[str],
 def boolean_slices(rows, monitor: Monitor) -> list[str]:  # rows: DataFrame with the columns of the monitored table
     "Return the monitor's slicing expressions whose values are true and false."
     if not monitor.slicing_exprs: return []
-    expressions = [f"({expression}) AS {slice_name(i)}" for i, expression in enumerate(monitor.slicing_exprs)]
+    expressions = [f"({expression}) AS {slice_name(i)}" for i, expression in enumerate(slice_sql(rows, monitor))]
     types = [field.dataType.simpleString() for field in rows.selectExpr(*expressions).schema.fields]
     return [expression for expression, data_type in zip(monitor.slicing_exprs, types, strict=True)
             if data_type == "boolean"]

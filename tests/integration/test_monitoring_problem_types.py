@@ -221,3 +221,20 @@ def test_a_custom_metric_can_use_the_fairness_of_one_class(home, frames):
     expected = [dict(value).get("much") for value in slices.statistical_parity]
     assert len(slices) and np.array(slices.parity_gap, float) == pytest.approx(np.abs(np.array(expected, float)),
                                                                                nan_ok=True)
+
+
+def test_decimal_literals_of_slices_and_custom_metrics_are_computed_in_double(home):
+    "Sail compares a double and a decimal literal with 15 digits, and fails for 1e20."
+    spark, env = home
+    rows = spark.sql("SELECT TIMESTAMP'2013-01-05 00:00:00' AS at, '1' AS version, true AS late, x "
+                     "FROM VALUES (1e-17D), (0.5D), (-1D), (1e20D) AS t(x)")
+    metrics = (custom("positive", "AGGREGATE", "count_if(x > 0.0)"),
+               custom("share", "DERIVED", "nullif(positive, 0.1) / count"),
+               custom("large", "DERIVED", "CASE WHEN positive * 1e20D > 0.5 THEN 0.25 ELSE positive END"))
+    monitor = Monitor("at", "version", "late", slicing_exprs=("x > 0.0",), custom_metrics=metrics)
+    profile = measure(spark, env, rows, monitor, "1 month", []).profile
+    profile = profile.query("column_name == ':table' and model_id == '*'")
+    assert profile[profile.slice_key.isna()][["positive", "share", "large"]].values.tolist() == [[3, 0.75, 0.25]]
+    slices = profile[profile.slice_key == "x > 0.0"].set_index("slice_value")
+    assert slices[["count", "positive"]].to_dict("index") == {"true": {"count": 3, "positive": 3},
+                                                              "false": {"count": 1, "positive": 0}}

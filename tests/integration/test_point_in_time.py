@@ -173,6 +173,21 @@ def test_feature_rows_that_match_no_event_may_be_duplicates(spark):
     assert by_spark(left, features, None).value.tolist() == [7, -1, -1, -1]
 
 
+@pytest.mark.parametrize("kind", ["double", "float"])
+def test_zero_is_one_key_whatever_its_sign(spark, kind):
+    times = pd.to_datetime([1, 2, 3], unit="s", utc=True)
+    features = pd.DataFrame({"k": [0.0, -0.0, 1.5], "ts": times, "value": [1.0, 9.0, 5.0]})
+    events = pd.DataFrame({"k": [-0.0, 0.0, 1.5, -0.0, 0.0], "ts": pd.to_datetime([9, 9, 9, 1, 1], unit="s", utc=True)})
+    expected = pd.merge_asof(events.reset_index().sort_values("ts"), features, on="ts", by="k").sort_values("index")
+    left = spark.createDataFrame(events.reset_index()).selectExpr("index", f"CAST(k AS {kind}) AS k", "ts AS t")
+    right = spark.createDataFrame(features).selectExpr(f"CAST(k AS {kind}) AS k", "ts", "value")
+    joined = point_in_time_join(left, right, "k", "t", "ts").orderBy("index").toPandas()
+    assert joined.value.tolist() == expected.value.tolist() == [9, 9, 5, 1, 1]
+    twice = right.where("k = 0").selectExpr("k", "timestamp_seconds(1) AS ts", "value")  # k is 0.0 and -0.0
+    with pytest.raises(Exception, match="more than one row with k = "):
+        point_in_time_join(left, twice, "k", "t", "ts").count()
+
+
 def test_columns_of_every_type_are_returned(spark):
     left = spark.sql("SELECT 'a' AS `the key`, date'2013-03-10' AS day, struct(1 AS x) AS s, map('a', 1) AS m")
     right = spark.sql("SELECT 'a' AS key, date'2013-03-09' AS day, array(1, 2) AS array, struct('b' AS y) AS inner")

@@ -204,6 +204,17 @@ def test_rows_outside_the_part_to_replace_are_counted(spark, env, name):
     assert rows(spark, env, name) == [(1, "a"), (2, "b")]
 
 
+def test_conditions_on_doubles_are_computed_in_double(spark, env, name):
+    "Sail compares a double and a decimal literal with 15 digits, and fails for 1e20 and for NaN."
+    numbers = [(1, 0.3), (2, 1e-17), (3, -1.0), (4, 1e20), (5, float("nan"))]
+    tables.merge(spark, env, name, spark.createDataFrame(numbers, "k INT, v DOUBLE"), ["k"])
+    closest = spark.createDataFrame([(1, 0.30000000000000004), (3, 0.3)], "k INT, v DOUBLE")
+    assert tables.merge(spark, env, name, closest, ["k"], update_when="s.v > 0.3") == 1
+    positive = spark.createDataFrame([(9, 1e-300)], "k INT, v DOUBLE")
+    assert tables.replace(spark, env, name, positive, "v > 0.0")
+    assert rows(spark, env, name) == [(3, -1.0), (9, 1e-300)]
+
+
 @pytest.mark.parametrize("write", [
     lambda spark, env, df: tables.create(spark, env, "prod.flights.t", "k INT"),
     lambda spark, env, df: tables.merge(spark, env, "prod.flights.t", df, ["k"]),

@@ -41,6 +41,11 @@ def messages_of(**rules) -> list[str]:
     ({"type": "string", "values": ["a", 1]}, ["values[1]: 1 is not a valid string"]),
     ({"type": "string", "values": "abc"}, ["values: 'abc' is not a list of values"]),
     ({"type": "int", "values": []}, ["values: [] is not a list of values"]),
+    ({"type": "double", "min": float("nan")}, ["min: nan is not a valid double"]),
+    ({"type": "double", "max": float("inf")}, ["max: inf is not a valid double"]),
+    ({"type": "float", "max": 1e39, "values": [10**400]},
+     ["max: 1e+39 is not a valid float", f"values[0]: {10**400} is not a valid float"]),
+    ({"type": "decimal(9,2)", "values": [1e37, 1e38]}, ["values[1]: 1e+38 is not a valid decimal(9,2)"]),
     ({"type": "int", "nullable": "no"}, ["nullable: 'no' is neither true nor false"]),
     ({"type": "decimal(9,2)", "min": 0, "max": 9.5}, []), ({"type": "map<string,int>"}, []),
     ({"type": "timestamp", "min": "2013-01-01T00:00:00"}, []),
@@ -51,10 +56,12 @@ def test_invalid_rules(rules, messages): assert messages_of(**rules) == messages
 
 def test_invalid_tables():
     contracts = {"a": {"columns": {}, "max_age": 1}, "b": {"max_age_minutes": 1}, "c": None,
-                 "d": {"columns": {"x": None}, "max_age_minutes": "x"}}
+                 "d": {"columns": {"x": None}, "max_age_minutes": "x"},
+                 "e": {"columns": {}, "max_age_minutes": float("inf")}}
     assert {key: message for key, message, _ in contract_problems(contracts)} == {
         "a.max_age": "no key 'max_age'", "b": "the table has no columns", "c": "the table has no columns",
-        "d.columns.x": "None is not a mapping of rules", "d.max_age_minutes": "'x' is not a number of minutes"}
+        "d.columns.x": "None is not a mapping of rules", "d.max_age_minutes": "'x' is not a number of minutes",
+        "e.max_age_minutes": "inf is not a number of minutes"}
 
 
 def test_all_problems_are_reported_with_their_lines(tmp_path):
@@ -64,6 +71,9 @@ def test_all_problems_are_reported_with_their_lines(tmp_path):
     message = (r"conf/features.yml:3: t.columns.c.type: no type 'strng'; did you mean 'string'.*\n"
                r"conf/features.yml:4: t.columns.d.min: type string does not support min")
     with pytest.raises(MlopsError, match=message): read_contracts(file)
+    file.write_text("t:\n  columns:\n    c: {type: double, max: .inf}\n")
+    with pytest.raises(MlopsError, match="max: inf is not a valid double; write a finite number, or remove max"):
+        read_contracts(file)
 
 
 def test_every_type_has_values_that_fit():
