@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ..data.sql import quoted
+from ..data.sql import names_in, quoted
 from ..errors import MlopsError, unknown
 from mlops_nb.models.day_resampling import (
     DRAWS,
@@ -151,7 +151,7 @@ def derived_metric(monitor: Monitor, name: str) -> CustomMetric:
     derived = {m.name: m for m in custom_metrics.metrics_of_type(monitor, custom_metrics.DERIVED)}
     if name not in derived: raise unknown("metric with a noise", name, [*derived, *DRIFT_METRICS])
     aggregates = {m.name.lower() for m in custom_metrics.metrics_of_type(monitor, custom_metrics.AGGREGATE)}
-    mentioned = custom_metrics.names_in(custom_metrics.metric_sql(derived[name])) - aggregates
+    mentioned = names_in(custom_metrics.metric_sql(derived[name])) - aggregates
     if others := sorted(mentioned & set(profile_columns(monitor.model_id_col))):
         raise MlopsError(f"{derived[name]} uses {', '.join(others)}, so that its noise is unknown",
                          "define it by aggregates that are sums over rows")
