@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from .dataset import SPLIT, Dataset, as_time
+from .dataset import SPLIT, Dataset
 from .summary import AutoMLSummary, TrialInfo
 from ..deployment.comparison import Contender
 from ..env import Env
 from ..errors import MlopsError, unknown
 from ..models import evidence, fingerprint, model_card, registry
+from ..models.conversion import as_time
 
 # %% ../../nbs/automl/04_registration.ipynb #62b2255d
 def split_days(dataset: Dataset) -> pd.Series | None:  # datetime64, by row; None without a time column
