@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from .dataset import Dataset, prepare, read_dataset
-from .search import Search, check_label, check_metric, read_settings, run_search
+from .search import Search, check_metric, find_class, read_settings, run_search
 from .trials import DIRECTIONS, metric_name
 from ..env import Env, load_env
 from ..errors import MlopsError
@@ -170,7 +170,7 @@ def run_automl(dataset: Any, target_col: str, kind: str, primary_metric: str, op
     settings.env = settings.env or load_env()
     rows = read_dataset(dataset, settings.env)
     ready = prepare(rows, target_col, kind, settings.time_col, settings.exclude_cols)
-    if kind == "classify": check_label(ready, settings.pos_label)
+    settings.pos_label = find_class(ready, settings.pos_label)
     search, exploration_warnings = run_search(ready, primary_metric, settings)
     return summarise(search, exploration_warnings)
 
