@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_as_of', 'split_days', 'period_tags', 'class_tags', 'origin_tags', 'trial_text', 'require_same_tags',
-           'register_best', 'automl_contender', 'check_features']
+           'register_best', 'automl_contender', 'require_inputs']
 
 # %% ../../nbs/automl/04_registration.ipynb #937170b9
 import json
@@ -127,12 +127,12 @@ def automl_contender(version: Any,  # mlflow ModelVersion, from `register_best`
     if rows.empty: return Contender(name, np.empty(0), threshold)
     model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
     features = rows.rename(columns=str)
-    check_features(f"{version.name} {name}", model.metadata.get_input_schema().input_names(), features)
+    require_inputs(f"{version.name} {name}", model.metadata.get_input_schema().input_names(), features)
     probabilities = model.predict(features, params={"probabilities": True})
     if label not in probabilities: raise unknown("class", label, probabilities, where=f"{version.name} {name}")
     return Contender(name, probabilities[label].to_numpy(), threshold)
 
-def check_features(model: str,  # for the message
+def require_inputs(model: str,  # for the message
                    inputs: Sequence[str], rows: pd.DataFrame) -> None:
     "Raise MlopsError unless the rows have the columns that a model needs."
     missing = [name for name in inputs if name not in rows]
