@@ -17,8 +17,7 @@ import pandas as pd
 from pandas.api import types
 
 from .dataset import SPLIT, Dataset, as_time
-from .search import find_class
-from .summary import AutoMLSummary, TrialInfo
+from .summary import AutoMLSummary, TrialInfo, find_class
 from ..deployment.comparison import Contender
 from ..env import Env
 from ..errors import MlopsError, unknown
