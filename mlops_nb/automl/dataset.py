@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SPLIT', 'PARTS', 'MODEL_FUNCTIONS', 'NUMERIC_VALUES', 'TIME_VALUES', 'MIN_ROWS', 'MAX_CLASSES', 'ISO_TIME', 'EDGES',
            'read_dataset', 'check_dataset_columns', 'is_missing', 'as_number', 'as_numbers', 'as_texts', 'model_frame',
-           'as_time', 'far_times', 'not_times', 'value_type', 'plain_column', 'fits_int64', 'other_values',
-           'plain_frame', 'check_target', 'are_whole', 'rows_with_target', 'contains_times', 'time_reason',
-           'is_identifier', 'useless_reason', 'exclusion_reason', 'part_of', 'split_by_time', 'split_by_hash',
-           'check_parts', 'drop_unseen_classes', 'Dataset', 'add_split', 'prepare']
+           'as_time', 'far_times', 'not_times', 'value_type', 'plain_column', 'fits_int64', 'plain_frame',
+           'check_target', 'are_whole', 'rows_with_target', 'contains_times', 'time_reason', 'is_identifier',
+           'useless_reason', 'exclusion_reason', 'part_of', 'split_by_time', 'split_by_hash', 'check_parts',
+           'drop_unseen_classes', 'Dataset', 'add_split', 'prepare']
 
 # %% ../../nbs/automl/00_dataset.ipynb #79067889
 from collections.abc import Sequence
@@ -151,18 +151,12 @@ def fits_int64(column: pd.Series) -> bool:
     return values.empty or (-2**63 <= min(values) and max(values) < 2**63)
 
 # %% ../../nbs/automl/00_dataset.ipynb #f30717d1
-def other_values(column: pd.Series) -> str:
-    "Return what a column contains that no model accepts; values of several types are named by their types."
-    names = sorted({type(value).__name__ for value in column if not is_missing(value)})
-    if len(names) < 2: return "neither numbers nor text"
-    return f"values of several types ({', '.join(names)}); convert them to one type"
-
 def plain_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:  # the columns, and warnings
     "Return all columns that models accept; infinite values become missing values."
     warnings, columns = [], {}
     for name in frame:
         column = plain_column(frame[name])
-        if column is None: warnings.append(f"{name}: left out, it contains {other_values(frame[name])}")
+        if column is None: warnings.append(f"{name}: left out, it contains neither numbers nor text")
         else: columns[name] = column
     converted = pd.DataFrame(columns, index=frame.index)
     for name in converted.select_dtypes("float64"):
@@ -196,6 +190,7 @@ def rows_with_target(frame: pd.DataFrame, target_col: str, kind: str,
                      total: int,  # rows of the dataset, also those without a target
                      ) -> tuple[pd.DataFrame, list[str]]:  # and warnings
     "Return the rows whose target is not missing."
+    if target_col not in frame: raise MlopsError(f"the target {target_col!r} contains neither numbers nor text")
     known = frame[frame[target_col].notna()]
     if types.is_datetime64_any_dtype(known[target_col]):
         raise MlopsError(f"the target {target_col!r} contains dates", "choose a numeric target or classes")
@@ -339,8 +334,6 @@ def prepare(frame: pd.DataFrame, target_col: Any, kind: str,  # classify or regr
     unwanted = [c for c in exclude_cols if c != time_col]  # the split needs the time column
     present = frame[frame[target_col].notna()].drop(columns=unwanted)
     plain, warnings = plain_frame(present)
-    if target_col not in plain:
-        raise MlopsError(f"the target {target_col!r} contains {other_values(present[target_col])}")
     known, target_warnings = rows_with_target(plain, target_col, kind, len(frame))
     candidates = [c for c in known if c not in (target_col, time_col)]
     reasons = {c: exclusion_reason(known[c], present[c], time_col is None) for c in candidates}
