@@ -46,7 +46,6 @@ def orders(rows: int = 200) -> pd.DataFrame:
 @pytest.mark.parametrize("column, reason", [
     (pd.Series([None] * 200), "all values are missing"), (pd.Series([7] * 200), "constant, 7"),
     (pd.Series([[1]] * 200), "neither numbers nor text"), (pd.Series([b"x"] * 200), "neither numbers nor text"),
-
     (pd.Series([f"id {i}" for i in range(200)]), "nearly every row"),
     (pd.Series(pd.date_range("2013-01-01", periods=200)), "dates are not used"),
     (pd.Series([datetime.date(2013, 1, 1)] * 200), "dates are not used")])
