@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from .dataset import SPLIT, Dataset, as_time
+from .conversion import as_time
+from .dataset import SPLIT, Dataset
 from .summary import AutoMLSummary, TrialInfo, find_class
 from ..deployment.comparison import Contender
 from ..env import Env

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import dataset
+from . import conversion
 from ..conf import check_keys, is_number
 from ..errors import MlopsError, unknown
 from ..jobs.execute import Outcome
@@ -134,7 +134,7 @@ def default_parameters(family: Family) -> dict:  # by the names of Optuna's para
 # %% ../../nbs/automl/01_trials.ipynb #92e6ccf4
 def conversion_source() -> str:
     "Return the source of the functions that convert a model's input."
-    functions = dataset.MODEL_FUNCTIONS
+    functions = conversion.MODEL_FUNCTIONS
     names = ", ".join(function.__name__ for function in functions)
     sources = [inspect.getsource(function) for function in functions]
     return "\n\n".join([*sources, f"MODEL_FUNCTIONS = ({names})\n"])

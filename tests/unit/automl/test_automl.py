@@ -1,6 +1,7 @@
 """AutoML without processes: preparation of rows, splits, families, notebooks, pruning, the summary."""
 import datetime
 import json
+import math
 import os
 import tomllib
 from decimal import Decimal
@@ -15,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.automl import search, trials
+from mlops_nb.automl.conversion import as_time, model_frame
 from mlops_nb.automl.dataset import (
     PARTS,
     SPLIT,
-    as_time,
     is_identifier,
-    model_frame,
     prepare,
     read_dataset,
     split_by_hash,
@@ -47,6 +47,9 @@ def orders(rows: int = 200) -> pd.DataFrame:
     (pd.Series([None] * 200), "all values are missing"), (pd.Series([7] * 200), "constant, 7"),
     (pd.Series([[1]] * 200), "neither numbers nor text"), (pd.Series([b"x"] * 200), "neither numbers nor text"),
     (pd.Series([f"id {i}" for i in range(200)]), "nearly every row"),
+    (pd.Series([Decimal("12345678901234567890123.01") + i % 7 / Decimal(100) for i in range(200)]),
+     "its 7 different values are equal as float64"), (pd.Series([Decimal(1), 2.5] * 100), "types Decimal, float"),
+    (pd.Series(["a", 3] * 100), "types int, str"),
     (pd.Series(pd.date_range("2013-01-01", periods=200)), "dates are not used"),
     (pd.Series([datetime.date(2013, 1, 1)] * 200), "dates are not used")])
 def test_useless_columns_are_left_out_and_named(column, reason):
@@ -57,9 +60,33 @@ def test_useless_columns_are_left_out_and_named(column, reason):
 
 def test_infinities_are_missing_values_with_a_warning():
     frame = orders()
-    frame.loc[[1, 2], "amount"] = [np.inf, -np.inf]
+    frame.loc[:3, "amount"] = [1e39, np.inf, -np.inf, -1e300]
+    frame["items"] = pd.Series([10**400, -10**400, *frame["items"][2:]], dtype=object)
     ready = prepare(frame, "returned", "classify")
-    assert "amount: 2 infinite values are treated as missing" in ready.warnings and ready.frame.amount.isna().sum() == 2
+    assert ready.frame[["amount", "items"]].isna().sum().tolist() == [2, 2]
+    assert {"amount: 2 infinite values are treated as missing",
+            "items: 2 values beyond the range of float64 are treated as missing"} <= set(ready.warnings)
+    assert any(w.startswith("amount: models see 2 values beyond ±3.4e38") for w in ready.warnings)
+
+
+@pytest.mark.parametrize("kind", ["classify", "regress"])
+def test_every_family_takes_numbers_beyond_float32_in_training_and_in_prediction(kind):
+    x = np.random.default_rng(0).normal(size=80)
+    raw = pd.DataFrame({"x": x, "large": [1e39, -1e300, 1.7e308, np.inf, *x[:76]], "word": ["a", "b"] * 40})
+    rows = model_frame(raw, {"x": "number", "large": "number", "word": "text"})
+    target = pd.Series(np.digitize(x, [-0.5, 0.5]) if kind == "classify" else 3 * x)
+    data = SimpleNamespace(kind=kind, train=rows, train_target=target, categories=["word"], numbers=["x", "large"],
+                           seed=0, threads=1)
+    for family in trials.find_families(None).values():
+        names = {}
+        exec(family.source, names)
+        parameters = {name: entry["default"] for name, entry in family.space.items()}
+        parameters |= {name: 10 for name in ("trees", "rounds") if name in parameters}
+        model = names["fit"](parameters, data, lambda *_: None)
+        predict = model.predict_proba if kind == "classify" else model.predict
+        whole, single = predict(rows), [predict(rows.iloc[[i]])[0] for i in range(6)]
+        assert np.isfinite(whole).all(), family.name
+        np.testing.assert_allclose(whole[:6], single, err_msg=family.name)
 
 
 def test_columns_have_types_that_parquet_and_models_accept(tmp_path):
@@ -77,9 +104,10 @@ NUMBERS = st.one_of(st.none(), st.integers(-2**80, 2**80), st.floats(), st.boole
 
 
 def as_double(value) -> float:
-    "The double of a number; NaN for missing and infinite values."
+    "The double of a number in the range of float32; NaN for missing and infinite values."
     if value is None or value is pd.NA or (isinstance(value, Decimal) and value.is_nan()): return np.nan
-    return float(value) if abs(float(value)) < np.inf else np.nan
+    if not abs(float(value)) < np.inf: return np.nan
+    return float(value) if abs(float(value)) < 3.4e38 else math.copysign(float(np.float32(3.4028235e38)), value)
 
 
 @settings(max_examples=25, deadline=None)
@@ -121,7 +149,10 @@ def test_columns_of_numbers_are_doubles_and_gaps_are_nan(column, first):
     (np.array([2**63 + i for i in range(200)], dtype="uint64"), "identifier"),
     ([2**70 - i for i in range(200)], "identifier"),
     (pd.array(with_gaps(range(200)), "Int64"), "identifier"), ([7 * i // 2 for i in range(200)], "identifier"),
-    ([i * 77 % 200 for i in range(200)], "identifier"), ([2**60 + i % 5 for i in range(200)], "equal as float64"),
+    ([i * 77 % 200 for i in range(200)], "identifier"), ([Decimal(1000 + i) for i in range(200)], "identifier"),
+    (with_gaps([Decimal(2**60) + i * 77 % 200 for i in range(200)]), "identifier"),
+    ([Decimal(2**60) + i % 5 for i in range(200)], "whole numbers that are equal as float64"),
+    ([2**60 + i % 5 for i in range(200)], "equal as float64"),
     ([f"2013-04-{i % 28 + 1:02d}" for i in range(200)], "times as text"),
     ([f"2013-04-01 {i % 24:02d}:00:00+02:00" for i in range(200)], "times as text"),
     ([datetime.date(9999, 12, 31), datetime.date(2020, 1, 1)] * 100, "dates are not used"),
@@ -265,6 +296,21 @@ def test_a_registered_trial_keeps_its_tags_and_rows_need_the_features():
      "part 'validate' of the split is empty"),
     (lambda f: f.assign(day="some day"), "returned", "classify", {"time_col": "day"},
      "contains values that are no times: Time data some day is not ISO8601 format, at position 0\n  write times"),
+    (lambda f: f.assign(returned=[2**63 + (0, 1, 5000)[i % 3] for i in range(200)]), "returned", "classify", {},
+     "the target 'returned': 3 different numbers become 2\n.*as text"),
+    (lambda f: f.assign(returned=[2**63 + i % 2 for i in range(200)]), "returned", "classify", {}, "2 .* become 1"),
+    (lambda f: f.assign(returned=[2**63 + i % 2 for i in range(200)]), "returned", "regress", {},
+     "the 2 different values of the target 'returned' are equal as float64"),
+    (lambda f: f.assign(returned=with_gaps([Decimal("90071992547409920000") + (0, 1, 50000)[i % 3]
+                                            for i in range(200)])), "returned", "classify", {}, "3 .* become 2"),
+    (lambda f: f.assign(returned=[2**63 + 5000 * (i % 2) for i in range(200)]), "returned", "classify", {},
+     "float64 changes the classes"),
+    (lambda f: f.assign(returned=["a", "a\0"] * 100), "returned", "classify", {}, "only after a NUL character"),
+    (lambda f: f.assign(returned=["a", 1] * 100), "returned", "classify", {}, "mixes values of the types int, str"),
+    (lambda f: f.assign(country=["\ud800a", "b"] * 100), "returned", "classify", {},
+     "column 'country' contains the text .*which UTF-8 cannot encode"),
+    (lambda f: f.rename(columns={"amount": ""}), "returned", "classify", {}, "has a column named ''"),
+    (lambda f: f.rename(columns={"amount": "\ud800"}), "returned", "classify", {}, "a column named .*ud800"),
     (lambda f: f.set_axis(["amount", "amount", "items", "returned"], axis=1), "returned", "classify", {},
      "several columns named amount")])
 def test_bad_input_is_explained(change, target, kind, options, words):
