@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from mlops_nb.automl.conversion import (
+from ..env import Env
+from ..errors import MlopsError, unknown
+from mlops_nb.models.conversion import (
     NUMERIC_VALUES,
     are_merged,
     as_numbers,
@@ -30,8 +32,6 @@ from mlops_nb.automl.conversion import (
     value_type,
     whole_numbers,
 )
-from ..env import Env
-from ..errors import MlopsError, unknown
 
 # %% ../../nbs/automl/00_dataset.ipynb #66223915
 def read_dataset(dataset: Any,  # DataFrame of pandas or Spark, or the name of a table

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import conversion
 from ..conf import check_keys, is_number
 from ..errors import MlopsError, unknown
 from ..jobs.execute import Outcome
 from ..jobs.process import Supervised
 from ..jobs.warm import Warm
+from ..models import conversion
 from ..task import write_atomically
 
 # %% ../../nbs/automl/01_trials.ipynb #3100d522

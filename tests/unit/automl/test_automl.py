@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.automl import search, trials
-from mlops_nb.automl.conversion import as_time, model_frame
 from mlops_nb.automl.dataset import (
     PARTS,
     SPLIT,
@@ -30,6 +29,7 @@ from mlops_nb.automl.registration import class_tags, period_tags, read_as_of, re
 from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, classify, regress
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs.execute import Outcome
+from mlops_nb.models.conversion import as_time, model_frame
 
 ROOT = Path(__file__).parents[3]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
