@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from .conversion import as_time
 from .dataset import SPLIT, Dataset
 from .summary import AutoMLSummary, TrialInfo, find_class
 from ..deployment.comparison import Contender
 from ..env import Env
 from ..errors import MlopsError, unknown
 from ..models import evidence, fingerprint, model_card, registry
+from ..models.conversion import as_time
 
 # %% ../../nbs/automl/04_registration.ipynb #62b2255d
 def read_as_of(value: Any) -> date:
