@@ -9,6 +9,7 @@ __all__ = ['MlopsError', 'what_exists', 'unknown', 'need']
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 # %% ../nbs/00_errors.ipynb #156bf0e8
 class MlopsError(Exception):
@@ -22,11 +23,14 @@ class MlopsError(Exception):
     def __str__(self): return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 # %% ../nbs/00_errors.ipynb #5e63faf6
-def what_exists(name: str, known: Iterable[str]) -> str:
+def what_exists(name: Any, known: Iterable) -> str:
     "List the known names, with the most similar one first if a name is similar enough."
-    names = sorted(map(str, known), key=_sort_key)
+    values = list(known)
+    names = sorted(map(str, values), key=_sort_key)
     if not names: return "there are none"
     listed = "there are: " + ", ".join(names) if len(names) > 1 else f"there is only {names[0]}"
+    other_types = [value for value in values if str(value) == str(name) and type(value) is not type(name)]
+    if other_types: return f"did you mean {other_types[0]!r} of type {type(other_types[0]).__name__}? {listed}"
     if str(name).isdigit(): return listed  # a similar number is not a likely typing error
     similar = get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f"did you mean {similar[0]!r}? {listed}" if similar else listed
@@ -37,7 +41,7 @@ def _sort_key(name: str) -> tuple:
 
 # %% ../nbs/00_errors.ipynb #520c1a81
 def unknown(kind: str,  # such as "job", "target"
-            name: str, known: Iterable[str],
+            name: Any, known: Iterable,  # texts, or values of any type
             where: str = "",  # the file or object that was searched
             ) -> MlopsError:  # to be raised by the caller
     "The error for a name that does not exist."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrialInfo', 'parameters_text', 'better_first', 'AutoMLSummary', 'summary_row', 'plot_trials', 'summary_html',
-           'warnings_html', 'trial_info', 'summarise', 'run_automl', 'classify', 'regress']
+           'warnings_html', 'is_equal', 'find_class', 'trial_info', 'summarise', 'run_automl', 'classify', 'regress']
 
 # %% ../../nbs/automl/03_summary.ipynb #5cf8e62a
 import base64
@@ -18,10 +18,10 @@ from typing import Any
 import pandas as pd
 
 from .dataset import Dataset, prepare, read_dataset
-from .search import Search, check_label, check_metric, read_settings, run_search
+from .search import Search, check_metric, read_settings, run_search
 from .trials import DIRECTIONS, metric_name
 from ..env import Env, load_env
-from ..errors import MlopsError
+from ..errors import MlopsError, unknown
 from ..models import registry
 from ..pictures import DARK, LINES, canvas, legend
 
@@ -143,6 +143,27 @@ def warnings_html(summary: AutoMLSummary) -> str:  # "" without warnings
     items = "".join(f"<li>{html.escape(text)}</li>" for text in summary.warnings)
     return f"<p>About the data (<code>{html.escape(str(summary.data_exploration))}</code>):</p><ul>{items}</ul>"
 
+# %% ../../nbs/automl/03_summary.ipynb #f2835177
+def is_equal(first: Any, second: Any) -> bool:
+    "Return whether two values are equal; False where the comparison is undefined, as with NA or an array."
+    try: return bool(first == second)
+    except (TypeError, ValueError): return False
+
+def find_class(dataset: Dataset, pos_label: Any) -> Any:  # None for None
+    """Return the class that is meant by pos_label; raise MlopsError if it is not one of two classes.
+
+    A value that is equal (True for 1) or has the same text ("True" for True) means the class."""
+    if pos_label is None: return None
+    target = f"the target {dataset.target_col!r}"
+    if dataset.kind != "classify":
+        raise MlopsError("pos_label needs two classes; a regression has none", "leave it out")
+    classes = sorted(set(dataset.frame[dataset.target_col]))
+    equal = [value for value in classes if is_equal(value, pos_label)]
+    matches = equal or [value for value in classes if str(value) == str(pos_label)]
+    if not matches: raise unknown("pos_label", pos_label, classes, where=target)
+    if len(classes) > 2: raise MlopsError(f"pos_label needs two classes; {target} has {len(classes)}", "leave it out")
+    return matches[0]
+
 # %% ../../nbs/automl/03_summary.ipynb #d82772bc
 def trial_info(search: Search, trial: Any) -> TrialInfo:  # of an optuna FrozenTrial
     "Return the result of a trial from the study."
@@ -170,7 +191,7 @@ def run_automl(dataset: Any, target_col: str, kind: str, primary_metric: str, op
     settings.env = settings.env or load_env()
     rows = read_dataset(dataset, settings.env)
     ready = prepare(rows, target_col, kind, settings.time_col, settings.exclude_cols)
-    if kind == "classify": check_label(ready, settings.pos_label)
+    settings.pos_label = find_class(ready, settings.pos_label)
     search, exploration_warnings = run_search(ready, primary_metric, settings)
     return summarise(search, exploration_warnings)
 

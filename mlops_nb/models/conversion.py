@@ -82,7 +82,8 @@ def far_times(column: pd.Series) -> pd.Series:
 
 def not_times(name: str, error: Exception) -> MlopsError:
     "Return the error for a column with a value that is no time."
-    return MlopsError(f"column {name!r} contains values that are no times: {str(error).splitlines()[0]}",
+    reason = str(error).partition(" You might want")[0].partition("\n")[0].rstrip(".")
+    return MlopsError(f"column {name!r} contains values that are no times: {reason}",
                       "write times as 2013-04-01 or 2013-04-01T12:00")
 
 # %% ../../nbs/models/13_conversion.ipynb #0f9b8ecf
@@ -124,7 +125,7 @@ def checked_texts(column: pd.Series) -> pd.Series:
 def fits_int64(column: pd.Series) -> bool:
     "Return whether every whole number of a column is between -2**63 and 2**63 - 1."
     values = column.astype(object)
-    return -2**63 <= min(values) and max(values) < 2**63
+    return values.empty or (-2**63 <= min(values) and max(values) < 2**63)
 
 # %% ../../nbs/models/13_conversion.ipynb #0765ee16
 def unusable_reason(column: pd.Series) -> str:

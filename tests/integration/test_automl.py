@@ -157,6 +157,8 @@ def test_the_summary_has_warnings_about_the_data(classified):
     code = [cell for cell in nbformat.read(summary.data_exploration, 4).cells if cell.cell_type == "code"]
     pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 3
+    for name in ("nothing", "always"):
+        assert [text for text in summary.warnings if text.startswith(f"{name}:") and "left out" not in text] == []
     assert "known after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
 
 
@@ -310,7 +312,9 @@ def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spar
     target = replace(env, state=store.state, tracking_uri=store.tracking_uri, registry_uri=store.registry_uri)
     positive, as_of = "yes $\\frac{", date(2020, 6, 1)
     version = register_best(summary, target, "late_order", as_of, pos_label=positive)
-    assert register_best(summary, target, "late_order", as_of).version == version.version, "registered once"
+    assert register_best(summary, target, "late_order", str(as_of)).version == version.version, "registered once"
+    with pytest.raises(MlopsError, match="with threshold 0.5, not threshold 0.2"):
+        register_best(summary, target, "late_order", as_of, threshold=0.2)
     expected = {"as_of": "2020-06-01", "trained_through": "2020-04-28", "held_out_from": "2020-04-29",  # days in UTC
                 "held_out_to": "2020-05-28", "threshold": "0.5", "pos_label": positive, "target_col": ODD_TARGET}
     assert {name: version.tags.get(name) for name in expected} == expected
@@ -323,6 +327,7 @@ def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spar
     from_spark = frame.assign(**dict(zip(names, [table[name] for name in table], strict=True)))
     assert best.predict(from_spark).tolist() == best.predict(frame).tolist(), "as Spark returns these columns"
     labels = (later[ODD_TARGET] == positive).to_numpy(int)
+    with pytest.raises(MlopsError, match="lack the columns"): automl_contender(version, later.drop(columns="x"))
     prediction = automl_contender(version, later).prediction
     loss = -np.mean(np.log(np.where(labels == 1, prediction, 1 - prediction)))
     assert loss < math.log(2)
@@ -330,8 +335,6 @@ def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spar
     with pytest.raises(MlopsError, match="has not passed validation"):
         promotion.deploy(spark, target, version, {}, {}, None)
     validation.validate_version(target, version.name, version.version, checks)
-    validated = mlflow.MlflowClient(target.tracking_uri, target.registry_uri).get_model_version(
-        version.name, version.version)
 
     def match(challenger, champion):
         constant = promotion.Contender("a constant", np.full(len(later), 0.5), 0.5)
@@ -339,7 +342,7 @@ def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spar
 
     rule = {"mode": "compare", "metric": "log_loss", "greater_is_better": False, "min_rows": 10,
             "min_relative_change": 0, "confidence": 0.8, "floor": 0.7}
-    text, comparison, _ = promotion.deploy(spark, target, validated, rule, {"missed": 2, "false_warning": 1}, match)
+    text, comparison, _ = promotion.deploy(spark, target, version, rule, {"missed": 2, "false_warning": 1}, match)
     assert comparison.metrics.iloc[:, 0]["log_loss"] == pytest.approx(loss) and "is Champion" in text
     champion = mlflow.pyfunc.load_model(f"models:/{version.name}@champion")
     assert champion.predict(later).tolist() == best.predict(later).tolist()

@@ -25,8 +25,8 @@ from mlops_nb.automl.dataset import (
     split_by_hash,
     split_by_time,
 )
-from mlops_nb.automl.registration import class_tags, period_tags
-from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, classify
+from mlops_nb.automl.registration import class_tags, period_tags, read_as_of, require_inputs, require_same_tags
+from mlops_nb.automl.summary import AutoMLSummary, TrialInfo, better_first, classify, regress
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs.execute import Outcome
 from mlops_nb.models.conversion import as_time, model_frame
@@ -242,7 +242,39 @@ def test_the_tags_of_a_version_name_the_days_of_its_split():
                     "held_out_to": str(max(held_out))}
     with pytest.raises(MlopsError, match="not before as_of 2020-02-01"): period_tags(ready, datetime.date(2020, 2, 1))
     assert class_tags(ready, "no", 0.2) == {"pos_label": "no", "threshold": "0.2"}
-    with pytest.raises(MlopsError, match="write a probability"): class_tags(ready, "no", 2)
+    for threshold in (2, "0.5", float("nan"), True, None):
+        with pytest.raises(MlopsError, match="write a probability"): class_tags(ready, "no", threshold)
+    by_step = prepare(orders().assign(at=range(200)), "returned", "classify", time_col="at")
+    assert period_tags(by_step, datetime.date(2020, 3, 1)) == {"as_of": "2020-03-01", "trained_through": "2020-02-29"}
+
+
+@pytest.mark.parametrize("target, labels, text", [
+    ([True, False], [1, True, np.True_, "True", None], "True"), ([1.0, 0.0, None], [True, 1.0, "1", np.int64(1)], "1"),
+    ([0.5, 1.5], ["0.5", 0.5], "0.5"), (["1", "2"], [1, "1"], "1"), ([Decimal(1), Decimal(0)], [True, "1"], "1")])
+def test_the_positive_class_has_the_text_by_which_the_model_names_it(target, labels, text):
+    ready = prepare(orders().assign(y=pd.Series((target * 100)[:200], dtype=object)), "y", "classify")
+    assert text in [str(label) for label in np.unique(ready.frame.y)], "the columns of the model's probabilities"
+    assert {class_tags(ready, label, 0.5)["pos_label"] for label in labels} == {text}
+    for label in ("2013", pd.NA, [1, 2], np.array([0, 1])):
+        with pytest.raises(MlopsError, match="no pos_label"): class_tags(ready, label, 0.5)
+
+
+def test_a_day_is_given_as_a_date_a_midnight_or_text():
+    day = datetime.date(2020, 4, 1)
+    for value in (day, datetime.datetime(2020, 4, 1), pd.Timestamp(day), pd.Timestamp(day, tz="UTC"), "2020-04-01"):
+        assert read_as_of(value) == day and type(read_as_of(value)) is datetime.date
+    for value in ("April", "", 20200401, None, pd.NaT, pd.Timestamp("2020-04-01 08:00"), pd.Timestamp(day, tz="Japan")):
+        with pytest.raises(MlopsError, match="as_of is .*\n.*write a day"): read_as_of(value)
+
+
+def test_a_registered_trial_keeps_its_tags_and_rows_need_the_features():
+    version = SimpleNamespace(name="dev.a.b", version="3", tags={"threshold": "0.5", "pos_label": "1", "git_sha": "x"})
+    require_same_tags(version, {"threshold": "0.5", "pos_label": "1"})
+    with pytest.raises(MlopsError, match="v3 of dev.a.b with threshold 0.5, note not set, not threshold 0.3, note 7"):
+        require_same_tags(version, {"threshold": "0.3", "pos_label": "1", "note": 7})
+    require_inputs("dev.a.b v3", ["amount", "items"], orders())
+    with pytest.raises(MlopsError, match="lack the columns \\['amount'\\] that dev.a.b v3 needs\n.*country, items"):
+        require_inputs("dev.a.b v3", ["amount", "items"], orders().drop(columns="amount"))
 
 
 @pytest.mark.parametrize("change, target, kind, options, words", [
@@ -254,6 +286,8 @@ def test_the_tags_of_a_version_name_the_days_of_its_split():
     (lambda f: f, "returned", "classify", {"time_col": "day"}, "no time column 'day'"),
     (lambda f: f.assign(returned="no"), "returned", "classify", {}, "one value only, 'no'"),
     (lambda f: f.head(20), "returned", "classify", {}, "20 rows .* at least 50"),
+    (lambda f: f.head(0), "returned", "classify", {}, "0 rows .* at least 50"),
+    (lambda f: f.assign(returned=None), "returned", "classify", {}, "0 rows .* at least 50"),
     (lambda f: f, "returned", "regress", {}, "is not numeric: it contains"),
     (lambda f: f, "amount", "classify", {}, "use regress"),
     (lambda f: f[["country", "returned"]].assign(country=None), "returned", "classify", {},
@@ -261,7 +295,7 @@ def test_the_tags_of_a_version_name_the_days_of_its_split():
     (lambda f: f.assign(day="2013-01-01"), "returned", "classify", {"time_col": "day"},
      "part 'validate' of the split is empty"),
     (lambda f: f.assign(day="some day"), "returned", "classify", {"time_col": "day"},
-     "column 'day' contains values that are no times"),
+     "contains values that are no times: Time data some day is not ISO8601 format, at position 0\n  write times"),
     (lambda f: f.assign(returned=[2**63 + (0, 1, 5000)[i % 3] for i in range(200)]), "returned", "classify", {},
      "the target 'returned': 3 different numbers become 2\n.*as text"),
     (lambda f: f.assign(returned=[2**63 + i % 2 for i in range(200)]), "returned", "classify", {}, "2 .* become 1"),
@@ -439,11 +473,15 @@ def test_the_summary_puts_the_best_first_and_failures_last(metric, best):
 def test_settings_are_checked_before_anything_runs():
     env = SimpleNamespace()
     for options, words in (({"max_trial": 3}, "no setting 'max_trial'"), ({"max_trials": 0}, "max_trials is 0"),
-                           ({"timeout_minutes": "5"}, "timeout_minutes is '5'")):
+                           ({"timeout_minutes": "5"}, "timeout_minutes is '5'"),
+                           ({"families": "linear"}, "families is a list, not 'linear'\n.*\\['linear'\\]"),
+                           ({"exclude_frameworks": 3}, "exclude_frameworks is a list, not 3")):
         with pytest.raises(MlopsError, match=words): classify(orders(), "returned", env=env, **options)
     with pytest.raises(MlopsError, match="no pos_label 'maybe'.*\n.*yes"):
         classify(orders(), "returned", env=env, pos_label="maybe")
     with pytest.raises(MlopsError, match="not int"): classify(3, "returned", env=env)
+    with pytest.raises(MlopsError, match="a regression has none"):
+        regress(orders(), "amount", env=env, pos_label=1)
 
 
 def test_a_search_with_other_rows_needs_another_name(tmp_path):
