@@ -191,7 +191,8 @@ def deployment_summary(version: Any, champion: Any | None, comparison: Compariso
 def deploy(spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
            make_match: Callable[[Any, Any | None], Match],  # from the version, and the Champion or None
            ) -> tuple[str, Comparison | None, str | None]:  # the result in a sentence, the comparison, its run_id
-    "Make the version Challenger, and Champion if it satisfies the rule."
+    "Make the version Challenger, and Champion if it satisfies the rule. Its tags are read again from the registry."
+    with registry.registry_errors(env): version = registry.get_version(env, version.name, version.version)
     require_validated(version)
     require_not_rolled_back(env, version)
     name, label = env.check_write(version.name), f"{version.name} v{version.version}"
