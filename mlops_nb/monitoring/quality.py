@@ -88,7 +88,7 @@ def class_scores(counts: pd.DataFrame,  # prediction, label and n of one group
 # %% ../../nbs/monitoring/02_quality.ipynb #6cf5e37c
 PROBABILITY_SCORES_SQL = """
 WITH numbers AS (SELECT group_id, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y FROM {{groups}}),
-evaluated AS (SELECT * FROM numbers WHERE p BETWEEN 0 AND 1 AND y IN (0, 1)),
+evaluated AS (SELECT group_id, abs(p) AS p, y FROM numbers WHERE p BETWEEN 0 AND 1 AND y IN (0, 1)),  -- -0.0 is 0.0
 counted AS (SELECT group_id, p, count(*) AS n, sum(y) AS positive FROM evaluated GROUP BY group_id, p),
 placed AS (SELECT *, sum(n - positive) OVER (PARTITION BY group_id ORDER BY p) - (n - positive) / 2 AS below,
     least(greatest(p, {epsilon}D), 1 - {epsilon}D) AS q FROM counted)
