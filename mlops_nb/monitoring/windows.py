@@ -152,7 +152,7 @@ def column_types(rows) -> dict[str, str]:  # such as {"prediction": "double"}
 def text_sql(expression: str, data_type: str) -> str:  # a SQL expression of type string
     "Return the SQL expression for a value as text, in which -0.0 and 0.0 are one value."
     text = f"CAST(({expression}) AS STRING)"
-    return f"CASE WHEN ({expression}) = 0 THEN '0.0' ELSE {text} END" if data_type in ("float", "double") else text
+    return f"CASE WHEN ({expression}) = 0D THEN '0.0' ELSE {text} END" if data_type in ("float", "double") else text
 
 def moment_sql(rows, monitor: Monitor) -> str:  # a SQL expression of type timestamp
     "Return the SQL expression for the time of a prediction; a date is midnight of that day in the monitor's time zone."
