@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUCKETS', 'TIME_TYPES', 'TEXT_TYPES', 'BUCKET_COUNTS_SQL', 'COLUMN', 'LARGEST_NUMBER', 'FREQUENT', 'data_types',
-           'column_kind', 'columns_of_kinds', 'stack_columns', 'with_column_names', 'count_numbers', 'quantiles',
-           'describe_numbers', 'bucket_quantiles', 'with_percents', 'count_texts', 'describe_text', 'describe_texts']
+           'column_kind', 'columns_of_kinds', 'stack_columns', 'with_column_names', 'count_numbers', 'wide_columns',
+           'with_distinct_counts', 'quantiles', 'describe_numbers', 'bucket_quantiles', 'with_percents', 'count_texts',
+           'describe_text', 'describe_texts']
 
 # %% ../../nbs/monitoring/01_profiles.ipynb #5111555b
 from collections.abc import Iterable, Mapping
@@ -46,7 +47,7 @@ def columns_of_kinds(types: Mapping[str, str], kinds: tuple) -> list[str]:
 
 def stack_columns(types: Mapping[str, str], kinds: tuple) -> str:  # a SQL expression with the columns place and value
     "Return the expression that gives one row per column of these kinds: its index and its value; times are in seconds."
-    casts = {"text": "CAST({} AS STRING)", "number": "CAST({} AS DOUBLE)",
+    casts = {"text": "CAST({} AS STRING)", "number": "CAST({} AS DOUBLE) + 0D",  # + 0 turns -0.0 into 0.0
              "time": "CAST(CAST({} AS TIMESTAMP) AS DOUBLE)"}
     pairs = []
     for place, name in enumerate(columns_of_kinds(types, kinds)):
@@ -88,7 +89,32 @@ def count_numbers(groups, names: pd.DataFrame,  # from `group_names`
     counts = with_group_columns(with_column_names(counts, types, ("number", "time")), names)
     mean = counts.centre + counts["shift"] / counts.n  # of the values in a bucket, up to rounding
     counts["mean"] = mean.clip(counts.low, counts.high)
+    counts = with_distinct_counts(counts, groups, names, types)
     return counts.sort_values([*GROUP, "column_name", "bucket"], na_position="first", ignore_index=True)
+
+def wide_columns(counts: pd.DataFrame,  # with column_name, low and high
+                 types: Mapping[str, str]) -> list[str]:
+    "Return the columns whose distinct values may be one double: long decimals, and whole numbers beyond 2**53."
+    large = counts.column_name[counts[["low", "high"]].abs().max(axis=1) >= 2**53].unique()
+    long_decimals = [f"decimal({precision}," for precision in range(16, 39)]  # a double has 15 decimal digits
+    return [name for name, data_type in types.items()
+            if data_type.startswith(tuple(long_decimals)) or (data_type == "bigint" and name in large)]
+
+def with_distinct_counts(counts: pd.DataFrame,  # by GROUP, column_name and bucket
+                         groups, names: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFrame:
+    "Add the number of distinct values of each group and column, without nulls and NaN."
+    keys = [*GROUP, "column_name"]
+    in_buckets = counts.different.where(counts.bucket.notna(), 0)
+    distinct = in_buckets.groupby([counts[key] for key in keys], dropna=False).transform("sum")
+    counts, wide = counts.assign(distinct_count=distinct), wide_columns(counts, types)
+    if not wide: return counts
+    exact = [f"count(DISTINCT {quoted(name)}) AS distinct_{i}" for i, name in enumerate(wide)]
+    sql = f"SELECT group_id, {', '.join(exact)} FROM {{groups}} GROUP BY group_id"
+    table = groups.sparkSession.sql(sql, groups=groups).toArrow().to_pandas().set_axis(["group_id", *wide], axis=1)
+    table = table.melt("group_id", var_name="column_name", value_name="exact_count")
+    counts = counts.merge(with_group_columns(table, names), on=keys, how="left")
+    distinct = counts.exact_count.fillna(counts.distinct_count).astype(int)
+    return counts.assign(distinct_count=distinct).drop(columns="exact_count")
 
 # %% ../../nbs/monitoring/01_profiles.ipynb #23b4f196
 def quantiles(values: np.ndarray, counts: np.ndarray,  # ascending: the largest value of each bucket, and its rows
@@ -105,11 +131,11 @@ def describe_numbers(counts: pd.DataFrame,  # what `count_numbers` returns
     "Compute counts, moments and quantiles of each numeric column in each group."
     keys = [*GROUP, "column_name"]
     is_value = counts.bucket.notna()  # neither null nor NaN
-    counts = counts.assign(distinct_count=counts.different.where(is_value, 0), known=counts.n.where(is_value, 0))
+    counts = counts.assign(known=counts.n.where(is_value, 0))
     sums = counts.groupby(keys, dropna=False)
     table = sums.agg(count=("n", "sum"), num_nulls=("nulls", "sum"), num_zeros=("zeros", "sum"),
                      num_nan=("nans", "sum"), known=("known", "sum"),
-                     distinct_count=("distinct_count", "sum"), min=("low", "min"), max=("high", "max"),
+                     distinct_count=("distinct_count", "max"), min=("low", "min"), max=("high", "max"),
                      centre=("centre", "max"), shift=("shift", "sum"), squares=("squares", "sum")).reset_index()
     shift = table["shift"] / table.known
     table["avg"] = table.centre + shift

@@ -16,7 +16,7 @@ from ..data.contracts import NUMBER_TYPES
 from ..data.sql import quoted
 from ..errors import MlopsError
 from ..models.metrics import EPSILON
-from .windows import GROUP, REGRESSION, Monitor, as_groups, by_group
+from .windows import GROUP, REGRESSION, Monitor, as_groups, by_group, column_types, text_sql
 
 # %% ../../nbs/monitoring/02_quality.ipynb #83d8c985
 def check_numbers(types: dict[str, str],  # the type of each column
@@ -30,7 +30,7 @@ def check_numbers(types: dict[str, str],  # the type of each column
 
 def check_label_columns(rows, monitor: Monitor) -> None:  # rows: DataFrame with the columns of the monitor
     "Raise MlopsError if the types of predictions and labels do not match the monitor, or each other."
-    types = {f.name: f.dataType.simpleString() for f in rows.schema.fields}
+    types = column_types(rows)
     if monitor.problem_type == REGRESSION: check_numbers(types, monitor, "prediction_col", "label_col")
     check_numbers(types, monitor, "prediction_proba_col")
     if monitor.problem_type == REGRESSION or not monitor.label_col: return
@@ -54,10 +54,10 @@ def count_classes(groups, names: pd.DataFrame,  # from `group_names`
     return counts.sort_values([*GROUP, "label", "prediction"], ignore_index=True)
 
 def class_text(rows, column: str) -> str:  # a SQL expression of type string
-    "Return the SQL expression for a class as text; NaN is null."
-    text = f"CAST({quoted(column)} AS STRING)"
-    types = {f.name: f.dataType.simpleString() for f in rows.schema.fields}
-    return f"CASE WHEN NOT isnan({quoted(column)}) THEN {text} END" if types[column] in ("float", "double") else text
+    "Return the SQL expression for a class as text; NaN is null, and -0.0 is the class 0.0."
+    data_type = column_types(rows)[column]
+    text = text_sql(quoted(column), data_type)
+    return f"CASE WHEN NOT isnan({quoted(column)}) THEN {text} END" if data_type in ("float", "double") else text
 
 # %% ../../nbs/monitoring/02_quality.ipynb #63999648
 def class_averages(scores: dict[str, float],  # by class
@@ -88,7 +88,7 @@ def class_scores(counts: pd.DataFrame,  # prediction, label and n of one group
 # %% ../../nbs/monitoring/02_quality.ipynb #6cf5e37c
 PROBABILITY_SCORES_SQL = """
 WITH numbers AS (SELECT group_id, CAST({proba} AS DOUBLE) AS p, CAST({label} AS DOUBLE) AS y FROM {{groups}}),
-evaluated AS (SELECT * FROM numbers WHERE p BETWEEN 0 AND 1 AND y IN (0, 1)),
+evaluated AS (SELECT group_id, abs(p) AS p, y FROM numbers WHERE p BETWEEN 0 AND 1 AND y IN (0, 1)),  -- -0.0 is 0.0
 counted AS (SELECT group_id, p, count(*) AS n, sum(y) AS positive FROM evaluated GROUP BY group_id, p),
 placed AS (SELECT *, sum(n - positive) OVER (PARTITION BY group_id ORDER BY p) - (n - positive) / 2 AS below,
     least(greatest(p, {epsilon}D), 1 - {epsilon}D) AS q FROM counted)

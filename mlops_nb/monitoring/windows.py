@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['METRIC_TYPES', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'GRANULARITIES', 'GROUP', 'HAS_WINDOW',
            'CustomMetric', 'read_custom_metrics', 'Monitor', 'as_monitor', 'parse_granularity', 'window_start',
-           'window_end', 'slice_name', 'slice_sql', 'with_windows', 'boolean_slices', 'count_versions', 'group_id_sql',
-           'with_groups', 'slice_rows', 'as_groups', 'group_names', 'with_group_columns', 'by_group']
+           'window_end', 'slice_name', 'column_types', 'text_sql', 'moment_sql', 'version_sql', 'slice_sql',
+           'slice_types', 'with_windows', 'boolean_slices', 'count_versions', 'group_id_sql', 'with_groups',
+           'slice_rows', 'as_groups', 'group_names', 'with_group_columns', 'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
 import re
@@ -110,14 +111,16 @@ def parse_granularity(granularity: str) -> tuple[int, str]:  # a number and one 
     raise MlopsError(f"no granularity {granularity!r}", f"there are: {', '.join(GRANULARITIES)}")
 
 # %% ../../nbs/monitoring/00_windows.ipynb #e101dcaa
-def window_start(granularity: str, column: str, time_zone: str) -> str:  # a SQL expression of type timestamp
+def window_start(granularity: str,
+                 moment: str,  # a SQL expression of type timestamp, such as a column
+                 time_zone: str) -> str:  # a SQL expression of type timestamp
     "Return the SQL expression for the start of the window that contains a timestamp."
     number, unit = parse_granularity(granularity)
     if unit in ("minute", "hour"):
         seconds = number * (60 if unit == "minute" else 3600)
-        return f"timestamp_seconds(floor(unix_seconds({quoted(column)}) / {seconds}) * {seconds})"
+        return f"timestamp_seconds(floor(unix_seconds({moment}) / {seconds}) * {seconds})"
     zone = sql_text(time_zone)
-    local = f"from_utc_timestamp({quoted(column)}, {zone})"
+    local = f"from_utc_timestamp({moment}, {zone})"
     if unit != "week": return f"to_utc_timestamp(date_trunc('{unit}', {local}), {zone})"
     days_since_start = f"pmod(datediff(to_date({local}), DATE'1970-01-05'), {7 * number})"
     return f"to_utc_timestamp(CAST(date_sub(to_date({local}), {days_since_start}) AS TIMESTAMP), {zone})"
@@ -142,10 +145,35 @@ def slice_name(i: int) -> str:
     "Return the name of the column that contains the values of a slicing expression."
     return f"slice_{i}"
 
+def column_types(rows) -> dict[str, str]:  # such as {"prediction": "double"}
+    "Return the SQL types of a DataFrame's columns."
+    return {field.name: field.dataType.simpleString() for field in rows.schema.fields}
+
+def text_sql(expression: str, data_type: str) -> str:  # a SQL expression of type string
+    "Return the SQL expression for a value as text, in which -0.0 and 0.0 are one value."
+    text = f"CAST(({expression}) AS STRING)"
+    return f"CASE WHEN ({expression}) = 0D THEN '0.0' ELSE {text} END" if data_type in ("float", "double") else text
+
+def moment_sql(rows, monitor: Monitor) -> str:  # a SQL expression of type timestamp
+    "Return the SQL expression for the time of a prediction; a date is midnight of that day in the monitor's time zone."
+    column = quoted(monitor.timestamp_col)
+    if column_types(rows)[monitor.timestamp_col] != "date": return column
+    return f"to_utc_timestamp(CAST({column} AS TIMESTAMP), {sql_text(monitor.time_zone)})"
+
+def version_sql(rows, monitor: Monitor) -> str:  # a SQL expression of type string
+    "Return the SQL expression for the model version."
+    return text_sql(quoted(monitor.model_id_col), column_types(rows)[monitor.model_id_col])
+
 def slice_sql(rows, monitor: Monitor) -> list[str]:  # SQL expressions
     "Return the slicing expressions with double literals where they are about doubles."
-    types = dict(rows.dtypes)
+    types = column_types(rows)
     return [with_double_literals(expression, types) for expression in monitor.slicing_exprs]
+
+def slice_types(rows, monitor: Monitor) -> list[str]:
+    "Return the SQL types of the monitor's slicing expressions."
+    if not monitor.slicing_exprs: return []
+    expressions = [f"({expression}) AS {slice_name(i)}" for i, expression in enumerate(slice_sql(rows, monitor))]
+    return list(column_types(rows.selectExpr(*expressions)).values())
 
 def with_windows(rows, monitor: Monitor, columns: Iterable[str],
                  granularity: str | None,  # None: the baseline
@@ -155,20 +183,18 @@ def with_windows(rows, monitor: Monitor, columns: Iterable[str],
     for name in needed:
         if name not in rows.columns: raise unknown("column", name, rows.columns, where="the rows to be monitored")
     start = "CAST(NULL AS TIMESTAMP)"
-    if granularity: start = window_start(granularity, monitor.timestamp_col, monitor.time_zone)
-    slices = [f"CAST(({expression}) AS STRING) AS {slice_name(i)}"
-              for i, expression in enumerate(slice_sql(rows, monitor))]
+    if granularity: start = window_start(granularity, moment_sql(rows, monitor), monitor.time_zone)
+    expressions = zip(slice_sql(rows, monitor), slice_types(rows, monitor), strict=True)
+    slices = [f"{text_sql(*typed)} AS {slice_name(i)}" for i, typed in enumerate(expressions)]
     log_type = "INPUT" if granularity else "BASELINE"
     return rows.selectExpr(f"'{log_type}' AS log_type", f"{start} AS window_start",
-                           f"CAST({quoted(monitor.model_id_col)} AS STRING) AS model_id", *slices,
+                           f"{version_sql(rows, monitor)} AS model_id", *slices,
                            *map(quoted, columns))
 
 # %% ../../nbs/monitoring/00_windows.ipynb #3e38a70d
 def boolean_slices(rows, monitor: Monitor) -> list[str]:  # rows: DataFrame with the columns of the monitored table
     "Return the monitor's slicing expressions whose values are true and false."
-    if not monitor.slicing_exprs: return []
-    expressions = [f"({expression}) AS {slice_name(i)}" for i, expression in enumerate(slice_sql(rows, monitor))]
-    types = [field.dataType.simpleString() for field in rows.selectExpr(*expressions).schema.fields]
+    types = slice_types(rows, monitor)
     return [expression for expression, data_type in zip(monitor.slicing_exprs, types, strict=True)
             if data_type == "boolean"]
 

@@ -17,6 +17,7 @@ from mlops_nb.monitoring import profiles
 from mlops_nb.monitoring.drift import number_drift
 from mlops_nb.monitoring.metric_tables import drift_columns, measure, profile_columns, write_metrics
 from mlops_nb.monitoring.noise import (
+    baseline_days,
     difference_noise,
     drift_noise,
     noise_limits,
@@ -184,12 +185,12 @@ def test_the_tables_have_databricks_columns_and_a_second_run_changes_nothing(hom
 
 def test_other_granularities_stay(home, metrics):
     (spark, env), (_, _, measured) = home, metrics
-    write_metrics(spark, env, "both", measured, MONITOR, "1 month")
-    before = tables.read(spark, env, "both_profile_metrics").count()
-    write_metrics(spark, env, "both", measured, MONITOR, "1 week")
-    write_metrics(spark, env, "both", replace(measured, profile=measured.profile.head(3)), MONITOR, "1 week")
-    counts = tables.read(spark, env, "both_profile_metrics").groupBy("granularity").count().collect()
-    assert dict(map(tuple, counts)) == {"1 month": before, "1 week": 3}
+    for granularity, rows in (("1 month", 20), ("1 week", 10), ("1 week", 3)):
+        some = replace(measured, profile=measured.profile.head(rows), drift=measured.drift.head(rows))
+        write_metrics(spark, env, "both", some, MONITOR, granularity)
+    for kind in ("profile", "drift"):
+        counts = tables.read(spark, env, f"both_{kind}_metrics").groupBy("granularity").count().collect()
+        assert dict(map(tuple, counts)) == {"1 month": 20, "1 week": 3}
 
 
 def test_rows_without_a_baseline_have_consecutive_drift_only(home):
@@ -338,6 +339,29 @@ def test_a_probability_or_a_label_that_is_nan_is_missing(home):
     assert (nans["prediction"], nans["late"], nans["warning"]) == (2, 1, 1)
 
 
+def test_both_zeros_are_one_value_and_large_numbers_are_distinct(home):
+    "Row i has the id 10**18 + i; a double has 53 bits. The dates are local days."
+    spark, env = home
+    ids = [10**18 + i for i in range(4)]
+    values = zip(["0.0", "-0.0", "0.0", "1.0"], ["-0.0", "0.0", "0.0", "1.0"], ids, strict=True)
+    rows = ", ".join(f"(CAST('{label}' AS DOUBLE), CAST('{other}' AS DOUBLE), {i})" for label, other, i in values)
+    frame = spark.sql("SELECT DATE'2013-04-01' AS at, y AS late, z AS version, z AS warning, z AS prediction, id, "
+                      f"CAST(id + 0.25BD AS DECIMAL(38,2)) AS amount FROM VALUES {rows} AS t(y, z, id)")
+    monitor = Monitor("at", "version", "warning", "late", "prediction", slicing_exprs=("late",), time_zone=ZONE)
+    measured = measure(spark, env, frame, monitor, "1 day", ["id", "amount"])
+    table = measured.part("INPUT").iloc[0]
+    assert (table.accuracy_score, table.roc_auc_score["one_vs_one"]["macro"]) == (1, 1)
+    assert measured.part("INPUT").index.tolist() == [pd.Timestamp("2013-04-01", tz=ZoneInfo(ZONE))]
+    profile = measured.profile[measured.profile.model_id == "*"].set_index("column_name")
+    slices = profile.loc[":table"].dropna(subset="slice_key")
+    assert dict(zip(slices.slice_value, slices["count"], strict=True)) == {"0.0": 3, "1.0": 1}
+    assert set(measured.profile.model_id) == {"*", "0.0", "1.0"}
+    whole = profile[profile.slice_key.isna()]
+    assert whole.distinct_count[["late", "prediction", "id", "amount"]].tolist() == [2, 2, 4, 4]
+    assert window_days(frame, monitor, "1 week").tolist() == [1, 1]
+    assert profile[profile.slice_value == "0.0"].distinct_count[["id", "amount"]].tolist() == [3, 3]
+
+
 def test_a_column_of_nan_and_one_other_value_keeps_its_nan(home):
     spark, env = home
     rows = small_rows(spark, *[("2013-04-05", "1", True, x) for x in (0.5, float("nan"), 0.5)])
@@ -478,6 +502,27 @@ def test_a_short_baseline_flags_nothing_and_gives_the_reason(home, limited):
     reasons = compare_windows(measured, TWO_SIDED, limits).reason.xs("1", level="model_id").unique().tolist()
     assert reasons == ["the baseline has 9 days, and the noise needs 14"]
     assert not any(compare_windows(measured, t, limits).broken.any() for t in (TWO_SIDED, INDEX))
+
+
+def test_rows_without_a_version_have_the_limits_of_a_version_and_rows_without_a_time_are_no_day(home, limited):
+    "Half of the rows have version 1, and copies of them none; the baseline has rows without a time."
+    spark, env = home
+    rows, base = (frame.where("version = 1") for frame in limited[2:])
+    rows = rows.where("at BETWEEN TIMESTAMP'2013-04-01 04:00:00Z' AND TIMESTAMP'2013-05-01 03:59:59Z'")
+    base = base.unionByName(base.limit(7).selectExpr("CAST(NULL AS TIMESTAMP) AS at", *base.columns[1:]))
+    names = ["at", "round(prediction, 1) AS prediction", "warning", "late"]
+    rows, base = (frame.selectExpr(*names, "stack(2, '1', CAST(NULL AS STRING)) AS (version)")
+                  for frame in (rows, base))
+    measured = measure(spark, env, rows, OBSERVED_TO_EXPECTED, "1 month", baseline=base)
+    limits = noise_limits(spark, rows, base, measured, OBSERVED_TO_EXPECTED, "1 month", [TWO_SIDED, INDEX])
+    for threshold in (TWO_SIDED, INDEX):
+        checked = compare_windows(measured, threshold, limits).reset_index()
+        own, unversioned = (checked[checked.model_id.isna() == missing] for missing in (False, True))
+        assert len(own) and np.isfinite(own.high).all() and own.reason.isna().all()
+        columns = ["window_start", "low", "high", "value"]
+        assert unversioned[columns].to_numpy().tolist() == own[columns].to_numpy().tolist()
+    days = baseline_days(base, OBSERVED_TO_EXPECTED, [])
+    assert days.count("1") == days.count(None) == limited[1]["at"].dt.tz_convert(ZONE).dt.date.nunique()
 
 
 def test_a_mean_cannot_be_added_up_over_days(home, limited):

@@ -311,7 +311,34 @@ def test_each_version_has_its_own_baseline():
 def test_a_version_without_baseline_breaks_no_relative_limit():
     metrics = measured(0.9)
     metrics = replace(metrics, profile=metrics.profile[metrics.profile.log_type == "INPUT"])
-    assert flags(metrics, metric="log_loss", at_most=1.1, times_baseline=True) == [False]
+    relative = thresholds.Threshold("log_loss", at_most=1.1, times_baseline=True)
+    assert thresholds.compare_windows(metrics, relative).broken.tolist() == [False]
+    assert thresholds.unchecked(metrics, [relative], {}) == [
+        "1 window is not compared with the limit of log loss: there is no baseline"]
+    without_value = thresholds.unchecked(measured(0.9, 0.8, base=math.nan), [relative], {})
+    assert without_value == ["2 windows are not compared with the limit of log loss: "
+                             "the metric has no value on the baseline"]
+
+
+@pytest.mark.parametrize("base", [-10.0, 10.0])
+@pytest.mark.parametrize("limit, change, broken", [
+    ("at_most", 0, False), ("at_most", 1.9, False), ("at_most", 2.1, True), ("at_most", -9, False),
+    ("at_least", 0, False), ("at_least", -1.9, False), ("at_least", -2.1, True), ("at_least", 9, False)])
+def test_a_relative_limit_allows_a_share_of_the_absolute_value_of_the_baseline(base, limit, change, broken):
+    factor = {"at_most": 1.2, "at_least": 0.8}[limit]
+    metrics = measured(base + change, base=base)
+    assert flags(metrics, metric="log_loss", times_baseline=True, **{limit: factor}) == [broken]
+
+
+@pytest.mark.parametrize("value, limit, expected", [
+    (7.3e-6, 5e-6, "7.3e-06, above the limit 5e-06"), (0.58, 0.495, "0.5800, above the limit 0.4950"),
+    (0.50001, 0.50002, "0.50001, below the limit 0.50002"), (math.inf, 60, "inf, above the limit 60.0000"),
+    (0.1 + 0.2, 0.3, "0.30000000000000004, above the limit 0.29999999999999999")])
+def test_a_violation_has_the_numbers_that_were_compared(value, limit, expected):
+    threshold = thresholds.Threshold("log_loss", **{"at_most" if value > limit else "at_least": limit})
+    violation, = thresholds.violations(measured(value), [threshold], MONITOR, "1 month")
+    assert (violation["value"], violation["limit"]) == (value, limit)
+    assert thresholds.violation_text(violation) == f"log loss {expected}"
 
 
 def test_all_versions_together_and_slices_are_not_checked():
