@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_BASELINE_DAYS', 'DRIFT_DRAWS', 'DRIFT_METRICS', 'NO_VALUE', 'Noise', 'noise_of', 'sums_statistic',
            'difference_noise', 'ks_statistic', 'drift_noise', 'BaselineDays', 'day_sums', 'day_counts', 'shared_values',
-           'baseline_days', 'derived_metric', 'check_sums', 'sql_metric', 'window_days', 'noise_share', 'as_limits',
+           'baseline_days', 'derived_metric', 'check_sums', 'sql_metric', 'used_aggregates', 'check_rates',
+           'sums_monitor', 'days_by_column', 'baseline_row', 'window_days', 'noise_share', 'as_limits',
            'without_limits', 'no_limit_reason', 'drift_limits', 'metric_limits', 'noise_limits']
 
 # %% ../../nbs/monitoring/07_noise.ipynb #7300d823
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ..data.contracts import NUMBER_TYPES
 from ..data.sql import quoted
 from ..errors import MlopsError, unknown
 from mlops_nb.models.day_resampling import (
@@ -29,7 +31,7 @@ from mlops_nb.models.day_resampling import (
 )
 from . import custom_metrics, profiles, windows
 from .drift import ks_test, population_stability_index
-from .metric_tables import Measured, profile_columns
+from .metric_tables import Measured, check_column, check_has_values, profile_columns
 from .thresholds import NoiseLimits, Threshold
 from .windows import GROUP, CustomMetric, Monitor, parse_granularity, window_start
 
@@ -179,6 +181,56 @@ def sql_metric(spark, metric: CustomMetric, columns: Iterable[str]) -> Callable[
         return np.array(custom_metrics.row_values(spark, metric, table), dtype=float)  # null is nan
     return values
 
+# %% ../../nbs/monitoring/07_noise.ipynb #9b276011
+def used_aggregates(monitor: Monitor, metric: CustomMetric) -> list[CustomMetric]:
+    "Return the aggregates that a derived metric mentions; MlopsError if there are none, or if one is no number."
+    mentioned = custom_metrics.names_in(custom_metrics.metric_sql(metric))
+    aggregates = [aggregate for aggregate in custom_metrics.metrics_of_type(monitor, custom_metrics.AGGREGATE)
+                  if aggregate.name.lower() in mentioned]
+    hint = "define a metric with a false_alarm_rate by aggregates that are sums over rows"
+    if not aggregates: raise MlopsError(f"{metric} has a false_alarm_rate, but uses no aggregate", hint)
+    for aggregate in aggregates:
+        output = custom_metrics.output_type(aggregate).simpleString()
+        if output.partition("(")[0] not in NUMBER_TYPES:
+            raise MlopsError(f"{metric} has a false_alarm_rate, but uses {aggregate}, which is {output}, not a number",
+                             hint)
+    return aggregates
+
+def check_rates(monitor: Monitor, thresholds: Iterable[Threshold]) -> None:
+    "Raise MlopsError for a false_alarm_rate of a metric whose noise cannot be computed; needs no data."
+    for threshold in thresholds:
+        if threshold.false_alarm_rate is None or threshold.metric in DRIFT_METRICS: continue
+        metric = derived_metric(monitor, threshold.metric)
+        check_column(threshold.metric, threshold.column, metric.input_columns)
+        used_aggregates(monitor, metric)
+
+def sums_monitor(monitor: Monitor, column: str,  # an input column, or :table
+                 thresholds: Iterable[Threshold]) -> Monitor:  # on derived metrics
+    "Return a monitor with the aggregates that the thresholds on a column need; each is of `:table`, for this column."
+    needed = {}
+    for threshold in thresholds:
+        if threshold.column != column: continue
+        for aggregate in used_aggregates(monitor, derived_metric(monitor, threshold.metric)):
+            sql = custom_metrics.aggregate_sql(aggregate, column, monitor)
+            needed[aggregate.name] = replace(aggregate, input_columns=(":table",), definition=sql)
+    return replace(monitor, custom_metrics=tuple(needed.values()))
+
+def days_by_column(baseline, monitor: Monitor, thresholds: Iterable[Threshold],  # with a false_alarm_rate
+                   ) -> dict[str, BaselineDays]:  # the counts of all columns are in those of :table
+    "Compute the days of the baselines for thresholds on derived metrics of several columns, and on metrics of drift."
+    drifting = dict.fromkeys(t.column for t in thresholds if t.metric in DRIFT_METRICS)
+    derived = [t for t in thresholds if t.metric not in DRIFT_METRICS]
+    days = {":table": baseline_days(baseline, sums_monitor(monitor, ":table", derived), drifting)}
+    for column in dict.fromkeys(t.column for t in derived if t.column != ":table"):
+        days[column] = baseline_days(baseline, sums_monitor(monitor, column, derived), ())
+    return days
+
+def baseline_row(measured: Measured, version: str | None, column: str) -> pd.Series:
+    "Return the row of a column in the profile of a version's baseline."
+    p = measured.profile
+    of_version = p.model_id.isna() if version is None else p.model_id == version
+    return p[(p.log_type == "BASELINE") & of_version & p.slice_key.isna() & (p.column_name == column)].iloc[0]
+
 # %% ../../nbs/monitoring/07_noise.ipynb #5e56cb23
 def window_days(rows, monitor: Monitor, granularity: str) -> pd.Series:  # by window_start and model_id
     "Return the number of days with rows in each window of each version."
@@ -230,9 +282,10 @@ def metric_limits(spark, days: BaselineDays, measured: Measured, monitor: Monito
                   version: str, size: int) -> dict:  # low, high, reason
     "Compute the limits of a threshold for a version's windows with this number of days."
     if threshold.metric in DRIFT_METRICS: return drift_limits(days, threshold, version, size)
-    sums = days.sums.loc[version]
-    check_sums(sums, measured.part("BASELINE", version).iloc[0])
-    metric = sql_metric(spark, derived_metric(monitor, threshold.metric), sums.columns)
+    derived = derived_metric(monitor, threshold.metric)
+    sums = days.sums.loc[version][[aggregate.name for aggregate in used_aggregates(monitor, derived)]]
+    check_sums(sums, baseline_row(measured, version, threshold.column))
+    metric = sql_metric(spark, derived, sums.columns)
     statistic, count = sums_statistic(sums.to_numpy(), metric), len(sums)
     value = float(statistic(np.ones((1, count)))[0])
     if np.isnan(value): return without_limits(NO_VALUE)
@@ -245,12 +298,12 @@ def noise_limits(spark, rows, baseline,  # DataFrames; baseline: None if there i
     "Compute the limits of the thresholds with a false_alarm_rate for each window of each version."
     by_rate = [t for t in thresholds if t.false_alarm_rate is not None]
     if not by_rate: return {}
-    sizes, days, limits = window_days(rows, monitor, granularity), BaselineDays(), {}
-    if baseline is not None:
-        columns = dict.fromkeys(t.column for t in by_rate if t.metric in DRIFT_METRICS)
-        days = baseline_days(baseline, monitor, columns)
+    check_rates(monitor, by_rate)
+    for t in by_rate: check_has_values(measured, t.metric, t.column)
+    sizes, limits = window_days(rows, monitor, granularity), {}
+    days_of = {} if baseline is None else days_by_column(baseline, monitor, by_rate)
     for t in by_rate:
-        known = {}
+        days, known = days_of.get(":table" if t.metric in DRIFT_METRICS else t.column, BaselineDays()), {}
         for key in set(zip(sizes.index.get_level_values("model_id"), sizes, strict=True)):
             reason = no_limit_reason(days.count(key[0]), granularity)
             known[key] = without_limits(reason) if reason else metric_limits(spark, days, measured, monitor, t, *key)
