@@ -31,7 +31,8 @@ from mlops_nb.models.day_resampling import (
 )
 from . import custom_metrics, profiles, windows
 from .drift import ks_test, population_stability_index
-from .metric_tables import Measured, check_column, check_has_values, profile_columns
+from .metric_paths import check_column, check_has_values
+from .metric_tables import Measured, profile_columns
 from .thresholds import NoiseLimits, Threshold
 from .windows import GROUP, CustomMetric, Monitor, parse_granularity, window_start
 

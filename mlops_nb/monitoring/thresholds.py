@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OF_ALL_ROWS', 'NoiseLimits', 'MANY', 'Threshold', 'check_one_limit', 'check_settings', 'read_thresholds',
-           'check_not_of_slices', 'check_thresholds', 'inner_value', 'metric_of', 'rows_by_version', 'rows_of_metric',
-           'is_drift', 'window_values', 'baseline_values', 'with_limits', 'compare_windows', 'window_name',
-           'violations', 'violation_text', 'unchecked', 'metric_name', 'windows_title', 'plot_means', 'plot_shares',
-           'plot_numbers', 'with_places', 'annotate_values', 'plot_limits', 'value_range', 'plot_metric', 'window_axis',
-           'violated_windows', 'plot_counts', 'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
+           'check_thresholds', 'rows_by_version', 'rows_of_metric', 'is_drift', 'window_values', 'baseline_values',
+           'with_limits', 'compare_windows', 'window_name', 'violations', 'violation_text', 'unchecked', 'metric_name',
+           'windows_title', 'plot_means', 'plot_shares', 'plot_numbers', 'with_places', 'annotate_values',
+           'plot_limits', 'value_range', 'plot_metric', 'window_axis', 'violated_windows', 'plot_counts',
+           'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #064b6657
 import math
@@ -22,9 +22,10 @@ import numpy as np
 import pandas as pd
 
 from ..conf import is_number
-from ..errors import MlopsError, unknown, what_exists
-from .metric_tables import Measured, check_has_values, check_metric, watched_columns
-from .quality import EVALUATED_METRICS, FAIRNESS_METRICS, LABEL_METRICS, REGRESSION_METRICS
+from ..errors import MlopsError, unknown
+from .metric_paths import check_has_values, check_metric, check_not_of_slices, metric_of
+from .metric_tables import Measured, watched_columns
+from .quality import EVALUATED_METRICS, LABEL_METRICS, REGRESSION_METRICS
 from .windows import GROUP, REGRESSION, Monitor, parse_granularity
 from ..pictures import BLUE, GREY, NOTE_STYLE, ORANGE, RED, canvas, legend, percent_axis, thousands_axis
 
@@ -89,13 +90,6 @@ def read_thresholds(described: Iterable[Mapping]) -> list[Threshold]:
     return thresholds
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #f5950e02
-def check_not_of_slices(metric: str) -> None:
-    "Raise MlopsError for a metric that compares the two groups of a slice."
-    name = metric.partition(".")[0]
-    if name not in FAIRNESS_METRICS: return
-    raise MlopsError(f"{name} is a metric of slices, but a threshold is compared with the whole table",
-                     "remove the threshold; an alert can query the rows of slices in the table of profile metrics")
-
 def check_thresholds(thresholds: Iterable[Threshold], monitor: Monitor,
                      columns: Iterable[str] = (),  # profiled in addition to predictions and labels, as in `measure`
                      ) -> None:
@@ -107,29 +101,6 @@ def check_thresholds(thresholds: Iterable[Threshold], monitor: Monitor,
         check_metric(monitor, threshold.metric, threshold.column)
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #ddfb5a10
-def inner_value(value: Any,  # a number, or a struct as a dict; None or NaN if it is missing
-                path: str) -> Any:  # a number
-    "Follow the path of a metric into its value; MlopsError if the path does not lead to a number."
-    name, *keys = path.split(".")
-    for key in keys:
-        if not isinstance(value, dict | list | str) and pd.isna(value): return value
-        inner = dict(value) if isinstance(value, dict | list) else {}
-        if key not in inner: raise unknown("metric", path, [f"{name}.{other}" for other in inner], where="metric tables")
-        name, value = f"{name}.{key}", inner[key]
-    if isinstance(value, dict): paths = [f"{name}.{key}" for key in value]
-    elif isinstance(value, list | tuple | str | np.ndarray): paths = []
-    else: return value
-    hint = what_exists(path, paths) if paths else "give a metric that is a number"
-    raise MlopsError(f"the metric {path!r} of a threshold is not a number", hint)
-
-def metric_of(rows: pd.DataFrame, path: str) -> pd.Series:  # numbers, NaN where there are none
-    "Return a metric by its path into a struct, such as ks_test.statistic."
-    name, *keys = path.split(".")
-    known = set(rows) - {*GROUP, "column_name", "drift_type", "data_type"}
-    if name not in known: raise unknown("metric", name, known, where="the metric tables")
-    values = rows[name].map(lambda value: inner_value(value, path))
-    return pd.to_numeric(values)
-
 def rows_by_version(frame: pd.DataFrame, column: str) -> pd.DataFrame:  # by window_start and model_id
     "Return the rows of one column for the whole table and single versions."
     rows = frame[frame.slice_key.isna() & (frame.model_id != "*") & (frame.column_name == column)]
@@ -337,7 +308,8 @@ def plot_metric(axes: Any, names: list[str], checked: pd.DataFrame,  # what `wit
     if len(names) <= MANY: annotate_values(axes, checked)
     rate = threshold.false_alarm_rate
     plot_limits(axes, checked, "threshold" if rate is None else f"threshold, false-alarm rate {100 * rate:g} %")
-    axes.set(ylabel=metric_name(threshold.metric, threshold.column).replace(" of ", "\nof "), xlim=(-0.5, len(names) - 0.5), ylim=value_range(checked))
+    label = metric_name(threshold.metric, threshold.column).replace(" of ", "\nof ")
+    axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5), ylim=value_range(checked))
     legend(axes, loc="upper left")
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #6572d563
@@ -371,7 +343,8 @@ def plot_windows(measured: Measured, thresholds: Iterable[Threshold],
     names, checked = list(starts.values()), {t: compare_windows(measured, t, noise) for t in thresholds}
     flagged = violated_windows(checked, starts)
     drawn = [t for t in checked if flagged[t]] or list(checked)[:1]
-    has_means, plot_labels = "label_mean" in windows, plot_numbers if monitor.problem_type == REGRESSION else plot_shares
+    has_means = "label_mean" in windows
+    plot_labels = plot_numbers if monitor.problem_type == REGRESSION else plot_shares
     panels = len(drawn) + (has_means or not drawn)
     by_metric = {}
     for t in checked: by_metric.setdefault(metric_name(t.metric, t.column), set()).update(flagged[t])
