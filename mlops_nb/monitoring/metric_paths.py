@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_METRICS', 'inner_value', 'metric_of', 'check_column', 'column_kinds', 'check_has_values', 'number_paths',
-           'metric_types', 'check_metric', 'check_not_of_slices']
+           'metric_types', 'check_metric_path', 'check_not_of_slices']
 
 # %% ../../nbs/monitoring/08_metric_paths.ipynb #78c590bd
 from collections.abc import Iterable
@@ -90,7 +90,7 @@ def metric_types(monitor: Monitor) -> dict:  # {name: Arrow type}
     types |= custom_metrics.arrow_columns(monitor, *windows.METRIC_TYPES)
     return {name: kind for name, kind in types.items() if name not in (*custom_metrics.NOT_METRICS, "window_cmp")}
 
-def check_metric(monitor: Monitor, metric: str, column: str) -> None:
+def check_metric_path(monitor: Monitor, metric: str, column: str) -> None:
     "Raise MlopsError for an unknown metric, one that is no number, or one that has no values for a column."
     types, name = metric_types(monitor), metric.partition(".")[0]
     if name not in types: raise unknown("metric", metric, types, where="the metric tables")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WINDOW', 'SCORES', 'BY_CLASS', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'Measured', 'stack_frames', 'summaries',
            'summary_drift', 'measure_groups', 'with_custom_metrics', 'with_drift_metrics', 'measure_slices',
-           'watched_columns', 'check_slices', 'checked_rows', 'measure', 'profile_columns', 'all_profile_columns',
+           'watched_columns', 'check_slicing', 'checked_rows', 'measure', 'profile_columns', 'all_profile_columns',
            'drift_columns', 'window_struct', 'rounded', 'as_arrow', 'profile_metrics', 'drift_metrics', 'as_rows',
            'write_metrics']
 
@@ -149,7 +149,7 @@ def watched_columns(monitor: Monitor, columns: Iterable[str]) -> list[str]:
         monitor_columns += [name for name in metric.input_columns if name != ":table"]
     return list(dict.fromkeys([*columns, *(name for name in monitor_columns if name)]))
 
-def check_slices(rows, monitor: Monitor, watched: Iterable[str]) -> None:  # rows: DataFrame; watched: profiled columns
+def check_slicing(rows, monitor: Monitor, watched: Iterable[str]) -> None:  # rows: DataFrame; watched: profiled columns
     "Raise MlopsError for a slicing expression that the engine cannot analyse, or an unknown sliced column."
     from pyspark.errors import PySparkException
     for expression in monitor.slicing_exprs:
@@ -180,7 +180,7 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
         built_in = profile_columns("model_id"), drift_columns("model_id")
         custom_metrics.check_custom_metrics(rows, monitor, *built_in)
     watched = watched_columns(monitor, columns)
-    check_slices(rows, monitor, watched)
+    check_slicing(rows, monitor, watched)
     needed = list(dict.fromkeys([*watched, *custom_metrics.needed_columns(monitor, rows.columns)]))
     windowed = checked_rows(rows, monitor, needed, granularity)
     if baseline is not None: windowed = windowed.unionByName(checked_rows(baseline, monitor, needed, None))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OF_ALL_ROWS', 'NoiseLimits', 'MANY', 'Threshold', 'check_one_limit', 'check_settings', 'read_thresholds',
            'check_thresholds', 'rows_by_version', 'rows_of_metric', 'is_drift', 'window_values', 'baseline_values',
-           'with_limits', 'compare_windows', 'window_name', 'violations', 'violation_text', 'unchecked', 'metric_name',
-           'windows_title', 'plot_means', 'plot_shares', 'plot_numbers', 'with_places', 'annotate_values',
-           'plot_limits', 'value_range', 'plot_metric', 'window_axis', 'violated_windows', 'plot_counts',
-           'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
+           'with_limits', 'compare_windows', 'window_name', 'violations', 'violation_text', 'unchecked',
+           'name_of_metric', 'windows_title', 'plot_means', 'plot_shares', 'plot_numbers', 'with_places',
+           'annotate_values', 'plot_limits', 'value_range', 'plot_metric', 'window_axis', 'violated_windows',
+           'plot_counts', 'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #064b6657
 import math
@@ -23,7 +23,7 @@ import pandas as pd
 
 from ..conf import is_number
 from ..errors import MlopsError, unknown
-from .metric_paths import check_has_values, check_metric, check_not_of_slices, metric_of
+from .metric_paths import check_has_values, check_metric_path, check_not_of_slices, metric_of
 from .metric_tables import Measured, watched_columns
 from .quality import EVALUATED_METRICS, LABEL_METRICS, REGRESSION_METRICS
 from .windows import GROUP, REGRESSION, Monitor, parse_granularity
@@ -98,7 +98,7 @@ def check_thresholds(thresholds: Iterable[Threshold], monitor: Monitor,
     for threshold in thresholds:
         if threshold.column not in known: raise unknown("column", threshold.column, known, where="the monitor")
         check_not_of_slices(threshold.metric)
-        check_metric(monitor, threshold.metric, threshold.column)
+        check_metric_path(monitor, threshold.metric, threshold.column)
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #ddfb5a10
 def rows_by_version(frame: pd.DataFrame, column: str) -> pd.DataFrame:  # by window_start and model_id
@@ -218,7 +218,7 @@ def unchecked(measured: Measured, thresholds: Iterable[Threshold], noise: NoiseL
     return texts
 
 # %% ../../nbs/monitoring/06_thresholds.ipynb #3fe8ae31
-def metric_name(metric: str, column: str) -> str:  # such as "average of distance"
+def name_of_metric(metric: str, column: str) -> str:  # such as "average of distance"
     "Return the name of a metric for people, with its column."
     name = metric.replace("_", " ")
     return name if column == ":table" else f"{name} of {column.replace('_', ' ')}"
@@ -308,7 +308,7 @@ def plot_metric(axes: Any, names: list[str], checked: pd.DataFrame,  # what `wit
     if len(names) <= MANY: annotate_values(axes, checked)
     rate = threshold.false_alarm_rate
     plot_limits(axes, checked, "threshold" if rate is None else f"threshold, false-alarm rate {100 * rate:g} %")
-    label = metric_name(threshold.metric, threshold.column).replace(" of ", "\nof ")
+    label = name_of_metric(threshold.metric, threshold.column).replace(" of ", "\nof ")
     axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5), ylim=value_range(checked))
     legend(axes, loc="upper left")
 
@@ -347,7 +347,7 @@ def plot_windows(measured: Measured, thresholds: Iterable[Threshold],
     plot_labels = plot_numbers if monitor.problem_type == REGRESSION else plot_shares
     panels = len(drawn) + (has_means or not drawn)
     by_metric = {}
-    for t in checked: by_metric.setdefault(metric_name(t.metric, t.column), set()).update(flagged[t])
+    for t in checked: by_metric.setdefault(name_of_metric(t.metric, t.column), set()).update(flagged[t])
     figure, axes = canvas(title or windows_title(names, by_metric), rows=panels, size=(10, 3 * panels), sharex=True,
                           squeeze=False)
     places = list(axes[:, 0])

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRIC_TYPES', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'GRANULARITIES', 'GROUP', 'HAS_WINDOW',
-           'CustomMetric', 'read_custom_metrics', 'Monitor', 'check_list', 'check_monitor_settings', 'check_columns',
-           'as_monitor', 'parse_granularity', 'window_start', 'window_end', 'slice_name', 'with_windows',
-           'boolean_slices', 'count_versions', 'group_id_sql', 'with_groups', 'slice_rows', 'as_groups', 'group_names',
-           'with_group_columns', 'by_group']
+           'CustomMetric', 'read_custom_metrics', 'Monitor', 'check_list', 'check_monitor_settings',
+           'check_log_columns', 'as_monitor', 'parse_granularity', 'window_start', 'window_end', 'slice_name',
+           'with_windows', 'boolean_slices', 'count_versions', 'group_id_sql', 'with_groups', 'slice_rows', 'as_groups',
+           'group_names', 'with_group_columns', 'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
 import re
@@ -104,7 +104,7 @@ def check_monitor_settings(described: Any, more: Mapping) -> None:
     check_list(described.get("custom_metrics", ()), "custom_metrics", Mapping)
     if more.get("sliced_columns") is not None: check_list(more["sliced_columns"], "sliced_columns")
 
-def check_columns(log: Mapping) -> None:  # the inference_log
+def check_log_columns(log: Mapping) -> None:  # the inference_log
     "Raise MlopsError for columns of a monitor that are missing, or are no texts."
     needed = ("timestamp_col", "model_id_col", "prediction_col")
     for name in needed:
@@ -124,7 +124,7 @@ def as_monitor(described: Mapping,  # a `quality_monitors` resource: inference_l
     known = [f.name for f in fields(Monitor)]
     for name in [*other_settings, *log, *more]:
         if name not in known: raise unknown("setting", name, known, where="the monitor")
-    check_columns(log)
+    check_log_columns(log)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in more.items()}
     return Monitor(**log, slicing_exprs=tuple(described.get("slicing_exprs", ())),
                    custom_metrics=read_custom_metrics(described.get("custom_metrics", ())), **options)
