@@ -6,8 +6,9 @@
 __all__ = ['AGGREGATE', 'DERIVED', 'DRIFT', 'USED_TYPES', 'DRIFT_KEY', 'NOT_METRICS', 'HOME_COLUMNS', 'metrics_of_type',
            'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'needed_columns', 'metric_sql', 'all_sql',
            'metrics_of_labels', 'check_metric_references', 'check_definitions', 'engine_errors', 'sql_column',
-           'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values', 'drift_values',
-           'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame', 'check_custom_metrics']
+           'aggregate_table', 'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values',
+           'drift_values', 'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame',
+           'check_custom_metrics']
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #4cd5980d
 import json
@@ -137,6 +138,16 @@ def sql_column(metric: CustomMetric, sql: str, frame):  # frame: DataFrame with 
     sql = with_double_literals(sql, dict(frame.dtypes))
     return expr(sql).cast(output_type(metric)).alias(metric.name)
 
+def aggregate_table(groups, metrics: list[CustomMetric], columns: list) -> pa.Table:  # columns: one of each metric
+    "Compute the aggregates of each group in one query; if it fails, the error names the first metric that fails alone."
+    from pyspark.errors import PySparkException
+    grouped = groups.groupBy("group_id")
+    try: return grouped.agg(*columns).toArrow()
+    except PySparkException:
+        for metric, column in zip(metrics, columns, strict=True):
+            with engine_errors(metric): grouped.agg(column).toArrow()
+        with engine_errors(*dict.fromkeys(metrics)): raise
+
 def aggregate_values(groups,  # DataFrame with group_id and the needed columns
                      names: pd.DataFrame,  # from `group_names`
                      monitor: Monitor) -> dict[tuple, dict]:  # {(*GROUP, column_name): {metric: value}}
@@ -146,8 +157,7 @@ def aggregate_values(groups,  # DataFrame with group_id and the needed columns
     columns = [sql_column(metric, aggregate_sql(metric, column, monitor), groups).alias(f"value_{i}")
                for i, (metric, column) in enumerate(pairs)]
     keys, values = dict(zip(names.group_id, row_keys(names, GROUP), strict=True)), {}
-    with engine_errors(*metrics_of_type(monitor, AGGREGATE)):
-        table = groups.groupBy("group_id").agg(*columns).toArrow()
+    table = aggregate_table(groups, [metric for metric, _ in pairs], columns)
     for row in table.to_pylist():
         for i, (metric, column) in enumerate(pairs):
             values.setdefault((*keys[row["group_id"]], column), {})[metric.name] = row[f"value_{i}"]

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['WINDOW', 'SCORES', 'BY_CLASS', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'ORDER_STATISTICS', 'Measured',
            'stack_frames', 'summaries', 'summary_drift', 'measure_groups', 'with_custom_metrics', 'with_drift_metrics',
-           'measure_slices', 'watched_columns', 'checked_rows', 'measure', 'profile_columns', 'all_profile_columns',
-           'drift_columns', 'window_struct', 'rounded', 'without_nan', 'as_arrow', 'profile_metrics', 'drift_metrics',
-           'as_rows', 'write_metrics']
+           'measure_slices', 'watched_columns', 'check_slicing', 'checked_rows', 'measure', 'profile_columns',
+           'all_profile_columns', 'drift_columns', 'window_struct', 'rounded', 'without_nan', 'as_arrow',
+           'profile_metrics', 'drift_metrics', 'as_rows', 'write_metrics']
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #bc32de91
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow as pa
 from ..data import tables
 from ..data.sql import sql_text
 from ..env import Env
-from ..errors import MlopsError
+from ..errors import MlopsError, unknown
 from . import custom_metrics, profiles, windows
 from .drift import comparisons, drift_row, number_drift, text_drift
 from mlops_nb.monitoring.quality import (
@@ -39,6 +39,7 @@ class Measured:
     drift: pd.DataFrame
     without_time: int = 0  # the number of rows without a time, which are in no window and in no metric
     of_labels: frozenset[str] = frozenset()  # the custom metrics that use labels
+    input_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the custom metrics
 
     def part(self, log_type: str,
              model_id: str | None = "*",  # None: the rows without a version
@@ -116,7 +117,8 @@ def with_custom_metrics(spark, measured: Measured,  # with the column `aggregate
         values = custom_metrics.derived_values(spark, metric, table)
         profile[metric.name] = pd.Series(values, dtype=object, index=profile.index)
     drift = with_drift_metrics(spark, profile, measured.drift, monitor)
-    return replace(measured, profile=profile, drift=drift, of_labels=custom_metrics.metrics_of_labels(monitor))
+    return replace(measured, profile=profile, drift=drift, of_labels=custom_metrics.metrics_of_labels(monitor),
+                   input_columns={metric.name: metric.input_columns for metric in monitor.custom_metrics})
 
 def with_drift_metrics(spark, profile: pd.DataFrame, drift: pd.DataFrame,  # profile: with the other custom metrics
                        monitor: Monitor) -> pd.DataFrame:
@@ -147,6 +149,21 @@ def watched_columns(monitor: Monitor, columns: Iterable[str]) -> list[str]:
         monitor_columns += [name for name in metric.input_columns if name != ":table"]
     return list(dict.fromkeys([*columns, *(name for name in monitor_columns if name)]))
 
+def check_slicing(rows, monitor: Monitor, watched: Iterable[str]) -> None:  # rows: DataFrame; watched: profiled columns
+    "Raise MlopsError for a slicing expression that the engine cannot analyse, or an unknown sliced column."
+    from pyspark.errors import PySparkException
+    for expression in monitor.slicing_exprs:
+        try: rows.selectExpr(f"({expression})").schema
+        except PySparkException as error:
+            message = tables.short_error(error)
+            name, where = custom_metrics.missing_name(message), f"slicing_exprs: {expression!r}"
+            if name is not None: raise unknown("column", name, rows.columns, where=where) from error
+            reason = message.splitlines()[0].partition(" expected ")[0]  # Sail lists every symbol that it expected
+            raise MlopsError(f"{where}: the engine cannot analyse the expression: {reason}",
+                             "give a column or a condition in SQL") from error
+    for column in monitor.sliced_columns or ():
+        if column not in watched: raise unknown("profiled column", column, watched, where="sliced_columns")
+
 def checked_rows(rows, monitor: Monitor, columns: Iterable[str], granularity: str | None):  # -> DataFrame
     "Select the columns to be measured, as `windows.with_windows`; MlopsError for types that do not fit the monitor."
     windowed = windows.with_windows(rows, monitor, columns, granularity)
@@ -163,6 +180,7 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
         built_in = profile_columns("model_id"), drift_columns("model_id")
         custom_metrics.check_custom_metrics(rows, monitor, *built_in)
     watched = watched_columns(monitor, columns)
+    check_slicing(rows, monitor, watched)
     needed = list(dict.fromkeys([*watched, *custom_metrics.needed_columns(monitor, rows.columns)]))
     windowed = checked_rows(rows, monitor, needed, granularity)
     if baseline is not None: windowed = windowed.unionByName(checked_rows(baseline, monitor, needed, None))

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['METRIC_TYPES', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'GRANULARITIES', 'GROUP', 'HAS_WINDOW',
-           'CustomMetric', 'read_custom_metrics', 'Monitor', 'as_monitor', 'parse_granularity', 'window_start',
-           'window_end', 'slice_name', 'column_types', 'text_sql', 'moment_sql', 'version_sql', 'slice_sql',
-           'slice_types', 'with_windows', 'boolean_slices', 'count_versions', 'group_id_sql', 'with_groups',
-           'slice_rows', 'as_groups', 'group_names', 'with_group_columns', 'by_group']
+           'CustomMetric', 'read_custom_metrics', 'Monitor', 'check_list', 'check_monitor_settings',
+           'check_log_columns', 'as_monitor', 'parse_granularity', 'window_start', 'window_end', 'slice_name',
+           'column_types', 'text_sql', 'moment_sql', 'version_sql', 'slice_sql', 'slice_types', 'with_windows',
+           'boolean_slices', 'count_versions', 'group_id_sql', 'with_groups', 'slice_rows', 'as_groups', 'group_names',
+           'with_group_columns', 'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -86,15 +88,44 @@ class Monitor:
                              "give label_col: probabilities are evaluated against labels")
 
 # %% ../../nbs/monitoring/00_windows.ipynb #7402c418
+def check_list(value: Any, name: str, kind: type = str) -> None:
+    "Raise MlopsError unless a setting of the monitor is a list of texts, or of another type."
+    if isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value): return
+    items = "texts, such as [origin]" if kind is str else "mappings"
+    raise MlopsError(f"{name} of the monitor is {value!r}", f"give a list of {items}, or [] for none")
+
+def check_monitor_settings(described: Any, more: Mapping) -> None:
+    "Raise MlopsError for settings of a monitor that have a wrong type."
+    if not isinstance(described, Mapping):
+        raise MlopsError(f"the monitor is {described!r}, not a mapping", "give inference_log with its columns")
+    if not isinstance(described.get("inference_log", {}), Mapping):
+        raise MlopsError(f"inference_log of the monitor is {described['inference_log']!r}, not a mapping",
+                         "give timestamp_col, model_id_col and prediction_col")
+    check_list(described.get("slicing_exprs", ()), "slicing_exprs")
+    check_list(described.get("custom_metrics", ()), "custom_metrics", Mapping)
+    if more.get("sliced_columns") is not None: check_list(more["sliced_columns"], "sliced_columns")
+
+def check_log_columns(log: Mapping) -> None:  # the inference_log
+    "Raise MlopsError for columns of a monitor that are missing, or are no texts."
+    needed = ("timestamp_col", "model_id_col", "prediction_col")
+    for name in needed:
+        if name not in log: raise MlopsError(f"inference_log has no {name}", f"it needs: {', '.join(needed)}")
+    for name, value in log.items():
+        is_unset = value is None and name not in needed and name.endswith("_col")
+        if not (is_unset or (isinstance(value, str) and value)):
+            raise MlopsError(f"{name} of the monitor is {value!r}", "give a text")
+
 def as_monitor(described: Mapping,  # a `quality_monitors` resource: inference_log, slicing_exprs, custom_metrics
                **more) -> Monitor:  # time_zone, sliced_columns
     "Create the monitor that a bundle's resource describes."
+    check_monitor_settings(described, more)
     log = dict(described.get("inference_log", {}))
     log.pop("granularities", None)  # the monitoring job has the granularity as a parameter
     other_settings = [key for key in described if key not in ("inference_log", "slicing_exprs", "custom_metrics")]
     known = [f.name for f in fields(Monitor)]
     for name in [*other_settings, *log, *more]:
         if name not in known: raise unknown("setting", name, known, where="the monitor")
+    check_log_columns(log)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in more.items()}
     return Monitor(**log, slicing_exprs=tuple(described.get("slicing_exprs", ())),
                    custom_metrics=read_custom_metrics(described.get("custom_metrics", ())), **options)

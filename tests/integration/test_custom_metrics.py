@@ -9,6 +9,7 @@ import sklearn.metrics
 from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring.metric_tables import measure, profile_columns, write_metrics
+from mlops_nb.monitoring.noise import check_rates, noise_limits
 from mlops_nb.monitoring.thresholds import Threshold, compare_windows, read_thresholds, violations
 from mlops_nb.monitoring.windows import CustomMetric, Monitor
 
@@ -205,9 +206,51 @@ def test_the_names_of_the_groups_columns_are_not_for_custom_metrics(home):
         measure(spark, env, rows, replace(MONITOR, custom_metrics=(count,)), "1 month")
 
 
-def test_an_error_in_the_rows_names_the_metrics(home):
+def test_an_error_in_the_rows_names_the_metric(home):
     spark, env = home
-    divided = metric("AGGREGATE", "m", "sum(100 / (cost - cost))")
-    with pytest.raises(MlopsError, match="(?i)custom metric 'm' cannot be computed: .*zero.*\n.*nullif"):
-        measure(spark, env, spark.createDataFrame(predictions(5, 1)), replace(MONITOR, custom_metrics=(divided,)),
+    others = (metric("AGGREGATE", "n", "count(*)"), metric("AGGREGATE", "m", "sum(100 / (cost - cost))"))
+    with pytest.raises(MlopsError, match="(?i)^custom metric 'm' cannot be computed: .*zero.*\n.*nullif"):
+        measure(spark, env, spark.createDataFrame(predictions(5, 1)), replace(MONITOR, custom_metrics=others),
                 "1 month")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"slicing_exprs": ("orign",)}, "no column 'orign' in slicing_exprs: 'orign'\n  did you mean 'origin'"),
+    ({"slicing_exprs": ("cost >",)}, "slicing_exprs: 'cost >': the engine cannot analyse the expression"),
+    ({"sliced_columns": ("dela",)}, "no profiled column 'dela' in sliced_columns\n  did you mean 'delay'")])
+def test_wrong_slices_are_found_before_anything_is_computed(home, change, message):
+    spark, env = home
+    with pytest.raises(MlopsError, match=message):
+        measure(spark, env, spark.createDataFrame(predictions(5, 1)), replace(MONITOR, **change), "1 month")
+
+
+@pytest.mark.parametrize("name, column, message", [
+    ("squares", ":table", "'squares' has values for delay, cost, not for ':table'"),
+    ("squares", "prediction", "'squares' has values for delay, cost, not for 'prediction'"),
+    ("loss_ratio", "delay", "'loss_ratio' has values for :table, not for 'delay'"),
+    ("avg", "warning", "'avg' has values for .*delay.*, not for 'warning'"),
+    ("origins", ":table", "the metric 'origins' is not a number"),
+    ("js_distance", "delay", "'js_distance' has values for late, warning|'js_distance' has values for warning, late")])
+def test_a_limit_in_rows_without_the_metric_is_an_error(measured, name, column, message):
+    _, _, metrics = measured
+    with pytest.raises(MlopsError, match=message): compare_windows(metrics, Threshold(name, at_most=1, column=column))
+
+
+def test_a_rate_uses_the_sums_of_its_column_and_ignores_other_aggregates(home):
+    spark, env = home
+    monitor = replace(MONITOR, slicing_exprs=(), custom_metrics=(
+        metric("AGGREGATE", "total", "sum({{input_column}})", ("delay", "cost")),
+        metric("AGGREGATE", "n", "count({{input_column}})", ("delay", "cost")),
+        metric("DERIVED", "mean", "total / nullif(n, 0)", ("cost",)),
+        metric("AGGREGATE", "mean_cost", "avg(cost)"),
+        metric("AGGREGATE", "last", "max(origin)", data_type='"string"')))
+    frame = predictions(600, 3, versions=(1,))
+    rows = spark.createDataFrame(frame)
+    metrics, threshold = measure(spark, env, rows, monitor, "1 month", baseline=rows), Threshold(
+        "mean", column="cost", false_alarm_rate=0.01, side="both")
+    limits = noise_limits(spark, rows, rows, metrics, monitor, "1 month", [threshold])[threshold]
+    assert limits.reason.isna().all() and (limits.low < frame.cost.mean()).all()
+    assert (limits.high > frame.cost.mean()).all() and (limits.high - limits.low < 2).all()
+    with pytest.raises(MlopsError, match="'wrong' .* uses custom metric 'last', which is string, not a number"):
+        check_rates(replace(monitor, custom_metrics=(*monitor.custom_metrics, metric("DERIVED", "wrong", "last"))),
+                    [Threshold("wrong", false_alarm_rate=0.01)])

@@ -205,6 +205,20 @@ def test_a_monitor_is_read_from_a_bundles_resource():
         as_monitor({"inference_log": {"label_column": "x"}})
 
 
+@pytest.mark.parametrize("change, message", [
+    ({"slicing_exprs": "origin"}, "slicing_exprs of the monitor is 'origin'\n  give a list of texts"),
+    ({"slicing_exprs": None}, "slicing_exprs of the monitor is None"),
+    ({"custom_metrics": ["rate"]}, "custom_metrics of the monitor is .'rate'.\n  give a list of mappings"),
+    ({"inference_log": "log"}, "inference_log of the monitor is 'log', not a mapping"),
+    ({"inference_log": {"timestamp_col": "at", "model_id_col": "v"}}, "inference_log has no prediction_col"),
+    ({"inference_log": {"timestamp_col": "at", "model_id_col": "v", "prediction_col": 3}}, "prediction_col .* is 3")])
+def test_settings_of_a_monitor_that_are_not_valid_are_named(change, message):
+    log = {"timestamp_col": "at", "model_id_col": "version", "prediction_col": "warning"}
+    with pytest.raises(MlopsError, match=message): as_monitor({"inference_log": log} | change)
+    with pytest.raises(MlopsError, match="sliced_columns of the monitor is 'x'"):
+        as_monitor({"inference_log": log}, sliced_columns="x")
+
+
 def test_types_that_cannot_be_profiled_are_named():
     def field(name, kind): return SimpleNamespace(name=name, dataType=SimpleNamespace(simpleString=lambda: kind))
     rows = SimpleNamespace(schema=SimpleNamespace(fields=[field("a", "decimal(10,2)"), field("b", "struct<x:int>"),
@@ -395,9 +409,54 @@ def test_rows_without_a_version_are_compared_with_their_own_baseline():
 @pytest.mark.parametrize("wrong, message", [
     ({"metric": "log_loss"}, "no limit"), ({"metric": "log_loss", "at_most": 1, "at_least": 0}, "two limits"),
     ({"metric": "log_loss", "at_least": None}, "no limit"),
-    ({"metric": "log_loss", "limit": 1}, "no setting 'limit' in a threshold")])
+    ({"metric": "log_loss", "limit": 1}, "no setting 'limit' in a threshold"),
+    ({"metric": "log_loss", "at_most": "0.05"}, r"at_most of threshold 1 \(log_loss\) is '0.05', not a number"),
+    ({"metric": "log_loss", "at_most": float("nan")}, "at_most of .* is nan, not a number"),
+    ({"metric": "log_loss", "false_alarm_rate": "1 %"}, "false_alarm_rate of .* is '1 %'.*\n.*such as 0.01"),
+    ({"metric": "log_loss", "at_most": 1, "min_rows": "many"}, "min_rows of .* is 'many', not a number"),
+    ({"metric": "log_loss", "at_most": 1, "times_baseline": "yes"}, "times_baseline of .* is 'yes', not true or false"),
+    ({"metric": "log_loss", "at_most": 1, "column": None}, "column of .* is None, not a text"),
+    ({"at_most": 1}, "threshold 1 has no metric"), ("loss_ratio", "threshold 1 is 'loss_ratio', not a mapping")])
 def test_a_wrong_threshold_is_an_error(wrong, message):
     with pytest.raises(MlopsError, match=message): thresholds.read_thresholds([wrong])
+
+
+def test_thresholds_are_a_list_which_may_have_no_items():
+    assert thresholds.read_thresholds([]) == []
+    for wrong in (None, "log_loss", {"metric": "log_loss"}):
+        with pytest.raises(MlopsError, match=r"thresholds is .*\n  give a list of thresholds, or \[\] for none"):
+            thresholds.read_thresholds(wrong)
+
+
+@pytest.mark.parametrize("metric, column, message", [
+    ("population_stability_index", "predicton", "no column 'predicton'.*\n  did you mean 'prediction'"),
+    ("log_loss", "prediction", "'log_loss' has values for :table, not for 'prediction'"),
+    ("f1_score", ":table", "the metric 'f1_score' is not a number\n  .*f1_score.macro, f1_score.weighted"),
+    ("f1_score.makro", ":table", "'f1_score.makro' is not a number\n  did you mean 'f1_score.macro'"),
+    ("logloss", ":table", "no metric 'logloss' in the metric tables\n  did you mean 'log_loss'")])
+def test_a_limit_that_no_window_can_violate_is_an_error_before_anything_is_measured(metric, column, message):
+    with pytest.raises(MlopsError, match=message):
+        thresholds.check_thresholds([thresholds.Threshold(metric, at_most=0.5, column=column)], MONITOR)
+
+
+@pytest.mark.parametrize("metric, column, message", [
+    ("ks_test.statistic", "predicton", "no column 'predicton' in the metric tables\n  did you mean 'prediction'"),
+    ("ks_test.statistic", ":table", "'ks_test.statistic' has values for prediction, not for ':table'"),
+    ("f1_score", ":table", "the metric 'f1_score' is not a number\n  .*f1_score.macro, f1_score.weighted"),
+    ("f1_score.makro", ":table", "no metric 'f1_score.makro'.*\n  did you mean 'f1_score.macro'")])
+def test_a_limit_without_any_value_is_an_error(metric, column, message):
+    with pytest.raises(MlopsError, match=message): flags(measured(0.4), metric=metric, column=column, at_most=0.1)
+
+
+def test_a_metric_without_labels_is_null_and_no_error():
+    metrics = measured(0.4)
+    metrics.profile["log_loss"] = None
+    assert flags(metrics, metric="log_loss", at_most=0.1) == [False]
+
+
+def test_a_limit_relative_to_the_baseline_is_not_for_drift():
+    with pytest.raises(MlopsError, match="ks_test.statistic has times_baseline, but the metric compares"):
+        flags(measured(0.4), metric="ks_test.statistic", column="prediction", at_most=2, times_baseline=True)
 
 
 @pytest.mark.parametrize("granularity, name", [("1 month", "2013-05"), ("1 day", "2013-05-31"), ("1 year", "2013"),
