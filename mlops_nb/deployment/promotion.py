@@ -93,7 +93,7 @@ def log_comparison(experiment: str,  # the experiment's id
     with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags) as run:
         values = {key: float(value) for key, value in run_metrics(comparison).items()}
         mlflow.log_metrics({key: value for key, value in values.items() if np.isfinite(value)})
-        mlflow.set_tags({key: str(value) for key, value in values.items() if not np.isfinite(value)})
+        mlflow.set_tags({key: str(value) for key, value in values.items() if not np.isfinite(value)})  # no metrics
         mlflow.log_dict(dict(rule), "rule.json")
         for file, figure in figures.items():
             mlflow.log_figure(figure, file)
@@ -111,10 +111,10 @@ def logged_metrics(metrics: Mapping[str, float]) -> pd.DataFrame:  # by metric: 
 def logged_comparison(run: Any) -> Comparison:  # of an mlflow Run
     "The comparison that a run has logged."
     tags, metrics = run.data.tags, run.data.metrics
-    change, low, high = (metrics[key] if key in metrics else float(tags[key])  # metrics of MLflow are finite
-                         for key in ("change", "change_low", "change_high"))
+    keys = ("change", "change_low", "change_high", ACCEPTED_LOSS)
+    change, low, high, accepted = (metrics[key] if key in metrics else float(tags[key]) for key in keys)
     return Comparison(tags["decision"], tags["reason"], int(tags["rows"]), logged_metrics(metrics), change,
-                      bounds=(low, high), accepted=metrics[ACCEPTED_LOSS])
+                      bounds=(low, high), accepted=accepted)
 
 # %% ../../nbs/deployment/05_promotion.ipynb #a87cffa0
 def compare_once(env: Env, version: Any, champion: Any | None, rule: Mapping, costs: Mapping,

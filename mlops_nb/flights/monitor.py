@@ -21,8 +21,8 @@ from .feature_engineering import FEATURES, FLIGHT_KEY, labels, scheduled
 from ..models import registry
 from ..monitoring.custom_metrics import check_definitions
 from ..monitoring.metric_tables import Measured, measure, write_metrics
-from ..monitoring.noise import noise_limits
-from ..monitoring.thresholds import NoiseLimits, Threshold, read_thresholds, violation_text
+from ..monitoring.noise import check_rates, noise_limits
+from ..monitoring.thresholds import NoiseLimits, Threshold, check_thresholds, read_thresholds, violation_text
 from ..monitoring.windows import Monitor, as_monitor
 
 # %% ../../nbs/flights/10_monitor.ipynb #56a82a9c
@@ -31,7 +31,10 @@ def read_monitoring(root) -> tuple[Monitor, list[Threshold]]:  # root: the proje
     conf = read_conf(root, "monitoring.yml", ["monitor", "sliced_columns", "thresholds"])
     monitor = as_monitor(conf["monitor"], sliced_columns=conf["sliced_columns"], time_zone=ZONE)
     check_definitions(monitor)
-    return monitor, read_thresholds(conf["thresholds"])
+    thresholds = read_thresholds(conf["thresholds"])
+    check_thresholds(thresholds, monitor, FEATURES)
+    check_rates(monitor, thresholds)
+    return monitor, thresholds
 
 # %% ../../nbs/flights/10_monitor.ipynb #86951d94
 def with_labels(spark, env: Env, predictions, cut):  # DataFrame -> DataFrame with late_arrival

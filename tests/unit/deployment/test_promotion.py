@@ -68,6 +68,15 @@ def test_draws_in_which_the_champion_makes_no_error_count(metric):
     assert len(comparison_module.plot_change(comparison, metric, "v2 against v1").axes[0].patches) > 40
 
 
+def test_a_logged_comparison_with_infinite_values_is_read_as_it_was():
+    metrics = {"challenger_log_loss": 0.1, "champion_log_loss": 0.0, "change": np.inf, "change_low": -0.4}
+    tags = {"decision": "keep", "reason": "worse", "rows": "400", "change_high": "inf", "accepted_loss": "inf"}
+    logged = {name: value for name, value in metrics.items() if np.isfinite(value)}
+    run = SimpleNamespace(data=SimpleNamespace(metrics=logged, tags=tags | {"change": "inf"}))
+    comparison = promotion.logged_comparison(run)
+    assert (comparison.change, *comparison.bounds, comparison.accepted) == (np.inf, -0.4, np.inf, np.inf)
+
+
 def test_a_precision_without_warnings_is_zero_in_the_draws_too():
     label, day, old = errs_on(range(14), 20)
     new = np.where((day == 3) & (label == 1), 0.9, 0.1)  # warns on one day
