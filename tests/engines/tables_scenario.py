@@ -46,18 +46,6 @@ def every_type(spark, env):
 
 
 @step
-def decimal_literals(spark, env):
-    numbers = [(1, 0.3, 1), (2, 1e-17, 2), (3, -1.0, 3), (4, 1e20, 4), (5, float("nan"), 5)]
-    fields = "k INT, v DOUBLE, n INT"
-    tables.merge(spark, env, "literals", spark.createDataFrame(numbers, fields), ["k"])
-    closest = spark.createDataFrame([(1, 0.30000000000000004, 3), (2, 1.0, 3)], fields)
-    written = [tables.merge(spark, env, "literals", closest, ["k"], "s.v > 0.3 AND t.v <> 1e-17"),
-               tables.merge(spark, env, "literals", closest, ["k"], "s.n * 0.1 = 0.3"),  # decimals
-               tables.replace(spark, env, "literals", closest.selectExpr("k", "1e-300 AS v", "n"), "v > 0.0")]
-    return written, state(spark, env, "literals")
-
-
-@step
 def special_numbers(spark, env):
     first, second = columns(1, 6, 6), columns(2, 6, 6)
     kinds = types(first)
@@ -83,6 +71,8 @@ def merged(spark, env):
             merge("(2, 'B', null), (3, null, null), (5, 'e', 0.9D)"),
             merge("(2, 'B', null), (3, null, null), (5, 'e', 0.9D)"),
             merge("(1, 'refused', 0.1D), (3, 'taken', 0.3D), (6, 'f', null)", update_when="t.w IS NULL OR s.w > t.w"),
+            merge("(1, 'closest', 0.30000000000000004D), (4, 'not', 0.3D)",
+                  update_when="s.w > 0.3 AND t.w <> 1e-17"),  # compared as doubles
             state(spark, env, "merged")]
 
 

@@ -136,6 +136,7 @@ def test_models_give_the_metrics_of_their_trials(classified, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_other_families_and_one_with_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"

@@ -256,10 +256,13 @@ def test_day_by_day_gives_the_same_as_all_days_at_once_where_more_is_known(home,
     _, env, version = home
     daily = replace(env, lakehouse=str(tmp_path))
     spark = get_spark(daily)
-    for i in range(3):
+    for i in range(2):
         learn(spark, daily, frames, FIRST + timedelta(days=i), 1)
         write_predictions(spark, daily, version, FIRST + timedelta(days=i), 1)
-    pd.testing.assert_frame_equal(rows_of(spark, daily, "read_versions"), rows_of(*home[:2], "read_versions"))
+    at_once = rows_of(*home[:2], "read_versions")
+    at_once = at_once[at_once.flight_day < FIRST + timedelta(days=2)].reset_index(drop=True)
+    assert len(at_once) > 1500
+    pd.testing.assert_frame_equal(rows_of(spark, daily, "read_versions"), at_once)
 
 
 @pytest.mark.slow
