@@ -60,7 +60,7 @@ def test_rows_outside_of_a_write_stay(results):
     "The reference is checked too: the expected rows after merges, replacements and concurrent writers, by hand."
     spark = results["spark"]
     merged, replaced = spark["merged"][-1]["rows"], spark["replaced"][-1]["rows"]
-    assert [r["v"] for r in sorted(merged, key=lambda r: r["k"])] == ["a", "B", "taken", "untouched", "e", "f"]
+    assert [r["v"] for r in sorted(merged, key=lambda r: r["k"])] == ["closest", "B", "taken", "untouched", "e", "f"]
     assert replaced == [{"day": "2013-02-01", "k": 9, "v": None, "note": None}]
     best = {k: (20 + min(k // 5, 1), 2) for k in range(15)}
     assert {r["k"]: (r["v"], r["writer"]) for r in spark["two_writers_at_once"]} == best
