@@ -12,7 +12,6 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
-from sizes import by_size
 from states import (
     MODEL,
     ROOT,
@@ -150,7 +149,8 @@ KILLS = {"before the training": ("train", "load_rows(", ""),
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", by_size(list(KILLS), ["while it trains"]))
+@pytest.mark.full  # the job on the source without later facts is killed and repaired too
+@pytest.mark.parametrize("moment", KILLS)
 def test_a_train_job_killed_anywhere_and_repaired_leaves_the_state_of_an_undisturbed_one(trained, tmp_path, moment):
     task, text, query = KILLS[moment]
     state = copy_tables(trained, tmp_path / "state")
@@ -212,17 +212,20 @@ def without_later_facts(folder: Path, bronze: pd.DataFrame, cut: pd.Timestamp) -
 
 @pytest.fixture(scope="module")
 def blind(trained, tmp_path_factory) -> Path:
-    "The state of the jobs on a source that ends at the as_of of the shared model."
+    "The state of the jobs on a source that ends at the as_of of the shared model; the second is killed and repaired."
     folder = tmp_path_factory.mktemp("blind")
     source = without_later_facts(folder / "source", table(trained, "bronze_flights"), CUT.tz_convert("UTC"))
     mlops(folder / "state", "run", "features", *AS_OF, "--param", f"source={source}")
-    mlops(folder / "state", "run", "train", *AS_OF)
+    task, text, query = KILLS["while it trains"]
+    run = run_and_kill(folder / "state", ["run", "train", *AS_OF], task, cell_with(task, text), query)
+    mlops(folder / "state", "repair", run)
     return folder / "state"
 
 
 @pytest.mark.slow
 def test_facts_after_as_of_change_nothing_of_a_version(blind, trained):
-    "Metrics, tags and decisions are the same without later facts and with two more weeks of them."
+    """Metrics, tags and decisions are the same without later facts and with two more weeks of them, and after a kill
+    and a repair as without."""
     assert registry(blind) == registry(trained)
 
 
