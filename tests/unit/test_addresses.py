@@ -1,6 +1,8 @@
 """A state folder that is moved or copied works at its new place, and a copy has nothing to do with the original."""
 import hashlib
+import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -175,7 +177,7 @@ PARTS = st.text(st.sampled_from("ab é%.-#'"), min_size=1, max_size=3).filter(is
 FOLDERS = st.lists(PARTS, min_size=1, max_size=3).map(lambda parts: Path("/", *parts))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(FOLDERS, FOLDERS, FOLDERS, st.booleans())
 @example(Path("/a"), Path("/a/b"), Path("/a/b/b"), True)  # the new folder is below the old one
 @example(Path("/a"), Path("/b"), Path("/aa"), False)
@@ -189,3 +191,80 @@ def test_an_address_below_the_old_folder_names_the_new_one(old, new, address, is
     assert moved(str(address)) == str(expected)
     assert moved(address.as_uri()) == expected.as_uri()
     assert moved(f"mlflow at {address.as_uri()}") == f"mlflow at {expected.as_uri()}"
+
+
+KILL = """
+import json, os, signal, sqlite3, sys, time
+from pathlib import Path
+from mlops_nb import addresses
+
+class Killing(sqlite3.Connection):
+    "Counts the statements that write, and kills its process after the step-th, or before it if the step is negative."
+    count, step = 0, 0
+    def execute(self, statement, *values):
+        if not statement.startswith(("begin", "update", "commit")): return super().execute(statement, *values)
+        Killing.count += 1
+        if Killing.count == -Killing.step: os.kill(os.getpid(), signal.SIGKILL)
+        result = super().execute(statement, *values)
+        if Killing.count == Killing.step: os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+def connect(file): return sqlite3.connect(file, timeout=30, isolation_level=None, factory=Killing)
+
+def move(state, step, seconds):
+    process = os.fork()
+    if not process:
+        Killing.step, addresses.connect_existing = step, connect if step else addresses.connect_existing
+        addresses.use_here(Path(state))
+        os._exit(0)
+    if seconds:
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+    return os.waitpid(process, 0)[1]
+
+if len(sys.argv) > 2:
+    addresses.connect_existing = connect
+    addresses.use_here(Path(sys.argv[2]))
+    print(Killing.count)
+else: print(json.dumps([move(*kill) for kill in json.loads(sys.argv[1])]))
+"""
+
+
+def moved_copies(state: Path, folder: Path, count: int) -> list[Path]:
+    "Copies of a state that nothing has opened at their new places."
+    return [shutil.copytree(state, folder / f"copy {number}") for number in range(count)]
+
+
+def check_kills(kills: list[tuple[Path, int, float]], original: Path) -> list[int]:
+    "Kill one process for each copy; each has the old or the new addresses then, and works later. Return the signals."
+    arguments = json.dumps([(str(state), step, seconds) for state, step, seconds in kills])
+    process = subprocess.run([sys.executable, "-c", KILL, arguments], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    for state, *step in kills:
+        count = names(state / "mlflow.db", original), names(state / "mlflow.db", state)
+        assert count in ((31, 0), (0, 31)), step
+        addresses.use_here(state)
+        for file, known in ((state / "mlflow.db", 31), (state / "runs.db", 2)):
+            assert (names(file, original), names(file, state)) == (0, known), (step, file)
+            with closing(sqlite3.connect(file)) as store:
+                assert store.execute("pragma integrity_check").fetchone() == ("ok",)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_a_killed_change_leaves_the_old_or_the_new_addresses(light_state, tmp_path):
+    kills = [(copy, step, 0) for copy, step in zip(moved_copies(light_state, tmp_path, 2), (40, 300), strict=True)]
+    assert check_kills(kills, light_state) == [signal.SIGKILL] * 2
+
+
+@pytest.mark.slow
+def test_no_step_of_a_change_can_be_killed_with_a_mixed_result(light_state, tmp_path):
+    first, *copies = moved_copies(light_state, tmp_path, 41)
+    counted = subprocess.run([sys.executable, "-c", KILL, "[]", first], capture_output=True, text=True, timeout=60)
+    last = int(counted.stdout)
+    steps = [1, 2, last - 1, last, *range(3, last, last // 12)]  # begin and commit of both files, and between
+    steps = [step * sign for step in steps for sign in (1, -1)][:30]
+    kills = [(copy, step, 0) for copy, step in zip(copies, steps, strict=False)]
+    assert check_kills(kills, light_state) == [signal.SIGKILL] * len(steps) and len(steps) >= 20
+    rest = copies[len(steps):]  # at a time instead of a step: also within a commit
+    kills = [(copy, 0, 0.01 + 0.006 * number) for number, copy in enumerate(rest)]
+    assert signal.SIGKILL in check_kills(kills, light_state)
