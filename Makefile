@@ -102,6 +102,7 @@ tidy: $(READY)  ## before a commit: clear outputs, sort imports, export mlops_nb
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/nbdev_clean --fname nbs && $(EXPORT)
 
 ui: $(READY)  ## open MLflow on the local state
+	@$(BIN)/python -c "from pathlib import Path; from mlops_nb.addresses import use_here; use_here(Path('.mlops'))"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///.mlops/mlflow.db
 
 lab: $(READY)  ## open the notebooks in JupyterLab

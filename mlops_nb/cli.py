@@ -127,9 +127,12 @@ app.add_typer(runs_app, name="runs")
 
 def open_run_store() -> Any:
     "The database of this project's runs."
-    from mlops_nb import env
+    from mlops_nb import addresses, env
     from mlops_nb.jobs import run_store
-    return run_store.RunStore(env.load_env().state / "runs.db")
+    state = env.load_env().state
+    try: addresses.use_here(state)  # the messages of the runs contain paths
+    except MlopsError as error: typer.echo(error, err=True)  # the folder is read-only: the runs can still be shown
+    return run_store.RunStore(state / "runs.db")
 
 @runs_app.callback()
 def list_runs(context: typer.Context, job: Annotated[str | None, typer.Option(help="Only runs of this job.")] = None,

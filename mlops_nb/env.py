@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import addresses
 from .bundle.load import load_bundle
 from .errors import MlopsError, unknown
 
@@ -70,7 +71,7 @@ def make_store(file: Path):  # MLflow's SQLite file
         if file.exists(): return
         part = file.with_name(f"{file.name}.part")
         part.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "artifacts").as_uri()).engine.dispose()
+        SqlAlchemyStore(f"sqlite:///{part}", (addresses.absolute(file.parent) / "artifacts").as_uri()).engine.dispose()
         part.replace(file)
 
 # %% ../nbs/04_env.ipynb #86aeda27
@@ -153,7 +154,10 @@ class Env:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # progress bars fill the notebooks
         quiet_mlflow()
         import mlflow
-        if self.tracking_uri.startswith("sqlite:///"): make_store(Path(self.tracking_uri.removeprefix("sqlite:///")))
+        if self.tracking_uri.startswith("sqlite:///"):
+            file = Path(self.tracking_uri.removeprefix("sqlite:///"))
+            make_store(file)
+            if file == self.state / "mlflow.db": addresses.use_here(self.state)  # not the store of someone else
         variable_before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.registry_uri)

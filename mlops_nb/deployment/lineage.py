@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['COMPARED_METRICS', 'NOT_RECORDED', 'feature_sources', 'requirements', 'data_lineage', 'code_lineage', 'model_lineage',
-           'mark_not_recorded', 'lineage', 'lineage_tree', 'training_record', 'metric_differences', 'code_at']
+           'mark_not_recorded', 'lineage', 'lineage_tree', 'training_record', 'metric_differences',
+           'remove_unknown_worktree', 'code_at']
 
 # %% ../../nbs/deployment/00_lineage.ipynb #c2dba37c
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +140,13 @@ def metric_differences(before: Mapping[str, float], again: Mapping[str, float], 
     return lines
 
 # %% ../../nbs/deployment/00_lineage.ipynb #cdd82835
+def remove_unknown_worktree(root: Path, folder: Path) -> None:
+    "Remove a worktree that a killed process left in a state or project which was moved since: git does not list it."
+    listed = [line.removeprefix("worktree ") for line in git(root, "worktree", "list", "--porcelain").splitlines()]
+    if not folder.exists() or os.path.realpath(folder) in map(os.path.realpath, listed): return
+    shutil.rmtree(folder)
+    git(root, "worktree", "prune")
+
 @contextmanager
 def code_at(root: Path,  # the project's folder
             commit: str,
@@ -154,6 +164,7 @@ def code_at(root: Path,  # the project's folder
     except MlopsError:
         raise MlopsError(f"the commit {commit} is not in this repository", "fetch it: git fetch --all") from None
     folder = state / "worktrees" / commit
+    remove_unknown_worktree(root, folder)
     if not folder.exists(): git(root, "worktree", "add", "--detach", "--force", str(folder), commit)
     try: yield folder / root.resolve().relative_to(top.resolve())
     finally: git(root, "worktree", "remove", "--force", str(folder))

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import addresses
 from ..bundle.load import Bundle
 from ..env import Env
 from . import delivery, run_store
@@ -39,6 +40,7 @@ class Home:
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
 
     def __post_init__(self):
+        addresses.use_here(self.env.state)
         self.store = run_store.RunStore(self.env.state / "runs.db")
         self.slots = threading.BoundedSemaphore(self.parallel)
         self.destinations = delivery.destinations(self.env.state)

@@ -8,6 +8,7 @@ __all__ = ['STATE_COLOURS', 'LONGEST_WORD', 'coloured', 'label', 'Lines', 'Bars'
 
 # %% ../../nbs/jobs/09_progress.ipynb #53bbfe21
 import json
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def where_to_look(env: Any, run: dict) -> Group:
     "The folders and commands for the next steps."
     lines = [f"executed notebooks       {env.state / 'runs' / str(run['run_id'])}",
              f"show this summary again  mlops runs show {run['run_id']}",
-             f"open the MLflow UI       mlflow ui --backend-store-uri {env.tracking_uri}"]
+             f"open the MLflow UI       mlflow ui --backend-store-uri {shlex.quote(env.tracking_uri)}"]
     if run["result_state"] not in ("SUCCESS", None):
         lines.append(f"after fixing the cause   mlops repair {run['run_id']}")
     return Group(*(f"[dim]{escape(line)}[/]" for line in lines))

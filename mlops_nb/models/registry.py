@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from .. import addresses
 from ..env import Env
 from ..errors import MlopsError, unknown
 
@@ -35,7 +36,8 @@ def experiment_id(env: Env,
     experiment = mlflow.get_experiment_by_name(full_name)
     if experiment: return experiment.experiment_id
     location = None
-    if env.tracking_uri.startswith("sqlite"): location = (env.state / "artifacts" / full_name.strip("/")).as_uri()
+    if env.tracking_uri.startswith("sqlite"):
+        location = (addresses.artifact_folder(env.state) / full_name.strip("/")).as_uri()
     try: return mlflow.create_experiment(full_name, artifact_location=location)
     except MlflowException as error:  # another process created it first
         if error.error_code != "RESOURCE_ALREADY_EXISTS": raise

@@ -2,7 +2,6 @@
 import hashlib
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
+from mlops_nb import addresses
 from mlops_nb.env import Env, load_env
 
 ROOT, MLOPS = Path(__file__).parents[2], Path(sys.executable).parent / "mlops"
@@ -55,22 +55,10 @@ def make_trained(state: Path) -> None:
 
 
 def copy_state(source: Path, target: Path) -> Path:
-    "Copy a state. The stores hold paths of files; in the copy they name the copied files."
+    "Copy a state. Its databases hold addresses of files; those of the copy name the copied files."
     shutil.copytree(source, target)
-    for store in ("mlflow.db", "runs.db"): replace_text(target / store, str(source), str(target))
+    addresses.use_here(target)
     return target
-
-
-def replace_text(file: Path, old: str, new: str) -> None:
-    "Replace a text in all tables of a SQLite file."
-    with sqlite3.connect(file) as store:
-        tables = [name for name, in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in tables:
-            columns = [row[1] for row in store.execute(f'PRAGMA table_info("{table}")')]
-            for column in columns:
-                store.execute(f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) '
-                              f'WHERE instr("{column}", ?)', (old, new, old))
-    store.close()
 
 
 def copy_tables(source: Path, target: Path) -> Path:
