@@ -19,7 +19,8 @@ ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH
 def store(tmp_path):
     "One run: a task with a long message, one whose message has a path, one that failed."
     store = run_store.RunStore(tmp_path / "runs.db")
-    run_id = run_store.record_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
+    job, parameters = "a_job_with_a_name_that_is_rather_long", {"as_of": "2013-04-01"}
+    run_id = run_store.record_run(store, job, "dev", parameters, ["deploy", "publish", "train_with_a_long_name"])
     tasks = [("deploy", "SUCCESS", {"exit_value": LONG}),
              ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
              ("train_with_a_long_name", "FAILED", {"state_message": ERROR})]
