@@ -115,7 +115,9 @@ def record_run(store: RunStore, job: str, target: str,
                variables: dict | None = None,  # given by --var; a repair uses them again
                trigger_type: str = "ONE_TIME",  # PERIODIC, ONE_TIME, RUN_JOB_TASK, …
                trigger_time: int | None = None,  # ms; now by default
-               parent_run_id: int | None = None) -> int:  # run_id
+               parent_run_id: int | None = None,
+               calling_attempt: tuple[str, int] | None = None  # task_key, attempt_number of the parent's run_job task
+               ) -> int:  # run_id
     "Record a new run completely or, after any error, not at all; it is QUEUED until `take_slot`."
     if not task_keys: raise MlopsError(f"a run of job {job!r} without tasks", "select one task at least")
     start_time = now()
@@ -127,6 +129,9 @@ def record_run(store: RunStore, job: str, target: str,
         row["run_id"] = insert(connection, "runs", row)
         values = parameters(row) if callable(parameters) else parameters
         insert(connection, "runs", row | {"parameters": json.dumps(values)})
+        if calling_attempt:
+            connection.execute("update tasks set child_run_id = ? where run_id = ? and task_key = ? "
+                               "and attempt_number = ?", (row["run_id"], parent_run_id, *calling_attempt))
     return row["run_id"]
 
 def take_slot(store: RunStore, run_id: int,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
-           'failed_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
+           'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
            'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'selected_tasks',
            'begin_run', 'tasks_to_repair', 'reopen', 'restore_record', 'wait_for_slot', 'failure_messages',
            'finish_run', 'notify', 'start_sending']
@@ -96,24 +96,28 @@ def run_element(step: Step) -> Outcome:  # of the last attempt
 
 # %% ../../nbs/jobs/08_runner.ipynb #6c6aa5cc
 def run_child(step: Step) -> Outcome:
-    "Run another job of the bundle; a repair continues the called run that failed."
+    "Run another job of the bundle. A repair continues the called run that did not succeed."
     run, spec = step.run, step.resolve(step.task["run_job_task"])
     key, given = run.home.bundle.job_by_id(spec["job_id"]), spec.get("job_parameters", {})
     step.save(resolved_values=json.dumps(given))
-    failed_id = failed_child(step, given)
-    child = reopen(run.home, failed_id, step) if failed_id else begin_run(run.home, key, given, step)
-    step.save(child_run_id=child.run_id)
+    earlier = earlier_child(step, key, given)
+    if earlier: step.save(child_run_id=earlier["run_id"])
+    if earlier and earlier["result_state"] in SUCCESS_STATES: return Outcome("SUCCESS", earlier["state_message"])
+    child = reopen(run.home, earlier["run_id"], step) if earlier else begin_run(run.home, key, given, step)
     with run.stop_signal.forwarded_to(child.stop_signal.stop): result = finish_run(child)
     message = child.record.row["state_message"]
     if result in SUCCESS_STATES: return Outcome("SUCCESS", message)
     state = result if result in ("CANCELED", "TIMEDOUT") else "FAILED"
     return Outcome(state, f"run {child.run_id} of job {key!r}: {message}")
 
-def failed_child(step: Step, given: dict) -> int | None:  # run_id
-    "The failed run that the previous attempt of this task started, if its job parameters were the same."
-    for task in run_store.list_tasks(step.run.record.store, step.run.run_id):
+def earlier_child(step: Step, key: str, given: dict) -> dict | None:  # row of the run
+    "The run that the previous attempt of this task started, to be continued by this attempt."
+    store = step.run.record.store
+    for task in run_store.list_tasks(store, step.run.run_id):
         if task["task_key"] == step.key and task["attempt_number"] == step.attempt - 1 and task["child_run_id"]:
-            return task["child_run_id"] if json.loads(task["resolved_values"]) == given else None
+            is_continued = task["result_state"] != "SUCCESS" and json.loads(task["resolved_values"]) == given
+            child = run_store.get_run(store, task["child_run_id"])
+            return child if is_continued and child["job"] == key else None
     return None
 
 # %% ../../nbs/jobs/08_runner.ipynb #e4d2f820
@@ -244,7 +248,8 @@ def begin_run(home: Home, key: str,  # of the job
 
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
     run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],
-                                  home.variables, trigger_type, trigger_time, parent_run_id)
+                                  home.variables, trigger_type, trigger_time, parent_run_id,
+                                  (caller.key, caller.attempt) if caller else None)
     recorded = json.loads(run_store.get_run(home.store, run_id)["parameters"])  # the same that a repair would use
     return make_run(home, key, run_id, tasks, caller, recorded)
 

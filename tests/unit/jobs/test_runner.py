@@ -156,6 +156,23 @@ def test_repair_continues_the_called_job(project, acts):
     assert len(run_store.list_runs(job_run.home.store, "child")) == 1
 
 
+@pytest.mark.parametrize("repaired_alone", [True, False])
+def test_a_repair_calls_a_job_again_only_if_its_call_succeeded(project, acts, repaired_alone):
+    "A called run that a person repaired before its caller counts; one that succeeded before a failed task runs anew."
+    project.job("child", [task(project, "inside")])
+    call = {"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}, "run_if": "ALL_DONE"}
+    project.job("job", [task(project, "before"), call | {"depends_on": [{"task_key": "before"}]}])
+    acts["inside" if repaired_alone else "before"] = fails
+    job_run, _ = run(project)
+    del acts["inside" if repaired_alone else "before"]
+    if repaired_alone: assert runner.finish_run(runner.reopen(project.home(), 2)) == "SUCCESS"
+    runner.finish_run(runner.reopen(project.home(), job_run.run_id))
+    assert run_store.get_run(job_run.home.store, job_run.run_id)["result_state"] == "SUCCESS"
+    assert acts["ran"].count("inside") == 2
+    child_runs = run_store.list_runs(job_run.home.store, "child")
+    assert [row["result_state"] for row in child_runs] == ["SUCCESS"] * (1 if repaired_alone else 2)
+
+
 def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
     running, free = threading.Event(), threading.Event()
     acts["a"] = lambda step: running.set() or free.wait(20) and Outcome("SUCCESS")
