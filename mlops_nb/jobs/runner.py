@@ -244,7 +244,9 @@ def begin_run(home: Home, key: str,  # of the job
     tasks = selected_tasks(key, job, only)
 
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to
-        return job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
+        values = job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
+        check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
+        return values
 
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
     run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],

@@ -365,6 +365,13 @@ def test_a_parameter_that_cannot_be_resolved_leaves_no_run(project, acts, value)
     assert (job_run.run_id, result) == (1, "SUCCESS")  # the refused run did not even use a number
 
 
+def test_a_parameter_that_is_of_the_wrong_type_once_resolved_leaves_no_run(project, acts):
+    typed = {"task_key": "a", "notebook_task": project.notebook("typed", "1", parameters="days: int = 1")}
+    project.job("job", [typed], parameters=[{"name": "days", "default": "{{job.name}}"}])
+    with pytest.raises(MlopsError, match="parameter 'days' must be int, got 'job'"): run(project)
+    assert run_store.list_runs(project.home().store) == []
+
+
 def test_a_called_job_whose_parameter_cannot_be_resolved_leaves_no_run(project, acts):
     project.job("child", [task(project, "inside")], parameters=[{"name": "as_of", "default": "{{tasks.a.values.y}}"}])
     project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
