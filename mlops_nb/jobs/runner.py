@@ -324,6 +324,7 @@ def finish_run(run: JobRun) -> str:  # result state
     except BaseException:
         run.stop_signal.stop("CANCELED")  # no notebook runs on without its scheduler
         run.record.close("FAILED", traceback.format_exc(), "INTERNAL_ERROR")
+        run.home.display.run_ends(run, "FAILED")  # gives the terminal back
         raise
     run.record.close(result, failure_messages(run.record))
     notify(run, event_of(result), state=result)

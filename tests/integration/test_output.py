@@ -83,6 +83,7 @@ def test_a_run_whose_reader_is_gone_ends_and_can_be_cancelled(project, start, wa
     assert recorded(project) == (result, {"first": "SUCCESS", "second": result, "third": result})
 
 
+@pytest.mark.slow
 def test_a_run_on_a_terminal_that_goes_away_ends(project, start, waiting):
     controller, terminal = pty.openpty()
     process = start("run", "job", stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
@@ -96,7 +97,7 @@ def test_a_run_on_a_terminal_that_goes_away_ends(project, start, waiting):
     assert recorded(project) == ("SUCCESS", {"first": "SUCCESS", "second": "SUCCESS", "third": "SUCCESS"})
 
 
-@pytest.mark.parametrize("right, code", [("1", 2), ("x", 1)])
+@pytest.mark.parametrize("right, code", [("1", 2), pytest.param("x", 1, marks=pytest.mark.slow)])
 def test_a_run_on_a_full_disk_says_so_once(project, start, right, code):
     after = {"task_key": "second", "depends_on": [{"task_key": "first"}],
              "condition_task": {"left": "1", "op": "LESS_THAN", "right": f"{right}0"}}
@@ -122,8 +123,8 @@ def closed_pipe():
     return write_end
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["runs"], ["jobs"], ["jobs", "show", "job"], ["validate"]],
-                         ids=" ".join)
+@pytest.mark.parametrize("arguments", [["runs"]] + [pytest.param(arguments, marks=pytest.mark.slow) for arguments in (
+    ["--help"], ["jobs"], ["jobs", "show", "job"], ["validate"])], ids=" ".join)
 def test_no_command_depends_on_its_reader(project, start, arguments):
     project.job("job", [condition("first")])
     pipe, full = closed_pipe(), os.open("/dev/full", os.O_WRONLY)
@@ -141,7 +142,8 @@ def test_a_closed_standard_error_changes_no_exit_code(start):
     assert process.communicate(timeout=60)[0] == "" and process.returncode == 2
 
 
-@pytest.mark.parametrize("name, result", [("prints", "SUCCESS"), ("missing", "FAILED")])
+@pytest.mark.parametrize("name, result", [pytest.param("prints", "SUCCESS", marks=pytest.mark.slow),
+                                          ("missing", "FAILED")])
 def test_a_full_log_and_a_runner_that_does_not_read_keep_no_outcome_back(project, name, result):
     project.notebook("prints", "print('a line')")
     folder = project.path("attempt/log.txt").parent
@@ -161,5 +163,6 @@ def test_an_attempt_whose_outcome_cannot_be_written_ends(project):
             "def full(*_): raise OSError(28, 'No space left on device')\n"
             "execute.write_atomically = full\n"
             "attempt = execute.Attempt(pathlib.Path('.')); attempt.watch(0.2); execute.threading.Event().wait()")
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    with process: assert process.wait(30) == 1
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try: assert process.wait(30) == 1
+        finally: process.kill()
