@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app', 'models_app', 'VersionReference', 'Name',
-           'tables_app', 'pairs', 'make_home', 'problems_of', 'refuse_problems', 'show_problems', 'show', 'run_to_end',
-           'run', 'repair', 'open_run_store', 'list_runs', 'show_run', 'open_run', 'list_jobs', 'show_job',
-           'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history', 'move_cells', 'copy_model',
-           'compare_models', 'list_tables', 'snapshot_table', 'validate', 'doctor', 'main']
+           'tables_app', 'pairs', 'make_home', 'problems_of', 'refuse_problems', 'show_problems', 'show',
+           'report_display_error', 'run_to_end', 'run', 'repair', 'open_run_store', 'list_runs', 'show_run', 'open_run',
+           'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history',
+           'move_cells', 'copy_model', 'compare_models', 'list_tables', 'snapshot_table', 'validate', 'doctor',
+           'run_app', 'main']
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
 import signal
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .errors import MlopsError
+from .output import code_after_output, steady_streams
 
 # %% ../nbs/12_cli.ipynb #cd3675e6
 app = typer.Typer(help="Run the bundle's jobs on this machine, as Databricks would run them in a workspace.",
@@ -73,16 +75,24 @@ def show(content: Any) -> None:
     "Print text without breaking long lines, so that paths can be copied; tables still fit the terminal."
     out.print(content, highlight=False, soft_wrap=True)
 
+def report_display_error(error: BaseException) -> None:
+    "Say on standard error why the progress of a run was not shown to its end."
+    reason = escape(f"{type(error).__name__}: {error}")
+    err.print(f"the progress display failed ({reason}); the run did not depend on it",
+              highlight=False, soft_wrap=True)
+
 def run_to_end(run: Any) -> None:
-    "Execute a recorded run, cancel it on Ctrl-C, and show its summary; exit with 1 if it failed."
+    "Execute a recorded run, cancel it on Ctrl-C or SIGTERM, and show its summary; exit with 1 if it failed."
     from mlops_nb.jobs import progress, run_store, runner, warm
     from mlops_nb.jobs.tasks import SUCCESS_STATES
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop_signal.stop("CANCELED"))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes away ends no run
     with ExitStack() as stack:
         if len(run.tasks) > 1:
             warm_process = stack.enter_context(warm.warm_for_jobs(run.home.notebook_environment))
             run.home.start = warm_process.start_at_once
         result = runner.finish_run(run)
+    if run.home.display.error: report_display_error(run.home.display.error)
     out.print()
     show(progress.run_table(run.home.store, run.run_id))
     show(progress.where_to_look(run.home.env, run_store.get_run(run.home.store, run.run_id)))
@@ -107,7 +117,7 @@ def run(job: Annotated[str, typer.Argument(help="A job of the bundle; `mlops job
     parameters, home = pairs("--param", param), make_home(target, pairs("--var", var), parallel)
     home.bundle.job(job)
     refuse_problems(home.bundle)
-    run_to_end(runner.begin_run(home, job, parameters, only=only))
+    run_to_end(runner.begin_run(home, job, parameters, only=only or None))
 
 @app.command()
 def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `mlops runs` lists them.")]) -> None:
@@ -422,10 +432,17 @@ def doctor(target: Target = None) -> None:
     if any(result.state == "wrong" for result in results): raise typer.Exit(1)
 
 # %% ../nbs/12_cli.ipynb #d3378c09
-def main() -> None:
-    "The entry point of `mlops`."
+def run_app() -> int:  # exit code
+    "Run the command of this process's arguments."
     try: app()
+    except SystemExit as end: return end.code or 0  # an int, from typer
     except MlopsError as error:
         err.print(f"[red]error[/] {escape(error.message)}", highlight=False, soft_wrap=True)
         if error.hint: err.print(f"  {escape(error.hint)}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        return 2
+    return 0
+
+def main() -> None:
+    "The entry point of `mlops`. The exit code is the command's result, whether somebody reads the output or not."
+    output, errors = steady_streams()
+    raise SystemExit(code_after_output(output, errors, run_app()))

@@ -202,8 +202,9 @@ def leaves(tasks: Iterable[Mapping]) -> list[str]:
 
 def job_result(tasks: Iterable[Mapping], states: Mapping[str, str],  # of every task
                ) -> ResultState:
-    "Return the result state of a job."
+    "Return the result state of a job of one task at least."
     tasks = list(tasks)
+    if not tasks: raise ValueError("a job without tasks has no result")
     results = {task["task_key"]: states.get(task["task_key"]) for task in tasks}
     running = [key for key, state in results.items() if state is None]
     if running: raise ValueError(f"not ended: {', '.join(running)}")

@@ -20,12 +20,14 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from ..output import steady_streams
 from ..task import write_atomically
 
 # %% ../../nbs/jobs/01_execute.ipynb #0fdca24c
@@ -200,9 +202,11 @@ class Attempt:
     def end(self, outcome: Outcome) -> None:
         "Kill all descendants, write the outcome and exit."
         self.end_lock.acquire()
-        end_descendants()
-        write_atomically(self.folder / "outcome.json", json.dumps(asdict(outcome)))
-        os._exit(0)
+        try:
+            end_descendants()
+            write_atomically(self.folder / "outcome.json", json.dumps(asdict(outcome)))
+            os._exit(0)
+        finally: os._exit(1)  # on a full disk: the other threads wait for the lock, and the runner for this process
 
     def end_on_cancel(self) -> None:
         "Wait until the runner closes the pipe or ends."
@@ -241,18 +245,20 @@ def main(provisioner: type | None = None) -> None:  # as for `notebook_client`
     attempt = Attempt(Path(sys.argv[1]))
     spec = json.loads((attempt.folder / "task.json").read_text())
     reports = redirect_output(attempt.folder)
+    steady_streams()  # a log on a full disk fails no notebook
     adopt_orphans()
     attempt.watch(spec.get("timeout_seconds"))
     os.environ["MLOPS_TASK"] = str(attempt.folder)
 
     def report(cell: int, total: int) -> None:
-        print(json.dumps({"cell": cell, "total": total}), file=reports, flush=True)
+        with suppress(OSError):  # without a runner, the attempt is cancelled by its standard input
+            print(json.dumps({"cell": cell, "total": total}), file=reports, flush=True)
 
     try:
         copy = attempt.folder / "notebook.ipynb"
         outcome = execute(Path(spec["notebook"]), copy, spec["notebook_parameters"], report, provisioner)
         if outcome.result_state == "SUCCESS": log_notebook(attempt.folder)
-    except Exception as error:
+    except BaseException as error:
         traceback.print_exc()
         name = type(error).__name__
         outcome = Outcome("FAILED", f"{name}: {error}\n  log: {attempt.folder / 'log.txt'}", name)

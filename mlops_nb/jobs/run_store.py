@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,17 +110,29 @@ def active_runs(connection: sqlite3.Connection, job: str, target: str) -> list[i
 
 # %% ../../nbs/jobs/00_run_store.ipynb #b22df422
 def record_run(store: RunStore, job: str, target: str,
-               parameters: dict,  # as resolved, name -> string
+               parameters: dict | Callable[[dict], dict],  # name -> string, or a function of the row that returns them
+               task_keys: list[str],  # of the tasks to run; one at least
                variables: dict | None = None,  # given by --var; a repair uses them again
                trigger_type: str = "ONE_TIME",  # PERIODIC, ONE_TIME, RUN_JOB_TASK, …
                trigger_time: int | None = None,  # ms; now by default
-               parent_run_id: int | None = None) -> int:  # run_id
-    "Record a new run; it is QUEUED until `take_slot`."
+               parent_run_id: int | None = None,
+               calling_attempt: tuple[str, int] | None = None  # task_key, attempt_number of the parent's run_job task
+               ) -> int:  # run_id
+    "Record a new run completely or, after any error, not at all; it is QUEUED until `take_slot`."
+    if not task_keys: raise MlopsError(f"a run of job {job!r} without tasks", "select one task at least")
     start_time = now()
-    row = dict(job=job, target=target, parameters=json.dumps(parameters), variables=json.dumps(variables or {}),
-               trigger_type=trigger_type, trigger_time=trigger_time or start_time, life_cycle_state="QUEUED",
-               start_time=start_time, parent_run_id=parent_run_id, owner=owner())
-    with store.connect() as connection: return insert(connection, "runs", row)
+    row = dict(job=job, target=target, parameters="{}", tasks=json.dumps(task_keys),
+               variables=json.dumps(variables or {}), trigger_type=trigger_type,
+               trigger_time=trigger_time or start_time, life_cycle_state="QUEUED", start_time=start_time,
+               repair_count=0, parent_run_id=parent_run_id, owner=owner())
+    with store.connect() as connection:  # one transaction
+        row["run_id"] = insert(connection, "runs", row)
+        values = parameters(row) if callable(parameters) else parameters
+        insert(connection, "runs", row | {"parameters": json.dumps(values)})
+        if calling_attempt:
+            connection.execute("update tasks set child_run_id = ? where run_id = ? and task_key = ? "
+                               "and attempt_number = ?", (row["run_id"], parent_run_id, *calling_attempt))
+    return row["run_id"]
 
 def take_slot(store: RunStore, run_id: int,
               slots: int  # how many the job has

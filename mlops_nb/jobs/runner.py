@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
-           'failed_child', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry', 'start_ready_tasks',
-           'start_thread', 'run_graph', 'make_run', 'begin_run', 'reopen', 'restore_record', 'wait_for_slot',
-           'failure_messages', 'finish_run', 'notify']
+           'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
+           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'selected_tasks',
+           'begin_run', 'tasks_to_repair', 'reopen', 'restore_record', 'wait_for_slot', 'failure_messages',
+           'finish_run', 'notify', 'start_sending']
 
 # %% ../../nbs/jobs/08_runner.ipynb #c2427b33
 import json
@@ -18,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ..bundle import graph, references
-from ..bundle.load import job_id
-from ..errors import MlopsError
+from ..bundle.load import Bundle, job_id
+from ..errors import MlopsError, what_exists
 from . import delivery, run_store
 from .execute import Outcome
 from .home import Home
@@ -95,29 +96,37 @@ def run_element(step: Step) -> Outcome:  # of the last attempt
 
 # %% ../../nbs/jobs/08_runner.ipynb #6c6aa5cc
 def run_child(step: Step) -> Outcome:
-    "Run another job of the bundle; a repair continues the called run that failed."
+    "Run another job of the bundle. A repair continues the called run that did not succeed."
     run, spec = step.run, step.resolve(step.task["run_job_task"])
     key, given = run.home.bundle.job_by_id(spec["job_id"]), spec.get("job_parameters", {})
     step.save(resolved_values=json.dumps(given))
-    failed_id = failed_child(step, given)
-    child = reopen(run.home, failed_id, step) if failed_id else begin_run(run.home, key, given, step)
-    step.save(child_run_id=child.run_id)
+    earlier = earlier_child(step, key, given)
+    if earlier: step.save(child_run_id=earlier["run_id"])
+    if earlier and earlier["result_state"] in SUCCESS_STATES: return Outcome("SUCCESS", earlier["state_message"])
+    child = reopen(run.home, earlier["run_id"], step) if earlier else begin_run(run.home, key, given, step)
     with run.stop_signal.forwarded_to(child.stop_signal.stop): result = finish_run(child)
     message = child.record.row["state_message"]
     if result in SUCCESS_STATES: return Outcome("SUCCESS", message)
     state = result if result in ("CANCELED", "TIMEDOUT") else "FAILED"
     return Outcome(state, f"run {child.run_id} of job {key!r}: {message}")
 
-def failed_child(step: Step, given: dict) -> int | None:  # run_id
-    "The failed run that the previous attempt of this task started, if its job parameters were the same."
-    for task in run_store.list_tasks(step.run.record.store, step.run.run_id):
+def earlier_child(step: Step, key: str, given: dict) -> dict | None:  # row of the run
+    "The run that the previous attempt of this task started, to be continued by this attempt."
+    store = step.run.record.store
+    for task in run_store.list_tasks(store, step.run.run_id):
         if task["task_key"] == step.key and task["attempt_number"] == step.attempt - 1 and task["child_run_id"]:
-            return task["child_run_id"] if json.loads(task["resolved_values"]) == given else None
+            is_continued = task["result_state"] != "SUCCESS" and json.loads(task["resolved_values"]) == given
+            child = run_store.get_run(store, task["child_run_id"])
+            return child if is_continued and child["job"] == key else None
     return None
 
 # %% ../../nbs/jobs/08_runner.ipynb #e4d2f820
 TASK_RUNNERS = {"notebook_task": run_notebook, "condition_task": run_condition, "for_each_task": run_for_each,
                 "run_job_task": run_child}
+
+def unexpected_outcome() -> Outcome:
+    "The outcome of a task for the error that is being handled."
+    return Outcome("FAILED", traceback.format_exc(), "InternalError")
 
 def run_attempt(step: Step) -> Outcome:
     "Run a step and record its start and its end."
@@ -125,7 +134,7 @@ def run_attempt(step: Step) -> Outcome:
     step.run.home.display.task_begins(step.run, step.key)
     try: outcome = TASK_RUNNERS[task_type(step.task)](step)
     except MlopsError as error: outcome = Outcome("FAILED", str(error), "MlopsError")
-    except Exception: outcome = Outcome("FAILED", traceback.format_exc(), "InternalError")
+    except BaseException: outcome = unexpected_outcome()  # of any kind: in a thread, nothing else would report it
     exit_file = step.folder / "exit.txt"
     step.save(life_cycle_state="TERMINATED", result_state=outcome.result_state, state_message=outcome.message,
               end_time=run_store.now(), exit_value=exit_file.read_text() if exit_file.exists() else "")
@@ -176,10 +185,20 @@ def start_thread(run: JobRun, task: dict, finished: queue.Queue) -> None:
     "Run the task in a thread, which puts its key and outcome into the queue, also after an unexpected error."
     def work() -> None:
         try: outcome = run_task(run, task)
-        except Exception: outcome = Outcome("FAILED", traceback.format_exc(), "InternalError")
+        except BaseException: outcome = record_failure(run, task["task_key"], unexpected_outcome())
         finished.put((task["task_key"], outcome))
 
-    threading.Thread(target=work, daemon=True).start()
+    try: threading.Thread(target=work, daemon=True).start()
+    except RuntimeError:  # the system has no thread left
+        finished.put((task["task_key"], record_failure(run, task["task_key"], unexpected_outcome())))
+
+def record_failure(run: JobRun, key: str, outcome: Outcome) -> Outcome:  # the same outcome
+    "Record the last attempt of a task as failed by an error of the runner itself, if the store can be written."
+    attempt = run.record.attempts.setdefault(key, 0)
+    try: run.record.save_task(key, attempt, life_cycle_state="TERMINATED", result_state=outcome.result_state,
+                              state_message=outcome.message, end_time=run_store.now())
+    except Exception: run.record.log_error(f"task {key}: its result is not recorded")
+    return outcome
 
 # %% ../../nbs/jobs/08_runner.ipynb #0e539b47
 def run_graph(run: JobRun) -> str:  # result state
@@ -207,31 +226,53 @@ def make_run(home: Home, key: str, run_id: int, tasks: list,
     calling_tasks = (*caller.run.calling_tasks, caller.key) if caller else ()
     return JobRun(home, key, tasks, record, parameters or {}, calling_tasks)
 
+def selected_tasks(key: str, job: dict, only: list[str] | None) -> list[dict]:  # in topological order
+    "The tasks of a new run. Raise MlopsError if there are none: a run of no tasks would succeed and have done nothing."
+    keys = [] if only == [] else graph.select(job["tasks"], only)
+    if keys: return graph.subset(job["tasks"], keys)
+    raise MlopsError(f"no task of job {key!r} is selected", what_exists("task", graph.topological(job["tasks"])))
+
 def begin_run(home: Home, key: str,  # of the job
               given: dict,  # parameters, name -> string
               caller: Step | None = None,  # the run_job task that starts the run
               only: list[str] | None = None,  # task keys, as in run-now
               trigger_time: int | None = None) -> JobRun:
-    "Check everything that can be checked without running, and record a new run of a job."
+    "Check everything that can be checked without running, and record a new run of a job. An error leaves no run."
     job = home.bundle.job(key)
     refuse_unsupported_tasks(home.bundle, key)
     check_job_parameters(home.env.root, key, job, given)
-    tasks = graph.subset(job["tasks"], graph.select(job["tasks"], only))
+    tasks = selected_tasks(key, job, only)
+
+    def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to
+        values = job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
+        check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
+        return values
+
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
-    run_id = run_store.record_run(home.store, key, home.bundle.target, given, home.variables, trigger_type,
-                                  trigger_time, parent_run_id)
-    run = make_run(home, key, run_id, tasks, caller)
-    run.parameters = job_parameters(job, given, run.context())
-    task_keys = [task["task_key"] for task in tasks]
-    run_store.update_run(home.store, run_id, parameters=json.dumps(run.parameters), tasks=json.dumps(task_keys))
-    return run
+    run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],
+                                  home.variables, trigger_type, trigger_time, parent_run_id,
+                                  (caller.key, caller.attempt) if caller else None)
+    recorded = json.loads(run_store.get_run(home.store, run_id)["parameters"])  # the same that a repair would use
+    return make_run(home, key, run_id, tasks, caller, recorded)
 
 # %% ../../nbs/jobs/08_runner.ipynb #eb41726d
+def tasks_to_repair(bundle: Bundle, row: dict) -> list[dict]:  # row: of the run; tasks in topological order
+    "The tasks of a recorded run. Raise MlopsError if it recorded none, or some that the job does not have any more."
+    name, key = f"run {row['run_id']} of job {row['job']!r}", row["job"]
+    recorded, existing = json.loads(row["tasks"]), graph.topological(bundle.job(key)["tasks"])
+    again = f"start the job again: mlops run {key}"
+    if not recorded: raise MlopsError(f"{name} recorded no tasks: there is nothing to repair", again)
+    missing = [task_key for task_key in recorded if task_key not in existing]
+    if missing:
+        raise MlopsError(f"{name} recorded tasks that the job does not have any more: {', '.join(missing)}",
+                         f"{what_exists('task', existing)}; {again}")
+    refuse_unsupported_tasks(bundle, key)
+    return graph.subset(bundle.job(key)["tasks"], recorded)
+
 def reopen(home: Home, run_id: int, caller: Step | None = None) -> JobRun:
     "Prepare an ended or killed run to run again the tasks that failed and those that depend on them."
+    tasks = tasks_to_repair(home.bundle, run_store.get_run(home.store, run_id))  # an error changes nothing
     row = run_store.reopen_run(home.store, run_id)
-    refuse_unsupported_tasks(home.bundle, row["job"])
-    tasks = graph.subset(home.bundle.job(row["job"])["tasks"], set(json.loads(row["tasks"])))
     run = make_run(home, row["job"], run_id, tasks, caller, json.loads(row["parameters"]))
     latest = run_store.latest_attempts(home.store, run_id)
     for key, attempt in latest.items():
@@ -279,7 +320,12 @@ def finish_run(run: JobRun) -> str:  # result state
     if not wait_for_slot(run): return "MAXIMUM_CONCURRENT_RUNS_REACHED"
     run.home.display.run_begins(run)
     notify(run, "on_start")
-    result = run_graph(run)
+    try: result = run_graph(run)
+    except BaseException:
+        run.stop_signal.stop("CANCELED")  # no notebook runs on without its scheduler
+        run.record.close("FAILED", traceback.format_exc(), "INTERNAL_ERROR")
+        run.home.display.run_ends(run, "FAILED")  # gives the terminal back
+        raise
     run.record.close(result, failure_messages(run.record))
     notify(run, event_of(result), state=result)
     if not run.calling_tasks: run.home.wait_for_notifications()
@@ -290,8 +336,13 @@ def finish_run(run: JobRun) -> str:  # result state
 def notify(run: JobRun, event: str | None,  # None for an excluded or disabled task
            task: dict | None = None, state: str | None = None,  # result state of the run or task that ended
            last_attempt: bool = True) -> None:  # whether no attempt of the task follows
-    "Send the notifications of an event in the background and record their deliveries."
+    "Send the notifications of an event in the background and record their deliveries. Never raises."
     if event is None: return
+    try: start_sending(run, event, task, state, last_attempt)
+    except Exception: run.record.log_error(f"notification of {event}")
+
+def start_sending(run: JobRun, event: str, task: dict | None, state: str | None, last_attempt: bool) -> None:
+    "Send the notifications of an event in a thread."
     key = task["task_key"] if task else None
     notices = notifications(run.job, event, task, state, run.record.attempts.get(key, 0), last_attempt)
     if not notices: return
@@ -299,9 +350,11 @@ def notify(run: JobRun, event: str | None,  # None for an excluded or disabled t
     body = payload(event, job_id(run.key), run.job.get("name", run.key), run.run_id, parent_run_id, key)
 
     def send() -> None:
-        deliveries = delivery.send(notices, body, run.home.destinations, run.home.env.state)
-        run_store.save_deliveries(run.record.store, run.run_id, key, deliveries)
+        try:
+            deliveries = delivery.send(notices, body, run.home.destinations, run.home.env.state)
+            run_store.save_deliveries(run.record.store, run.run_id, key, deliveries)
+        except Exception: run.record.log_error(f"notification of {event}")
 
     thread = threading.Thread(target=send, daemon=True)
-    run.home.notification_threads.append(thread)
     thread.start()
+    run.home.notification_threads.append(thread)  # of a started thread only: the others cannot be joined

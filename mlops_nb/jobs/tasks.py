@@ -10,8 +10,9 @@ __all__ = ['SUPPORTED_TASKS', 'SUCCESS_STATES', 'task_type', 'nested_tasks', 're
 # %% ../../nbs/jobs/07_tasks.ipynb #6de3c060
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,6 +117,13 @@ class RunRecord:
         self.save_task(task_key, self.next_attempt(task_key), life_cycle_state="TERMINATED", result_state=result,
                        start_time=time, end_time=time)
 
+    def log_error(self, event: str) -> None:  # event: what failed
+        "Append the error that is being handled to errors.log in the run's folder, if it can be written."
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "errors.log").open("a") as log:
+                log.write(f"{utc_datetime(run_store.now()):%Y-%m-%d %H:%M:%S} {event}\n{traceback.format_exc()}\n")
+
     def close(self, result: str, message: str, life_cycle_state: str = "TERMINATED") -> None:
         "Record the result of the run."
         run_store.update_run(self.store, self.run_id, life_cycle_state=life_cycle_state, result_state=result,
@@ -156,10 +164,11 @@ class ReferenceContext:
     task_keys: list[str]
     parameters: dict  # of the run
     url: str  # the project's folder, in place of a workspace URL
+    row: dict  # of the run, as the run store has it or, while the run is recorded, will have it
 
     def job_values(self) -> dict:
         "The values of `{{job.…}}`."
-        row = self.record.row
+        row = self.row
         return {"id": self.key, "name": self.job.get("name", self.key), "run_id": self.record.run_id,
                 "repair_count": row["repair_count"], "parameters": self.parameters,
                 "start_time": utc_datetime(row["start_time"]),
@@ -195,11 +204,12 @@ class JobRun:
     @property
     def run_id(self) -> int: return self.record.run_id
 
-    def context(self) -> dict:
+    def context(self, row: dict | None = None) -> dict:  # row: as read from the run store by default
         "The values of the references of this run."
         task_keys = [task["task_key"] for task in self.tasks]
         url = str(self.home.env.root)
-        return ReferenceContext(self.key, self.job, self.record, task_keys, self.parameters, url).as_dict()
+        return ReferenceContext(self.key, self.job, self.record, task_keys, self.parameters, url,
+                                row or self.record.row).as_dict()
 
 # %% ../../nbs/jobs/07_tasks.ipynb #fe11222d
 @dataclass

@@ -2,6 +2,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -19,7 +20,8 @@ ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH
 def store(tmp_path):
     "One run: a task with a long message, one whose message has a path, one that failed."
     store = run_store.RunStore(tmp_path / "runs.db")
-    run_id = run_store.record_run(store, "a_job_with_a_name_that_is_rather_long", "dev", {"as_of": "2013-04-01"})
+    job, parameters = "a_job_with_a_name_that_is_rather_long", {"as_of": "2013-04-01"}
+    run_id = run_store.record_run(store, job, "dev", parameters, ["deploy", "publish", "train_with_a_long_name"])
     tasks = [("deploy", "SUCCESS", {"exit_value": LONG}),
              ("publish", "SUCCESS", {"exit_value": f"written to {PATH}"}),
              ("train_with_a_long_name", "FAILED", {"state_message": ERROR})]
@@ -67,3 +69,14 @@ def test_where_to_look_has_whole_paths(store, tmp_path):
     lines = printed_lines(progress.where_to_look(env, run_store.get_run(store, 1)), 80)
     assert any(line.endswith(str(env.state / "runs/1")) for line in lines)
     assert any(line.endswith(env.tracking_uri) for line in lines)
+
+
+def test_a_repair_is_advised_only_for_a_run_with_recorded_tasks(store):
+    def advice(**columns):
+        run_store.update_run(store, 1, result_state="FAILED", **columns)
+        text = io.StringIO()
+        place = SimpleNamespace(state=Path("state"), tracking_uri="sqlite://")
+        Console(file=text, width=200).print(progress.where_to_look(place, run_store.get_run(store, 1)))
+        return text.getvalue()
+
+    assert "mlops repair 1" in advice() and "mlops repair" not in advice(tasks="[]")

@@ -156,6 +156,23 @@ def test_repair_continues_the_called_job(project, acts):
     assert len(run_store.list_runs(job_run.home.store, "child")) == 1
 
 
+@pytest.mark.parametrize("repaired_alone", [True, False])
+def test_a_repair_calls_a_job_again_only_if_its_call_succeeded(project, acts, repaired_alone):
+    "A called run that a person repaired before its caller counts; one that succeeded before a failed task runs anew."
+    project.job("child", [task(project, "inside")])
+    call = {"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}, "run_if": "ALL_DONE"}
+    project.job("job", [task(project, "before"), call | {"depends_on": [{"task_key": "before"}]}])
+    acts["inside" if repaired_alone else "before"] = fails
+    job_run, _ = run(project)
+    del acts["inside" if repaired_alone else "before"]
+    if repaired_alone: assert runner.finish_run(runner.reopen(project.home(), 2)) == "SUCCESS"
+    runner.finish_run(runner.reopen(project.home(), job_run.run_id))
+    assert run_store.get_run(job_run.home.store, job_run.run_id)["result_state"] == "SUCCESS"
+    assert acts["ran"].count("inside") == 2
+    child_runs = run_store.list_runs(job_run.home.store, "child")
+    assert [row["result_state"] for row in child_runs] == ["SUCCESS"] * (1 if repaired_alone else 2)
+
+
 def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
     running, free = threading.Event(), threading.Event()
     acts["a"] = lambda step: running.set() or free.wait(20) and Outcome("SUCCESS")
@@ -327,3 +344,143 @@ def test_a_stop_ends_the_wait_before_a_retry(project, acts):
     start = time.monotonic()
     _, result = run(project)
     assert result == "CANCELED" and time.monotonic() - start < 60
+
+
+def test_parameters_may_refer_to_the_run_that_they_are_recorded_with(project, acts):
+    project.job("job", [task(project, "a")], parameters=[{"name": "start", "default": "{{job.start_time.iso_date}}"},
+                                                         {"name": "run", "default": "0"}])
+    job_run, _ = run(project, given={"run": "{{job.run_id}}"})
+    row = job_run.record.row
+    day = time.strftime("%Y-%m-%d", time.gmtime(row["start_time"] / 1000))
+    assert json.loads(row["parameters"]) == job_run.parameters == {"start": day, "run": str(job_run.run_id)}
+    assert json.loads(row["tasks"]) == ["a"] and row["repair_count"] == 0
+
+
+@pytest.mark.parametrize("value", ["{{tasks.a.values.y}}", "{{job.parameters.missing}}", "{{job.nonsense}}"])
+def test_a_parameter_that_cannot_be_resolved_leaves_no_run(project, acts, value):
+    project.job("job", [task(project, "a")], parameters=[{"name": "as_of", "default": "latest"}])
+    with pytest.raises(MlopsError): run(project, given={"as_of": value})
+    assert run_store.list_runs(project.home().store) == []
+    job_run, result = run(project)
+    assert (job_run.run_id, result) == (1, "SUCCESS")  # the refused run did not even use a number
+
+
+def test_a_parameter_that_is_of_the_wrong_type_once_resolved_leaves_no_run(project, acts):
+    typed = {"task_key": "a", "notebook_task": project.notebook("typed", "1", parameters="days: int = 1")}
+    project.job("job", [typed], parameters=[{"name": "days", "default": "{{job.name}}"}])
+    with pytest.raises(MlopsError, match="parameter 'days' must be int, got 'job'"): run(project)
+    assert run_store.list_runs(project.home().store) == []
+
+
+def test_a_called_job_whose_parameter_cannot_be_resolved_leaves_no_run(project, acts):
+    project.job("child", [task(project, "inside")], parameters=[{"name": "as_of", "default": "{{tasks.a.values.y}}"}])
+    project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}}])
+    job_run, result = run(project)
+    assert result == "FAILED" and acts["ran"] == []
+    assert [row["job"] for row in run_store.list_runs(job_run.home.store)] == ["job"]
+
+
+def test_no_tasks_are_no_run(project, acts):
+    project.job("job", [task(project, "a")])
+    with pytest.raises(MlopsError, match="no task of job 'job' is selected\n  there is only a"): run(project, only=[])
+    store = project.home().store
+    with pytest.raises(MlopsError, match="a run of job 'job' without tasks"):
+        run_store.record_run(store, "job", "dev", {}, [])
+    assert run_store.list_runs(store) == []
+
+
+@pytest.mark.parametrize("result", [None, "FAILED", "SUCCESS"])
+def test_a_run_that_recorded_no_tasks_is_not_repaired(project, acts, result):
+    "Older versions recorded a run before its tasks; a repair of what was left of it ran nothing and succeeded."
+    project.job("job", [task(project, "a")])
+    store = project.home().store
+    run_id = run_store.record_run(store, "job", "dev", {}, ["a"])
+    state = "TERMINATED" if result else "QUEUED"
+    run_store.update_run(store, run_id, tasks="[]", owner="1:0.00", life_cycle_state=state, result_state=result)
+    with pytest.raises(MlopsError, match="recorded no tasks: there is nothing to repair\n  start the job again"):
+        runner.reopen(project.home(), run_id)
+    assert run_store.get_run(store, run_id)["repair_count"] == 0 and acts["ran"] == []
+
+
+def test_a_repair_of_tasks_that_the_job_has_lost_is_refused_and_changes_nothing(project, acts):
+    project.job("job", [task(project, "a"), task(project, "b")])
+    acts["a"] = acts["b"] = fails
+    job_run, _ = run(project)
+    project.job("job", [task(project, "a"), task(project, "c")])
+    before = job_run.record.row
+    with pytest.raises(MlopsError, match="does not have any more: b\n  there are: a, c; start the job again"):
+        runner.reopen(project.home(), job_run.run_id)
+    assert job_run.record.row == before
+
+
+class BrokenDisplay:
+    "Raises the error at the event, and knows no other one."
+
+    def __init__(self, event, error): self.event, self.error = event, error
+
+    def __getattr__(self, event):
+        def show(*_):
+            if event == self.event: raise self.error
+        return show
+
+
+@pytest.mark.parametrize("event", ["run_begins", "task_begins", "task_ends", "run_ends"])
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), UnicodeEncodeError("ascii", "…", 0, 1, "no")],
+                         ids=["pipe", "exit", "encoding"])
+def test_an_error_of_the_display_changes_no_result(project, acts, event, error):
+    project.job("job", [task(project, "a"), task(project, "b", "a")])
+    home = project.home(display=BrokenDisplay(event, error))
+    job_run = runner.begin_run(home, "job", {})
+    assert runner.finish_run(job_run) == "SUCCESS" and home.display.error is error
+    assert job_run.record.states == {"a": "SUCCESS", "b": "SUCCESS"}
+
+
+@pytest.mark.parametrize("part", ["notifications", "payload"])
+def test_an_error_before_a_notification_is_logged_and_changes_no_result(project, acts, monkeypatch, part):
+    project.job("job", [task(project, "a", email_notifications={"on_success": ["a@example.org"]})])
+    def broken(*_, **__): raise KeyError("no such receiver")
+    monkeypatch.setattr(runner, part, broken)
+    job_run, result = run(project)
+    assert result == "SUCCESS" and job_run.record.states == {"a": "SUCCESS"}
+    assert "KeyError: 'no such receiver'" in (job_run.record.folder / "errors.log").read_text()
+
+
+def test_a_delivery_that_cannot_be_recorded_is_logged_and_changes_no_result(project, acts, monkeypatch):
+    monkeypatch.delenv("MLOPS_SMTP", raising=False)
+    project.job("job", [task(project, "a")], email_notifications={"on_success": ["a@example.org"]})
+    def broken(*_): raise OSError("database is locked")
+    monkeypatch.setattr(run_store, "save_deliveries", broken)
+    job_run, result = run(project)
+    assert result == "SUCCESS" and "database is locked" in (job_run.record.folder / "errors.log").read_text()
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("disk full")])
+def test_every_error_of_a_task_arrives_and_is_recorded(project, acts, monkeypatch, error):
+    project.job("job", [task(project, "a"), task(project, "b", "a")])
+    def broken(*_): raise error
+    acts["a"] = broken
+    job_run, result = run(project)
+    assert result == "FAILED" and type(error).__name__ in job_run.record.row["state_message"]
+    monkeypatch.setattr(runner, "run_attempt", broken)
+    job_run, result = run(project)
+    attempt = run_store.latest_attempts(job_run.home.store, job_run.run_id)["a"]
+    assert (result, attempt["life_cycle_state"], attempt["result_state"]) == ("FAILED", "TERMINATED", "FAILED")
+    assert type(error).__name__ in job_run.record.row["state_message"]
+
+
+def test_an_error_of_the_scheduler_stops_the_tasks_and_is_recorded(project, acts, monkeypatch):
+    project.job("job", [task(project, "a"), task(project, "b", "a")])
+    stopped = threading.Event()
+    def wait_for_stop(step):
+        while not step.run.stop_signal.reason: time.sleep(0.02)
+        stopped.set()
+        return Outcome("CANCELED")
+    def broken(*_): raise RuntimeError("no decision")
+    acts["a"] = wait_for_stop
+    decide = runner.graph.decide
+    monkeypatch.setattr(runner.graph, "decide", lambda task, *states: broken() if task["task_key"] == "b" else decide(
+        task, *states))
+    job_run = runner.begin_run(project.home(), "job", {})
+    with pytest.raises(RuntimeError, match="no decision"): runner.finish_run(job_run)
+    row = run_store.get_run(job_run.home.store, job_run.run_id)
+    assert (row["life_cycle_state"], row["result_state"]) == ("INTERNAL_ERROR", "FAILED") and stopped.wait(10)
