@@ -59,7 +59,7 @@ def light_state(tmp_path, empty_store) -> Path:
         store.executemany("insert into experiments (name, artifact_location, lifecycle_stage) values (?, ?, ?)", rows)
         store.commit()
     runs = run_store.RunStore(state / "runs.db")
-    run_id = run_store.record_run(runs, "train", "dev", {})
+    run_id = run_store.record_run(runs, "train", "dev", {}, ["train"])
     message = f"ValueError: bad\n  executed copy: {state}/runs/1/fit/0/notebook.ipynb"
     run_store.save_task(runs, run_id, "fit", 0, result_state="FAILED", state_message=message)
     run_store.update_run(runs, run_id, life_cycle_state="TERMINATED", result_state="FAILED", state_message=message)
