@@ -15,8 +15,9 @@ import yaml
 from .errors import MlopsError
 
 # %% auto #0
-__all__ = ['Place', 'Node', 'plain', 'node_of', 'children', 'key_places', 'map_of', 'entries_of', 'read_yaml', 'shape_name',
-           'anchored_keys', 'merge_trees', 'join_by', 'change']
+__all__ = ['LARGEST_FILE', 'LARGEST_TREE', 'DEEPEST_TREE', 'Place', 'Node', 'plain', 'node_of', 'children', 'key_places',
+           'map_of', 'entries_of', 'refuse_large', 'read_yaml', 'shape_name', 'anchored_keys', 'merge_trees', 'join_by',
+           'change']
 
 # %% ../nbs/01_yaml_files.ipynb #9c94f5e2
 @dataclass(frozen=True)
@@ -137,13 +138,37 @@ def _node(node: yaml.Node, file: str, target: bool = False, key: str = "", above
         return Node([_node(item, file, target, key or "-", above) for item in node.value], place)
     return Node(_scalar(node, place), place)
 
+# %% ../nbs/01_yaml_files.ipynb #db4e57ad
+LARGEST_FILE, LARGEST_TREE, DEEPEST_TREE = 10_000_000, 100_000, 100  # characters, keys and values, levels
+
+def refuse_large(text: str, file: str) -> None:
+    "Raise MlopsError, with the line, for a text that is too long, nested too deeply or has too many values."
+    if len(text) > LARGEST_FILE:
+        raise MlopsError(f"{file}: the file has {len(text):,} characters", f"at most {LARGEST_FILE:,} are read")
+    total, sizes = 0, {}  # values so far, and inside each anchor
+    parents = []  # of each map and list that contains this event: its anchor, and the total before it
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent): total += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            parents.append((event.anchor, total))
+            total += 1
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
+            anchor, total_before = parents.pop()
+            sizes[anchor] = total - total_before
+        place = f"{file}:{event.start_mark.line + 1}"
+        if len(parents) > DEEPEST_TREE:
+            raise MlopsError(f"{place}: values are nested too deeply", f"at most {DEEPEST_TREE} levels are read")
+        if total > LARGEST_TREE:
+            raise MlopsError(f"{place}: too many values, with each alias (*) counted as a copy of its value",
+                             f"at most {LARGEST_TREE:,} keys and values are read from a file")
+
 # %% ../nbs/01_yaml_files.ipynb #ea40c05e
 def read_yaml(text: str, file: str) -> Node:  # a map; empty for an empty text
     "Read one YAML (or JSON) document; errors name the line."
     try:
+        refuse_large(text, file)
         root = yaml.compose(text, Loader=_Loader)
         node = Node({}, Place(file, 1)) if root is None else _node(root, file)
-    except RecursionError: raise MlopsError(f"{file}: its values are nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark, start = error.problem_mark or error.context_mark, error.context_mark or error.problem_mark
         reason = " ".join(filter(None, [error.context, error.problem]))

@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, shorten, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['definitions', 'unknown_types', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value',
-           'scalar_text', 'refuse_references', 'resolve_variables']
+__all__ = ['OPTION', 'ENVIRONMENT', 'definitions', 'unknown_types', 'is_data', 'value_from_text', 'choose_value',
+           'variable_values', 'is_referable', 'variable_value', 'scalar_text', 'refuse_references', 'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -48,6 +48,13 @@ def unknown_types(variables: Mapping[str, Node]  # as defined at the top level
                              "write complex for a map or a list, and no type for a single value"))
     return warnings
 
+# %% ../../nbs/bundle/00_variables.ipynb #a1a7d52c
+OPTION, ENVIRONMENT = "--var", "BUNDLE_VAR_"  # where a value comes from, as its place names it
+
+def is_data(node: Node) -> bool:
+    "Whether a value comes from the command line or from the environment."
+    return node.place.line == 0 and (node.place.file == OPTION or node.place.file.startswith(ENVIRONMENT))
+
 # %% ../../nbs/bundle/00_variables.ipynb #750f3800
 def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin: str) -> Node:
     "Convert a string from the command line or the environment to the type of the variable."
@@ -60,7 +67,7 @@ def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin
     if not isinstance(default, bool | int | float): return Node(text, Place(origin))
     value = read_yaml(f"value: {text}", origin).get("value").value
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, bool | int | float):
-        raise MlopsError(f"{origin}: variable {name!r} must be {type(default).__name__}, got {text!r}",
+        raise MlopsError(f"{origin}: variable {name!r} must be {type(default).__name__}, got {shorten(repr(text))}",
                          f"its default is {default!r}")
     return Node(value, Place(origin))
 
@@ -80,8 +87,8 @@ def choose_value(name: str, definition: Mapping[str, Node],
                  overrides: Mapping[str, Node],  # of the file variable-overrides.json
                  ) -> Node:
     "Return the value of a variable; its references are not resolved yet."
-    env = f"BUNDLE_VAR_{name}"
-    if name in options: return _checked(name, value_from_text(name, options[name], definition, "--var"), definition)
+    env = f"{ENVIRONMENT}{name}"
+    if name in options: return _checked(name, value_from_text(name, options[name], definition, OPTION), definition)
     if env in environ: return value_from_text(name, environ[env], definition, env)
     if name in overrides: return _checked(name, overrides[name], definition)
     if "lookup" in definition:
@@ -96,7 +103,7 @@ def choose_value(name: str, definition: Mapping[str, Node],
 def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[str, Any],
                     environ: Mapping[str, str], overrides: Mapping[str, Node]) -> dict[str, Node]:
     "Return the values of all variables; their references are not resolved yet."
-    for origin, names in (("--var", options), ("variable-overrides.json", overrides)):
+    for origin, names in ((OPTION, options), ("variable-overrides.json", overrides)):
         for name in names:
             if name not in defined: raise unknown("variable", name, defined, where=origin)
     return {name: choose_value(name, defined[name], options, environ, overrides) for name in defined}
@@ -125,21 +132,22 @@ def variable_value(ref: str, scope: Node, where: str,  # key and place of the re
     if ref in trail:
         cycle = " -> ".join([*trail[trail.index(ref):], ref])
         raise MlopsError(f"circular references: {cycle}", f"at {where}")
-    node, path = scope, ""
+    node, path, is_resolved = scope, "", False
     for name in re.findall(r"[^.\[\]]+", ref):
-        if isinstance(node.value, str): node = resolve_variables(node, scope, path, (*trail, ref))
+        if isinstance(node.value, str) and not is_resolved:
+            node, is_resolved = resolve_variables(node, scope, path, (*trail, ref)), True
         if isinstance(node.value, list) and name.isdigit() and int(name) < len(node.value):
             step = node.value[int(name)]
         else: step = node.get(name)
         if step is None: raise _missing(ref, path, name, node, where)
         node, path = step, f"{path}.{name}".lstrip(".")
-    return resolve_variables(node, scope, path, (*trail, ref))
+    return node if is_resolved else resolve_variables(node, scope, path, (*trail, ref))
 
 # %% ../../nbs/bundle/00_variables.ipynb #382eb1d7
 def scalar_text(value: Any, where: str = "") -> str:
     "Return a single value as YAML writes it: `true`, not `True`."
     if isinstance(value, dict | list) or value is None:
-        raise MlopsError(f"{where}: only a single value can be inserted into a string, got {value!r}",
+        raise MlopsError(f"{where}: only a single value can be inserted into a string, got {shorten(repr(value))}",
                          "use the reference alone as the value")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -170,7 +178,8 @@ def refuse_references(names: Mapping[str, Node], scope: Node) -> None:
             raise MlopsError(f"{node.place}: key {name!r} contains a reference", "only values can contain references")
 
 def resolve_variables(node: Node, scope: Node, key: str = "", trail: tuple = ()) -> Node:
-    "Return the tree with its references replaced."
+    "Return the tree with its references replaced, except in values from the command line and the environment."
+    if is_data(node): return node
     if isinstance(node.value, str): return _resolve_text(node, scope, key, trail) if "${" in node.value else node
     if isinstance(node.value, dict):
         refuse_references(node.value, scope)
