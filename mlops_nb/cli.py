@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .errors import MlopsError
+from .errors import MlopsError, shorten
 
 # %% ../nbs/12_cli.ipynb #cd3675e6
 app = typer.Typer(help="Run the bundle's jobs on this machine, as Databricks would run them in a workspace.",
@@ -36,8 +36,8 @@ def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     values = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
-        if not (name and equals): raise MlopsError(f"{option} {text!r} is not of the form name=value")
-        if name in values: raise MlopsError(f"duplicate {option} {name}", "give it once")
+        if not (name and equals): raise MlopsError(f"{option} {shorten(repr(text))} is not of the form name=value")
+        if name in values: raise MlopsError(f"duplicate {option} {shorten(repr(name))}", "give it once")
         values[name] = value
     return values
 
@@ -177,14 +177,15 @@ def list_jobs(context: typer.Context, target: Target = None) -> None:
     if context.invoked_subcommand: return
     from rich.table import Table
 
+    from mlops_nb.bundle.inputs import own_parameters, tasks_of
     from mlops_nb.bundle.load import load_bundle
     is_wide = out.width >= WIDE  # a narrow terminal has `mlops jobs show` for the tasks
     columns = ["job", "description", "tasks", "parameters"] if is_wide else ["job", "description", "parameters"]
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for key, job in sorted(load_bundle(target=target).jobs.items()):
-        tasks = [" ".join(task["task_key"] for task in job["tasks"])] if is_wide else []
-        parameters = " ".join(parameter["name"] for parameter in job.get("parameters", []))
-        table.add_row(f"[bold]{key}[/]", job.get("description", ""), *tasks, parameters)
+        tasks = [" ".join(str(task.get("task_key")) for _, task in tasks_of(job, key)) or "no tasks"] if is_wide else []
+        texts = [str(job.get("description", "")), *tasks, " ".join(own_parameters(job))]
+        table.add_row(f"[bold]{escape(key)}[/]", *map(escape, texts))
     out.print(table)
 
 @jobs_app.command("show")

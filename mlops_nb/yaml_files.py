@@ -5,19 +5,21 @@
 # %% ../nbs/01_yaml_files.ipynb #ca172e2c
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .errors import MlopsError
+from .errors import MlopsError, shorten
 
 # %% auto #0
-__all__ = ['LARGEST_FILE', 'LARGEST_TREE', 'DEEPEST_TREE', 'Place', 'Node', 'plain', 'node_of', 'children', 'key_places',
-           'map_of', 'entries_of', 'refuse_large', 'read_yaml', 'shape_name', 'anchored_keys', 'merge_trees', 'join_by',
-           'change']
+__all__ = ['LONGEST_NAME', 'LARGEST_FILE', 'LARGEST_TREE', 'DEEPEST_TREE', 'Place', 'Node', 'plain', 'node_of', 'children',
+           'key_places', 'map_of', 'entries_of', 'check_path_part', 'refuse_large', 'read_yaml', 'file_text',
+           'shape_name', 'anchored_keys', 'merge_trees', 'join_by', 'change']
 
 # %% ../nbs/01_yaml_files.ipynb #9c94f5e2
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def key_places(node: Node, key: str = "") -> dict[str, Place]:
 def map_of(node: Node) -> dict[str, Node]:
     "Return the entries of a map; an empty dict for null."
     if isinstance(node.value, dict | None): return node.value or {}
-    raise MlopsError(f"{node.place}: expected a map, got {plain(node)!r}")
+    raise MlopsError(f"{node.place}: expected a map, got {shorten(repr(plain(node)))}")
 
 def entries_of(tree: Node, *names: str) -> dict[str, Node]:
     "Return the entries of the map at a path of names; an empty dict if it does not exist."
@@ -105,7 +107,7 @@ def _scalar(node: yaml.ScalarNode, place: Place) -> Any:
         if kind == "int": return int(text, 0 if text[:2] in ("0x", "0o") else 10)
         if kind == "float": return float(text.replace(".inf", "inf").replace(".nan", "nan"))
     except (ValueError, KeyError): pass
-    raise MlopsError(f"{place}: cannot read {text!r} as {kind}", "quote strings, and do not use tags")
+    raise MlopsError(f"{place}: cannot read {shorten(repr(text))} as {kind}", "quote strings, and do not use tags")
 
 # %% ../nbs/01_yaml_files.ipynb #a7bc5e8f
 def _entries(node: yaml.MappingNode, file: str, target: bool, key: str, above: tuple) -> dict[str, Node]:
@@ -114,6 +116,9 @@ def _entries(node: yaml.MappingNode, file: str, target: bool, key: str, above: t
     for name, value in node.value:
         line = name.start_mark.line + 1
         if not isinstance(name, yaml.ScalarNode): raise MlopsError(f"{file}:{line}: a key must be a string")
+        if re.search(r"[\x00-\x1f\x7f]", name.value):
+            key_text = shorten(repr(name.value))
+            raise MlopsError(f"{file}:{line}: key {key_text} contains control characters", "remove them")
         if name.value in own:
             raise MlopsError(f"{file}:{line}: duplicate key {name.value!r}",
                              f"first defined in line {own[name.value].place.line}: remove one of them")
@@ -137,6 +142,17 @@ def _node(node: yaml.Node, file: str, target: bool = False, key: str = "", above
     if isinstance(node, yaml.SequenceNode):
         return Node([_node(item, file, target, key or "-", above) for item in node.value], place)
     return Node(_scalar(node, place), place)
+
+# %% ../nbs/01_yaml_files.ipynb #767832fb
+LONGEST_NAME = 255  # bytes; what file systems allow for the name of a folder
+
+def check_path_part(name: Any, kind: str, place: Place) -> str:
+    "Return a name that is one part of a path; MlopsError if it would be several parts, or another folder."
+    is_single = isinstance(name, str | int | float) and str(name) not in ("", ".", "..")
+    is_short = len(str(name).encode(errors="replace")) <= LONGEST_NAME
+    if is_single and is_short and not re.search(r"[/\\\x00-\x1f\x7f]", str(name)): return str(name)
+    raise MlopsError(f"{place}: {shorten(repr(name))} is not a valid name of a {kind}", "it is part of paths: use a "
+                     f"string of at most {LONGEST_NAME} bytes without slashes, backslashes and control characters")
 
 # %% ../nbs/01_yaml_files.ipynb #db4e57ad
 LARGEST_FILE, LARGEST_TREE, DEEPEST_TREE = 10_000_000, 100_000, 100  # characters, keys and values, levels
@@ -178,6 +194,13 @@ def read_yaml(text: str, file: str) -> Node:  # a map; empty for an empty text
     if node.value is None: return Node({}, node.place)
     if not isinstance(node.value, dict): raise MlopsError(f"{node.place}: expected a map, got {shape_name(node)}")
     return node
+
+def file_text(root: Path, name: str) -> str:  # name: relative to `root`
+    "Return the text of a file; MlopsError if it is not a regular file of UTF-8 text."
+    file = root / name
+    if not os.path.isfile(file): raise MlopsError(f"cannot read {name}: it is missing, or not a regular file")
+    try: return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
 
 def shape_name(node: Node) -> str:
     "Whether a node is a map, a list or a single value, as messages write it."

@@ -19,6 +19,7 @@ from mlops_nb.bundle.inputs import (
     all_tasks,
     check_base_parameters,
     check_task_references,
+    check_texts,
     check_unused,
     known_dependencies,
     maps,
@@ -259,7 +260,8 @@ def check_job(bundle: Bundle, name: str) -> list[Problem]:
     job, key = bundle.job(name), f"resources.jobs.{name}"
     findings: list[Finding] = []
     for check_part in (check_shape, check_permissions, check_types, check_loops, check_slots, check_unique_keys,
-                       check_case, check_compute, check_dependencies, check_task_references, check_schedule):
+                       check_case, check_compute, check_dependencies, check_texts, check_task_references,
+                       check_schedule):
         findings += check_part(job, key)
     for check_part in (check_notebooks, check_children, check_nesting): findings += check_part(bundle, job, key)
     for check_part in (check_base_parameters, check_unused): findings += check_part(bundle.root, job, key)

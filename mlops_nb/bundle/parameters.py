@@ -65,7 +65,8 @@ def notebook_file(root: Path, name: str,  # a notebook_path, relative to the roo
 def notebook_cells(path: Path) -> list[dict]:
     "Return the cells of a notebook; MlopsError if the file is not a notebook."
     hint = "a notebook is a JSON file with cells, each with cell_type, metadata and source"
-    if not os.path.isfile(path): raise MlopsError(f"no notebook {path}", "it is missing, or not a regular file")
+    if not os.path.isfile(path):
+        raise MlopsError(f"cannot read {path} as a notebook: it is missing, or not a regular file", hint)
     try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MlopsError(f"cannot read {path} as a notebook: {error}", hint) from None

@@ -123,7 +123,8 @@ def _scalar_findings(value: Any, kind: str, key: str) -> Iterator[Finding]:
 def _class_findings(value: Any, name: str, module: str, key: str) -> Iterator[Finding]:
     known = shape(module, name)
     if known.values:
-        if value not in known.values: yield key, f"{shorten(repr(value))} is not a valid {name}", nearest(str(value), known.values)
+        message = f"{shorten(repr(value))} is not a valid {name}"
+        if value not in known.values: yield key, message, nearest(str(value), known.values)
     elif not isinstance(value, dict):
         yield _wrong_type(value, "a map", key, f"its fields are {', '.join(list(known.fields)[:5])}")
     else:

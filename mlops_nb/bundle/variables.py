@@ -13,8 +13,9 @@ from ..errors import MlopsError, shorten, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['OPTION', 'ENVIRONMENT', 'definitions', 'unknown_types', 'is_data', 'value_from_text', 'choose_value',
-           'variable_values', 'is_referable', 'variable_value', 'scalar_text', 'refuse_references', 'resolve_variables']
+__all__ = ['OPTION', 'ENVIRONMENT', 'INVALID', 'LARGEST_VARIABLE', 'definitions', 'unknown_types', 'is_data', 'check_text',
+           'check_variable', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value',
+           'scalar_text', 'refuse_references', 'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -55,12 +56,33 @@ def is_data(node: Node) -> bool:
     "Whether a value comes from the command line or from the environment."
     return node.place.line == 0 and (node.place.file == OPTION or node.place.file.startswith(ENVIRONMENT))
 
+# %% ../../nbs/bundle/00_variables.ipynb #4b377dec
+INVALID = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # tab and line ends are valid
+LARGEST_VARIABLE = 128 * 1024  # bytes of BUNDLE_VAR_<name>=<value> and a NUL
+
+def check_text(what: str,  # what has the value, for the message
+               text: str) -> None:
+    "Raise MlopsError for a text with control characters, or with bytes that are not UTF-8."
+    invalid = INVALID.search(text)
+    if not invalid: return
+    reason = "bytes that are not UTF-8" if invalid[0] >= "\ud800" else "a control character"
+    raise MlopsError(f"{what} contains {reason}: {invalid[0]!r} at position {invalid.start()}", "remove it")
+
+def check_variable(name: str, text: str, origin: str) -> None:
+    "Raise MlopsError for a value that cannot be an environment variable."
+    check_text(f"{origin}: the value of variable {name!r}", text)
+    size = len(f"{ENVIRONMENT}{name}={text}".encode()) + 1
+    if size > LARGEST_VARIABLE:
+        raise MlopsError(f"{origin}: the value of variable {name!r} is too long: it has {len(text):,} characters",
+                         f"an environment variable has at most {LARGEST_VARIABLE:,} bytes: pass the name of a file")
+
 # %% ../../nbs/bundle/00_variables.ipynb #750f3800
 def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin: str) -> Node:
     "Convert a string from the command line or the environment to the type of the variable."
     kind = plain(definition["type"]) if "type" in definition else ""
     default = plain(definition["default"]) if "default" in definition else ""
     if not isinstance(text, str): return node_of(text, Place(origin))
+    check_variable(name, text, origin)
     if kind == "complex":
         raise MlopsError(f"{origin}: variable {name!r} must be a map or a list, which cannot be passed as a string",
                          "write it to .databricks/bundle/<target>/variable-overrides.json")

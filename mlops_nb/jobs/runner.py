@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from ..bundle import graph, references
 from ..bundle.load import job_id
-from ..errors import MlopsError
+from ..errors import MlopsError, shorten
 from . import delivery, run_store
 from .execute import Outcome
 from .home import Home
@@ -67,7 +67,8 @@ def run_condition(step: Step) -> Outcome:
     answer = "true" if graph.condition(spec["left"], spec["op"], spec["right"]) else "false"
     step.run.record.outcomes[step.key] = answer
     step.save(outcome=answer, resolved_values=json.dumps(spec))
-    return Outcome("SUCCESS", f"{spec['left']} {spec['op']} {spec['right']}: {answer}")
+    left, right = shorten(str(spec["left"])), shorten(str(spec["right"]))
+    return Outcome("SUCCESS", f"{left} {spec['op']} {right}: {answer}")
 
 # %% ../../nbs/jobs/08_runner.ipynb #8095046e
 def run_for_each(step: Step) -> Outcome:
@@ -78,7 +79,7 @@ def run_for_each(step: Step) -> Outcome:
     inner_steps = [Step(step.run, spec["task"], key, step.run.record.next_attempt(key), element)
                    for key, element in zip(keys, elements, strict=True)]
     with ThreadPoolExecutor(spec.get("concurrency", 1)) as pool: outcomes = list(pool.map(run_element, inner_steps))
-    failures = [f"{inner.key} ({inner.input}): {outcome.message}"
+    failures = [f"{inner.key} ({shorten(str(inner.input))}): {outcome.message}"
                 for inner, outcome in zip(inner_steps, outcomes, strict=True) if outcome.result_state != "SUCCESS"]
     if not failures: return Outcome("SUCCESS", f"{len(inner_steps)} elements")
     return Outcome("FAILED", "\n  ".join([f"{len(failures)} of {len(inner_steps)} elements failed", *failures]))

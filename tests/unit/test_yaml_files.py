@@ -97,8 +97,9 @@ def test_invalid_yaml_is_an_error_with_its_line(source, message):
 
 
 def copies(levels: int, uses: int) -> str:
-    """YAML whose last value has `uses` ** `levels` copies of the first, each level made of aliases to the one below."""
-    return "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join(uses * [f'*a{i - 1}'])}]\n" for i in range(1, levels + 1))
+    """YAML whose last value has `uses` ** `levels` copies of the first: each level consists of aliases to the last."""
+    lines = [f"a{i}: &a{i} [{', '.join(uses * [f'*a{i - 1}'])}]\n" for i in range(1, levels + 1)]
+    return "a0: &a0 [1]\n" + "".join(lines)
 
 
 def test_aliases_count_as_often_as_they_are_used():
