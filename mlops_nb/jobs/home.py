@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundle.load import Bundle
+from ..bundle.variables import OPTION, check_variable
 from ..env import Env
 from . import delivery, run_store
 from .execute import Outcome
@@ -39,6 +40,7 @@ class Home:
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
 
     def __post_init__(self):
+        for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
         self.store = run_store.RunStore(self.env.state / "runs.db")
         self.slots = threading.BoundedSemaphore(self.parallel)
         self.destinations = delivery.destinations(self.env.state)

@@ -41,10 +41,11 @@ def nested_tasks(job: dict) -> list[dict]:
     tasks = job.get("tasks") or []
     return tasks + [task["for_each_task"]["task"] for task in tasks if "for_each_task" in task]
 
-def check_task_keys(key: str, tasks: list[dict]) -> None:  # key: of the job
-    "Raise MlopsError unless each task key is valid and names a folder of its own."
+def check_task_keys(key: str, job: dict) -> None:
+    "Raise MlopsError unless the job has tasks, and each task key is valid and names a folder of its own."
+    tasks = job.get("tasks")
     if not tasks: raise MlopsError(f"job {key!r} has no tasks", "add a task to its list `tasks`")
-    for task in tasks:
+    for task in nested_tasks(job):
         if not re.fullmatch(KEY_PATTERN, task["task_key"]):
             raise MlopsError(f"{shorten(repr(task['task_key']))} of job {key!r} is not a valid task_key", KEY_RULE)
     for first, other in case_clashes(task["task_key"] for task in tasks):
@@ -54,7 +55,7 @@ def check_task_keys(key: str, tasks: list[dict]) -> None:  # key: of the job
 def refuse_unsupported_tasks(bundle: Bundle, key: str) -> None:
     "Raise MlopsError for the first task of the job whose key is not valid or which cannot run on this machine."
     job = bundle.job(key)
-    check_task_keys(key, job.get("tasks") or [])
+    check_task_keys(key, job)
     for task in nested_tasks(job):
         kind = task_type(task)
         if kind not in SUPPORTED_TASKS:
@@ -78,10 +79,11 @@ def typed_parameters(notebook: Path,
 def check_job_parameters(root: Path, key: str, job: dict, given: dict) -> None:
     "Raise MlopsError unless the job declares each given parameter, with a type that its notebooks accept."
     declared = [parameter["name"] for parameter in job.get("parameters", [])]
-    for name, value in given.items():
+    for name in given:
         if name not in declared: raise unknown("parameter", name, declared, where=f"job {key!r}")
-        check_text(f"the value of parameter {name!r}", references.parameter_text(value))
-    check_parameter_size({parameter["name"]: parameter.get("default") for parameter in job.get("parameters", [])} | given)
+    values = {parameter["name"]: parameter.get("default") for parameter in job.get("parameters", [])} | given
+    for name, value in values.items(): check_text(f"the value of parameter {name!r}", references.parameter_text(value))
+    check_parameter_size(values)
     for task in nested_tasks(job):
         if "notebook_task" in task: typed_parameters(root / task["notebook_task"]["notebook_path"], {}, given)
 
