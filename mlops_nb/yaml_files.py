@@ -146,11 +146,12 @@ def _node(node: yaml.Node, file: str, target: bool = False, key: str = "", above
 # %% ../nbs/01_yaml_files.ipynb #767832fb
 LONGEST_NAME = 255  # bytes; what file systems allow for the name of a folder
 
-def check_path_part(name: Any, kind: str, place: Place) -> str:
+def check_path_part(name: Any, kind: str,
+                    place: Place | str) -> str:  # of the name, for the message
     "Return a name that is one part of a path; MlopsError if it would be several parts, or another folder."
     is_single = isinstance(name, str | int | float) and str(name) not in ("", ".", "..")
     is_short = len(str(name).encode(errors="replace")) <= LONGEST_NAME
-    if is_single and is_short and not re.search(r"[/\\\x00-\x1f\x7f]", str(name)): return str(name)
+    if is_single and is_short and not re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", str(name)): return str(name)
     raise MlopsError(f"{place}: {shorten(repr(name))} is not a valid name of a {kind}", "it is part of paths: use a "
                      f"string of at most {LONGEST_NAME} bytes without slashes, backslashes and control characters")
 

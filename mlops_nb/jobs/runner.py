@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from ..bundle import graph, references
 from ..bundle.load import job_id
+from ..bundle.parameters import notebook_file
 from ..errors import MlopsError, shorten
 from . import delivery, run_store
 from .execute import Outcome
@@ -49,7 +50,7 @@ def task_spec(step: Step, notebook: str, parameters: dict) -> dict:
 def run_notebook(step: Step) -> Outcome:
     "Execute the task's notebook in its own process, as soon as a slot is free."
     run, notebook_task = step.run, step.task["notebook_task"]
-    notebook = run.home.env.root / notebook_task["notebook_path"]
+    notebook = notebook_file(run.home.env.root, notebook_task["notebook_path"], run.home.bundle.data.get("sync"))
     parameters = typed_parameters(notebook, step.resolve(notebook_task.get("base_parameters", {})), run.parameters)
     parameters_json = json.dumps(parameters, default=str)
     step.save(resolved_values=parameters_json)
