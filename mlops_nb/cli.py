@@ -11,6 +11,7 @@ __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app',
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
 import signal
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -183,8 +184,9 @@ def list_jobs(context: typer.Context, target: Target = None) -> None:
     columns = ["job", "description", "tasks", "parameters"] if is_wide else ["job", "description", "parameters"]
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for key, job in sorted(load_bundle(target=target).jobs.items()):
-        tasks = [" ".join(str(task.get("task_key")) for _, task in tasks_of(job, key)) or "no tasks"] if is_wide else []
-        texts = [str(job.get("description", "")), *tasks, " ".join(own_parameters(job))]
+        tasks = [" ".join(str(task.get("task_key")) for _, task in tasks_of(job, key))]
+        description = str(job.get("description", "")) if tasks[0] else "no tasks; see mlops validate"
+        texts = [description, *(tasks if is_wide else []), " ".join(own_parameters(job))]
         table.add_row(f"[bold]{escape(key)}[/]", *map(escape, texts))
     out.print(table)
 
@@ -223,7 +225,6 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     Example: [bold]mlops models reproduce late_arrival/1[/]"""
     import os
     import subprocess
-    import sys
 
     from mlops_nb import env
     from mlops_nb.deployment import lineage
@@ -422,7 +423,10 @@ def doctor(target: Target = None) -> None:
 # %% ../nbs/12_cli.ipynb #d3378c09
 def main() -> None:
     "The entry point of `mlops`."
-    try: app()
+    from mlops_nb.bundle.variables import check_text
+    try:
+        for word in sys.argv[1:]: check_text(f"the argument {shorten(repr(word))}", word)
+        app()
     except MlopsError as error:
         err.print(f"[red]error[/] {escape(error.message)}", highlight=False, soft_wrap=True)
         if error.hint: err.print(f"  {escape(error.hint)}", highlight=False, soft_wrap=True)

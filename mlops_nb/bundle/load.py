@@ -335,11 +335,14 @@ class Bundle:
 
     @property
     def jobs(self) -> dict[str, dict]:
-        "All jobs by key."
-        return {key: job or {} for key, job in ((self.data.get("resources") or {}).get("jobs") or {}).items()}
+        "All jobs by key; without those that are not maps, which a check reports."
+        jobs = (self.data.get("resources") or {}).get("jobs") or {}
+        return {key: job or {} for key, job in jobs.items() if isinstance(job, dict | None)}
 
     def job(self, key: str) -> dict:
         "Return the job with this key."
+        place = self.places.get(f"resources.jobs.{key}")
+        if place and key not in self.jobs: raise MlopsError(f"{place}: job {key!r} is not a map", "add its fields")
         if key not in self.jobs: raise unknown("job", key, self.jobs, where=self.name)
         return self.jobs[key]
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/bundle/00_variables.ipynb #23cf799a
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +14,10 @@ from ..errors import MlopsError, shorten, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['OPTION', 'ENVIRONMENT', 'INVALID', 'LARGEST_VARIABLE', 'definitions', 'unknown_types', 'is_data', 'check_text',
-           'check_variable', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value',
-           'scalar_text', 'refuse_references', 'resolve_variables']
+__all__ = ['OPTION', 'ENVIRONMENT', 'INVALID', 'LARGEST_VARIABLE', 'LARGEST_VALUE_TREE', 'definitions', 'unknown_types',
+           'is_data', 'check_text', 'check_variable', 'value_from_text', 'choose_value', 'expanded_size',
+           'refuse_growth', 'variable_values', 'is_referable', 'variable_value', 'scalar_text', 'refuse_references',
+           'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -122,13 +124,36 @@ def choose_value(name: str, definition: Mapping[str, Node],
                      f"set it for the target in databricks.yml, or by --var {name}=..., or {env}=...")
 
 # %% ../../nbs/bundle/00_variables.ipynb #38443283
+LARGEST_VALUE_TREE = 1_000_000  # characters of a variable as JSON, with its references replaced
+
+def expanded_size(name: str, values: Mapping[str, Node],
+                  sizes: dict[str, int]) -> int:  # sizes: of the variables seen so far; gets that of `name`
+    "Return the size of a variable as JSON if each reference to another variable were replaced by its value."
+    if name not in sizes and name in values:
+        text = json.dumps(plain(values[name]), default=str)
+        sizes[name] = 0  # a circular reference is an error of a later step
+        references = [] if is_data(values[name]) else re.findall(r"\$\{var\.([^}.\[]+)", text)
+        sizes[name] = len(text) + sum(expanded_size(other, values, sizes) for other in references)
+    return sizes.get(name, 0)
+
+def refuse_growth(values: Mapping[str, Node]) -> None:
+    "Raise MlopsError for a variable whose references to other variables multiply to a huge value."
+    sizes: dict[str, int] = {}
+    for name, node in values.items():
+        if expanded_size(name, values, sizes) > LARGEST_VALUE_TREE:
+            size = f"{sizes[name]:,} characters with its references replaced"
+            hint = f"at most {LARGEST_VALUE_TREE:,} are allowed"
+            raise MlopsError(f"{node.place}: variable {name!r} has {size}", hint)
+
 def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[str, Any],
                     environ: Mapping[str, str], overrides: Mapping[str, Node]) -> dict[str, Node]:
     "Return the values of all variables; their references are not resolved yet."
     for origin, names in ((OPTION, options), ("variable-overrides.json", overrides)):
         for name in names:
             if name not in defined: raise unknown("variable", name, defined, where=origin)
-    return {name: choose_value(name, defined[name], options, environ, overrides) for name in defined}
+    values = {name: choose_value(name, defined[name], options, environ, overrides) for name in defined}
+    refuse_growth(values)
+    return values
 
 # %% ../../nbs/bundle/00_variables.ipynb #d2a38ded
 _NAME = r"[^\W\d_](?:[\w-]*[^\W_])?"

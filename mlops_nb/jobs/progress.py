@@ -158,7 +158,7 @@ def run_table(store: run_store.RunStore, run_id: int) -> Group:
     result = run["result_state"]
     add_row("job", "[bold]job[/]", result or run["life_cycle_state"], run, "" if result else run["state_message"])
     parameters = "  ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
-    title = Text(f"run {run_id}: job {run['job']}, target {run['target']}", "italic")
+    title = Text(f"run {run_id}: job {shorten(run['job'])}, target {run['target']}", "italic")
     return Group(title, table, *([Text(parameters, "dim italic")] if parameters else []), *notes_below(notes))
 
 # %% ../../nbs/jobs/09_progress.ipynb #cd7d7707
