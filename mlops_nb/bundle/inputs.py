@@ -110,7 +110,7 @@ _VALUE_PATHS = re.compile(r"\.(default|left|right|inputs)$|_parameters\.")  # ke
 
 def check_parameter_size(parameters: Mapping) -> None:
     "Raise MlopsError for parameters of a run that the Jobs API would refuse."
-    size = len(json.dumps(dict(parameters), ensure_ascii=False).encode(errors="replace"))
+    size = len(json.dumps(dict(parameters), ensure_ascii=False, default=str).encode(errors="replace"))
     if size <= LARGEST_PARAMETERS: return
     name = max(parameters, key=lambda name: len(str(parameters[name])))
     raise MlopsError(f"the parameters of a run have {size:,} bytes as JSON; {name!r} is the largest",
