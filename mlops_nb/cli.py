@@ -12,6 +12,7 @@ __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app',
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
 import signal
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .errors import MlopsError
+from .errors import MlopsError, shorten
 from .output import code_after_output, steady_streams
 
 # %% ../nbs/12_cli.ipynb #cd3675e6
@@ -38,8 +39,8 @@ def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     values = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
-        if not (name and equals): raise MlopsError(f"{option} {text!r} is not of the form name=value")
-        if name in values: raise MlopsError(f"duplicate {option} {name}", "give it once")
+        if not (name and equals): raise MlopsError(f"{option} {shorten(repr(text))} is not of the form name=value")
+        if name in values: raise MlopsError(f"duplicate {option} {shorten(repr(name))}", "give it once")
         values[name] = value
     return values
 
@@ -190,14 +191,16 @@ def list_jobs(context: typer.Context, target: Target = None) -> None:
     if context.invoked_subcommand: return
     from rich.table import Table
 
+    from mlops_nb.bundle.inputs import own_parameters, tasks_of
     from mlops_nb.bundle.load import load_bundle
     is_wide = out.width >= WIDE  # a narrow terminal has `mlops jobs show` for the tasks
     columns = ["job", "description", "tasks", "parameters"] if is_wide else ["job", "description", "parameters"]
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for key, job in sorted(load_bundle(target=target).jobs.items()):
-        tasks = [" ".join(task["task_key"] for task in job["tasks"])] if is_wide else []
-        parameters = " ".join(parameter["name"] for parameter in job.get("parameters", []))
-        table.add_row(f"[bold]{key}[/]", job.get("description", ""), *tasks, parameters)
+        tasks = [" ".join(str(task.get("task_key")) for _, task in tasks_of(job, key))]
+        description = str(job.get("description", "")) if tasks[0] else "no tasks; see mlops validate"
+        texts = [description, *(tasks if is_wide else []), " ".join(own_parameters(job))]
+        table.add_row(f"[bold]{escape(key)}[/]", *map(escape, texts))
     out.print(table)
 
 @jobs_app.command("show")
@@ -235,7 +238,6 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     Example: [bold]mlops models reproduce late_arrival/1[/]"""
     import os
     import subprocess
-    import sys
 
     from mlops_nb import env
     from mlops_nb.deployment import lineage
@@ -434,7 +436,10 @@ def doctor(target: Target = None) -> None:
 # %% ../nbs/12_cli.ipynb #d3378c09
 def run_app() -> int:  # exit code
     "Run the command of this process's arguments."
-    try: app()
+    from mlops_nb.bundle.variables import check_text
+    try:
+        for word in sys.argv[1:]: check_text(f"the argument {shorten(repr(word))}", word)
+        app()
     except SystemExit as end: return end.code or 0  # an int, from typer
     except MlopsError as error:
         err.print(f"[red]error[/] {escape(error.message)}", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MlopsError, unknown
-from .yaml_files import plain, read_yaml
+from .yaml_files import file_text, plain, read_yaml
 
 # %% ../nbs/03_conf.ipynb #5f19e7b3
 def read_conf(root: Path, name: str,  # a file of conf/, such as "train.yml"
@@ -20,7 +20,7 @@ def read_conf(root: Path, name: str,  # a file of conf/, such as "train.yml"
     "Read a file of conf/ as a dict."
     file = root / "conf" / name
     if not file.exists(): raise unknown("file", name, [f.name for f in file.parent.glob("*.yml")], where="conf")
-    return check_keys(plain(read_yaml(file.read_text(), f"conf/{name}")), keys, f"conf/{name}")
+    return check_keys(plain(read_yaml(file_text(root, f"conf/{name}"), f"conf/{name}")), keys, f"conf/{name}")
 
 def check_keys(mapping: Mapping, keys: Sequence[str], where: str) -> dict:
     "Return the mapping; MlopsError unless it has exactly these keys."

@@ -14,7 +14,7 @@ from .bundle.schema import Finding
 from .conf import is_number
 from .data.contracts import contract_problems
 from .models.tuning import tuning_problems
-from .yaml_files import key_places, plain, read_yaml
+from .yaml_files import file_text, key_places, plain, read_yaml
 
 # %% ../nbs/10_conf_checks.ipynb #87541cb9
 def train_problems(conf: Mapping) -> list[Finding]:
@@ -31,7 +31,7 @@ def file_problems(root: Path, name: str) -> list[Problem]:
     "Problems of one file of conf/; none if the file does not exist."
     file = root / "conf" / name
     if not file.exists(): return []
-    node = read_yaml(file.read_text(), f"conf/{name}")
+    node = read_yaml(file_text(root, f"conf/{name}"), f"conf/{name}")
     places = key_places(node)
     findings = CONF_CHECKS[name](plain(node))
     return [Problem(f"conf/{name}", key, message, hint, places.get(key, node.place).line)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from . import addresses
 from .bundle.load import load_bundle
-from .errors import MlopsError, unknown
+from .errors import MlopsError, shorten, unknown
+from .yaml_files import check_path_part
 
 # %% ../nbs/04_env.ipynb #e8dfd4e9
-FORBIDDEN = re.compile(r"[. /\x00-\x1f\x7f]")
+FORBIDDEN = re.compile(r"[. /\x00-\x1f\x7f\ud800-\udfff]")  # the last are bytes that are not UTF-8
 
 def check_name(part: str,  # one part of a full name: a catalog, a schema, a table or a model
                ) -> str:  # as Unity Catalog stores it, in lower case
@@ -146,6 +147,8 @@ class Env:
 
     def experiment(self, name: str) -> str:
         "Return the name of an MLflow experiment; it contains the target, as targets can share one store."
+        for part in name.split("/"):  # each is a folder of artifacts
+            check_path_part(part, "folder", f"experiment {shorten(repr(name))}")
         folder = "/Shared/mlops_nb" if self.tracking_uri.startswith("databricks") else ""
         return f"{folder}/{self.target}/{name}"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from .errors import MlopsError, unknown
+from .errors import MlopsError, shorten, unknown
 
 # %% ../nbs/02_task.ipynb #dbb9ce54
 def notebook_utilities() -> Any | None:  # None outside a Databricks notebook
@@ -61,7 +61,8 @@ def convert(name: str, value: Any,
     readers = {bool: read_boolean, date: date.fromisoformat, int: int, float: float, str: str}
     try: return readers[kind](value)
     except (KeyError, ValueError, TypeError):
-        raise MlopsError(f"parameter {name!r} must be {kind.__name__}, got {value!r}", example_of(kind)) from None
+        message = f"parameter {name!r} must be {kind.__name__}, got {shorten(repr(value))}"
+        raise MlopsError(message, example_of(kind)) from None
 
 def example_of(kind: type) -> str:
     "The hint that shows a valid value of a type."

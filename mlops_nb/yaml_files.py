@@ -5,18 +5,21 @@
 # %% ../nbs/01_yaml_files.ipynb #ca172e2c
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .errors import MlopsError
+from .errors import MlopsError, shorten
 
 # %% auto #0
-__all__ = ['Place', 'Node', 'plain', 'node_of', 'children', 'key_places', 'map_of', 'entries_of', 'read_yaml', 'shape_name',
-           'anchored_keys', 'merge_trees', 'join_by', 'change']
+__all__ = ['LONGEST_NAME', 'LARGEST_FILE', 'LARGEST_TREE', 'DEEPEST_TREE', 'Place', 'Node', 'plain', 'node_of', 'children',
+           'key_places', 'map_of', 'entries_of', 'check_path_part', 'refuse_large', 'read_yaml', 'file_text',
+           'shape_name', 'anchored_keys', 'merge_trees', 'join_by', 'change']
 
 # %% ../nbs/01_yaml_files.ipynb #9c94f5e2
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def key_places(node: Node, key: str = "") -> dict[str, Place]:
 def map_of(node: Node) -> dict[str, Node]:
     "Return the entries of a map; an empty dict for null."
     if isinstance(node.value, dict | None): return node.value or {}
-    raise MlopsError(f"{node.place}: expected a map, got {plain(node)!r}")
+    raise MlopsError(f"{node.place}: expected a map, got {shorten(repr(plain(node)))}")
 
 def entries_of(tree: Node, *names: str) -> dict[str, Node]:
     "Return the entries of the map at a path of names; an empty dict if it does not exist."
@@ -104,7 +107,7 @@ def _scalar(node: yaml.ScalarNode, place: Place) -> Any:
         if kind == "int": return int(text, 0 if text[:2] in ("0x", "0o") else 10)
         if kind == "float": return float(text.replace(".inf", "inf").replace(".nan", "nan"))
     except (ValueError, KeyError): pass
-    raise MlopsError(f"{place}: cannot read {text!r} as {kind}", "quote strings, and do not use tags")
+    raise MlopsError(f"{place}: cannot read {shorten(repr(text))} as {kind}", "quote strings, and do not use tags")
 
 # %% ../nbs/01_yaml_files.ipynb #a7bc5e8f
 def _entries(node: yaml.MappingNode, file: str, target: bool, key: str, above: tuple) -> dict[str, Node]:
@@ -113,6 +116,9 @@ def _entries(node: yaml.MappingNode, file: str, target: bool, key: str, above: t
     for name, value in node.value:
         line = name.start_mark.line + 1
         if not isinstance(name, yaml.ScalarNode): raise MlopsError(f"{file}:{line}: a key must be a string")
+        if re.search(r"[\x00-\x1f\x7f]", name.value):
+            key_text = shorten(repr(name.value))
+            raise MlopsError(f"{file}:{line}: key {key_text} contains control characters", "remove them")
         if name.value in own:
             raise MlopsError(f"{file}:{line}: duplicate key {name.value!r}",
                              f"first defined in line {own[name.value].place.line}: remove one of them")
@@ -137,13 +143,49 @@ def _node(node: yaml.Node, file: str, target: bool = False, key: str = "", above
         return Node([_node(item, file, target, key or "-", above) for item in node.value], place)
     return Node(_scalar(node, place), place)
 
+# %% ../nbs/01_yaml_files.ipynb #767832fb
+LONGEST_NAME = 255  # bytes; what file systems allow for the name of a folder
+
+def check_path_part(name: Any, kind: str,
+                    place: Place | str) -> str:  # of the name, for the message
+    "Return a name that is one part of a path; MlopsError if it would be several parts, or another folder."
+    is_single = isinstance(name, str | int | float) and str(name) not in ("", ".", "..")
+    is_short = len(str(name).encode(errors="replace")) <= LONGEST_NAME
+    if is_single and is_short and not re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", str(name)): return str(name)
+    raise MlopsError(f"{place}: {shorten(repr(name))} is not a valid name of a {kind}", "it is part of paths: use a "
+                     f"string of at most {LONGEST_NAME} bytes without slashes, backslashes and control characters")
+
+# %% ../nbs/01_yaml_files.ipynb #db4e57ad
+LARGEST_FILE, LARGEST_TREE, DEEPEST_TREE = 10_000_000, 100_000, 100  # characters, keys and values, levels
+
+def refuse_large(text: str, file: str) -> None:
+    "Raise MlopsError, with the line, for a text that is too long, nested too deeply or has too many values."
+    if len(text) > LARGEST_FILE:
+        raise MlopsError(f"{file}: the file has {len(text):,} characters", f"at most {LARGEST_FILE:,} are read")
+    total, sizes = 0, {}  # values so far, and inside each anchor
+    parents = []  # of each map and list that contains this event: its anchor, and the total before it
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent): total += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            parents.append((event.anchor, total))
+            total += 1
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
+            anchor, total_before = parents.pop()
+            sizes[anchor] = total - total_before
+        place = f"{file}:{event.start_mark.line + 1}"
+        if len(parents) > DEEPEST_TREE:
+            raise MlopsError(f"{place}: values are nested too deeply", f"at most {DEEPEST_TREE} levels are read")
+        if total > LARGEST_TREE:
+            raise MlopsError(f"{place}: too many values, with each alias (*) counted as a copy of its value",
+                             f"at most {LARGEST_TREE:,} keys and values are read from a file")
+
 # %% ../nbs/01_yaml_files.ipynb #ea40c05e
 def read_yaml(text: str, file: str) -> Node:  # a map; empty for an empty text
     "Read one YAML (or JSON) document; errors name the line."
     try:
+        refuse_large(text, file)
         root = yaml.compose(text, Loader=_Loader)
         node = Node({}, Place(file, 1)) if root is None else _node(root, file)
-    except RecursionError: raise MlopsError(f"{file}: its values are nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark, start = error.problem_mark or error.context_mark, error.context_mark or error.problem_mark
         reason = " ".join(filter(None, [error.context, error.problem]))
@@ -153,6 +195,13 @@ def read_yaml(text: str, file: str) -> Node:  # a map; empty for an empty text
     if node.value is None: return Node({}, node.place)
     if not isinstance(node.value, dict): raise MlopsError(f"{node.place}: expected a map, got {shape_name(node)}")
     return node
+
+def file_text(root: Path, name: str) -> str:  # name: relative to `root`
+    "Return the text of a file; MlopsError if it is not a regular file of UTF-8 text."
+    file = root / name
+    if not os.path.isfile(file): raise MlopsError(f"cannot read {name}: it is missing, or not a regular file")
+    try: return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
 
 def shape_name(node: Node) -> str:
     "Whether a node is a map, a list or a single value, as messages write it."

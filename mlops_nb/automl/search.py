@@ -34,6 +34,7 @@ from ..env import Env, check_name, load_env
 from ..errors import MlopsError, unknown
 from ..models import fingerprint, registry
 from ..task import attempt_folder, write_atomically
+from ..yaml_files import check_path_part
 
 # %% ../../nbs/automl/02_search.ipynb #890031e5
 @dataclass
@@ -363,6 +364,7 @@ def open_search(dataset: Dataset, primary_metric: str, settings: Settings, env: 
                 families: dict[str, Family]) -> Search:
     "Open the search with this name: a new one, or an existing one to resume."
     name = check_name(settings.experiment_name or default_name(dataset.target_col, datetime.now()))
+    check_path_part(name, "search", "experiment_name")
     folder = Path(settings.experiment_dir or default_folder(env)).absolute() / name
     open_folder(folder, search_identity(dataset, primary_metric, settings, families), dataset)
     study = open_study(folder / "optuna.db", DIRECTIONS[primary_metric], settings.seed)

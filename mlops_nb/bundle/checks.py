@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_NESTING', 'REFERABLE_HINT', 'RESOURCE_KINDS', 'Problem', 'check_permissions', 'check_shape', 'check_types',
-           'check_loops', 'check_slots', 'check_unique_keys', 'check_compute', 'check_dependencies', 'check_notebooks',
-           'check_schedule', 'child_jobs', 'job_chains', 'check_children', 'check_nesting', 'check_resources',
-           'check_references', 'check_mode', 'problems', 'check_job', 'check_jobs', 'check']
+           'check_loops', 'check_slots', 'check_unique_keys', 'check_case', 'check_compute', 'check_dependencies',
+           'check_notebooks', 'check_schedule', 'child_jobs', 'job_chains', 'check_children', 'check_nesting',
+           'check_resources', 'check_references', 'check_mode', 'problems', 'check_job', 'check_jobs', 'check']
 
 # %% ../../nbs/bundle/07_checks.ipynb #d81e0482
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mlops_nb.bundle.inputs import (
     all_tasks,
     check_base_parameters,
     check_task_references,
+    check_texts,
     check_unused,
     known_dependencies,
     maps,
@@ -29,10 +29,10 @@ from mlops_nb.bundle.inputs import (
     tasks_of,
 )
 from .load import ITEM_KEYS, Bundle, job_id
-from .parameters import notebook_parameters
+from .parameters import notebook_file, notebook_parameters
 from .references import as_inputs, find_references
 from .schedule import next_fire_time, time_zone
-from .schema import WARNING, Finding, nearest, schema_findings, shape
+from .schema import CASE_RULE, WARNING, Finding, case_clashes, nearest, schema_findings, shape
 from .variables import is_referable
 from ..errors import MlopsError, what_exists
 
@@ -112,6 +112,12 @@ def check_unique_keys(job: Mapping, key: str) -> Iterator[Finding]:
         for item_key, i in last_positions.items():
             if counts[item_key] > 1: yield f"{key}.{field}[{i}]", f"duplicate {name} {item_key!r}", "remove one of them"
 
+def check_case(job: Mapping, key: str) -> Iterator[Finding]:
+    "Yield findings for task keys that differ only in case, because each names a folder of the run."
+    keys = {str(task.get("task_key")): path for path, task in tasks_of(job, key)}
+    for first, other in case_clashes(keys):
+        yield f"{keys[other]}.task_key", f"{other!r} differs from {first!r} only in upper and lower case", CASE_RULE
+
 def check_compute(job: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for tasks that use a cluster or an environment which the job does not define."
     for field in ("environments", "job_clusters"):
@@ -141,18 +147,13 @@ def check_dependencies(job: Mapping, key: str) -> Iterator[Finding]:
 # %% ../../nbs/bundle/07_checks.ipynb #a2d6786f
 def check_notebooks(bundle: Bundle, job: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for notebooks that do not exist or cannot be read."
-    for path, task, file in notebooks_of(bundle.root, job, key):
-        name, name_path = str(task["notebook_path"]), f"{path}.notebook_path"
-        if name.startswith("/"):
-            yield name_path, f"{name} is a workspace path", "use a path relative to this YAML file"
-        elif name.startswith("../"):
-            yield name_path, f"{name} is outside of the bundle", f"move the notebook below {bundle.root}"
-        elif not os.path.isfile(file):  # unlike Path.is_file, also False for a name that the system does not allow
-            others = [other.name for other in file.parent.glob("*.ipynb")] if os.path.isdir(file.parent) else []
-            yield name_path, f"no notebook {name}", what_exists(file.name, others)
-        elif file.suffix == ".ipynb":
-            try: notebook_parameters(file)
-            except MlopsError as error: yield name_path, error.message.replace(str(file), name), error.hint
+    for path, task, _ in notebooks_of(bundle.root, job, key):
+        name, name_path = task["notebook_path"], f"{path}.notebook_path"
+        try:
+            file = notebook_file(bundle.root, name, bundle.data.get("sync"))
+            if file.suffix == ".ipynb": notebook_parameters(file)
+        except MlopsError as error:
+            yield name_path, error.message.replace(str(bundle.root / name), name), error.hint
 
 # %% ../../nbs/bundle/07_checks.ipynb #3c6be8b9
 def check_schedule(job: Mapping, key: str) -> Iterator[Finding]:
@@ -259,7 +260,8 @@ def check_job(bundle: Bundle, name: str) -> list[Problem]:
     job, key = bundle.job(name), f"resources.jobs.{name}"
     findings: list[Finding] = []
     for check_part in (check_shape, check_permissions, check_types, check_loops, check_slots, check_unique_keys,
-                       check_compute, check_dependencies, check_task_references, check_schedule):
+                       check_case, check_compute, check_dependencies, check_texts, check_task_references,
+                       check_schedule):
         findings += check_part(job, key)
     for check_part in (check_notebooks, check_children, check_nesting): findings += check_part(bundle, job, key)
     for check_part in (check_base_parameters, check_unused): findings += check_part(bundle.root, job, key)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPUTED', 'parse_cell', 'code_cells', 'value_name', 'values_set', 'task_inputs', 'task_outputs', 'value_references',
-           'unset_values', 'layers', 'task_summary', 'dependency_line', 'task_panel', 'draw_graph', 'job_names', 'draw']
+           'unset_values', 'layers', 'task_summary', 'dependency_line', 'task_panel', 'draw_graph', 'job_names',
+           'refuse_unreadable', 'draw']
 
 # %% ../../nbs/bundle/09_drawing.ipynb #0d39d891
 import ast
@@ -13,10 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .checks import check_shape, check_types
 from .graph import dependencies, topological
-from .parameters import notebook_cells, notebook_parameters
+from .inputs import all_tasks, part
+from .load import job_id
+from .parameters import notebook_cells, notebook_file, notebook_parameters
 from .references import find_references, parameter_text
-from ..errors import MlopsError
+from ..errors import MlopsError, shorten
 
 # %% ../../nbs/bundle/09_drawing.ipynb #35d50a49
 COMPUTED = "…"  # the name of a task value whose name is computed in the run
@@ -136,7 +140,7 @@ def task_panel(job: Mapping, task: Mapping, inputs: Mapping[str, str], outputs: 
     grid.add_row("runs", Text(task_summary(task, names)))
     if dependency_line(task): grid.add_row("after", Text(dependency_line(task)))
     for i, (name, value) in enumerate(inputs.items()):
-        grid.add_row("" if i else "inputs", Text(f"{name} = {value}"))
+        grid.add_row("" if i else "inputs", Text(f"{name} = {shorten(value)}"))
     for i, name in enumerate(outputs):
         users = [user for user, setter, used in value_references(job) if (setter, used) == (key, name)]
         arrow = f" -> {', '.join(users)}" if users else ""
@@ -165,21 +169,30 @@ def job_names(bundle) -> dict[str, str]:
     "Return the keys of all jobs that a `run_job_task` runs, by job id."
     ids = []
     for job in bundle.jobs.values():
-        for task in job["tasks"]:
-            inner = (task.get("for_each_task") or {}).get("task") or task
-            if "run_job_task" in inner: ids.append(str(inner["run_job_task"]["job_id"]))
-    return {number: bundle.job_by_id(number) for number in ids}
+        for _, task in all_tasks(job, ""):
+            if "job_id" in part(task, "run_job_task"): ids.append(str(task["run_job_task"]["job_id"]))
+    keys = {str(job_id(key)): key for key in bundle.jobs}
+    return {number: keys[number] for number in ids if number in keys}
+
+def refuse_unreadable(job: Mapping, key: str) -> None:
+    "Raise MlopsError with the errors of a job whose fields are missing or have wrong types."
+    findings = [*check_shape(job, f"resources.jobs.{key}"), *check_types(job, f"resources.jobs.{key}")]
+    errors = [f"{path}: {message}" for path, message, _, *warning in findings if not warning]
+    if errors: raise MlopsError(f"job {key!r} cannot be drawn", "\n  ".join([*errors, "see: mlops validate"]))
 
 def draw(bundle, key: str,  # of the job
          ):  # a rich renderable
     "Draw a job as `mlops jobs show` prints it; notebooks that are not .ipynb files are not read."
     job = bundle.job(key)
+    refuse_unreadable(job, key)
     all_parameters = {parameter["name"]: None for parameter in job.get("parameters") or []}
 
+    def file_of(path: str) -> Path: return notebook_file(bundle.root, path, bundle.data.get("sync"))
+
     def declared(path: str) -> Mapping:
-        return notebook_parameters(bundle.root / path) if path.endswith(".ipynb") else all_parameters
+        return notebook_parameters(file_of(path)) if path.endswith(".ipynb") else all_parameters
 
     def values(path: str) -> list[str]:
-        return values_set(bundle.root / path) if path.endswith(".ipynb") else [COMPUTED]
+        return values_set(file_of(path)) if path.endswith(".ipynb") else [COMPUTED]
 
     return draw_graph(job, task_inputs(job, declared), task_outputs(job, values), job_names(bundle))

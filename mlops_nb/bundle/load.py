@@ -26,7 +26,9 @@ from mlops_nb.yaml_files import (
     Place,
     anchored_keys,
     change,
+    check_path_part,
     entries_of,
+    file_text,
     join_by,
     key_places,
     map_of,
@@ -38,10 +40,10 @@ from mlops_nb.yaml_files import (
 
 # %% auto #0
 __all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'ITEM_KEYS', 'find_root', 'included',
-           'refuse_duplicates', 'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'check_path_part',
-           'bundle_name', 'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id',
-           'current_user', 'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree',
-           'set_pause_status', 'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'target_names']
+           'refuse_duplicates', 'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'bundle_name',
+           'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id', 'current_user',
+           'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree', 'set_pause_status',
+           'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'target_names']
 
 # %% ../../nbs/bundle/01_load.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -61,8 +63,10 @@ def included(root: Path, tree: Node) -> list[str]:  # file names relative to `ro
     if not isinstance(patterns.value, list | None):
         raise MlopsError(f"{patterns.place}: include must be a list of files, got {plain(patterns)!r}")
     for node in patterns.value or []:
-        matches = sorted(glob.glob(str(node.value), root_dir=root))
-        if not matches or os.path.isabs(node.value):
+        if not isinstance(node.value, str) or os.path.isabs(node.value):
+            raise MlopsError(f"{node.place}: include {plain(node)!r} is not a relative path", f"begin at {root}")
+        matches = sorted(glob.glob(node.value, root_dir=root))
+        if not matches:
             raise MlopsError(f"{node.place}: include {node.value!r} matches no file", f"it is relative to {root}")
         for name in matches:
             if not name.endswith((".yml", ".yaml", ".json")):
@@ -92,8 +96,7 @@ VARIABLE_FIELDS = frozenset(("default", "description", "lookup", "type"))
 # %% ../../nbs/bundle/01_load.ipynb #86c7b78f
 def read_bundle_file(root: Path, name: str) -> Node:
     "Read one YAML file of the bundle, without the entries that only define an anchor."
-    try: text = (root / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
+    text = file_text(root, name)
     tree = read_yaml(text, name)
     if set(tree.value) <= TOP_LEVEL: return tree
     anchors = anchored_keys(text) - TOP_LEVEL
@@ -128,13 +131,6 @@ def unknown_names(tree: Node) -> list[tuple[str, str, str]]:  # key path, messag
             for kind, known, key, node in maps for name in map_of(node) if name not in known]
 
 # %% ../../nbs/bundle/01_load.ipynb #56a58bfa
-def check_path_part(name: Any, kind: str, place: Place) -> str:
-    "Return a name that is one part of a path; MlopsError if it would be several parts, or another folder."
-    is_single = isinstance(name, str | int | float) and str(name) not in ("", ".", "..")
-    if is_single and not re.search(r"[/\\\x00-\x1f\x7f]", str(name)): return str(name)
-    raise MlopsError(f"{place}: {name!r} is not a valid name of a {kind}",
-                     "it is part of paths: use a string without slashes, backslashes and control characters")
-
 def bundle_name(bundle: Node) -> str:
     "Return the name of the bundle; it contains no reference."
     name = bundle.get("name")
@@ -253,7 +249,7 @@ def read_overrides(root: Path, target: str) -> dict[str, Node]:
     name = f".databricks/bundle/{target}/variable-overrides.json"
     if not os.path.isfile(root / name): return {}  # also for a name that is too long for the system
     try: return map_of(node_of(json.loads((root / name).read_text(encoding="utf-8")), Place(name)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MlopsError(f"{name}: invalid JSON: {error}", 'write {"variable": value, ...}') from None
 
 # %% ../../nbs/bundle/01_load.ipynb #ed91af76
@@ -339,11 +335,14 @@ class Bundle:
 
     @property
     def jobs(self) -> dict[str, dict]:
-        "All jobs by key."
-        return {key: job or {} for key, job in ((self.data.get("resources") or {}).get("jobs") or {}).items()}
+        "All jobs by key; without those that are not maps, which a check reports."
+        jobs = (self.data.get("resources") or {}).get("jobs") or {}
+        return {key: job or {} for key, job in jobs.items() if isinstance(job, dict | None)}
 
     def job(self, key: str) -> dict:
         "Return the job with this key."
+        place = self.places.get(f"resources.jobs.{key}")
+        if place and key not in self.jobs: raise MlopsError(f"{place}: job {key!r} is not a map", "add its fields")
         if key not in self.jobs: raise unknown("job", key, self.jobs, where=self.name)
         return self.jobs[key]
 

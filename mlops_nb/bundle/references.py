@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..errors import MlopsError, what_exists
+from ..errors import MlopsError, shorten, what_exists
 
 # %% ../../nbs/bundle/02_references.ipynb #ac741ba4
 NAMESPACES = ("job", "task", "tasks", "input", "workspace", "backfill")
@@ -142,6 +142,7 @@ def as_inputs(value: Any,  # a JSON array, or a list
     hint = 'write a JSON array such as ["EWR", "JFK"], or a reference to one'
     if isinstance(value, str):
         try: value = json.loads(value, parse_constant=not_json)
-        except ValueError as error: raise MlopsError(f"inputs {value!r} are not valid JSON: {error}", hint) from None
-    if not isinstance(value, list): raise MlopsError(f"inputs must be a list, got {parameter_text(value)}", hint)
-    return value
+        except (ValueError, RecursionError) as error:
+            raise MlopsError(f"inputs {shorten(repr(value))} are not valid JSON: {error}", hint) from None
+    if isinstance(value, list): return value
+    raise MlopsError(f"inputs must be a list, got {shorten(parameter_text(value))}", hint)

@@ -5,16 +5,19 @@
 # %% ../../nbs/bundle/00_variables.ipynb #23cf799a
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, shorten, unknown
 from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
-__all__ = ['definitions', 'unknown_types', 'value_from_text', 'choose_value', 'variable_values', 'is_referable', 'variable_value',
-           'scalar_text', 'refuse_references', 'resolve_variables']
+__all__ = ['OPTION', 'ENVIRONMENT', 'INVALID', 'LARGEST_VARIABLE', 'LARGEST_VALUE_TREE', 'definitions', 'unknown_types',
+           'is_data', 'check_text', 'check_variable', 'value_from_text', 'choose_value', 'expanded_size',
+           'refuse_growth', 'variable_values', 'is_referable', 'variable_value', 'scalar_text', 'refuse_references',
+           'resolve_variables']
 
 # %% ../../nbs/bundle/00_variables.ipynb #95039a9d
 def _is_definition(node: Node) -> bool:
@@ -48,19 +51,47 @@ def unknown_types(variables: Mapping[str, Node]  # as defined at the top level
                              "write complex for a map or a list, and no type for a single value"))
     return warnings
 
+# %% ../../nbs/bundle/00_variables.ipynb #a1a7d52c
+OPTION, ENVIRONMENT = "--var", "BUNDLE_VAR_"  # where a value comes from, as its place names it
+
+def is_data(node: Node) -> bool:
+    "Whether a value comes from the command line or from the environment."
+    return node.place.line == 0 and (node.place.file == OPTION or node.place.file.startswith(ENVIRONMENT))
+
+# %% ../../nbs/bundle/00_variables.ipynb #4b377dec
+INVALID = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # tab and line ends are valid
+LARGEST_VARIABLE = 128 * 1024  # bytes of BUNDLE_VAR_<name>=<value> and a NUL
+
+def check_text(what: str,  # what has the value, for the message
+               text: str) -> None:
+    "Raise MlopsError for a text with control characters, or with bytes that are not UTF-8."
+    invalid = INVALID.search(text)
+    if not invalid: return
+    reason = "bytes that are not UTF-8" if invalid[0] >= "\ud800" else "a control character"
+    raise MlopsError(f"{what} contains {reason}: {invalid[0]!r} at position {invalid.start()}", "remove it")
+
+def check_variable(name: str, text: str, origin: str) -> None:
+    "Raise MlopsError for a value that cannot be an environment variable."
+    check_text(f"{origin}: the value of variable {name!r}", text)
+    size = len(f"{ENVIRONMENT}{name}={text}".encode()) + 1
+    if size > LARGEST_VARIABLE:
+        raise MlopsError(f"{origin}: the value of variable {name!r} is too long: it has {len(text):,} characters",
+                         f"an environment variable has at most {LARGEST_VARIABLE:,} bytes: pass the name of a file")
+
 # %% ../../nbs/bundle/00_variables.ipynb #750f3800
 def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin: str) -> Node:
     "Convert a string from the command line or the environment to the type of the variable."
     kind = plain(definition["type"]) if "type" in definition else ""
     default = plain(definition["default"]) if "default" in definition else ""
     if not isinstance(text, str): return node_of(text, Place(origin))
+    check_variable(name, text, origin)
     if kind == "complex":
         raise MlopsError(f"{origin}: variable {name!r} must be a map or a list, which cannot be passed as a string",
                          "write it to .databricks/bundle/<target>/variable-overrides.json")
     if not isinstance(default, bool | int | float): return Node(text, Place(origin))
     value = read_yaml(f"value: {text}", origin).get("value").value
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, bool | int | float):
-        raise MlopsError(f"{origin}: variable {name!r} must be {type(default).__name__}, got {text!r}",
+        raise MlopsError(f"{origin}: variable {name!r} must be {type(default).__name__}, got {shorten(repr(text))}",
                          f"its default is {default!r}")
     return Node(value, Place(origin))
 
@@ -80,8 +111,8 @@ def choose_value(name: str, definition: Mapping[str, Node],
                  overrides: Mapping[str, Node],  # of the file variable-overrides.json
                  ) -> Node:
     "Return the value of a variable; its references are not resolved yet."
-    env = f"BUNDLE_VAR_{name}"
-    if name in options: return _checked(name, value_from_text(name, options[name], definition, "--var"), definition)
+    env = f"{ENVIRONMENT}{name}"
+    if name in options: return _checked(name, value_from_text(name, options[name], definition, OPTION), definition)
     if env in environ: return value_from_text(name, environ[env], definition, env)
     if name in overrides: return _checked(name, overrides[name], definition)
     if "lookup" in definition:
@@ -93,13 +124,36 @@ def choose_value(name: str, definition: Mapping[str, Node],
                      f"set it for the target in databricks.yml, or by --var {name}=..., or {env}=...")
 
 # %% ../../nbs/bundle/00_variables.ipynb #38443283
+LARGEST_VALUE_TREE = 1_000_000  # characters of a variable as JSON, with its references replaced
+
+def expanded_size(name: str, values: Mapping[str, Node],
+                  sizes: dict[str, int]) -> int:  # sizes: of the variables seen so far; gets that of `name`
+    "Return the size of a variable as JSON if each reference to another variable were replaced by its value."
+    if name not in sizes and name in values:
+        text = json.dumps(plain(values[name]), default=str)
+        sizes[name] = 0  # a circular reference is an error of a later step
+        references = [] if is_data(values[name]) else re.findall(r"\$\{var\.([^}.\[]+)", text)
+        sizes[name] = len(text) + sum(expanded_size(other, values, sizes) for other in references)
+    return sizes.get(name, 0)
+
+def refuse_growth(values: Mapping[str, Node]) -> None:
+    "Raise MlopsError for a variable whose references to other variables multiply to a huge value."
+    sizes: dict[str, int] = {}
+    for name, node in values.items():
+        if expanded_size(name, values, sizes) > LARGEST_VALUE_TREE:
+            size = f"{sizes[name]:,} characters with its references replaced"
+            hint = f"at most {LARGEST_VALUE_TREE:,} are allowed"
+            raise MlopsError(f"{node.place}: variable {name!r} has {size}", hint)
+
 def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[str, Any],
                     environ: Mapping[str, str], overrides: Mapping[str, Node]) -> dict[str, Node]:
     "Return the values of all variables; their references are not resolved yet."
-    for origin, names in (("--var", options), ("variable-overrides.json", overrides)):
+    for origin, names in ((OPTION, options), ("variable-overrides.json", overrides)):
         for name in names:
             if name not in defined: raise unknown("variable", name, defined, where=origin)
-    return {name: choose_value(name, defined[name], options, environ, overrides) for name in defined}
+    values = {name: choose_value(name, defined[name], options, environ, overrides) for name in defined}
+    refuse_growth(values)
+    return values
 
 # %% ../../nbs/bundle/00_variables.ipynb #d2a38ded
 _NAME = r"[^\W\d_](?:[\w-]*[^\W_])?"
@@ -125,21 +179,22 @@ def variable_value(ref: str, scope: Node, where: str,  # key and place of the re
     if ref in trail:
         cycle = " -> ".join([*trail[trail.index(ref):], ref])
         raise MlopsError(f"circular references: {cycle}", f"at {where}")
-    node, path = scope, ""
+    node, path, is_resolved = scope, "", False
     for name in re.findall(r"[^.\[\]]+", ref):
-        if isinstance(node.value, str): node = resolve_variables(node, scope, path, (*trail, ref))
+        if isinstance(node.value, str) and not is_resolved:
+            node, is_resolved = resolve_variables(node, scope, path, (*trail, ref)), True
         if isinstance(node.value, list) and name.isdigit() and int(name) < len(node.value):
             step = node.value[int(name)]
         else: step = node.get(name)
         if step is None: raise _missing(ref, path, name, node, where)
         node, path = step, f"{path}.{name}".lstrip(".")
-    return resolve_variables(node, scope, path, (*trail, ref))
+    return node if is_resolved else resolve_variables(node, scope, path, (*trail, ref))
 
 # %% ../../nbs/bundle/00_variables.ipynb #382eb1d7
 def scalar_text(value: Any, where: str = "") -> str:
     "Return a single value as YAML writes it: `true`, not `True`."
     if isinstance(value, dict | list) or value is None:
-        raise MlopsError(f"{where}: only a single value can be inserted into a string, got {value!r}",
+        raise MlopsError(f"{where}: only a single value can be inserted into a string, got {shorten(repr(value))}",
                          "use the reference alone as the value")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -170,7 +225,8 @@ def refuse_references(names: Mapping[str, Node], scope: Node) -> None:
             raise MlopsError(f"{node.place}: key {name!r} contains a reference", "only values can contain references")
 
 def resolve_variables(node: Node, scope: Node, key: str = "", trail: tuple = ()) -> Node:
-    "Return the tree with its references replaced."
+    "Return the tree with its references replaced, except in values from the command line and the environment."
+    if is_data(node): return node
     if isinstance(node.value, str): return _resolve_text(node, scope, key, trail) if "${" in node.value else node
     if isinstance(node.value, dict):
         refuse_references(node.value, scope)

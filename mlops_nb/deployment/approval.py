@@ -22,7 +22,7 @@ APPROVED = "Approved"
 
 def approval_keys(job: Mapping) -> list[str]:
     "The keys of a job's tasks that wait for an approval."
-    return [task["task_key"] for task in job["tasks"] if task["task_key"].lower().startswith("approval")]
+    return [task["task_key"] for task in job.get("tasks") or [] if task["task_key"].lower().startswith("approval")]
 
 def review_hint(env: Env, version: Any) -> str:
     "Where to find the information for an approval."

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import addresses
 from ..bundle.load import Bundle
+from ..bundle.variables import OPTION, check_variable
 from ..env import Env
 from . import delivery, run_store
 from .execute import Outcome
@@ -59,6 +60,7 @@ class Home:
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
 
     def __post_init__(self):
+        for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
         addresses.use_here(self.env.state)
         self.display = GuardedDisplay(self.display)
         self.store = run_store.RunStore(self.env.state / "runs.db")

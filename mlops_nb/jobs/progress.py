@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import shorten
 from . import run_store
 
 # %% ../../nbs/jobs/09_progress.ipynb #e6bc5979
@@ -157,8 +158,8 @@ def run_table(store: run_store.RunStore, run_id: int) -> Group:
         add_row(key, "  " * depth + escape(key), state, task, task_message(task))
     result = run["result_state"]
     add_row("job", "[bold]job[/]", result or run["life_cycle_state"], run, "" if result else run["state_message"])
-    parameters = "  ".join(f"{name}={value}" for name, value in json.loads(run["parameters"]).items())
-    title = Text(f"run {run_id}: job {run['job']}, target {run['target']}", "italic")
+    parameters = "  ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
+    title = Text(f"run {run_id}: job {shorten(run['job'])}, target {run['target']}", "italic")
     return Group(title, table, *([Text(parameters, "dim italic")] if parameters else []), *notes_below(notes))
 
 # %% ../../nbs/jobs/09_progress.ipynb #cd7d7707

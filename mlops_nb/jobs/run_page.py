@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import MlopsError
+from ..errors import MlopsError, shorten
 from . import progress, run_store
 from ..task import write_atomically
 
@@ -192,8 +192,8 @@ def run_page(store: run_store.RunStore, runs: Path,  # the folder that holds a f
     if not any(task.notebook for task in tasks):
         raise MlopsError(f"run {run_id} has no executed notebook under {runs}", f"its tasks: mlops runs show {run_id}")
     state = run["result_state"] or run["life_cycle_state"]
-    title = html.escape(f"Run {run_id}: {run['job']}, target {run['target']}")
-    parameters = ", ".join(f"{name}={value}" for name, value in json.loads(run["parameters"]).items())
+    title = html.escape(f"Run {run_id}: {shorten(run['job'])}, target {run['target']}")
+    parameters = ", ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
     results, rest = sections(tasks)
     if rest: rest = f"<h2>Definitions and examples of these notebooks</h2>{rest}"
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

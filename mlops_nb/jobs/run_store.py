@@ -194,7 +194,7 @@ def with_current_state(run: dict) -> dict:
 
 def get_run(store: RunStore, run_id: int) -> dict:
     "Return one run. Raise MlopsError with the newest run ids if it does not exist."
-    rows = store.rows("select * from runs where run_id = ?", run_id)
+    rows = store.rows("select * from runs where run_id = ?", min(run_id, 2**63 - 1))  # SQLite's largest integer
     if rows: return with_current_state(rows[0])
     newest = [row["run_id"] for row in store.rows("select run_id from runs order by run_id desc limit 10")]
     raise unknown("run", str(run_id), newest, where=str(store.path))

@@ -20,7 +20,8 @@ from dataclasses import replace
 
 from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
-from ..errors import MlopsError, what_exists
+from ..bundle.parameters import notebook_file
+from ..errors import MlopsError, shorten, what_exists
 from . import delivery, run_store
 from .execute import Outcome
 from .home import Home
@@ -50,7 +51,7 @@ def task_spec(step: Step, notebook: str, parameters: dict) -> dict:
 def run_notebook(step: Step) -> Outcome:
     "Execute the task's notebook in its own process, as soon as a slot is free."
     run, notebook_task = step.run, step.task["notebook_task"]
-    notebook = run.home.env.root / notebook_task["notebook_path"]
+    notebook = notebook_file(run.home.env.root, notebook_task["notebook_path"], run.home.bundle.data.get("sync"))
     parameters = typed_parameters(notebook, step.resolve(notebook_task.get("base_parameters", {})), run.parameters)
     parameters_json = json.dumps(parameters, default=str)
     step.save(resolved_values=parameters_json)
@@ -68,7 +69,8 @@ def run_condition(step: Step) -> Outcome:
     answer = "true" if graph.condition(spec["left"], spec["op"], spec["right"]) else "false"
     step.run.record.outcomes[step.key] = answer
     step.save(outcome=answer, resolved_values=json.dumps(spec))
-    return Outcome("SUCCESS", f"{spec['left']} {spec['op']} {spec['right']}: {answer}")
+    left, right = shorten(str(spec["left"])), shorten(str(spec["right"]))
+    return Outcome("SUCCESS", f"{left} {spec['op']} {right}: {answer}")
 
 # %% ../../nbs/jobs/08_runner.ipynb #8095046e
 def run_for_each(step: Step) -> Outcome:
@@ -79,7 +81,7 @@ def run_for_each(step: Step) -> Outcome:
     inner_steps = [Step(step.run, spec["task"], key, step.run.record.next_attempt(key), element)
                    for key, element in zip(keys, elements, strict=True)]
     with ThreadPoolExecutor(spec.get("concurrency", 1)) as pool: outcomes = list(pool.map(run_element, inner_steps))
-    failures = [f"{inner.key} ({inner.input}): {outcome.message}"
+    failures = [f"{inner.key} ({shorten(str(inner.input))}): {outcome.message}"
                 for inner, outcome in zip(inner_steps, outcomes, strict=True) if outcome.result_state != "SUCCESS"]
     if not failures: return Outcome("SUCCESS", f"{len(inner_steps)} elements")
     return Outcome("FAILED", "\n  ".join([f"{len(failures)} of {len(inner_steps)} elements failed", *failures]))

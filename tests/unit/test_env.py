@@ -55,6 +55,17 @@ def test_the_length_of_a_name_has_its_limit_at_255(length, passes):
         with pytest.raises(MlopsError): check_name("x" * length)
 
 
+def test_bytes_that_are_not_utf_8_are_refused():
+    with pytest.raises(MlopsError, match="not allowed"): check_name(os.fsdecode(b"plane\xff"))
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "", "/x", "a/../../../x", "a\\x", "a\0", "x" * 256, "é" * 128])
+def test_an_experiment_has_no_folder_outside_of_its_target(root, name):
+    with pytest.raises(MlopsError, match="experiment '.*is not a valid name of a folder"):
+        load_env(root=root).experiment(name)
+    assert load_env(root=root).experiment("team/late") == "/dev/team/late"
+
+
 @pytest.mark.parametrize("name", [None, 7, b"plane", ["plane"]])
 def test_a_name_that_is_not_a_string_is_refused(name):
     with pytest.raises(MlopsError, match="must be a non-empty string"): check_name(name)

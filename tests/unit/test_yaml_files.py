@@ -1,13 +1,24 @@
 """Reading YAML into trees with places, and merging them."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.yaml_files import join_by, key_places, merge_trees, node_of, plain, read_yaml
+from mlops_nb.yaml_files import (
+    LARGEST_FILE,
+    LARGEST_TREE,
+    join_by,
+    key_places,
+    merge_trees,
+    node_of,
+    plain,
+    read_yaml,
+    refuse_large,
+)
 
 text = st.text(
     st.characters(
@@ -74,7 +85,7 @@ def test_anchors_and_merge_keys():
         ("a: 1\n---\nb: 2", "a.yml:2: expected a single document"),
         ("a: !date 1", "a.yml:1: cannot read '1' as !date"),
         ("a: &x [*x]", "a.yml:1: alias (*) to a value that contains the alias"),
-        ("a: " + 2000 * "[" + 2000 * "]", "a.yml: its values are nested too deeply"),
+        ("a: " + 2000 * "[" + 2000 * "]", "a.yml:1: values are nested too deeply"),
         ("? [a]\n: 1", "a.yml:1: a key must be a string"),
         ("a: \x01", "a.yml: "),
     ],
@@ -83,6 +94,36 @@ def test_invalid_yaml_is_an_error_with_its_line(source, message):
     with pytest.raises(MlopsError) as error:
         read_yaml(source, "a.yml")
     assert message in str(error.value)
+
+
+def copies(levels: int, uses: int) -> str:
+    """YAML whose last value has `uses` ** `levels` copies of the first: each level consists of aliases to the last."""
+    lines = [f"a{i}: &a{i} [{', '.join(uses * [f'*a{i - 1}'])}]\n" for i in range(1, levels + 1)]
+    return "a0: &a0 [1]\n" + "".join(lines)
+
+
+def test_aliases_count_as_often_as_they_are_used():
+    start = time.process_time()
+    with pytest.raises(MlopsError, match=r"^a\.yml:\d+: too many values.*\n.*at most 100,000 keys and values"):
+        read_yaml(copies(9, 9), "a.yml")
+    assert time.process_time() - start < 1
+    assert str(plain(read_yaml(copies(3, 9), "a.yml"))["a3"]).count("1") == 9**3
+
+
+@pytest.mark.parametrize("count", [LARGEST_TREE - 3, LARGEST_TREE - 2])
+def test_the_largest_tree(count):
+    text = "a: [" + "1, " * count + "]"  # and the map, its key and its list
+    if count + 3 <= LARGEST_TREE:
+        refuse_large(text, "a.yml")
+    else:
+        with pytest.raises(MlopsError, match="too many values"):
+            refuse_large(text, "a.yml")
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 10_000, "{a: " * 10_000, "a: " + "x" * LARGEST_FILE])
+def test_large_files_are_refused_before_a_tree_is_built(text):
+    with pytest.raises(MlopsError, match=r"^a\.yml:1: values are nested too deeply|^a\.yml: the file has 10,000,003 "):
+        read_yaml(text, "a.yml")
 
 
 def test_an_empty_file_is_an_empty_map():

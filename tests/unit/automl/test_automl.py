@@ -228,6 +228,9 @@ def test_a_name_given_by_the_user_is_checked(tmp_path):
     options = search.Settings(experiment_name="a.b", experiment_dir=tmp_path)
     with pytest.raises(MlopsError, match="name 'a.b' contains '.'"):
         search.open_search(prepare(orders(), "returned", "classify"), "f1", options, None, {})
+    options = search.Settings(experiment_name="é" * 200, experiment_dir=tmp_path)  # 200 characters, but 400 bytes
+    with pytest.raises(MlopsError, match="is not a valid name of a search"):
+        search.open_search(prepare(orders(), "returned", "classify"), "f1", options, None, {})
     assert not list(tmp_path.iterdir())
 
 

@@ -214,11 +214,11 @@ ORDER = [
 NOTEBOOKS = [
     (
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "trian.ipynb"}}),
-        [("tasks[0].notebook_task.notebook_path", "no notebook trian.ipynb", "did you mean 'train.ipynb'?")],
+        [("tasks[0].notebook_task.notebook_path", "no notebook 'trian.ipynb'", "did you mean 'train.ipynb'?")],
     ),
     (
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "nbs/a.ipynb"}}),
-        [("tasks[0].notebook_task.notebook_path", "no notebook nbs/a.ipynb", "there are none")],
+        [("tasks[0].notebook_task.notebook_path", "no notebook 'nbs/a.ipynb'", "there are none")],
     ),
     (
         one_task({"task_key": "a", "notebook_task": {"notebook_path": "/Workspace/a"}}),
@@ -231,7 +231,7 @@ NOTEBOOKS = [
     *(
         (
             one_task({"task_key": "a", "notebook_task": {"notebook_path": path}}),
-            [("tasks[0].notebook_task.notebook_path", f"no notebook {path}", "")],
+            [("tasks[0].notebook_task.notebook_path", "no notebook '", "")],
         )
         for path in ("x" * 400, "x" * 400 + "/a.ipynb", "a\0.ipynb")
     ),
@@ -249,7 +249,7 @@ NOTEBOOKS = [
                 },
             }
         ),
-        [("tasks[0].for_each_task.task.notebook_task.notebook_path", "no notebook gone.ipynb", "")],
+        [("tasks[0].for_each_task.task.notebook_task.notebook_path", "no notebook 'gone.ipynb'", "")],
     ),
 ]
 SCHEDULES = [

@@ -74,7 +74,7 @@ def test_includes_are_read_in_order_and_once(write):
     [
         ("include: [resorces/*.yml]", "databricks.yml:2: include 'resorces/*.yml' matches no file"),
         ("include: [missing.yml]", "include 'missing.yml' matches no file"),
-        ("include: [/etc/hosts]", "matches no file"),
+        ("include: [/etc/hosts]", "is not a relative path"),
         ("include: ['*.txt']", "matches note.txt, which is not YAML or JSON"),
         ("include: a.yml", "databricks.yml:2: include must be a list of files, got 'a.yml'"),
     ],

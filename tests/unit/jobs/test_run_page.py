@@ -7,7 +7,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_page
-from mlops_nb.jobs.run_store import RunStore, insert
+from mlops_nb.jobs.run_store import RunStore, insert, update_run
 
 
 class Folded(HTMLParser):
@@ -107,6 +107,13 @@ def test_the_message_of_a_task_is_shown_once_in_its_section(store, tmp_path):
     nbformat.write(content, path)
     visible, _ = texts(run_page.run_page(store, tmp_path, 1))
     assert visible.count("loss <0.46>") == 2, "in the table of the tasks, and on top of the section"
+
+
+def test_a_long_parameter_and_a_long_job_key_are_cut(store, tmp_path):
+    update_run(store, 1, job="j" * 300, parameters='{"days": "%s"}' % ("<" * 100_000))
+    page = run_page.run_page(store, tmp_path, 1)
+    assert "days=" + 200 * "&lt;" + "… (100,000 characters)" in page and 201 * "&lt;" not in page
+    assert page.count("Run 1: " + 200 * "j" + "… (300 characters), target dev") == 2
 
 
 def test_the_page_needs_no_other_file(store, tmp_path):

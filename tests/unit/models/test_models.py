@@ -187,6 +187,20 @@ with registry.lock(replace(load_env("dev"), state=Path(sys.argv[1]), home="local
 """
 
 
+@pytest.mark.parametrize("name", ["../x", "../../../x", "/x", "a/b", "a\0", "..", ".", ""])
+def test_a_lock_has_no_file_outside_of_its_folder(env, name):
+    with pytest.raises(MlopsError, match="is not a valid name of a lock"), registry.lock(env, name): pass
+    assert not (env.state / "x.lock").exists()
+
+
+def test_each_name_of_three_long_parts_has_a_lock_of_its_own(env):
+    names = [".".join(["x" * 255, "y" * 255, letter * 255]) for letter in "ab"]
+    files = [registry.lock_file(env.state, name) for name in names]
+    assert len(set(files)) == 2 and {file.parent for file in files} == {env.state / "locks"}
+    assert registry.lock_file(env.state, "dev.flights.m") == env.state / "locks" / "dev.flights.m.lock"
+    with registry.lock(env, names[0]): assert files[0].exists()
+
+
 def test_the_lock_excludes_other_processes_and_a_kill_releases_it(env):
     command = [sys.executable, "-c", HOLD, str(env.state)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=env.root)
