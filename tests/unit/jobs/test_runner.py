@@ -327,3 +327,24 @@ def test_a_stop_ends_the_wait_before_a_retry(project, acts):
     start = time.monotonic()
     _, result = run(project)
     assert result == "CANCELED" and time.monotonic() - start < 60
+
+
+def test_a_value_of_an_earlier_task_names_no_secret_and_a_parameter_of_a_person_does(project, acts):
+    seen = {}
+    def show(step):
+        seen[step.run.key, step.key] = step.run.secrets
+        return Outcome("SUCCESS")
+    acts |= {"choose": sets_values(note="secrets/other/key"), "show": show}
+    reference = "{{tasks.choose.values.note}}"
+    def call(key, note, *after):
+        parameters = {"job_id": "${resources.jobs.child.id}", "job_parameters": {"note": note}}
+        return {"task_key": key, "depends_on": [{"task_key": name} for name in after], "run_job_task": parameters}
+    project.job("child", [task(project, "show")], parameters=[{"name": "note", "default": ""}])
+    project.job("parent", [task(project, "choose"), task(project, "show", "choose"), call("call", reference, "choose")])
+    project.job("granting", [call("call", "{{secrets/mail/token}}")])
+    assert run(project, "parent")[1] == run(project, "granting")[1] == "SUCCESS"
+    assert seen["parent", "show"] == set() and seen["child", "show"] == {("mail", "token")}
+    run(project, "parent")
+    assert seen["child", "show"] == set()
+    run(project, "child", {"note": "redis://host?password=secrets/other/key"})
+    assert seen["child", "show"] == {("other", "key")}
