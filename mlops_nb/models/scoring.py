@@ -62,7 +62,10 @@ def loaded(files: bytes,  # what `packed` returns
     folder = tempfile.mkdtemp(prefix="model-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     zipfile.ZipFile(io.BytesIO(files)).extractall(folder)
-    return mlflow.pyfunc.load_model(folder)
+    try: return mlflow.pyfunc.load_model(folder)
+    except (Exception, SystemExit) as error:  # the model's own code can raise anything
+        raise MlopsError(f"the model cannot be loaded: {type(error).__name__}: {error}",
+                         "the deploy job validates a version before it becomes Champion: mlops run deploy") from error
 
 # %% ../../nbs/models/12_scoring.ipynb #824b64d5
 def arrow_type(kind):  # of a column in a signature -> pyarrow.DataType, or None
