@@ -36,9 +36,8 @@ def recorded_of(tags: Mapping[str, str], parameters: Mapping[str, str],  # of th
                 ) -> dict[str, str]:
     "The values that the tags of a version must have."
     recorded = {tag: tags[tag] for tag in train.VERSION_TAGS if tag in tags and tag not in DATES}
-    try: periods = Periods(date.fromisoformat(tags["as_of"]), int(parameters["held_out_days"]))
-    except (KeyError, ValueError): return recorded  # another program logged the run
-    return recorded | dates_of(periods)
+    try: return recorded | dates_of(Periods(date.fromisoformat(tags["as_of"]), int(parameters["held_out_days"])))
+    except (KeyError, ValueError, OverflowError): return recorded  # another program logged the run
 
 def periods_of(tags: Mapping[str, str], recorded: Mapping[str, str]) -> Periods | None:
     "The periods of a version; None if its tags differ from the recorded values, or define no held-out day."

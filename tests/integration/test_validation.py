@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb.deployment import aliases, validation, validation_checks
+from mlops_nb.deployment import aliases, lineage, validation, validation_checks
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import client, training_set
 from mlops_nb.features import spec as feature_spec
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
-from mlops_nb.flights import train, validate
+from mlops_nb.flights import deploy, train, validate
 from mlops_nb.flights.feature_engineering import FEATURES, SLICES
 from mlops_nb.models import metrics, model_card, registry
 
@@ -365,6 +365,7 @@ FOREIGN = {
     "days": ("good", {"held_out_days": "many"}, {"held_out": "not evaluated: the tags do not define"}),
     "card": ("good", {"card": b"\xff\xfe"}, {"card": "the card cannot be read: "}),
 }
+PREDICTS = ("date", "tables", "days", "card")  # versions that a comparison can still use
 FAST = ("text", "exit", "no run", "threshold")
 
 
@@ -400,3 +401,7 @@ def test_a_version_that_another_program_registered_fails_with_reasons(world, fau
         with suppress(validation.NotEvaluated): shown()
     with pytest.raises(MlopsError, match="failed its validation, for"):
         validation.require_passed(NAME, version.version, results)
+    assert lineage.lineage(world.env, version)["version"]["validation"] == "FAILED"
+    if fault in PREDICTS: assert deploy.contender(version, HELD.rows).threshold == 0.2
+    else:
+        with pytest.raises(MlopsError): deploy.contender(version, HELD.rows)  # of a comparison
