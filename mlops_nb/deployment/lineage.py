@@ -130,7 +130,7 @@ def training_record(env: Env, version: Any) -> tuple[dict, dict, dict]:  # Delta
     run, label = registry.run_of(env, version), f"{version.name} v{version.version}"
     hint = "only a version that this project's train job created can be trained again"
     versions = recorded_tables(version.tags)
-    if not run or not versions:
+    if not run or versions is None:
         raise MlopsError(f"{label} has no record of the tables it read: its run is missing, or its tag read_versions "
                          "is missing or invalid", hint)
     try: settings = mlflow.artifacts.load_dict(f"runs:/{version.run_id}/conf/train.json")
