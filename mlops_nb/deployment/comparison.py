@@ -51,11 +51,11 @@ def check_different(first: Any, second: Any) -> None:  # mlflow ModelVersions
 
 def learnt_through(*versions: Any) -> date:  # mlflow ModelVersions
     "The last day of training data of any of the versions: comparable rows are later."
-    return max(date.fromisoformat(registry.tag_of(version, "trained_through")) for version in versions)
+    return max(registry.tag_of(version, "trained_through", date.fromisoformat, "a date") for version in versions)
 
 def known_until(*versions: Any) -> date:  # mlflow ModelVersions
     "The latest `as_of` date of the versions: the labels of comparable rows were known at it."
-    return max(date.fromisoformat(registry.tag_of(version, "as_of")) for version in versions)
+    return max(registry.tag_of(version, "as_of", date.fromisoformat, "a date") for version in versions)
 
 # %% ../../nbs/deployment/03_comparison.ipynb #61194082
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def settled_change(statistic: Statistic, days: int, draws: int, rule: Mapping,
         distance = abs(worst_bound((result.low, result.high), rule["greater_is_better"]) - limit)
         if result.error <= distance / 10: return result, True
     return result, False
-#%%%% code new
-#| export
+
+# %% ../../nbs/deployment/03_comparison.ipynb #5ec2964b
 def is_proven_better(rule: Mapping, change: float, bounds: tuple[float, float]) -> bool:
     "Whether the change is an improvement by the minimum, and its whole interval is one."
     loss = -change if rule["greater_is_better"] else change

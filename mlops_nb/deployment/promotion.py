@@ -45,7 +45,8 @@ class Match:
 def champion_age_days(version: Any, champion: Any | None) -> int | None:  # mlflow ModelVersions
     "By how many days the Champion's `as_of` is earlier than the version's; None without a Champion."
     if champion is None: return None
-    version_date, champion_date = (date.fromisoformat(registry.tag_of(v, "as_of")) for v in (version, champion))
+    version_date, champion_date = (registry.tag_of(one, "as_of", date.fromisoformat, "a date")
+                                   for one in (version, champion))
     return (version_date - champion_date).days
 
 # %% ../../nbs/deployment/05_promotion.ipynb #e156b3ba
@@ -53,7 +54,8 @@ ACCEPTED_LOSS = "accepted_loss"  # tag: relative losses accepted by promotions s
 
 def accepted_before(champion: Any | None) -> float:  # mlflow ModelVersion
     "The losses that the promotions up to the Champion have accepted; 0 without a Champion or a recorded promotion."
-    return float(champion.tags.get(ACCEPTED_LOSS, 0)) if champion else 0.0
+    if champion is None or ACCEPTED_LOSS not in champion.tags: return 0.0
+    return registry.tag_of(champion, ACCEPTED_LOSS, float, "a number")
 
 def comparison_fingerprint(version: Any, champion: Any | None, rule: Mapping, costs: Mapping) -> str:
     "A fingerprint of the two versions, the rule, and the losses accepted before."

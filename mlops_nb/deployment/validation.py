@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..env import Env
 from ..errors import MlopsError, unknown
@@ -33,7 +34,8 @@ def signature_reasons(signature: Any,  # mlflow ModelSignature, or None
                       ) -> list[str]:
     "The inputs must be exactly the expected columns, and the signature must have outputs."
     if signature is None or not signature.inputs: return ["the model has no signature"]
-    if signature.inputs.is_tensor_spec(): return ["the inputs are tensors, not columns with names"]
+    if signature.inputs.is_tensor_spec() or not all(column.name for column in signature.inputs):
+        return ["the inputs have no names: they are tensors, or columns without names"]
     types = signature_types(signature)
     missing_features = [name for name in expected if name not in types]
     extra_inputs = [name for name in types if name not in expected]
@@ -63,6 +65,8 @@ def check_example(model: Any,  # a loaded mlflow pyfunc model
                   ) -> list[str]:
     "The model must predict its own input example, and a row of nulls."
     if example is None: return ["no input example is stored with the model"]
+    if not isinstance(example, pd.DataFrame):
+        return [f"the input example is a {type(example).__name__}, not a table of features"]
     reasons = check_probabilities(model.predict(example), len(example))
     null_row = example.iloc[:0].reindex([0])  # nulls are ordinary: new planes, weather stations without data
     return reasons + [f"on a row of nulls: {reason}" for reason in check_probabilities(model.predict(null_row), 1)]
@@ -121,11 +125,11 @@ class NotEvaluated(Exception):
 NOT_EVALUATED = "not evaluated: "
 
 def run_check(check: Callable[[], list[str]]) -> list[str]:
-    "The reasons that a check returns, or the exception that it raised as a reason."
+    "The reasons that a check returns, or the exception that it raised as a reason; a model can even call `sys.exit`."
     try: return list(check())
     except MlopsError: raise
     except NotEvaluated as error: return [f"{NOT_EVALUATED}{error}"]
-    except Exception as error: return [f"raised {type(error).__name__}: {error}"]
+    except (Exception, SystemExit) as error: return [f"raised {type(error).__name__}: {error}"]
 
 def run_checks(checks: Mapping[str, Callable[[], list[str]]],  # by title
                ) -> dict[str, list[str]]:  # the reasons of each check; an empty list if it passed

@@ -71,6 +71,7 @@ class Evidence:
     costs: Mapping[str, float]  # of a missed case and a false_warning
     governance: Mapping  # conf/governance.yml
     load_error: str = ""  # why the model could not be loaded
+    card_error: str = ""  # why the card could not be read
 
     def predict(self, rows: pd.DataFrame) -> Any:
         "The model's predictions for a copy of the feature columns."
@@ -85,7 +86,7 @@ class Evidence:
     def held_out_output(self) -> Any:
         "The model's output for the held-out rows, or the exception that it raised."
         try: return self.predict(self.held_out.rows)
-        except Exception as error: return error
+        except (Exception, SystemExit) as error: return error
 
     @cached_property
     def prediction_problems(self) -> list[str]:
@@ -95,8 +96,8 @@ class Evidence:
         problems = run_check(lambda: validation.check_example(model, self.example))
         if problems or self.signature_problems or self.held_out is None: return problems
         output = self.held_out_output
-        if isinstance(output, Exception): problems = [f"raised {type(output).__name__}: {output}"]
-        else: problems = validation.check_probabilities(output, len(self.held_out.rows))
+        if isinstance(output, BaseException): problems = [f"raised {type(output).__name__}: {output}"]
+        else: problems = run_check(lambda: validation.check_probabilities(output, len(self.held_out.rows)))
         return [f"on the held-out rows: {problem}" for problem in problems]
 
     def require_predictions(self) -> None:
@@ -119,9 +120,14 @@ class Evidence:
         return np.asarray(self.held_out_output)
 
     def threshold(self, tag: str) -> float:
-        "The threshold in a tag; NotEvaluated unless the tag has its recorded value."
-        if tag in self.tags and self.tags[tag] == self.recorded.get(tag): return float(self.tags[tag])
-        raise NotEvaluated(f"tag {tag!r} is missing or differs from its recorded value")
+        "The threshold in a tag; NotEvaluated unless the tag has its recorded value, a finite number."
+        value = self.tags.get(tag)
+        if value is None or value != self.recorded.get(tag):
+            raise NotEvaluated(f"tag {tag!r} is missing or differs from its recorded value")
+        try: threshold = float(value)
+        except ValueError: threshold = np.nan
+        if not np.isfinite(threshold): raise NotEvaluated(f"tag {tag!r} is {value!r}, not a number")
+        return threshold
 
     @cached_property
     def metrics(self) -> pd.DataFrame:  # by metric: columns model, baseline
@@ -175,6 +181,7 @@ def check_description(evidence: Evidence) -> list[str]:
 
 def check_card(evidence: Evidence) -> list[str]:
     "The model card has the sections that conf/governance.yml requires, and names the licence of the data."
+    if evidence.card_error: return [evidence.card_error]
     reasons = model_card.missing_sections(evidence.card, evidence.governance)
     licence = evidence.governance["licence_of_data"].strip()
     if evidence.card and licence not in evidence.card:
@@ -368,8 +375,8 @@ def plot_metrics(evidence: Evidence, rules: Mapping[str, Mapping],
                  title: str = "") -> Any:  # what is drawn, such as a version's name -> matplotlib Figure
     "The metrics that have a rule, each on a scale of its own."
     if not rules: raise NotEvaluated("no metric has a rule")
-    held_out = evidence.held_out
-    bounds = intervals.intervals(held_out.label, evidence.prediction, evidence.threshold("threshold"), evidence.costs,
+    prediction, held_out = evidence.prediction, evidence.held_out
+    bounds = intervals.intervals(held_out.label, prediction, evidence.threshold("threshold"), evidence.costs,
                                  held_out.days)
     heading = f"{title}: held-out metrics and their rules" if title else "Held-out metrics and their rules"
     figure, rows = pictures.canvas(heading, len(rules), size=(10, 1.3 * len(rules) + 0.9), squeeze=False)

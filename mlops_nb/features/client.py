@@ -243,7 +243,9 @@ class DatabricksFeatures:
 
     def get_online_store(self):
         "Return the online store that the bundle's variable `online_store` names."
-        return self.client.get_online_store(name=self.env.variables["online_store"])
+        name = self.env.variables.get("online_store")
+        if not name: raise MlopsError("no online store is named", "set the variable online_store in databricks.yml")
+        return self.client.get_online_store(name=name)
 
     def publish_table(self, *, online_store, source_table_name, ttl=None) -> tuple[None, None]:  # numbers are unknown
         "Publish the changes of a table, which Databricks reads from its change data feed."

@@ -15,13 +15,20 @@ from .. import MlopsError
 from ..deployment import lineage
 from . import model
 from .learning import Periods, labelled_rows, learn, metrics_beside_baseline, split
+from .train import DECIDING_KEYS
+from ..models import registry
 
 # %% ../../nbs/flights/14_reproduce.ipynb #08e7d5d2
 def train_again(spark, env, version) -> pd.DataFrame:  # by metric: before, again
     "The logged metrics of a version, and those of a model trained again."
     versions, settings, before = lineage.training_record(env, version)
+    missing = [key for key in DECIDING_KEYS if key not in settings] + ([] if versions else ["read_versions"])
+    if missing:
+        raise MlopsError(f"the record of {version.name} v{version.version} lacks: {', '.join(missing)}",
+                         "only a version that this project's train job created can be trained again")
+    as_of = registry.tag_of(version, "as_of", date.fromisoformat, "a date")
     pinned = dataclasses.replace(env, versions=versions, source_catalog=next(iter(versions)).split(".")[0])
-    periods = Periods(date.fromisoformat(version.tags["as_of"]), settings["held_out_days"])
+    periods = Periods(as_of, settings["held_out_days"])
     training_rows, held_out = split(labelled_rows(spark, pinned, periods.as_of), periods)
     learnt = learn(training_rows, settings)
     prediction = model.probabilities(learnt.booster, learnt.encoding, held_out)

@@ -36,7 +36,7 @@ from mlops_nb.flights.learning import (
     metrics_beside_baseline,
     split,
 )
-from ..models import evidence, explanation, model_card, registry, tuning
+from ..models import evidence, explanation, model_card, registry, scoring, tuning
 from ..models import fingerprint as fingerprints
 from ..models.fingerprint import code_digest, data_digest, find_run, register_run
 from ..models.intervals import intervals
@@ -88,15 +88,15 @@ class Evaluation:
 def champion_predictions(env, held_out: pd.DataFrame, periods: Periods,
                          ) -> dict[str, tuple[np.ndarray, float]]:  # by name: predictions, threshold
     "Predict the held-out flights by the Champions of all readable catalogs that have not learnt from them."
-    import mlflow
     predictions, names = {}, set(registry.model_names(env))
     for catalog in dict.fromkeys([env.catalog, *env.read]):
         name = f"{catalog}.{env.schema}.{MODEL}"
         version = registry.find_alias(env, name, "champion") if name in names else None
-        if version is None or version.tags["trained_through"] >= str(periods.held_out_from): continue
-        loaded = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}")
+        if version is None: continue
+        if registry.tag_of(version, "trained_through") >= str(periods.held_out_from): continue
+        loaded = scoring.load_pyfunc(f"models:/{name}/{version.version}")
         champion = f"champion of {catalog} (v{version.version})"
-        predictions[champion] = loaded.predict(held_out[FEATURES]), float(version.tags["threshold"])
+        predictions[champion] = loaded.predict(held_out[FEATURES]), scoring.threshold_of(version)
     return predictions
 
 def evaluate_model(held_out: pd.DataFrame, trained: TrainedModel, prediction: np.ndarray,

@@ -7,7 +7,6 @@ __all__ = ['RULE_SECTIONS', 'DATES', 'dates_of', 'recorded_of', 'periods_of', 'h
            'card_of', 'gather']
 
 # %% ../../nbs/flights/07_validate.ipynb #128e39e9
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import MlopsError, conf
-from ..deployment import validation, validation_checks
+from ..deployment import lineage, validation, validation_checks
 from ..features.client import spec_of
 from . import train
 from .feature_engineering import BASELINE, SLICES
@@ -37,22 +36,24 @@ def recorded_of(tags: Mapping[str, str], parameters: Mapping[str, str],  # of th
                 ) -> dict[str, str]:
     "The values that the tags of a version must have."
     recorded = {tag: tags[tag] for tag in train.VERSION_TAGS if tag in tags and tag not in DATES}
-    if "as_of" not in tags or "held_out_days" not in parameters: return recorded
-    return recorded | dates_of(Periods(date.fromisoformat(tags["as_of"]), int(parameters["held_out_days"])))
+    try: return recorded | dates_of(Periods(date.fromisoformat(tags["as_of"]), int(parameters["held_out_days"])))
+    except (KeyError, ValueError, OverflowError): return recorded  # another program logged the run
 
 def periods_of(tags: Mapping[str, str], recorded: Mapping[str, str]) -> Periods | None:
-    "The periods of a version; None if its tags differ from the recorded values."
+    "The periods of a version; None if its tags differ from the recorded values, or define no held-out day."
     names = (*DATES, "read_versions")
     if any(tags.get(name) is None or tags[name] != recorded.get(name) for name in names): return None
     as_of, trained_through = (date.fromisoformat(tags[name]) for name in ("as_of", "trained_through"))
-    return Periods(as_of, (as_of - trained_through).days - 1)
+    held_out_days = (as_of - trained_through).days - 1
+    if held_out_days < 1 or lineage.recorded_tables(tags) is None: return None
+    return Periods(as_of, held_out_days)
 
 # %% ../../nbs/flights/07_validate.ipynb #70773ff5
 def held_out(spark, env, tags: Mapping[str, str], recorded: Mapping[str, str]) -> validation_checks.HeldOut | None:
     "Read the held-out flights again; None if the tags do not identify them."
     periods = periods_of(tags, recorded)
     if periods is None: return None
-    pinned = replace(env, versions=json.loads(tags["read_versions"]))
+    pinned = replace(env, versions=lineage.recorded_tables(tags))
     rows = split(labelled_rows(spark, pinned, periods.as_of, after=periods.trained_through), periods)[1]
     return validation_checks.HeldOut(rows, rows.late_arrival.to_numpy(int), rows[BASELINE].to_numpy(float),
                                      rows.flight_day.to_numpy(), SLICES)
@@ -77,26 +78,29 @@ def model_of(uri: str) -> dict[str, Any]:  # arguments of Evidence
         model, folder = load_model(uri), Path(download_artifacts(uri))
         return {"model": model.predict, "signature": model.metadata.signature, "example": model.input_example,
                 "spec": spec_types(uri), "size": size_of(folder)}
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the code of a version can end the process by `sys.exit`
         return {"model": None, "signature": None, "example": None, "spec": None, "size": 0,
                 "load_error": f"the model cannot be loaded: {type(error).__name__}: {error}"}
 
 # %% ../../nbs/flights/07_validate.ipynb #12f37f36
-def card_of(env, run: Any | None) -> str | None:
-    "The model card among the artifacts of a run, or None."
+def card_of(env, run: Any | None) -> dict[str, str | None]:  # arguments of Evidence
+    "The model card among the artifacts of a run, None without one, or why it cannot be read."
     from mlflow.artifacts import load_text
-    if run is None: return None
-    names = [file.path for file in registry.client(env).list_artifacts(run.info.run_id)]
-    return load_text(f"runs:/{run.info.run_id}/{model_card.CARD}") if model_card.CARD in names else None
+    if run is None: return {"card": None}
+    try:
+        names = [file.path for file in registry.client(env).list_artifacts(run.info.run_id)]
+        if model_card.CARD not in names: return {"card": None}
+        return {"card": load_text(f"runs:/{run.info.run_id}/{model_card.CARD}")}
+    except Exception as error:
+        return {"card": None, "card_error": f"the card cannot be read: {type(error).__name__}: {error}"}
 
 def gather(spark, env, version: Any) -> validation_checks.Evidence:  # of an mlflow ModelVersion
     "Gather the input of all checks."
-    with registry.registry_errors(env):
-        run = registry.run_of(env, version)
-        card = card_of(env, run)
+    with registry.registry_errors(env): run = registry.run_of(env, version)
     recorded = recorded_of(run.data.tags, run.data.params) if run else {}
     return validation_checks.Evidence(
-        types=input_types(), tags=version.tags, recorded=recorded, description=version.description, card=card,
+        types=input_types(), tags=version.tags, recorded=recorded, description=version.description,
         logged=run.data.metrics if run else {}, held_out=held_out(spark, env, version.tags, recorded),
         costs=conf.read_conf(env.root, "train.yml", train.TRAIN_KEYS)["costs"],
-        governance=model_card.read_governance(env.root), **model_of(f"models:/{version.name}/{version.version}"))
+        governance=model_card.read_governance(env.root), **card_of(env, run),
+        **model_of(f"models:/{version.name}/{version.version}"))

@@ -70,7 +70,7 @@ class Home:
 
     @property
     def notebook_environment(self) -> dict:
-        "The environment variables of every notebook."
+        "The environment variables of every notebook; `jobs.tasks.secret_environment` adds those of its job's secrets."
         variables = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
         return variables | {
             "MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,

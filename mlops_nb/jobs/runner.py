@@ -35,18 +35,20 @@ from mlops_nb.jobs.tasks import (
     check_job_parameters,
     job_parameters,
     refuse_unsupported_tasks,
+    secret_environment,
     task_type,
     typed_parameters,
 )
 
 # %% ../../nbs/jobs/08_runner.ipynb #0d16c585
-def task_spec(step: Step, notebook: str, parameters: dict) -> dict:
+def task_spec(step: Step, notebook: str, parameters: dict,
+              withheld_secrets: list[str]) -> dict:  # variables, for the error of `task.secret`
     "The content of an attempt's task.json; a notebook reads it through `mlops_nb.task`."
     run = step.run
     values = {task["task_key"]: run.record.values(task["task_key"]) for task in run.tasks}
     return {"run_id": run.run_id, "job": run.key, "task_key": step.key, "attempt": step.attempt, "notebook": notebook,
             "notebook_parameters": parameters, "parameters": run.parameters, "values": values,
-            "timeout_seconds": step.task.get("timeout_seconds") or None}
+            "withheld_secrets": withheld_secrets, "timeout_seconds": step.task.get("timeout_seconds") or None}
 
 def run_notebook(step: Step) -> Outcome:
     "Execute the task's notebook in its own process, as soon as a slot is free."
@@ -55,10 +57,11 @@ def run_notebook(step: Step) -> Outcome:
     parameters = typed_parameters(notebook, step.resolve(notebook_task.get("base_parameters", {})), run.parameters)
     parameters_json = json.dumps(parameters, default=str)
     step.save(resolved_values=parameters_json)
-    spec = task_spec(step, str(notebook), json.loads(parameters_json))
+    secrets, withheld = secret_environment(run.secrets)
+    spec = task_spec(step, str(notebook), json.loads(parameters_json), withheld)
     with run.home.slots:
         if run.stop_signal.reason: return Outcome(run.stop_signal.reason, "the run was stopped before the task began")
-        process = run.home.start(step.folder, spec, run.home.notebook_environment)
+        process = run.home.start(step.folder, spec, run.home.notebook_environment | secrets)
         with run.stop_signal.forwarded_to(lambda reason: process.stop()):
             return process.wait(lambda cell, total: run.home.display.task_advances(run, step.key, cell, total))
 
@@ -226,7 +229,8 @@ def make_run(home: Home, key: str, run_id: int, tasks: list,
     "A run of a job that the run store contains."
     record = RunRecord(home.store, run_id, home.env.state / "runs" / str(run_id))
     calling_tasks = (*caller.run.calling_tasks, caller.key) if caller else ()
-    return JobRun(home, key, tasks, record, parameters or {}, calling_tasks)
+    secrets = caller.run.secrets if caller else None
+    return JobRun(home, key, tasks, record, parameters or {}, calling_tasks, callers_secrets=secrets)
 
 def selected_tasks(key: str, job: dict, only: list[str] | None) -> list[dict]:  # in topological order
     "The tasks of a new run. Raise MlopsError if there are none: a run of no tasks would succeed and have done nothing."

@@ -216,3 +216,66 @@ def test_help_lists_the_commands_and_the_command_line_imports_nothing_heavy(mlop
     code = ("import sys; import mlops_nb.cli; heavy = {'mlflow', 'pandas', 'papermill', 'pyspark', 'databricks'}; "
             "print(sorted(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+SECRETS = {"MLOPS_SECRET_MAIL_TOKEN": "value-of-the-token-71", "MLOPS_SECRET_ONLINE_POSTGRES": "value-of-postgres-72",
+           "MLOPS_SECRET_OTHER_KEY": "value-of-the-other-73"}
+CREDENTIALS = SECRETS | {"MLOPS_SMTP": "smtp://me:value-of-smtp-74@host", "AWS_SECRET_ACCESS_KEY": "of-storage"}
+SHOWS_ENVIRONMENT = """import json, os
+from pathlib import Path
+names = [name for name in os.environ if name.startswith('MLOPS_SECRET_')] + ['MLOPS_SMTP', 'AWS_SECRET_ACCESS_KEY']
+proc = [Path(f'/proc/{pid}/environ') for pid in ('self', os.getppid())]
+initial = ''.join(file.read_text() for file in proc) if proc[0].exists() else ''
+seen = {'values': {name: os.environ.get(name) for name in names}, 'initial': initial}
+Path(f'seen_{task.context()["job"]}.json').write_text(json.dumps(seen))"""
+
+
+@pytest.fixture(params=[pytest.param("own process", marks=pytest.mark.slow), "fork"])
+def secret_run(request, project, monkeypatch):
+    "Run a job with a runner that has all credentials; returns what the notebook of each job saw, and the run."
+    for name, value in CREDENTIALS.items(): monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLOPS_ONLINE_STORE", "postgresql://me@host/db?password=secrets/online/postgres")
+    if request.param == "fork" and not sys.platform.startswith("linux"): pytest.skip("only Linux has a reliable fork")
+
+    def run(job):
+        from mlops_nb.jobs import runner, warm
+        home = project.home()
+        with warm.Warm([], home.notebook_environment) as warm_process:
+            if request.param == "fork": home.start = warm_process.start
+            pid = warm_process.process.pid if warm_process.process else None
+            job_run = runner.begin_run(home, job, {})
+            runner.finish_run(job_run)
+            if pid: assert "value-of" not in Path(f"/proc/{pid}/environ").read_text()
+        files = project.root.glob("nbs/seen_*.json")
+        return {file.stem.removeprefix("seen_"): json.loads(file.read_text()) for file in files}, job_run
+    return run
+
+
+def secrets_of(seen): return {name for name in seen["values"] if name.startswith("MLOPS_SECRET_")}
+
+
+def test_a_notebook_gets_only_the_secrets_that_its_job_names_and_no_file_of_the_run_has_a_value(project, secret_run):
+    parameters = "token: str = ''\nonline_store: str = ''"
+    show = project.notebook("show", IMPORT_TASK, SHOWS_ENVIRONMENT, parameters=parameters)
+    use = project.notebook("use", IMPORT_TASK, "assert task.secret(token) == task.secret('secrets/mail/token')",
+                           "assert len(task.secret(token)) == 21", parameters="token: str = ''")
+    refused = project.notebook("refused", IMPORT_TASK, "task.secret('secrets/mail/token')")
+    own = [{"name": "token", "default": "{{secrets/mail/token}}"}]
+    project.job("named", [notebook_task("show", show), notebook_task("use", use, "show")], parameters=own)
+    project.job("store", [notebook_task("show", show)], parameters=[{"name": "online_store", "default": ""}])
+    project.job("unnamed", [notebook_task("show", show), notebook_task("refused", refused, "show")])
+    calls = [{"task_key": key, "run_job_task": {"job_id": f"${{resources.jobs.{key}.id}}"}}
+             for key in ("named", "store", "unnamed")]
+    project.job("all", calls)
+    seen, job_run = secret_run("all")
+    assert {job: secrets_of(values) for job, values in seen.items()} == {
+        "named": {"MLOPS_SECRET_MAIL_TOKEN"}, "store": {"MLOPS_SECRET_ONLINE_POSTGRES"}, "unnamed": set()}
+    assert seen["named"]["values"]["MLOPS_SECRET_MAIL_TOKEN"] == SECRETS["MLOPS_SECRET_MAIL_TOKEN"]
+    for values in seen.values():
+        assert values["values"]["MLOPS_SMTP"] is None and values["values"]["AWS_SECRET_ACCESS_KEY"] == "of-storage"
+        assert "value-of-the-other" not in values["initial"] and "value-of-smtp" not in values["initial"]
+    assert "value-of" not in seen["unnamed"]["initial"]
+    message = job_run.record.row["state_message"]
+    assert "job 'unnamed' does not name this secret: secrets/mail/token" in message and "task 'named'" not in message
+    for file in (project.root / ".mlops").rglob("*"):
+        if file.is_file(): assert b"value-of" not in file.read_bytes(), file

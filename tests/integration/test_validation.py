@@ -1,5 +1,6 @@
 """Registered versions with one fault each: validation refuses each by its own check, and writes that to the version."""
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlops_nb.deployment import aliases, validation, validation_checks
+from mlops_nb.deployment import aliases, lineage, validation, validation_checks
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import client, training_set
 from mlops_nb.features import spec as feature_spec
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
-from mlops_nb.flights import train, validate
+from mlops_nb.flights import deploy, train, validate
 from mlops_nb.flights.feature_engineering import FEATURES, SLICES
 from mlops_nb.models import metrics, model_card, registry
 
@@ -307,3 +308,100 @@ def test_the_error_of_an_unreachable_registry_does_not_contain_the_password(worl
             validation.begin_validation(down, NAME, 1)
         assert "secret" not in str(caught.value)
     finally: registry.client(world.env)
+
+
+CHAIN = """
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class Chain(PythonModel):
+    def predict(self, context, model_input: list[str], params=None) -> list[str]:
+        return [text.upper() for text in model_input]
+
+
+set_model(Chain())
+"""
+
+
+def logged_code(folder, source, **options):
+    "Log code as a model, without the wrapper that `client.log_model` adds."
+    import mlflow
+    code = folder / "example_model.py"
+    code.write_text(source)
+    return mlflow.pyfunc.log_model(name="m", python_model=str(code), pip_requirements=["mlflow"], **options)
+
+
+def chain(folder): return logged_code(folder, CHAIN, input_example=["a"])
+def unsigned(folder): return logged_code(folder, CODE.replace("{body}", BODIES["good"]))
+def regression(folder):
+    body = "return 100 * rows.temperature.to_numpy('float64')"
+    return logged_code(folder, CODE.replace("{body}", body), input_example=HELD.rows[["temperature"]].head(3))
+
+
+def with_code(source):
+    "A change of the model's code, which MLflow executes when it loads the model."
+    def change(folder): next(folder.rglob("example_model.py")).write_text(source)
+    return change
+
+
+def emptied(folder):
+    for path in folder.rglob("*"):
+        if path.is_file(): path.unlink()
+
+
+# by what another program or a hand did: the model, the tags of run and version, and the reasons that must be given
+FOREIGN = {
+    "text": (chain, {}, {"predicts": "the input example is a list", "signature": "the inputs have no names"}),
+    "regression": (regression, {},
+                   {"predicts": "are outside 0 to 1", "signature": "features missing from the inputs: "}),
+    "no signature": (unsigned, {}, {"predicts": "no input example", "signature": "the model has no signature"}),
+    "no files": (emptied, {}, {"predicts": "the model cannot be loaded", "signature": "not evaluated: "}),
+    "exit": (with_code("import sys; sys.exit(0)"), {}, {"predicts": "cannot be loaded: SystemExit: 0"}),
+    "no run": ("good", None, {"tags": "has no run", "held_out": "not evaluated: ", "metrics": "not evaluated: "}),
+    "threshold": ("good", {"threshold": "high"}, {"metrics": "tag 'threshold' is 'high', not a number"}),
+    "date": ("good", {"as_of": "yesterday"}, {"held_out": "not evaluated: the tags do not define"}),
+    "tables": ("good", {"read_versions": "[1]"}, {"held_out": "not evaluated: the tags do not define"}),
+    "days": ("good", {"held_out_days": "many"}, {"held_out": "not evaluated: the tags do not define"}),
+    "card": ("good", {"card": b"\xff\xfe"}, {"card": "the card cannot be read: "}),
+}
+PREDICTS = ("date", "tables", "days", "card")  # versions that a comparison can still use
+FAST = ("text", "exit", "no run", "threshold")
+
+
+def foreign_version(world, model, given):
+    "Register a version as another program, or a person by hand, can do it."
+    import mlflow
+    tags = TAGS | {name: value for name, value in (given or {}).items() if name in TAGS}
+    with mlflow.start_run(experiment_id=registry.experiment_id(world.env, "late_arrival"), tags=tags) as run:
+        mlflow.log_param("held_out_days", (given or {}).get("held_out_days", 28))
+        if "card" in (given or {}):
+            (world.folder / model_card.CARD).write_bytes(given["card"])
+            mlflow.log_artifact(world.folder / model_card.CARD)
+        is_logged = model in (chain, regression, unsigned)
+        info = model(world.folder) if is_logged else logged_model(world.folder, BODIES["good"])
+        files = Path(mlflow.artifacts.download_artifacts(info.model_uri))
+        if callable(model) and not is_logged: model(files)
+    if given is None: return registry.client(world.env).create_model_version(NAME, files.as_uri())  # no run, no tags
+    return registry.client(world.env).create_model_version(NAME, f"models:/{info.model_id}", run.info.run_id, tags)
+
+
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
+                                   for name in FOREIGN])
+def test_a_version_that_another_program_registered_fails_with_reasons(world, fault):
+    model, given, expected = FOREIGN[fault]
+    version = foreign_version(world, model, given)
+    results, version = validated(world, version)
+    assert list(results) == list(RULES) and version.tags[validation.STATUS] == "FAILED"
+    for check, reason in expected.items(): assert reason in " ".join(results[check]), results[check]
+    assert not any("AttributeError" in reason or "KeyError" in reason for reason in sum(results.values(), []))
+    evidence = validate.gather(None, world.env, version)
+    for shown in (lambda: validation_checks.plot_metrics(evidence, RULES["metrics"]),  # the next cells of the notebook
+                  lambda: validation_checks.slice_changes(evidence, 500)):
+        with suppress(validation.NotEvaluated): shown()
+    with pytest.raises(MlopsError, match="failed its validation, for"):
+        validation.require_passed(NAME, version.version, results)
+    assert lineage.lineage(world.env, version)["version"]["validation"] == "FAILED"
+    if fault in PREDICTS: assert deploy.contender(version, HELD.rows).threshold == 0.2
+    else:
+        with pytest.raises(MlopsError): deploy.contender(version, HELD.rows)  # of a comparison

@@ -18,7 +18,7 @@ import pytest
 import mlops_nb
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.bundle.parameters import parameter_cell
-from mlops_nb.jobs.tasks import nested_tasks
+from mlops_nb.jobs.tasks import named_secrets, nested_tasks
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -177,3 +177,14 @@ def test_pages_import_and_link_what_exists(page):
         imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
         exec("\n".join(ast.unparse(node) for node in imports), {})
     for target in re.findall(r"\]\(([^)#:]+)\)", text): assert (page.parent / target).exists(), target
+
+
+def test_only_the_job_that_publishes_names_the_secrets_of_the_online_store(monkeypatch):
+    "Jobs that load a version, which can run any code, name no secret."
+    monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
+    address = "postgresql://me@host/db?password=secrets/online/postgres"
+    jobs = load_bundle(ROOT, variables={"online_store": address}).jobs
+    named = {key: secrets for key, job in jobs.items() if (secrets := named_secrets(job))}
+    assert named == {"features": {("online", "postgres")}}
+    monkeypatch.setenv("MLOPS_ONLINE_STORE", "redis://host?password=secrets/online/redis")
+    assert {key for key, job in jobs.items() if ("online", "redis") in named_secrets(job)} == {"features"}

@@ -248,3 +248,28 @@ def test_date_tags_count_only_with_their_recorded_values():
     for tag in ("as_of", "trained_through", "held_out_from", "held_out_to", "read_versions"):
         assert validate.periods_of({k: v for k, v in recorded.items() if k != tag}, recorded) is None
         assert validate.periods_of(recorded | {tag: "2013-03-20"}, recorded) is None
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(st.sampled_from(["as_of", "trained_through", "held_out_from", "read_versions", "owner"]),
+                       st.one_of(st.text(max_size=12), st.dates().map(str), st.sampled_from(["{}", "[1]"]))),
+       st.one_of(st.text(max_size=5), st.integers(-400, 10**12).map(str)))
+def test_tags_and_parameters_of_any_text_define_periods_or_none(tags, days):
+    recorded = validate.recorded_of(tags, {"held_out_days": days})
+    periods = validate.periods_of(tags | recorded, recorded)
+    if periods is None: return
+    assert periods.held_out_days == int(days) >= 1 and tags["read_versions"] == "{}"
+    assert str(periods.as_of) == recorded["as_of"]
+
+
+def test_a_model_that_ends_the_process_or_returns_a_ragged_list_has_no_predictions():
+    def exits(rows): raise SystemExit(0)
+    def exits_on_many(rows): return informative(rows) if len(rows) < 10 else exits(rows)
+    def ragged_for_many(rows): return informative(rows) if len(rows) < 10 else [[0.5], [0.5, 0.5]]
+    for model, reason in ((exits, "raised SystemExit: 0"), (exits_on_many, "on the held-out rows: raised SystemExit"),
+                          (ragged_for_many, "on the held-out rows: raised ValueError")):
+        model_evidence = replace(evidence(), model=model)
+        results = validation.run_checks(validation_checks.checks(RULES, model_evidence))
+        assert results["predicts"][0].startswith(reason)
+        assert results["metrics"] == ["not evaluated: the model's predictions cannot be used"]
+        with pytest.raises(validation.NotEvaluated): validation_checks.plot_metrics(model_evidence, RULES["metrics"])

@@ -484,3 +484,24 @@ def test_an_error_of_the_scheduler_stops_the_tasks_and_is_recorded(project, acts
     with pytest.raises(RuntimeError, match="no decision"): runner.finish_run(job_run)
     row = run_store.get_run(job_run.home.store, job_run.run_id)
     assert (row["life_cycle_state"], row["result_state"]) == ("INTERNAL_ERROR", "FAILED") and stopped.wait(10)
+
+
+def test_a_value_of_an_earlier_task_names_no_secret_and_a_parameter_of_a_person_does(project, acts):
+    seen = {}
+    def show(step):
+        seen[step.run.key, step.key] = step.run.secrets
+        return Outcome("SUCCESS")
+    acts |= {"choose": sets_values(note="secrets/other/key"), "show": show}
+    reference = "{{tasks.choose.values.note}}"
+    def call(key, note, *after):
+        parameters = {"job_id": "${resources.jobs.child.id}", "job_parameters": {"note": note}}
+        return {"task_key": key, "depends_on": [{"task_key": name} for name in after], "run_job_task": parameters}
+    project.job("child", [task(project, "show")], parameters=[{"name": "note", "default": ""}])
+    project.job("parent", [task(project, "choose"), task(project, "show", "choose"), call("call", reference, "choose")])
+    project.job("granting", [call("call", "{{secrets/mail/token}}")])
+    assert run(project, "parent")[1] == run(project, "granting")[1] == "SUCCESS"
+    assert seen["parent", "show"] == set() and seen["child", "show"] == {("mail", "token")}
+    run(project, "parent")
+    assert seen["child", "show"] == set()
+    run(project, "child", {"note": "redis://host?password=secrets/other/key"})
+    assert seen["child", "show"] == {("other", "key")}
