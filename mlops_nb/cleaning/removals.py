@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'LONGEST', 'REMOVING', 'read_period', 'Removal', 'Kept', 'Plan', 'readable_size', 'group', 'DiskUse',
-           'entries_of', 'disk_use', 'delete', 'remove_path', 'interrupted']
+           'entries_of', 'disk_use', 'delete', 'remove_path', 'interrupted', 'families']
 
 # %% ../../nbs/cleaning/00_removals.ipynb #a22f1ec8
 import os
@@ -119,3 +119,23 @@ def interrupted(folder: Path) -> list[Removal]:
     "What earlier interrupted removals left directly in a folder."
     paths = sorted(folder.glob(f"{REMOVING}*")) if folder.is_dir() else []
     return [Removal("leftover", str(path), disk_use(path).bytes, "an interrupted removal", path) for path in paths]
+
+# %% ../../nbs/cleaning/00_removals.ipynb #7f590480
+def families(run_ids: Iterable, links: Iterable[tuple]) -> list[tuple]:  # each sorted
+    "Group runs that are connected by links, such as from a calling to a called run. Links to other ids are ignored."
+    neighbours = {run_id: set() for run_id in run_ids}
+    for first, second in links:
+        if first not in neighbours or second not in neighbours: continue
+        neighbours[first].add(second)
+        neighbours[second].add(first)
+    groups, grouped = [], set()
+    for run_id in neighbours:
+        if run_id in grouped: continue
+        family, pending = {run_id}, [run_id]
+        while pending:
+            new = neighbours[pending.pop()] - family
+            family |= new
+            pending.extend(new)
+        grouped |= family
+        groups.append(tuple(sorted(family)))
+    return sorted(groups)
