@@ -423,7 +423,7 @@ def doctor(target: Target = None) -> None:
 @app.command("clean")
 def clean_state(keep: Annotated[str | None, typer.Option(
                     help="Keep everything of this period, such as 12h, 30d or 8w. Required.")] = None,
-                yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove; without it, only the plan is shown.")] = False,
+                yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove. Default: only show the plan.")] = False,
                 target: Target = None) -> None:
     """Show which old run folders, artifacts and table files nothing needs, and with --yes remove them.
 
@@ -437,26 +437,29 @@ def clean_state(keep: Annotated[str | None, typer.Option(
     place = env.load_env(target)
     if yes:
         plan = removed_with_progress(place, period, now())
-        out.print(f"{readable_size(plan.bytes)} freed: {len(plan.removals)} removals")
+        show_rows("removed", "size", clean.removal_rows(plan))
+        show(f"{readable_size(plan.bytes)} freed" if plan.removals else "nothing to remove")
         return
     plan = clean.make_plan(place, period, now())
-    for title, rows in (("to remove", clean.removal_rows(plan)), ("kept", clean.kept_rows(plan))): show_rows(title, rows)
+    show_rows("to remove", "size", clean.removal_rows(plan))
+    show_rows("kept", "names", clean.kept_rows(plan))
     if not plan.removals: return out.print(f"nothing of target {place.target} is older than {keep} and unneeded")
     show(f"{readable_size(plan.bytes)} would be freed; nothing was removed. To remove it: "
          f"mlops clean -t {place.target} --keep {keep} --yes")
 
-def show_rows(title: str, rows: list[tuple]) -> None:
+def show_rows(title: str, third: str,  # headings of the first and the third column
+              rows: list[tuple]) -> None:
     "Print the rows of a cleaning plan as a table."
     from rich.table import Table
-    table = Table(title, "number", "names" if title == "kept" else "size", "reason", box=None, pad_edge=False,
-                  header_style="dim")
+    table = Table(title, "number", third, "reason", box=None, pad_edge=False, header_style="dim")
     for row in rows: table.add_row(*map(escape, row))
     if rows: out.print(table)
 
 def removed_with_progress(place: Any, period: int, now: int) -> Any:  # the plan that was carried out
     "Remove what is old, with a progress bar."
-    from mlops_nb.cleaning import clean
     from rich.progress import Progress
+
+    from mlops_nb.cleaning import clean
     with Progress(console=out) as progress:
         task = progress.add_task("waiting for running trainings", total=None)
         def advance(plan: Any, removal: Any) -> None:

@@ -58,11 +58,11 @@ def old_paths(paths: list[Path], kind: str, reason: str, cutoff: int) -> list[Re
     return [Removal(kind, str(path), use.bytes, reason, path)
             for path, use in uses.items() if 0 < use.newest < cutoff]
 
-def broken_links(folder: Path) -> list[Removal]:
-    "The links to lakehouses that no longer exist."
+def broken_links(folder: Path, cutoff: int) -> list[Removal]:
+    "The old links to lakehouses that no longer exist."
     links = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
     return [Removal("leftover", str(link), 0, "a link to a lakehouse that is gone", link)
-            for link in links if link.is_symlink() and not link.exists()]
+            for link in links if link.is_symlink() and not link.exists() and disk_use(link).newest < cutoff]
 
 def plan_leftovers(state: Path, lakehouse: str, cutoff: int, now: int,  # milliseconds
                    temporary: Path | None = None,  # folder for temporary files
@@ -72,7 +72,7 @@ def plan_leftovers(state: Path, lakehouse: str, cutoff: int, now: int,  # millis
     parts = [path for pattern in PARTS for path in state.glob(pattern)]
     plan = Plan(old_paths(list((state / "outbox").glob("*.eml")), "message", "older than the period", cutoff))
     plan.removals += old_paths(parts, "leftover", "a file that was not completed", cutoff)
-    plan.removals += interrupted(state / "automl") + broken_links(links)
+    plan.removals += interrupted(state / "automl") + broken_links(links, cutoff)
     if "://" in lakehouse: return plan
     staged = list(Path(lakehouse, "_staged").glob("*"))
     plan.removals += old_paths(staged, "leftover", "staged rows", min(cutoff, now - SHORTEST_STAGING))

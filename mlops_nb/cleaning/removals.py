@@ -10,6 +10,7 @@ __all__ = ['UNITS', 'LONGEST', 'REMOVING', 'read_period', 'Removal', 'Kept', 'Pl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ def disk_use(path: Path) -> DiskUse:
     for entry in entries_of(path):
         try: status = entry.lstat()
         except FileNotFoundError: continue
-        if not entry.is_dir() or entry.is_symlink(): size += status.st_size
+        if stat.S_ISREG(status.st_mode): size += status.st_size
         newest = max(newest, int(status.st_mtime * 1000))
     return DiskUse(size, newest)
 
