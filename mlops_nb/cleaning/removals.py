@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'LONGEST', 'REMOVING', 'read_period', 'Removal', 'Kept', 'Plan', 'readable_size', 'group', 'DiskUse',
-           'entries_of', 'disk_use', 'delete', 'remove_path', 'interrupted', 'families']
+           'walk_path', 'disk_use', 'delete', 'remove_path', 'interrupted', 'families']
 
 # %% ../../nbs/cleaning/00_removals.ipynb #a22f1ec8
 import os
@@ -82,7 +82,7 @@ class DiskUse:
     bytes: int
     newest: int  # milliseconds since 1970
 
-def entries_of(path: Path) -> Iterator[Path]:
+def walk_path(path: Path) -> Iterator[Path]:
     "The path itself, and everything below it if it is a folder."
     yield path
     if path.is_symlink(): return
@@ -92,7 +92,7 @@ def entries_of(path: Path) -> Iterator[Path]:
 def disk_use(path: Path) -> DiskUse:
     "Measure a folder or file; nothing and the time 0 if it does not exist."
     size = newest = 0
-    for entry in entries_of(path):
+    for entry in walk_path(path):
         try: status = entry.lstat()
         except FileNotFoundError: continue
         if stat.S_ISREG(status.st_mode): size += status.st_size
