@@ -49,7 +49,7 @@ def remove_search(folder: Path) -> None:
     with lock: remove_path(folder)
 
 # %% ../../nbs/cleaning/05_leftovers.ipynb #7b97d354
-PART_FILES = ("*.part", "runs/*/*.part", "runs/*/*/*/*.part", "automl/*/*.part")  # where the project writes through them
+PART_FILES = ("*.part", "runs/*/*.part", "runs/*/*/*/*.part", "automl/*/*.part")  # where files are written through them
 SHORTEST_STAGING = UNITS["d"]  # as in `data.tables.remove_old`
 
 def old_paths(paths: list[Path], kind: str, reason: str, cutoff: int) -> list[Removal]:

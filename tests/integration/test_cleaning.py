@@ -51,8 +51,9 @@ def write_versions(env, full: str, values, column: str = "seats"):
 
 
 def fill(env) -> dict[str, str]:  # ids by name
-    """A version with evidence, a logged model of no version, a deleted run, an orphan folder; a table with versions 0 to 3
-    of which the model names 1, one that a prediction names, and one that nothing names; an ended run."""
+    """A version with evidence, a logged model of no version, a deleted run, an orphan folder, an ended run.
+
+    A table with versions 0 to 3 of which the model names 1, one that a prediction names, and one that nothing names."""
     mlflow = registry.client(env)
     experiment = registry.experiment_id(env, "late_arrival")
     names = json.dumps({TABLE: 1})
@@ -200,13 +201,14 @@ def test_a_table_that_cannot_be_read_keeps_all_table_files(own):
     log = Path(own.lakehouse, "prod", "flights", "predictions", "_delta_log")
     for file in log.glob("*.json"): file.write_text("{")
     plan = clean.make_plan(own, KEEP, later())
-    assert not any(removal.kind in ("table files", "MLflow run") and "plane" in removal.name for removal in plan.removals)
+    assert not any(removal.kind == "table files" for removal in plan.removals)
     assert any("prod.flights.predictions cannot be read" in kept.reason for kept in plan.kept)
 
 
 def test_short_periods_do_not_shorten_the_retention_of_table_files(own):
     plan = clean.make_plan(own, keep=1, now=run_store.now() + UNITS["h"])
-    assert {removal.kind for removal in plan.removals} == {"run folder", "logged model", "MLflow run", "artifact folder"}
+    kinds = {removal.kind for removal in plan.removals}
+    assert kinds == {"run folder", "logged model", "MLflow run", "artifact folder"}
 
 
 def test_a_running_training_is_waited_for(own, monkeypatch):
@@ -224,13 +226,14 @@ def test_a_running_training_is_waited_for(own, monkeypatch):
 
 @pytest.mark.slow
 def test_a_clean_that_is_killed_at_any_step_is_finished_by_the_next_one(tmp_path, empty_store):
-    """24 SIGKILLs at renames, deletions and writes to MLflow's tables: no row names files that are half gone, everything
-    of the version can be read, and a second clean leaves what an uninterrupted one leaves."""
+    """Send 20 SIGKILLs at renames, deletions and writes to MLflow's tables.
+
+    No row names files that are half gone, the version can be read, and the next clean leaves what one clean leaves."""
     state = tmp_path / "state"
     state.mkdir()
     shutil.copy(empty_store, state / "mlflow.db")
     fill(place(state))
     script = Path(__file__).with_name("killed_cleaning.py")
-    result = subprocess.run([sys.executable, script, str(state), "24"], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, script, str(state), "20"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("killed") == 24, result.stdout
+    assert result.stdout.count("killed") == 20, result.stdout
