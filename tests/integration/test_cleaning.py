@@ -237,3 +237,13 @@ def test_a_clean_that_is_killed_at_any_step_is_finished_by_the_next_one(tmp_path
     result = subprocess.run([sys.executable, script, str(state), "20"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("killed") == 20, result.stdout
+
+
+@pytest.mark.slow
+def test_of_two_cleans_at_once_one_removes_everything_and_the_other_nothing(own):
+    code = (f"import test_cleaning as example, tempfile; tempfile.tempdir = {str(own.state.parent)!r}\n"
+            f"print(len(example.cleaned(example.place(example.Path({str(own.state)!r})), {later()})))")
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and sorted(outputs) == ["0\n", "5\n"]

@@ -1,4 +1,5 @@
 """The plan of `mlops clean` on made-up facts: what is removed, and what no plan may ever contain."""
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlops_nb.cleaning import clean, references, removals, run_folders
 from mlops_nb.cleaning.references import EVIDENCE, ModelFacts, StoreFacts, TrackedRun, VersionFacts
 from mlops_nb.cleaning.removals import DiskUse, Kept
 from mlops_nb.cleaning.run_folders import RunFacts
+from mlops_nb.deployment import approval
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_page, run_store
 
@@ -231,6 +233,16 @@ def test_the_commands_for_runs_say_that_a_folder_was_removed(state):
         result = command(*arguments)
         assert isinstance(result.exception, MlopsError) and note in str(result.exception), arguments
     with pytest.raises(MlopsError, match="removed by `mlops clean`"): run_page.write_run_page(store, state / "runs", 1)
+
+
+def test_an_approval_does_not_repair_a_run_whose_folder_was_removed(state):
+    store, name = run_store.RunStore(state / "runs.db"), "dev.flights.late_arrival"
+    number = ended_run(store, 50, job="deploy", parameters=json.dumps({"model_name": name, "model_version": "2"}))
+    run_store.save_task(store, number, "approval_check", 0, life_cycle_state="TERMINATED", result_state="FAILED")
+    waiting = "deploy", "dev", name, 2, ["approval_check"]
+    assert approval.waiting_run(store, *waiting) == number
+    assert command("clean", "--keep", "1h", "--yes").exit_code == 0
+    assert approval.waiting_run(store, *waiting) is None
 
 
 def test_the_command_needs_a_period(state):
