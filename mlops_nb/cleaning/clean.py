@@ -47,6 +47,7 @@ def plan_store_and_tables(env: Env, cutoff: int, now: int) -> Plan:
     uses, parent = leftovers.read_searches(env.state / "automl"), env.state / "automl"
     plan = leftovers.plan_searches(facts, uses, parent, cutoff)
     searches = set(uses) - {removal.name for removal in plan.removals}
+    searches |= leftovers.searches_elsewhere(facts, parent)
     plan += mlflow_files.plan_mlflow(root, facts, cutoff, env.target, searches)
     names = table_files.names_of_models(file, kept_model_runs(facts, plan))
     return plan + table_files.plan_tables(env, cutoff, now, names)
