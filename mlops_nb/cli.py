@@ -8,7 +8,7 @@ __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app',
            'report_display_error', 'run_to_end', 'run', 'repair', 'open_run_store', 'list_runs', 'show_run', 'open_run',
            'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history',
            'move_cells', 'copy_model', 'compare_models', 'list_tables', 'snapshot_table', 'validate', 'doctor',
-           'run_app', 'main']
+           'clean_state', 'show_rows', 'removed_with_progress', 'run_app', 'main']
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
 import signal
@@ -167,7 +167,7 @@ def show_run(run_id: Annotated[int, typer.Argument(help="The number of the run."
         state = "[green]sent[/]" if delivery["ok"] else "[red]not sent[/]"
         destination, detail = escape(delivery["destination"]), escape(delivery["detail"])
         show(f"[dim]{delivery['event']} to {destination}[/] {state} [dim]{detail}[/]")
-    show(progress.where_to_look(env.load_env(row["target"]), row))
+    show(run_store.note_of_removal(store, run_id) or progress.where_to_look(env.load_env(row["target"]), row))
 
 @runs_app.command("open")
 def open_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")]) -> None:
@@ -432,6 +432,55 @@ def doctor(target: Target = None) -> None:
         show(f"{marks[result.state]}  {result.subject:{width}}  {escape(result.observation)}")
         if result.hint: show(f"{'':{width + 9}}[dim]{escape(result.hint)}[/]")
     if any(result.state == "wrong" for result in results): raise typer.Exit(1)
+
+# %% ../nbs/12_cli.ipynb #014764a1
+@app.command("clean")
+def clean_state(keep: Annotated[str | None, typer.Option(
+                    help="Keep everything of this period, such as 12h, 30d or 8w. Required.")] = None,
+                yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove. Default: only show the plan.")] = False,
+                target: Target = None) -> None:
+    """Show which old run folders, artifacts and table files nothing needs, and with --yes remove them.
+
+    Example: [bold]mlops clean --keep 30d[/], then [bold]mlops clean --keep 30d --yes[/]"""
+    from mlops_nb.cleaning.removals import read_period
+    period = read_period(keep)
+    from mlops_nb import env
+    from mlops_nb.cleaning import clean
+    from mlops_nb.cleaning.removals import readable_size
+    from mlops_nb.jobs.run_store import now
+    place = env.load_env(target)
+    if yes:
+        plan = removed_with_progress(place, period, now())
+        show_rows("removed", "size", clean.removal_rows(plan))
+        show(f"{readable_size(plan.bytes)} freed" if plan.removals else "nothing to remove")
+        return
+    plan = clean.make_plan(place, period, now())
+    show_rows("to remove", "size", clean.removal_rows(plan))
+    show_rows("kept", "names", clean.kept_rows(plan))
+    if not plan.removals: return out.print(f"nothing of target {place.target} is older than {keep} and unneeded")
+    show(f"{readable_size(plan.bytes)} would be freed; nothing was removed. To remove it: "
+         f"mlops clean -t {place.target} --keep {keep} --yes")
+
+def show_rows(title: str, third: str,  # headings of the first and the third column
+              rows: list[tuple]) -> None:
+    "Print the rows of a cleaning plan as a table."
+    from rich.table import Table
+    table = Table(title, "number", third, "reason", box=None, pad_edge=False, header_style="dim")
+    for row in rows: table.add_row(*map(escape, row))
+    if rows: out.print(table)
+
+def removed_with_progress(place: Any, period: int, now: int) -> Any:  # the plan that was carried out
+    "Remove what is old, with a progress bar."
+    from rich.progress import Progress
+
+    from mlops_nb.cleaning import clean
+    with Progress(console=out) as progress:
+        task = progress.add_task("waiting for running trainings", total=None)
+        def advance(plan: Any, removal: Any) -> None:
+            description = f"removing {removal.kind} {escape(removal.name[-40:])}" if removal else "removed"
+            completed = plan.removals.index(removal) if removal else len(plan.removals)
+            progress.update(task, total=len(plan.removals), completed=completed, description=description)
+        return clean.clean(place, period, now, advance)
 
 # %% ../nbs/12_cli.ipynb #d3378c09
 def run_app() -> int:  # exit code

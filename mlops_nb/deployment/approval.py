@@ -66,6 +66,7 @@ def waiting_run(store: Any,  # mlops_nb.jobs.run_store.RunStore
         attempts = run_store.latest_attempts(store, run["run_id"])
         failed_keys = [key for key in keys if attempts.get(key, {}).get("result_state") == "FAILED"]
         if run["result_state"] != "FAILED" or not failed_keys: return None
+        if run_store.note_of_removal(store, run["run_id"]): return None  # it can no longer be repaired
         while run["parent_run_id"]: run = run_store.get_run(store, run["parent_run_id"])
         return run["run_id"]
 

@@ -189,6 +189,7 @@ def run_page(store: run_store.RunStore, runs: Path,  # the folder that holds a f
              run_id: int) -> str:  # HTML
     "Render a run as one page without external files; raise MlopsError if none of its tasks has an executed notebook."
     run, tasks = run_store.get_run(store, run_id), task_results(store, runs, run_id)
+    if note := run_store.note_of_removal(store, run_id): raise MlopsError(note, f"its tasks: mlops runs show {run_id}")
     if not any(task.notebook for task in tasks):
         raise MlopsError(f"run {run_id} has no executed notebook under {runs}", f"its tasks: mlops runs show {run_id}")
     state = run["result_state"] or run["life_cycle_state"]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'ACTIVE', 'owner', 'is_alive', 'now', 'RunStore', 'folder_of_attempt', 'insert', 'active_runs', 'record_run',
-           'take_slot', 'update_run', 'save_task', 'save_deliveries', 'reopen_run', 'with_current_state', 'get_run',
-           'list_runs', 'list_tasks', 'latest_attempts']
+           'take_slot', 'update_run', 'save_task', 'save_deliveries', 'removal_note', 'note_of_removal', 'reopen_run',
+           'with_current_state', 'get_run', 'list_runs', 'list_tasks', 'latest_attempts']
 
 # %% ../../nbs/jobs/00_run_store.ipynb #903ef862
 import json
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -169,6 +170,19 @@ def save_deliveries(store: RunStore, run_id: int, task_key: str | None,
                                                   destination=delivery.to, ok=int(delivery.ok), detail=delivery.detail,
                                                   time=now()))
 
+# %% ../../nbs/jobs/00_run_store.ipynb #67c5a629
+def removal_note(connection: sqlite3.Connection, run_id: int) -> str:  # empty if the folder was not removed
+    "Say when the folder of a run was removed."
+    if not connection.execute("select 1 from sqlite_master where name = 'removed_folders'").fetchone(): return ""
+    row = connection.execute("select time from removed_folders where run_id = ?", (run_id,)).fetchone()
+    if not row: return ""
+    day = datetime.fromtimestamp(row[0] / 1000, UTC)
+    return f"the folder of run {run_id} was removed by `mlops clean` on {day:%Y-%m-%d}"
+
+def note_of_removal(store: RunStore, run_id: int) -> str:
+    "Say when the folder of a run was removed; empty if it was not."
+    with store.connect() as connection: return removal_note(connection, run_id)
+
 # %% ../../nbs/jobs/00_run_store.ipynb #bf59d873
 def reopen_run(store: RunStore, run_id: int) -> dict:  # the row before the change
     "Make this process the owner of an ended or killed run, to repair it. Raise MlopsError if it runs or succeeded."
@@ -178,6 +192,8 @@ def reopen_run(store: RunStore, run_id: int) -> dict:  # the row before the chan
         raise MlopsError(f"{name} is still running", "to cancel it, press Ctrl-C in the terminal where it runs")
     if run["result_state"] == "SUCCESS": raise MlopsError(f"{name} succeeded: nothing to repair")
     with store.connect() as connection:
+        if note := removal_note(connection, run_id):
+            raise MlopsError(f"{name} cannot be repaired: {note}", f"start a new one: mlops run {run['job']}")
         changed = connection.execute(
             "update runs set life_cycle_state = 'QUEUED', owner = ?, repair_count = repair_count + 1, "
             "result_state = null, end_time = null where run_id = ? and repair_count = ?",
