@@ -59,7 +59,7 @@ def die_before(step):
             return real(*args, **kwargs)
         return call
     steps = [(aliases, "write_log"), (aliases, "set_alias"), (aliases, "mark_rolled_back"),
-             (promotion, "write_decision"), (mlflow, "log_dict"), (fingerprint, "find_run")]
+             (aliases, "write_marks"), (mlflow, "log_dict"), (fingerprint, "find_run")]
     for module, name in steps: setattr(module, name, dying(getattr(module, name)))
     return count
 
@@ -229,18 +229,21 @@ def moved(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_log_without_the_column_run_id_can_be_continued(moved):
+def test_a_log_without_the_columns_of_later_releases_can_be_continued(moved):
     env, spark = moved
     env = replace(env, schema="older")
-    old = aliases.LOG_COLUMNS.removesuffix(", run_id STRING")
+    old = aliases.LOG_COLUMNS.removesuffix(", run_id STRING, kind STRING, decision STRING")
     values = [("dev.older.m", 1, "champion", None, 1, "first", "done", "ann", None)]
     aliases.tables.merge(spark, env, aliases.LOG, spark.createDataFrame(values, old), ["model_name", "move"])
     row = dict(model_name="dev.older.m", move=2, alias="champion", from_version=1, to_version=2, reason="r",
                state="done")
-    aliases.write_log(spark, env, row | {"run_id": "4f1c"})
+    older_rows = aliases.with_kinds(aliases.read_log(spark, env, "dev.older.m"))
+    assert [older_row["kind"] for older_row in older_rows] == ["promotion"]
+    aliases.write_log(spark, env, row | {"run_id": "4f1c", "kind": aliases.ROLLBACK})
     first, second = aliases.read_log(spark, env, "dev.older.m")
     assert first["run_id"] is None and first["moved_by"] == "ann"
     assert second["run_id"] == "4f1c" and second["moved_by"] != "ann"
+    assert (first["kind"], second["kind"], second["decision"]) == (None, aliases.ROLLBACK, None)
 
 
 def command(state: Path, *arguments, code=0, cwd=ROOT, **variables) -> str:

@@ -1,5 +1,6 @@
 """The decision, and moves of aliases with kills, races and wrong arguments. The log is a dict here, without Spark."""
 import itertools
+from copy import deepcopy
 from dataclasses import replace
 from datetime import date
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from mlops_nb.deployment import aliases as aliases_module
 from mlops_nb.deployment import comparison as comparison_module
@@ -436,6 +439,232 @@ def test_a_champion_that_was_deleted_can_be_replaced_and_is_not_forgotten(env, n
     result = aliases_module.rollback(None, env, name, "v2 was deleted")
     assert result.endswith("v1 is Champion again, there was no Champion: v2 was deleted")
     assert state(env, name)[0]["champion"] == 1
+
+
+class Registry:
+    "A registry in memory with the client's methods that moves of aliases call: many kills cost little."
+
+    def __init__(self): self.versions, self.aliases = {}, {}
+
+    def create_registered_model(self, name): self.versions[name], self.aliases[name] = {}, {}
+
+    def create_model_version(self, name, source):
+        number = str(len(self.versions[name]) + 1)
+        self.versions[name][number] = SimpleNamespace(name=name, version=number, tags={}, description=None)
+
+    def get_registered_model(self, name): return SimpleNamespace(name=name, aliases=self.aliases[name])
+
+    def get_model_version(self, name, version): return deepcopy(self.stored(name, version))
+
+    def get_model_version_by_alias(self, name, alias): return deepcopy(self.stored(name, self.aliases[name].get(alias)))
+
+    def stored(self, name, version):
+        if version in self.versions[name]: return self.versions[name][version]
+        raise MlflowException("it does not exist", error_code=RESOURCE_DOES_NOT_EXIST)
+
+    def set_registered_model_alias(self, name, alias, version):
+        self.aliases[name][alias] = self.stored(name, version).version
+
+    def set_model_version_tag(self, name, version, tag, value): self.stored(name, version).tags[tag] = value
+
+    def delete_model_version_tag(self, name, version, tag): del self.stored(name, version).tags[tag]
+
+    def update_model_version(self, name, version, description): self.stored(name, version).description = description
+
+    def delete_model_version(self, name, version):
+        del self.versions[name][version]
+        self.aliases[name] = {alias: number for alias, number in self.aliases[name].items() if number != version}
+
+
+@pytest.fixture
+def in_memory(env, name, monkeypatch):
+    memory = Registry()
+    monkeypatch.setattr(registry, "client", lambda env: memory)
+
+
+METHODS = ("set_registered_model_alias", "set_model_version_tag", "delete_model_version_tag", "update_model_version")
+
+
+def rollback_or_undo(env, kind, name):
+    if kind == "rollback": return aliases_module.rollback(None, env, name, "storms")
+    return aliases_module.rollback(None, env, name, "the storms are over", to=2)
+
+
+def second_champion(env, kind):
+    "A model whose version 2 is Champion after version 1; for the kind undo it is rolled back."
+    name = new_model(env)
+    deploy(env, name, 1); deploy(env, name, 2); set_passed(env, name, 1, 2, 3)
+    registry.client(env).update_model_version(name, "1", "It forecasts.")
+    if kind == "undo": rollback_or_undo(env, "rollback", name)
+    return name
+
+
+def whole_state(env, name, states=("started", "done")):
+    "Aliases, moves, and tags and descriptions of the versions."
+    aliases, log = state(env, name)
+    rows = [{key: value for key, value in row.items() if key != "model_name"} for row in log if row["state"] in states]
+    versions = [registry.get_version(env, name, number) for number in (1, 2, 3)]
+    return aliases, rows, [(version.tags, version.description) for version in versions]
+
+
+def kill_at(env, kind, name, monkeypatch, step, effect="before") -> bool:
+    "Roll back or undo, and die at this write; False if there are fewer writes."
+    calls, client = itertools.count(), type(registry.client(env))
+    def dying(real):
+        def call(*args, **kwargs):
+            if next(calls) != step: return real(*args, **kwargs)
+            if effect == "after": real(*args, **kwargs)
+            raise Killed
+        return call
+    with monkeypatch.context() as patched:
+        patched.setattr(aliases_module, "write_log", dying(aliases_module.write_log))
+        for method in METHODS: patched.setattr(client, method, dying(getattr(client, method)))
+        try: rollback_or_undo(env, kind, name)
+        except Killed: return True
+    return False
+
+
+def try_again(env, kind, name):
+    try: rollback_or_undo(env, kind, name)
+    except MlopsError as error: assert "itself rolled back: storms" in str(error) or "Champion already" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["rollback", "undo"])
+def test_killed_at_any_write_and_repeated_a_rollback_ends_like_an_undisturbed_one(env, in_memory, monkeypatch, kind):
+    undisturbed = second_champion(env, kind)
+    rollback_or_undo(env, kind, undisturbed)
+    expected = whole_state(env, undisturbed)
+    reason = "storms" if kind == "rollback" else None
+    assert [tags.get("rolled_back") for tags, _ in expected[2]] == [None, reason, None]
+    assert expected[1][-1]["kind"] == {"rollback": aliases_module.ROLLBACK, "undo": aliases_module.UNDO}[kind]
+    kills = 0
+    for step, effect in itertools.product(range(7), ("before", "after")):
+        name = second_champion(env, kind)
+        kills += kill_at(env, kind, name, monkeypatch, step, effect)
+        try_again(env, kind, name)
+        assert whole_state(env, name) == expected, (step, effect)
+    assert kills == 14 and not kill_at(env, kind, second_champion(env, kind), monkeypatch, step=7)
+
+
+def other_rollback(env, name): aliases_module.rollback(None, env, name, "neither is good", to=3)
+
+
+@pytest.mark.parametrize("other", [lambda env, name: deploy(env, name, 3), other_rollback, aliases_module.finished_log],
+                         ids=["promotion", "another rollback", "history"])
+@pytest.mark.parametrize("kind", ["rollback", "undo"])
+def test_another_command_after_a_kill_sees_a_whole_move_or_none(env, in_memory, monkeypatch, kind, other):
+    def run_other(name): other(None, env, name) if other is aliases_module.finished_log else other(env, name)
+    without, whole = second_champion(env, kind), second_champion(env, kind)
+    before = aliases_module.points_to(env, without, "champion")
+    rollback_or_undo(env, kind, whole)
+    run_other(without), run_other(whole)
+    expected = {False: whole_state(env, without, ["done"]), True: whole_state(env, whole, ["done"])}
+    for step in range(7):
+        name = second_champion(env, kind)
+        assert kill_at(env, kind, name, monkeypatch, step)
+        has_moved = aliases_module.points_to(env, name, "champion") != before
+        assert has_moved == (step >= 2)
+        run_other(name)
+        assert whole_state(env, name, ["done"]) == expected[has_moved], step
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_deployment_after_an_interrupted_rollback_sees_the_tag_that_was_not_yet_written(env, name, promote,
+                                                                                       monkeypatch, step):
+    promote(1), promote(2)
+    assert kill_at(env, "rollback", name, monkeypatch, step)
+    assert "rolled_back" not in registry.get_version(env, name, 2).tags
+    if step == 1: return promote(2) and assert_no_rollback(env, name)
+    with pytest.raises(MlopsError, match="v2 was rolled back: storms\n.*--to 2"): promote(2)
+    assert state(env, name)[0]["champion"] == 1 and {row["state"] for row in state(env, name)[1]} == {"done"}
+
+
+def assert_no_rollback(env, name):
+    assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in registry.get_version(env, name, 2).tags
+
+
+def test_an_interrupted_promotion_leaves_no_decision_or_is_finished(env, name, promote, monkeypatch):
+    "Killed before the alias, version 2 has no tag of the promotion; killed after it, the next command writes them."
+    promote(1)
+    def dies(*_, **__): raise Killed
+    def decision_tags(): return [registry.get_version(env, name, 2).tags.get(tag)
+                                 for tag in (promotion.DECISION, promotion.ACCEPTED_LOSS)]
+    real = aliases_module.set_alias
+    def dies_at_champion(env, name, alias, version): dies() if alias == "champion" else real(env, name, alias, version)
+    for function, death in (("set_alias", dies_at_champion), ("finish_move", dies)):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            if function == "finish_move": promote_challenger(env, name, 2)
+            patched.setattr(aliases_module, function, death)
+            promote(2)
+        assert decision_tags() == [None, None]
+    aliases_module.rollback(None, env, name, "storms")
+    assert decision_tags()[0].startswith("promote: log_loss") and decision_tags()[1] == "0.000000"
+    assert registry.get_version(env, name, 2).description.startswith("## Deployment\n\nPromoted: log_loss")
+    assert [row["kind"] for row in state(env, name)[1][-2:]] == ["promotion", "rollback"]
+
+
+def promote_challenger(env, name, version):
+    aliases_module.move_alias(None, env, name, "challenger", version, "passed validation")
+
+
+def test_the_same_reason_for_another_version_is_another_rollback(env, in_memory, monkeypatch):
+    name = second_champion(env, "rollback")
+    assert kill_at(env, "rollback", name, monkeypatch, step=2)
+    result = aliases_module.rollback(None, env, name, "storms", to=3)
+    assert result == f"{name} v3 is Champion again, v1 is out of production: storms"
+    tags = [tags.get("rolled_back") for tags, _ in whole_state(env, name)[2]]
+    assert tags == ["storms", "storms", None] and state(env, name)[0]["previous_champion"] == 1
+
+
+def test_an_interrupted_rollback_whose_old_champion_was_deleted_is_finished(env, in_memory, monkeypatch):
+    name = second_champion(env, "rollback")
+    assert kill_at(env, "rollback", name, monkeypatch, step=2)
+    registry.client(env).delete_model_version(name, "2")
+    assert "an interrupted rollback is finished" in rollback_or_undo(env, "rollback", name)
+    assert state(env, name)[0]["champion"] == 1 and {row["state"] for row in state(env, name)[1]} == {"done"}
+
+
+def test_a_version_promoted_since_the_rollback_is_rolled_back_itself(env, in_memory):
+    name = second_champion(env, "undo")
+    deploy(env, name, 3)
+    aliases_module.rollback(None, env, name, "worse in July", to=2)
+    tags = [tags.get("rolled_back") for tags, _ in whole_state(env, name)[2]]
+    assert tags == [None, None, "worse in July"], "it was compared and did not only stand in: no job promotes it again"
+
+
+def test_a_rollback_to_a_version_that_was_rolled_back_undoes_it_without_a_champion_too(env, in_memory):
+    name = second_champion(env, "undo")
+    registry.client(env).delete_model_version(name, "1")
+    result = aliases_module.rollback(None, env, name, "v1 was deleted", to=2)
+    assert result.endswith("v2 is Champion again, there was no Champion: v1 was deleted")
+    version = registry.get_version(env, name, 2)
+    assert "rolled_back" not in version.tags
+    assert version.description == "## Rollback\n\nPut back in production: v1 was deleted"
+
+
+def moves_with_kinds(targets):
+    "Moves of champion to these versions, with the kinds of a simulation that keeps the versions that are out."
+    rows, current, is_out = [], None, set()
+    for target, is_promotion in targets:
+        if target == current: continue
+        kind = "promotion" if is_promotion else "undo of a rollback" if target in is_out else "rollback"
+        if is_promotion: is_out.clear()
+        elif kind == "rollback" and current: is_out.add(current)
+        is_out.discard(target)
+        reason = "better" if is_promotion else "rollback: storms"
+        rows.append(dict(alias="champion", from_version=current, to_version=target, reason=reason, state="done",
+                         kind=kind))
+        current = target
+    return rows
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=12))
+def test_the_kind_of_rows_of_earlier_releases_follows_from_the_moves_before(targets):
+    rows = moves_with_kinds(targets)
+    without_kind = [{key: value for key, value in row.items() if key != "kind"} for row in rows]
+    assert aliases_module.with_kinds(without_kind) == rows
+    assert aliases_module.with_kinds([row | {"kind": None} for row in rows]) == rows
 
 
 def test_the_user_who_finishes_an_interrupted_move_does_not_become_its_author(env, name, monkeypatch):
