@@ -315,7 +315,7 @@ def show_history(name: Name, target: Target = None) -> None:
     place = env.load_env(target)
     with registry.registry_errors(place):
         registry.check_model(place, place.model(name))
-        moves = aliases.read_log(get_spark(place), place, place.model(name))
+        moves = aliases.finished_log(get_spark(place), place, place.model(name))
     columns = ["move", "time (UTC)", "alias", "from", "to", "user", "reason", *(["run"] if out.width >= WIDE else [])]
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for column in table.columns: column.overflow = "fold"

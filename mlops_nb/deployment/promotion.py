@@ -6,7 +6,7 @@
 __all__ = ['ACCEPTED_LOSS', 'DECISION', 'HEADINGS', 'Match', 'champion_age_days', 'accepted_before', 'comparison_fingerprint',
            'run_tags', 'run_metrics', 'log_comparison', 'logged_metrics', 'logged_comparison', 'compare_once',
            'is_older', 'effective_rule', 'make_challenger', 'require_not_rolled_back', 'deployment_section',
-           'write_decision', 'deployment_summary', 'deploy', 'mention_lost_champion']
+           'decision_marks', 'deployment_summary', 'deploy', 'mention_lost_champion']
 
 # %% ../../nbs/deployment/05_promotion.ipynb #406ea9e4
 from collections.abc import Callable, Mapping
@@ -28,7 +28,6 @@ from mlops_nb.deployment.comparison import (
     plot_losses,
     require_validated,
 )
-from .validation import replace_section
 from ..env import Env
 from ..errors import MlopsError
 from ..models import fingerprint, model_card, registry
@@ -173,13 +172,11 @@ def deployment_section(version: Any, champion: Any | None, comparison: Compariso
     table = model_card.markdown_table(metrics.map("{:.4f}".format).rename_axis("metric"))
     return f"{text}\n\n{table}\n\nThe comparison is run `{run_id}`."
 
-def write_decision(env: Env, version: Any, comparison: Comparison, section: str) -> None:
-    "Write the decision and its reason to the version: tag and description."
-    mlflow, name, number = registry.client(env), env.check_write(version.name), str(version.version)
-    mlflow.set_model_version_tag(name, number, DECISION, f"{comparison.decision}: {comparison.reason}")
-    if comparison.decision == "promote":  # before the alias moves, so that every Champion has it
-        mlflow.set_model_version_tag(name, number, ACCEPTED_LOSS, f"{comparison.accepted:.6f}")
-    mlflow.update_model_version(name, number, description=replace_section(version.description, section))
+def decision_marks(comparison: Comparison, section: str) -> dict:  # arguments of `aliases.write_marks`
+    "The tags and the section of the description that a decision writes to its version."
+    tags = {DECISION: f"{comparison.decision}: {comparison.reason}"}
+    if comparison.decision == "promote": tags[ACCEPTED_LOSS] = f"{comparison.accepted:.6f}"
+    return {"tags": tags, "section": section}
 
 def deployment_summary(version: Any, champion: Any | None, comparison: Comparison, challenger_text: str = "") -> str:
     "The result of a deployment in a sentence."
@@ -195,11 +192,12 @@ def deploy(spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
            ) -> tuple[str, Comparison | None, str | None]:  # the result in a sentence, the comparison, its run_id
     "Make the version Challenger, and Champion if it satisfies the rule. Its tags are read again from the registry."
     with registry.registry_errors(env): version = registry.get_version(env, version.name, version.version)
-    require_validated(version)
-    require_not_rolled_back(env, version)
     name, label = env.check_write(version.name), f"{version.name} v{version.version}"
     with registry.registry_errors(env), registry.lock(env, name):
         completed_moves = aliases.finish_interrupted_move(spark, env, name)
+        version = registry.get_version(env, name, version.version)
+        require_validated(version)
+        require_not_rolled_back(env, version)
         champion = registry.find_alias(env, name, "champion")
         champion_number = int(champion.version) if champion else None
         if champion_number == int(version.version): return f"{label} is Champion already, nothing changes", None, None
@@ -208,10 +206,11 @@ def deploy(spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
         comparison, run_id = compare_once(env, version, champion, version_rule, costs, make_match)
         lost_champion = aliases.lost_champion(completed_moves, champion_number)
         if lost_champion: comparison = mention_lost_champion(comparison, lost_champion)
-        write_decision(env, version, comparison, deployment_section(version, champion, comparison, run_id))
+        marks = decision_marks(comparison, deployment_section(version, champion, comparison, run_id))
         if comparison.decision == "promote":
             aliases.move_alias(spark, env, name, "champion", version.version, comparison.reason,
-                               expected=champion_number, run_id=run_id)
+                               expected=champion_number, run_id=run_id, decision=marks)
+        else: aliases.write_marks(env, name, int(version.version), **marks)
     return deployment_summary(version, champion, comparison, challenger_text), comparison, run_id
 
 def mention_lost_champion(comparison: Comparison, lost_champion: int) -> Comparison:
