@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundle.load import Bundle
-from ..env import Env
+from ..env import Env, private_folder
 from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised
@@ -39,6 +39,7 @@ class Home:
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
 
     def __post_init__(self):
+        private_folder(self.env.state)
         self.store = run_store.RunStore(self.env.state / "runs.db")
         self.slots = threading.BoundedSemaphore(self.parallel)
         self.destinations = delivery.destinations(self.env.state)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATE_COLOURS', 'LONGEST_WORD', 'coloured', 'label', 'Lines', 'Bars', 'display', 'seconds', 'task_rows',
-           'needs_own_lines', 'plain_table', 'notes_below', 'task_message', 'run_table', 'runs_table', 'where_to_look']
+           'needs_own_lines', 'plain_table', 'notes_below', 'task_message', 'run_table', 'run_state', 'runs_table',
+           'where_to_look']
 
 # %% ../../nbs/jobs/09_progress.ipynb #53bbfe21
 import json
@@ -23,7 +24,7 @@ from . import run_store
 # %% ../../nbs/jobs/09_progress.ipynb #e6bc5979
 STATE_COLOURS = {"SUCCESS": "green", "SUCCESS_WITH_FAILURES": "yellow", "FAILED": "red", "TIMEDOUT": "red",
                  "INTERNAL_ERROR": "red", "CANCELED": "yellow", "UPSTREAM_FAILED": "yellow",
-                 "UPSTREAM_CANCELED": "yellow", "RUNNING": "cyan"}
+                 "UPSTREAM_CANCELED": "yellow", "UNKNOWN": "yellow", "RUNNING": "cyan"}
 
 def coloured(state: str | None) -> str:
     "A state as markup for the terminal."
@@ -38,12 +39,16 @@ def label(run: Any, task_key: str) -> str:  # such as "demo › first_champion �
 class Lines:
     "Shows the progress as lines of a log."
 
-    def __init__(self, console: Console): self.console = console
+    def __init__(self, console: Console): self.console, self.queued = console, set()
 
     def print_line(self, text: str) -> None:
         self.console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False, soft_wrap=True)
 
-    def run_waits(self, run, holders) -> None: ...
+    def run_waits(self, run, holders) -> None:
+        if run.run_id in self.queued: return
+        self.queued.add(run.run_id)
+        self.print_line(f"run {run.run_id} is queued: {run_store.holder_text(run.home.store, holders[0])}; "
+                        "press Ctrl-C to cancel this run")
 
     def run_begins(self, run) -> None:
         if run.calling_tasks: return
@@ -64,16 +69,10 @@ class Bars(Lines):
 
     def __init__(self, console: Console):
         super().__init__(console)
-        self.bars, self.queued = {}, set()
+        self.bars = {}
         self.progress = Progress(
             SpinnerColumn(finished_text="•"), TextColumn("{task.description}"), BarColumn(bar_width=30),
             TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[state]}"), console=console)
-
-    def run_waits(self, run, holders) -> None:
-        if run.calling_tasks or run.run_id in self.queued: return
-        self.queued.add(run.run_id)
-        self.print_line(f"run {run.run_id} is queued: run {holders[0]} of job {run.key!r} is still running; "
-                        "press Ctrl-C to cancel")
 
     def run_begins(self, run) -> None:
         super().run_begins(run)
@@ -101,8 +100,8 @@ def display(console: Console) -> Lines:
 
 # %% ../../nbs/jobs/09_progress.ipynb #acb0a376
 def seconds(row: dict) -> str:
-    "The duration of a run or task, up to now if it has not ended."
-    if not row["start_time"]: return ""
+    "The duration of a run or task, up to now if it has not ended; empty if it was killed at an unknown time."
+    if not row["start_time"] or (row["life_cycle_state"] == "INTERNAL_ERROR" and not row["end_time"]): return ""
     return f"{((row['end_time'] or run_store.now()) - row['start_time']) / 1000:.1f}"
 
 def task_rows(store: run_store.RunStore, run_id: int,
@@ -152,22 +151,27 @@ def run_table(store: run_store.RunStore, run_id: int) -> Group:
         table.add_row(shown_name, coloured(state), seconds(row), "[dim]see below[/]" if below else escape(message))
 
     for depth, key, task in task_rows(store, run_id):
-        state = task["result_state"] or run["life_cycle_state"]
+        state = run_state(task if task["result_state"] else run)
         add_row(key, "  " * depth + escape(key), state, task, task_message(task))
     result = run["result_state"]
-    add_row("job", "[bold]job[/]", result or run["life_cycle_state"], run, "" if result else run["state_message"])
+    add_row("job", "[bold]job[/]", result or run_state(run), run, "" if result else run["state_message"])
     parameters = "  ".join(f"{name}={value}" for name, value in json.loads(run["parameters"]).items())
     title = Text(f"run {run_id}: job {run['job']}, target {run['target']}", "italic")
     return Group(title, table, *([Text(parameters, "dim italic")] if parameters else []), *notes_below(notes))
 
 # %% ../../nbs/jobs/09_progress.ipynb #cd7d7707
+def run_state(run: dict) -> str:  # row of a run, as returned by `run_store.get_run`
+    "The state to show: UNKNOWN for a run that may still run on another host."
+    if run["life_cycle_state"] == "INTERNAL_ERROR": return "INTERNAL_ERROR"
+    if run.get("liveness") == "unknown": return "UNKNOWN"
+    return run["result_state"] or run["life_cycle_state"]
+
 def runs_table(runs: list[dict]) -> Group:
     "Runs as a table in the given order; below it the messages of those that failed."
     table, notes = plain_table("run", "job", "target", "began", "seconds", "result", folded=("job",)), []
     for run in runs:
         began = datetime.fromtimestamp(run["start_time"] / 1000)
-        state = run["result_state"] or run["life_cycle_state"]
-        if run["life_cycle_state"] == "INTERNAL_ERROR": state = "INTERNAL_ERROR"
+        state = run_state(run)
         table.add_row(str(run["run_id"]), escape(run["job"]), run["target"], f"{began:%Y-%m-%d %H:%M}", seconds(run),
                       coloured(state))
         message = run["state_message"].strip()
