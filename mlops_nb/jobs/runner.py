@@ -240,7 +240,7 @@ def reopen(home: Home, run_id: int, caller: Step | None = None,
     return run
 
 def end_open_attempts(home: Home, run_id: int) -> None:
-    "Kill the processes that a run without a living process has left on this machine, and write the end of its attempts."
+    "Kill the processes that a killed run has left on this machine, and write the end of its attempts."
     for task in run_store.open_attempts(home.store, run_id):
         run_folder = home.env.state / "runs" / str(task["run_id"])
         end_strays(run_store.folder_of_attempt(run_folder, task["task_key"], task["attempt_number"]))

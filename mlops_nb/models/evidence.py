@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 
 from ..env import Env
-from ..errors import MlopsError
 from ..git import git, git_or
 from .fingerprint import data_digest
 
