@@ -9,12 +9,12 @@ import papermill.clientwrap  # noqa: F401  imported once for all forks
 
 from mlops_nb import cli, conf_checks, env  # noqa: F401
 from mlops_nb.bundle import checks  # noqa: F401
-from mlops_nb.jobs import warm
+from mlops_nb.jobs import process, progress, run_store, runner, warm  # noqa: F401
 from mlops_nb.jobs.run_store import RunStore
 
 
 def kill_at(number):
-    "Make this process kill itself before its n-th connection to the run store; odd counts of kills after it."
+    "Make this process kill itself before its n-th connection to the run store."
     connect, count = RunStore.connect, iter(range(1, 1_000_000))
 
     @contextmanager
@@ -25,13 +25,20 @@ def kill_at(number):
     RunStore.connect = counted
 
 
-def in_fork(arguments, kill_number=None):  # -> the signal that killed it or 0, and its exit code
+class Cold:
+    "In place of the warm process: its imports would take most of the time of this test."
+    def __init__(self, environment): self.start_at_once = process.Supervised
+    def __enter__(self): return self
+    def __exit__(self, *_): ...
+
+
+def in_fork(arguments, kill_number=None):  # -> its exit code, or minus the signal that killed it
     "Execute the command in a fork."
     pid = os.fork()
     if not pid:
         os.dup2(os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 1)
         if kill_number: kill_at(kill_number)
-        warm.warm_for_jobs = lambda environment: warm.Warm([], environment)  # the notebook imports nothing
+        warm.warm_for_jobs = Cold
         sys.argv, code = ["mlops", *arguments], 1
         try: cli.main()
         except SystemExit as error: code = error.code or 0
