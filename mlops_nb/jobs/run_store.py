@@ -249,7 +249,7 @@ def called_runs(store: RunStore, run_id: int) -> list[dict]:
 
 def open_attempts(store: RunStore, run_id: int) -> list[dict]:
     "The attempts without an end of a run that has no living process, and of the runs that it called."
-    rows = store.rows("select * from tasks where run_id = ? and life_cycle_state <> 'TERMINATED'", run_id)
+    rows = store.rows("select * from tasks where run_id = ? and result_state is null", run_id)
     return rows + [row for called in called_runs(store, run_id) for row in open_attempts(store, called["run_id"])]
 
 def end_killed(store: RunStore, run_id: int) -> None:
@@ -277,7 +277,7 @@ def with_current_state(run: dict) -> dict:  # with one more key: liveness (alive
 
 def with_attempt_state(task: dict) -> dict:
     "Return the attempt, as failed if it has no end in the store but its process was killed."
-    if task["life_cycle_state"] == "TERMINATED" or liveness(task["owner"]) != "dead": return task
+    if task["result_state"] or liveness(task["owner"]) != "dead": return task
     return task | {"life_cycle_state": "INTERNAL_ERROR", "result_state": "FAILED", "state_message": KILLED}
 
 def get_run(store: RunStore, run_id: int) -> dict:
