@@ -100,6 +100,9 @@ def run_child(step: Step) -> Outcome:
     key, given = run.home.bundle.job_by_id(spec["job_id"]), spec.get("job_parameters", {})
     step.save(resolved_values=json.dumps(given))
     failed_id = failed_child(step, given)
+    if failed_id and run_store.get_run(run.record.store, failed_id)["result_state"] in SUCCESS_STATES:
+        step.save(child_run_id=failed_id)  # this process was killed before it recorded the end of the called run
+        return Outcome("SUCCESS", f"run {failed_id} of job {key!r} had succeeded before")
     child = reopen(run.home, failed_id, step) if failed_id else begin_run(run.home, key, given, step)
     step.save(child_run_id=child.run_id)
     with run.stop_signal.forwarded_to(child.stop_signal.stop): result = finish_run(child)

@@ -370,3 +370,18 @@ def test_a_forced_repair_takes_over_a_run_of_another_host_and_the_run_it_called(
     rows = home.store.rows("select life_cycle_state from tasks")
     assert {row["life_cycle_state"] for row in rows} == {"TERMINATED"}
     assert run_store.get_run(home.store, called)["life_cycle_state"] == "INTERNAL_ERROR"
+
+
+def test_a_called_run_that_had_succeeded_before_the_kill_is_not_run_again(project):
+    condition = {"condition_task": {"op": "EQUAL_TO", "left": "1", "right": "1"}}
+    project.job("called", [{"task_key": "a", **condition}])
+    project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.called.id}"}}])
+    home = project.home()
+    parent = runner.begin_run(home, "job", {})
+    assert runner.finish_run(parent) == "SUCCESS"
+    killed = dict(life_cycle_state="RUNNING", result_state=None, end_time=None, owner="1:0.00")
+    run_store.update_run(home.store, parent.run_id, **killed)
+    run_store.save_task(home.store, parent.run_id, "call", 0, **killed)
+    assert runner.finish_run(runner.reopen(home, parent.run_id)) == "SUCCESS"
+    called = [row["child_run_id"] for row in run_store.list_tasks(home.store, parent.run_id)]
+    assert called == [2, 2] and len(run_store.list_runs(home.store)) == 2
