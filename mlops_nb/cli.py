@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app', 'models_app', 'VersionReference', 'Name',
            'tables_app', 'pairs', 'make_home', 'problems_of', 'refuse_problems', 'show_problems', 'show',
-           'report_display_error', 'run_to_end', 'run', 'repair', 'open_run_store', 'list_runs', 'show_run', 'open_run',
-           'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve', 'show_history',
-           'move_cells', 'copy_model', 'compare_models', 'list_tables', 'snapshot_table', 'validate', 'doctor',
-           'clean_state', 'show_rows', 'removed_with_progress', 'run_app', 'main']
+           'report_display_error', 'run_to_end', 'run', 'repair', 'open_run_store', 'list_runs', 'show_run',
+           'cancel_run', 'open_run', 'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve',
+           'show_history', 'move_cells', 'copy_model', 'compare_models', 'list_tables', 'snapshot_table', 'validate',
+           'doctor', 'clean_state', 'show_rows', 'removed_with_progress', 'run_app', 'main']
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -59,6 +60,8 @@ def problems_of(loaded: Any) -> list:
     "All errors and warnings about the bundle and the files in conf/."
     from mlops_nb.bundle.checks import check
     from mlops_nb.conf_checks import conf_problems
+    from mlops_nb.git import git_details
+    git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
     return check(loaded) + conf_problems(loaded.root)
 
 def refuse_problems(loaded: Any) -> None:
@@ -84,11 +87,12 @@ def report_display_error(error: BaseException) -> None:
 
 def run_to_end(run: Any) -> None:
     "Execute a recorded run, cancel it on Ctrl-C or SIGTERM, and show its summary; exit with 1 if it failed."
-    from mlops_nb.jobs import progress, run_store, runner, warm
+    from mlops_nb.jobs import process, progress, run_store, runner, warm
     from mlops_nb.jobs.tasks import SUCCESS_STATES
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop_signal.stop("CANCELED"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes away ends no run
     with ExitStack() as stack:
+        stack.enter_context(process.temporary_folder())
         if len(run.tasks) > 1:
             warm_process = stack.enter_context(warm.warm_for_jobs(run.home.notebook_environment))
             run.home.start = warm_process.start_at_once
@@ -121,7 +125,9 @@ def run(job: Annotated[str, typer.Argument(help="A job of the bundle; `mlops job
     run_to_end(runner.begin_run(home, job, parameters, only=only or None))
 
 @app.command()
-def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `mlops runs` lists them.")]) -> None:
+def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `mlops runs` lists them.")],
+           force: Annotated[bool, typer.Option(
+               help="Take over a run that began on another host and does not run any more.")] = False) -> None:
     "Repeat the failed tasks of a run and the tasks that depend on them."
     import json
 
@@ -129,7 +135,7 @@ def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `m
     row = run_store.get_run(open_run_store(), run_id)
     home = make_home(row["target"], json.loads(row["variables"]))
     refuse_problems(home.bundle)
-    run_to_end(runner.reopen(home, run_id))
+    run_to_end(runner.reopen(home, run_id, force=force))
 
 # %% ../nbs/12_cli.ipynb #43faa407
 runs_app = typer.Typer(help="List the runs on this machine, the newest first; show one; open its results.",
@@ -168,6 +174,16 @@ def show_run(run_id: Annotated[int, typer.Argument(help="The number of the run."
         destination, detail = escape(delivery["destination"]), escape(delivery["detail"])
         show(f"[dim]{delivery['event']} to {destination}[/] {state} [dim]{detail}[/]")
     show(run_store.note_of_removal(store, run_id) or progress.where_to_look(env.load_env(row["target"]), row))
+
+@runs_app.command("cancel")
+def cancel_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")],
+               force: Annotated[bool, typer.Option(
+                   help="End the record of a run that began on another host and does not run any more.")] = False,
+               ) -> None:
+    "Ask the process of a run on this host to stop, or record the end of a run whose process was killed."
+    from mlops_nb.jobs import run_store, runner
+    row = run_store.get_run(open_run_store(), run_id)
+    show(runner.cancel(make_home(row["target"], {}), run_id, force))
 
 @runs_app.command("open")
 def open_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")]) -> None:
@@ -236,7 +252,6 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     """Train a version again from its recorded tables, code and settings, and compare every metric.
 
     Example: [bold]mlops models reproduce late_arrival/1[/]"""
-    import os
     import subprocess
 
     from mlops_nb import env
@@ -296,7 +311,7 @@ def approve(name: Name, version: Annotated[int, typer.Argument(help="The number 
         out.print(f"run {run_id} continues in the workspace" if run_id else "no run waits for this approval")
         return
     run_id = approval.waiting_run(open_run_store(), job, place.target, full, version, keys)
-    if run_id: repair(run_id)
+    if run_id: repair(run_id, force=False)
     else: show(f"no run waits for this approval; start one: mlops run {job} -t {place.target} "
                f"-p model_name={full} -p model_version={version}")
 
@@ -485,6 +500,7 @@ def removed_with_progress(place: Any, period: int, now: int) -> Any:  # the plan
 # %% ../nbs/12_cli.ipynb #d3378c09
 def run_app() -> int:  # exit code
     "Run the command of this process's arguments."
+    os.umask(0o077)  # the state, and what notebooks write, is readable by this user alone
     from mlops_nb.bundle.variables import check_text
     try:
         for word in sys.argv[1:]: check_text(f"the argument {shorten(repr(word))}", word)

@@ -228,7 +228,7 @@ class Attempt:
 def redirect_output(folder: Path) -> Any:  # a text stream to the runner
     "Keep the runner's pipe for reports, and write everything else that any library prints to log.txt."
     reports = os.fdopen(os.dup(1), "w")
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode=0o600)
     os.dup2(log, 1); os.dup2(log, 2)
     return reports
 
@@ -244,6 +244,7 @@ def main(provisioner: type | None = None) -> None:  # as for `notebook_client`
     "The supervising process: `python -c 'from mlops_nb.jobs.execute import main; main()' ATTEMPT_FOLDER`."
     attempt = Attempt(Path(sys.argv[1]))
     spec = json.loads((attempt.folder / "task.json").read_text())
+    os.umask(0o077)  # what the notebook and its kernel write is readable by this user alone
     reports = redirect_output(attempt.folder)
     steady_streams()  # a log on a full disk fails no notebook
     adopt_orphans()

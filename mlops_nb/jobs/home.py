@@ -14,7 +14,7 @@ from typing import Any
 from .. import addresses
 from ..bundle.load import Bundle
 from ..bundle.variables import OPTION, check_variable
-from ..env import Env
+from ..env import Env, private_folder
 from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised
@@ -61,6 +61,7 @@ class Home:
 
     def __post_init__(self):
         for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
+        private_folder(self.env.state)
         addresses.use_here(self.env.state)
         self.display = GuardedDisplay(self.display)
         self.store = run_store.RunStore(self.env.state / "runs.db")

@@ -110,7 +110,7 @@ def task_results(store: run_store.RunStore, runs: Path,  # the folder that holds
         task_path = (*task_path[:depth], key)
         folder = run_store.folder_of_attempt(runs / str(task["run_id"]), task["task_key"], task["attempt_number"])
         file = folder / "notebook.ipynb"
-        state = task["result_state"] or run["life_cycle_state"]  # a killed run says so, its tasks do not
+        state = progress.run_state(task if task["result_state"] else run)
         notebook = file if file.exists() else None
         results.append(TaskResult(task_path, state, progress.seconds(task), progress.task_message(task), notebook))
     return results

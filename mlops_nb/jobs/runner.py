@@ -6,8 +6,8 @@
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
            'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'selected_tasks',
-           'begin_run', 'tasks_to_repair', 'reopen', 'restore_record', 'wait_for_slot', 'failure_messages',
-           'finish_run', 'notify', 'start_sending']
+           'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot',
+           'failure_messages', 'finish_run', 'notify', 'start_sending']
 
 # %% ../../nbs/jobs/08_runner.ipynb #c2427b33
 import json
@@ -275,17 +275,40 @@ def tasks_to_repair(bundle: Bundle, row: dict) -> list[dict]:  # row: of the run
     refuse_unsupported_tasks(bundle, key)
     return graph.subset(bundle.job(key)["tasks"], recorded)
 
-def reopen(home: Home, run_id: int, caller: Step | None = None) -> JobRun:
+def reopen(home: Home, run_id: int, caller: Step | None = None,
+           force: bool = False) -> JobRun:  # force: also if the run may run on another host
     "Prepare an ended or killed run to run again the tasks that failed and those that depend on them."
     tasks = tasks_to_repair(home.bundle, run_store.get_run(home.store, run_id))  # an error changes nothing
-    row = run_store.reopen_run(home.store, run_id)
+    row = run_store.reopen_run(home.store, run_id, force)
+    end_open_attempts(home, run_id)
     run = make_run(home, row["job"], run_id, tasks, caller, json.loads(row["parameters"]))
     latest = run_store.latest_attempts(home.store, run_id)
-    for key, attempt in latest.items():
-        if attempt["life_cycle_state"] != "TERMINATED":
-            end_strays(run.record.attempt_folder(key, attempt["attempt_number"]))
     restore_record(run.record, tasks, latest)
     return run
+
+def end_open_attempts(home: Home, run_id: int) -> None:
+    "Kill the processes that a killed run has left on this machine, and write the end of its attempts."
+    for task in run_store.open_attempts(home.store, run_id):
+        run_folder = home.env.state / "runs" / str(task["run_id"])
+        end_strays(run_store.folder_of_attempt(run_folder, task["task_key"], task["attempt_number"]))
+    run_store.end_killed(home.store, run_id)
+
+def cancel(home: Home, run_id: int,
+           force: bool = False) -> str:  # what was done; force: also if the run may run on another host
+    "End a run early: ask its process on this host to stop, or record the end of a run that has no living process."
+    row = home.store.rows("select * from runs where run_id = ?", run_id)[:1]
+    run = run_store.get_run(home.store, run_id)
+    if row[0]["life_cycle_state"] not in run_store.ACTIVE:
+        raise MlopsError(f"run {run_id} has ended: {run['result_state']}", "only a run without an end can be cancelled")
+    if run["liveness"] == "alive":
+        run_store.stop_owner(home.store, run)
+        return f"run {run_id} was asked to stop; its running tasks end as CANCELED"
+    if run["liveness"] == "unknown" and not force:
+        raise run_store.running_error(run, f"mlops runs cancel {run_id}")
+    end_open_attempts(home, run_id)
+    run_store.update_run(home.store, run_id, life_cycle_state="TERMINATED", result_state="CANCELED",
+                         state_message="cancelled after its process had ended", end_time=run_store.now())
+    return f"run {run_id} is recorded as CANCELED"
 
 def restore_record(record: RunRecord, tasks: list,
                    latest: dict) -> None:  # task_key -> row of its last attempt
@@ -307,7 +330,7 @@ def wait_for_slot(run: JobRun) -> bool:  # False if the run is skipped
     while holders := run_store.take_slot(run.record.store, run.run_id, slots):
         if run.stop_signal.reason: return True  # `run_graph` cancels its tasks
         if not queued:
-            message = f"run {holders[0]} of this job is still running, and the job's queue is disabled"
+            message = f"{run_store.holder_text(run.record.store, holders[0])}; the job's queue is disabled"
             run.record.close("MAXIMUM_CONCURRENT_RUNS_REACHED", message, "SKIPPED")
             return False
         run.home.display.run_waits(run, holders)

@@ -15,18 +15,15 @@ from typing import Any
 import pandas as pd
 
 from ..env import Env
-from ..errors import MlopsError
-from ..git import git
+from ..git import git, git_or
 from .fingerprint import data_digest
 
 # %% ../../nbs/models/08_evidence.ipynb #b23d9b9c
 def code_version(root: Path) -> dict[str, str]:  # git_sha, git_dirty
     "Return the commit of the project, and whether tracked files differ from it."
-    try:
-        sha = git(root, "rev-parse", "HEAD")
-        changes = git(root, "status", "--porcelain", "--untracked-files=no")
-    except MlopsError:
-        return {"git_sha": f"mlops_nb {installed_version('mlops_nb')}", "git_dirty": "unknown"}
+    sha = git_or("", root, "rev-parse", "-q", "--verify", "HEAD")
+    if not sha: return {"git_sha": f"mlops_nb {installed_version('mlops_nb')}", "git_dirty": "unknown"}
+    changes = git(root, "status", "--porcelain", "--untracked-files=no")
     return {"git_sha": sha, "git_dirty": str(bool(changes)).lower()}
 
 # %% ../../nbs/models/08_evidence.ipynb #18642c01

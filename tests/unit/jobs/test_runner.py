@@ -505,3 +505,61 @@ def test_a_value_of_an_earlier_task_names_no_secret_and_a_parameter_of_a_person_
     assert seen["child", "show"] == set()
     run(project, "child", {"note": "redis://host?password=secrets/other/key"})
     assert seen["child", "show"] == {("other", "key")}
+
+
+def make_foreign(home, run_id):
+    "Let a run look as if another host executed it."
+    owner = "7:100@elsewhere/m/b/pid:[1]"
+    run_store.update_run(home.store, run_id, life_cycle_state="RUNNING", owner=owner)
+    run_store.save_task(home.store, run_id, "a", 0, life_cycle_state="RUNNING", start_time=1, owner=owner)
+
+
+def test_a_run_of_another_host_keeps_its_slot_until_it_is_cancelled_by_force(project):
+    from mlops_nb.jobs import progress
+    condition = {"condition_task": {"op": "EQUAL_TO", "left": "1", "right": "1"}}
+    project.job("job", [{"task_key": "a", **condition}], queue={"enabled": False})
+    home = project.home()
+    foreign = runner.begin_run(home, "job", {})
+    make_foreign(home, foreign.run_id)
+    second = runner.begin_run(home, "job", {})
+    assert runner.finish_run(second) == "MAXIMUM_CONCURRENT_RUNS_REACHED"
+    message = second.record.row["state_message"]
+    assert "host elsewhere" in message and "mlops runs cancel 1 --force" in message
+    assert progress.run_state(run_store.get_run(home.store, 1)) == "UNKNOWN"
+    with pytest.raises(MlopsError, match="may still run.*\n.*mlops repair 1 --force"): runner.reopen(home, 1)
+    with pytest.raises(MlopsError, match="may still run.*\n.*mlops runs cancel 1 --force"): runner.cancel(home, 1)
+    runner.cancel(home, 1, force=True)
+    row, = run_store.list_tasks(home.store, 1)
+    assert (row["life_cycle_state"], row["result_state"], bool(row["end_time"])) == ("TERMINATED", "FAILED", True)
+    assert run_store.get_run(home.store, 1)["result_state"] == "CANCELED"
+    with pytest.raises(MlopsError, match="run 1 has ended: CANCELED"): runner.cancel(home, 1)
+    assert runner.finish_run(runner.begin_run(home, "job", {})) == "SUCCESS"
+
+
+def test_a_forced_repair_takes_over_a_run_of_another_host_and_the_run_it_called(project):
+    condition = {"condition_task": {"op": "EQUAL_TO", "left": "1", "right": "1"}}
+    project.job("job", [{"task_key": "a", **condition}])
+    home = project.home()
+    parent = runner.begin_run(home, "job", {}).run_id
+    called = runner.begin_run(home, "job", {}).run_id
+    run_store.update_run(home.store, called, parent_run_id=parent)
+    for run_id in (parent, called): make_foreign(home, run_id)
+    assert runner.finish_run(runner.reopen(home, parent, force=True)) == "SUCCESS"
+    rows = home.store.rows("select life_cycle_state from tasks")
+    assert {row["life_cycle_state"] for row in rows} == {"TERMINATED"}
+    assert run_store.get_run(home.store, called)["life_cycle_state"] == "INTERNAL_ERROR"
+
+
+def test_a_called_run_that_had_succeeded_before_the_kill_is_not_run_again(project):
+    condition = {"condition_task": {"op": "EQUAL_TO", "left": "1", "right": "1"}}
+    project.job("called", [{"task_key": "a", **condition}])
+    project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.called.id}"}}])
+    home = project.home()
+    parent = runner.begin_run(home, "job", {})
+    assert runner.finish_run(parent) == "SUCCESS"
+    killed = dict(life_cycle_state="RUNNING", result_state=None, end_time=None, owner="1:0.00")
+    run_store.update_run(home.store, parent.run_id, **killed)
+    run_store.save_task(home.store, parent.run_id, "call", 0, **killed)
+    assert runner.finish_run(runner.reopen(home, parent.run_id)) == "SUCCESS"
+    called = [row["child_run_id"] for row in run_store.list_tasks(home.store, parent.run_id)]
+    assert called == [2, 2] and len(run_store.list_runs(home.store)) == 2

@@ -1,0 +1,46 @@
+"""What git refuses is an error; what it has not got is a default. A real repository of another user."""
+import os
+import subprocess
+
+import pytest
+
+from mlops_nb import cli, git
+from mlops_nb.errors import MlopsError
+from mlops_nb.models import evidence
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no safe.directory of this machine
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    return folder
+
+
+def test_a_repository_of_another_user_is_an_error_with_the_command_that_mends_it(repository, project, monkeypatch):
+    if os.geteuid(): pytest.skip("only root can give a folder to another user")
+    for path in (repository, repository / ".git"): os.chown(path, 12345, 12345)
+    for read in (git.git_details, evidence.code_version):
+        with pytest.raises(MlopsError, match="belongs to another user") as raised: read(repository)
+        assert raised.value.hint == f"if you trust it: git config --global --add safe.directory '{repository}'"
+    os.chown(project.root, 12345, 12345)
+    subprocess.run(["git", "init", "--quiet", str(project.root)], check=True)
+    os.chown(project.root / ".git", 12345, 12345)
+    loaded = project.home().bundle
+    with pytest.raises(MlopsError, match="belongs to another user"): cli.problems_of(loaded)  # before a run begins
+    subprocess.run(["git", "config", "--global", "--add", "safe.directory", str(repository)], check=True,
+                   env=os.environ | {"HOME": str(repository)})
+    monkeypatch.setenv("HOME", str(repository))
+    assert git.git_details(repository)["commit"] == ""
+
+
+def test_no_commit_no_remote_no_repository_and_no_git_are_defaults(repository, tmp_path, monkeypatch):
+    assert git.git_details(repository) | {"branch": ""} == {"branch": "", "commit": "", "origin_url": ""}
+    assert git.git_details(tmp_path) == {"branch": "", "commit": "", "origin_url": ""}
+    assert evidence.code_version(repository)["git_sha"].startswith("mlops_nb ")
+    (repository / ".git/config").write_text("[core")
+    with pytest.raises(MlopsError, match="bad config"): git.git_details(repository)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git.git_details(repository)["commit"] == ""
