@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'StoreError', 'user_name', 'nearest_path', 'access_problem', 'place_problem', 'system_error', 'is_full',
-           'damage', 'problem_of', 'store_error', 'store_errors', 'file_state', 'query', 'select', 'check_sqlite']
+           'damage', 'problem_of', 'store_error', 'store_errors', 'file_state', 'is_readonly', 'query', 'select',
+           'check_sqlite', 'mlflow_changes', 'check_mlflow_store']
 
 # %% ../nbs/07_local_stores.ipynb #64ad4cdc
 import errno
 import os
 import pwd
+import re
 import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import MlopsError
@@ -114,7 +118,8 @@ def store_error(store: str,  # such as "the run store"
 def store_errors(store: str, file: Path, write: bool = True) -> Iterator[None]:
     "Convert the errors of a SQLite file, and of its place, to a StoreError."
     try: yield
-    except (sqlite3.Error, OSError) as error:
+    except MlopsError: raise
+    except Exception as error:
         converted = store_error(store, file, error, write)
         if converted is None: raise
         raise converted from error
@@ -127,6 +132,10 @@ def file_state(file: Path) -> tuple:
         try: sizes.append(os.stat(f"{file}{suffix}").st_size)
         except FileNotFoundError: sizes.append(0)
     return status.st_ino, status.st_size, status.st_mtime_ns, *sizes
+
+def is_readonly(error: sqlite3.Error) -> bool:
+    "Whether SQLite refused to write."
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 def query(file: Path, option: str, sql: str, values: tuple) -> list[dict]:
     "The rows of a query over a connection with one option of SQLite's file URIs."
@@ -144,11 +153,36 @@ def select(file: Path, sql: str, *values) -> list[dict]:
             if file_state(file) == before: raise
         else:
             if file_state(file) == before: return rows
-    return query(file, "mode=ro", sql, values)
+    try: return query(file, "mode=ro", sql, values)
+    except sqlite3.OperationalError as error:
+        # A killed process left half a transaction: SQLite must undo it before it can read
+        if not is_readonly(error) or place_problem(file, write=True): raise
+        return query(file, "mode=rw", sql, values)
 
 # %% ../nbs/07_local_stores.ipynb #a28a2930
-def check_sqlite(store: str, file: Path) -> None:
-    "Raise StoreError unless an existing file can be read as a SQLite database with at least one table."
-    with store_errors(store, file, write=False):
-        tables = select(file, "select name from sqlite_master")
-        if not tables: raise sqlite3.OperationalError("no such table: it has no tables")
+def check_sqlite(store: str, file: Path,
+                 table: str) -> list[dict]:  # the table's first row
+    "Raise StoreError unless an existing file is a SQLite database with this table."
+    with store_errors(store, file, write=False): return select(file, f"select * from {table} limit 1")
+
+# %% ../nbs/07_local_stores.ipynb #7138af52
+@cache
+def mlflow_changes() -> tuple[set[str], set[str]]:  # all changes of the store, and the last
+    "The changes of MLflow's store that the installed version knows; both empty if MLflow is not installed."
+    spec, changes = find_spec("mlflow"), {}
+    if not spec: return set(), set()
+    for file in Path(spec.submodule_search_locations[0], "store/db_migrations/versions").glob("*.py"):
+        names = dict(re.findall(r"^(revision|down_revision)\b.*= *[\"'](\w+)[\"']", file.read_text(), re.MULTILINE))
+        changes[names.get("revision")] = names.get("down_revision")
+    return set(changes), set(changes) - set(changes.values())
+
+def check_mlflow_store(file: Path) -> None:
+    "Raise StoreError unless an existing file is a store of the installed MLflow."
+    rows, (known, last) = check_sqlite("the MLflow store", file, "alembic_version"), mlflow_changes()
+    change = rows[0]["version_num"] if rows else ""
+    if not last or change in last: return
+    if change in known:
+        raise StoreError(f"the MLflow store {file} was made by an older MLflow (its last change is {change})",
+                         f"back it up, then run `mlflow db upgrade sqlite:///{file}`")
+    raise StoreError(f"the MLflow store {file} was made by a newer MLflow: the last change {change!r} is unknown",
+                     "install the version of MLflow that made it")

@@ -90,7 +90,7 @@ class RunStore:
             part = self.path.with_name(f"{self.path.name}.part")
             new = not self.path.exists()
             if new: part.unlink(missing_ok=True)
-            else: check_sqlite("the run store", self.path)
+            else: check_sqlite("the run store", self.path, "runs")
             with closing(sqlite3.connect(part if new else self.path, timeout=30)) as connection:
                 if new: connection.execute("pragma journal_mode=wal")
                 connection.executescript(SCHEMA)
