@@ -41,7 +41,7 @@ def nearest_path(file: Path) -> Path:
 # %% ../nbs/07_local_stores.ipynb #ed330ea4
 def access_problem(path: Path, write: bool) -> tuple[str, str] | None:  # the cause, and what to do
     "Why this process may not read, or write, an existing file or folder; None if it may."
-    if not os.path.exists(path): return f"{path} is a link to a missing file", "restore the file, or remove the link"
+    if not os.path.exists(path): return f"{path} is a link whose target is missing", "restore it, or remove the link"
     needed = os.R_OK | (os.W_OK if write else 0) | (os.X_OK if os.path.isdir(path) else 0)
     if os.access(path, needed): return None
     if write and os.statvfs(path).f_flag & os.ST_RDONLY:
@@ -57,7 +57,7 @@ def place_problem(file: Path, write: bool) -> tuple[str, str] | None:  # the cau
     "What in the place of a file prevents reading, or writing, or creating it; None if nothing does."
     nearest = nearest_path(file)
     if nearest == file and os.path.isdir(file): return f"{file} is a folder, not a file", "move the folder away"
-    if nearest != file and not os.path.isdir(nearest):
+    if nearest != file and os.path.exists(nearest) and not os.path.isdir(nearest):
         return f"{nearest} is a file, not a folder", f"move the file away, {ELSEWHERE}"
     paths = [file.parent, file] if write and nearest == file else [nearest]
     return next((problem for path in paths if (problem := access_problem(path, write))), None)
