@@ -129,7 +129,7 @@ def check_store(subject: str, file: Path, products: Path,
         with store_errors(subject, file, write=False): faults = select(file, "pragma quick_check(3)")
     except MlopsError as error: return CheckResult(subject, "wrong", error.message, error.hint)
     texts = [row["quick_check"] for row in faults]
-    if texts == ["ok"]: return CheckResult(subject, "ok", f"{file}, {file.stat().st_size / 2**20:.1f} MiB")
+    if texts == ["ok"]: return CheckResult(subject, "ok", f"{file}, {file.stat().st_size // 1024} KiB")
     first_fault = " ".join(texts[0].split())
     return CheckResult(subject, "wrong", f"{file} is damaged: {first_fault}",
                        f"restore it from a backup, or try: sqlite3 {file} .recover")

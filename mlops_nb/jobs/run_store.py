@@ -10,6 +10,7 @@ __all__ = ['SCHEMA', 'ACTIVE', 'STATE_RULE', 'owner', 'is_alive', 'now', 'RunSto
 # %% ../../nbs/jobs/00_run_store.ipynb #903ef862
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from filelock import FileLock
 
 from ..bundle.schema import KEY_RULE
 from ..errors import MlopsError, unknown
-from ..local_stores import StoreError, check_sqlite, select, store_errors
+from ..local_stores import StoreError, check_sqlite, is_absent, select, store_errors
 
 # %% ../../nbs/jobs/00_run_store.ipynb #0737b089
 def owner(pid: int | None = None  # this process by default
@@ -70,16 +71,22 @@ def now() -> int:
 class RunStore:
     "The runs of one state folder; threads and processes may use it at the same time."
     path: Path  # of the SQLite file
-    seen: list = field(default_factory=list, compare=False, repr=False)  # device and inode of the file, once known
+    seen: list = field(default_factory=list, compare=False, repr=False)  # the identity of the file, once known
+
+    def identity(self) -> tuple:
+        "Device, inode and application_id of the file: the system uses inodes again, so each file has a random id."
+        with open(self.path, "rb") as file:
+            status, header = os.fstat(file.fileno()), file.read(72)
+        return status.st_dev, status.st_ino, header[68:72]
 
     def check_same_file(self) -> None:
         "Raise StoreError if the file that this object has written to was removed or replaced."
         if not self.seen: return
-        try: status = self.path.stat()
+        try: identity = self.identity()
         except (FileNotFoundError, NotADirectoryError):
             lost = self.path if self.path.parent.exists() else f"the state folder {self.path.parent}"
             raise StoreError(f"{lost} was removed while it was in use", STATE_RULE) from None
-        if (status.st_dev, status.st_ino) != self.seen[0]:
+        if identity != self.seen[0]:
             raise StoreError(f"{self.path} was replaced by another file while it was in use", STATE_RULE)
 
     def prepare(self) -> None:
@@ -88,15 +95,15 @@ class RunStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):  # SQLite's timeout does not cover changing a new file's journal mode
             part = self.path.with_name(f"{self.path.name}.part")
-            new = not self.path.exists()
+            new = is_absent(self.path)
             if new: part.unlink(missing_ok=True)
             else: check_sqlite("the run store", self.path, "runs")
             with closing(sqlite3.connect(part if new else self.path, timeout=30)) as connection:
                 if new: connection.execute("pragma journal_mode=wal")
+                if new: connection.execute(f"pragma application_id = {secrets.randbits(31)}")
                 connection.executescript(SCHEMA)
             if new: part.replace(self.path)  # other processes see the file with its tables or not at all
-        status = self.path.stat()
-        self.seen.append((status.st_dev, status.st_ino))
+        self.seen.append(self.identity())
 
     @contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
@@ -114,8 +121,7 @@ class RunStore:
         "The rows of a query, none without a file; writes nothing and waits for no writer."
         with store_errors("the run store", self.path, write=False):
             self.check_same_file()
-            try: return select(self.path, sql, *values)
-            except FileNotFoundError: return []
+            return [] if is_absent(self.path) else select(self.path, sql, *values)
 
 # %% ../../nbs/jobs/00_run_store.ipynb #0b9a9808
 def folder_of_attempt(run_folder: Path, task_key: str, attempt: int) -> Path:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from ..env import Env
 from ..errors import MlopsError, unknown
-from ..local_stores import place_problem, store_error, store_errors
+from ..local_stores import is_absent, place_problem, store_error, store_errors
 
 # %% ../../nbs/models/00_registry.ipynb #64fb3c04
 def client(env: Env) -> Any:  # mlflow.MlflowClient
@@ -37,10 +37,7 @@ def has_registry(env: Env) -> bool:
     "Whether the registry exists; what only reads asks this first, since `client` creates a local one."
     file = sqlite_file(env.registry_uri)
     if file is None: return True
-    with store_errors("the MLflow store", file, write=False):
-        try: file.lstat()
-        except FileNotFoundError: return False
-    return True
+    with store_errors("the MLflow store", file, write=False): return not is_absent(file)
 
 # %% ../../nbs/models/00_registry.ipynb #42563039
 def experiment_id(env: Env,
