@@ -201,7 +201,8 @@ class Attempt:
         "Kill all descendants, write the outcome and exit."
         self.end_lock.acquire()
         end_descendants()
-        write_atomically(self.folder / "outcome.json", json.dumps(asdict(outcome)))
+        try: write_atomically(self.folder / "outcome.json", json.dumps(asdict(outcome)))
+        except OSError: os._exit(1)  # the folder was removed, or the disk is full: the runner says so
         os._exit(0)
 
     def end_on_cancel(self) -> None:
@@ -239,8 +240,10 @@ def log_notebook(folder: Path) -> None:
 def main(provisioner: type | None = None) -> None:  # as for `notebook_client`
     "The supervising process: `python -c 'from mlops_nb.jobs.execute import main; main()' ATTEMPT_FOLDER`."
     attempt = Attempt(Path(sys.argv[1]))
-    spec = json.loads((attempt.folder / "task.json").read_text())
-    reports = redirect_output(attempt.folder)
+    try:
+        spec = json.loads((attempt.folder / "task.json").read_text())
+        reports = redirect_output(attempt.folder)
+    except FileNotFoundError: os._exit(1)  # the folder was removed: the runner says so
     adopt_orphans()
     attempt.watch(spec.get("timeout_seconds"))
     os.environ["MLOPS_TASK"] = str(attempt.folder)

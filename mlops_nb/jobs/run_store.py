@@ -82,12 +82,13 @@ class RunStore:
     def check_same_file(self) -> None:
         "Raise StoreError if the file that this object has written to was removed or replaced."
         if not self.seen: return
-        try: identity = self.identity()
-        except (FileNotFoundError, NotADirectoryError):
-            lost = self.path if self.path.parent.exists() else f"the state folder {self.path.parent}"
-            raise StoreError(f"{lost} was removed while it was in use", STATE_RULE) from None
-        if identity != self.seen[0]:
-            raise StoreError(f"{self.path} was replaced by another file while it was in use", STATE_RULE)
+        with store_errors("the run store", self.path, write=False):
+            if is_absent(self.path.parent):
+                raise StoreError(f"the state folder {self.path.parent} was removed while it was in use", STATE_RULE)
+            if is_absent(self.path):
+                raise StoreError(f"the run store {self.path} was removed while it was in use", STATE_RULE)
+            if self.identity() != self.seen[0]:
+                raise StoreError(f"the run store {self.path} was replaced by another file", STATE_RULE)
 
     def prepare(self) -> None:
         "Create the file if it is missing, and its missing tables; once for this object."

@@ -1,6 +1,7 @@
 """Jobs run by the command `mlops`, with real notebooks: input, output, failures and repairs."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,3 +217,19 @@ def test_help_lists_the_commands_and_the_command_line_imports_nothing_heavy(mlop
     code = ("import sys; import mlops_nb.cli; heavy = {'mlflow', 'pandas', 'papermill', 'pyspark', 'databricks'}; "
             "print(sorted(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("lost", [".mlops", ".mlops/runs"])
+def test_a_state_that_is_removed_while_a_notebook_runs(project, begin, lost):
+    slow = project.notebook("slow", "open('here', 'w').close()\nimport time\ntime.sleep(2 if RUNS else 600)",
+                            parameters=f"RUNS = {lost.endswith('runs')}")
+    project.job("job", [notebook_task("slow", slow), notebook_task("later", project.notebook("any", "1"), "slow")])
+    process, deadline = begin("run", "job"), time.monotonic() + 60
+    while not (project.root / "nbs/here").exists(): assert time.monotonic() < deadline and process.poll() is None
+    shutil.rmtree(project.root / lost)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == (1 if lost == ".mlops/runs" else 2) and "Traceback" not in output, output
+    what = {".mlops": "the state folder", ".mlops/runs": "its folder"}[lost]
+    assert f"{what} {project.root / lost}" in output and "was removed while it" in output
+    assert (project.root / ".mlops/runs.db").exists() == (lost == ".mlops/runs")
+    while remaining := processes_of(project): assert time.monotonic() < deadline + 60, remaining
