@@ -30,7 +30,7 @@ from mlops_nb.local_stores import (
     check_sqlite,
     nearest_path,
     place_problem,
-    select,
+    select_rows,
     store_errors,
     user_name,
 )
@@ -126,7 +126,7 @@ def check_store(subject: str, file: Path, products: Path,
     try:
         if not os.path.lexists(file): return missing_store(subject, file, products)
         check(file)
-        with store_errors(subject, file, write=False): faults = select(file, "pragma quick_check(3)")
+        with store_errors(subject, file, write=False): faults = select_rows(file, "pragma quick_check(3)")
     except MlopsError as error: return CheckResult(subject, "wrong", error.message, error.hint)
     texts = [row["quick_check"] for row in faults]
     if texts == ["ok"]: return CheckResult(subject, "ok", f"{file}, {file.stat().st_size // 1024} KiB")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ELSEWHERE', 'OTHER_CONTENT', 'StoreError', 'user_name', 'nearest_path', 'is_absent', 'access_problem',
            'place_problem', 'system_error', 'is_full', 'damage', 'problem_of', 'store_error', 'store_errors',
-           'file_state', 'is_readonly', 'query', 'select', 'check_sqlite', 'mlflow_changes', 'check_mlflow_store']
+           'file_state', 'is_readonly', 'query', 'select_rows', 'check_sqlite', 'mlflow_changes', 'check_mlflow_store']
 
 # %% ../nbs/07_local_stores.ipynb #64ad4cdc
 import errno
@@ -152,7 +152,7 @@ def query(file: Path, option: str, sql: str, values: tuple) -> list[dict]:
     connection.row_factory = sqlite3.Row
     with closing(connection): return [dict(row) for row in connection.execute(sql, values)]
 
-def select(file: Path, sql: str, *values) -> list[dict]:
+def select_rows(file: Path, sql: str, *values) -> list[dict]:
     "The rows of a query; writes nothing, waits for no writer. Raise an error of SQLite, or FileNotFoundError."
     for _ in range(5):
         before = file_state(file)
@@ -172,7 +172,7 @@ def select(file: Path, sql: str, *values) -> list[dict]:
 def check_sqlite(store: str, file: Path,
                  table: str) -> list[dict]:  # the table's first row
     "Raise StoreError unless an existing file is a SQLite database with this table."
-    with store_errors(store, file, write=False): return select(file, f"select * from {table} limit 1")
+    with store_errors(store, file, write=False): return select_rows(file, f"select * from {table} limit 1")
 
 # %% ../nbs/07_local_stores.ipynb #7138af52
 @cache

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from ..bundle.schema import KEY_RULE
 from ..errors import MlopsError, unknown
-from ..local_stores import StoreError, check_sqlite, is_absent, select, store_errors
+from ..local_stores import StoreError, check_sqlite, is_absent, select_rows, store_errors
 
 # %% ../../nbs/jobs/00_run_store.ipynb #0737b089
 def owner(pid: int | None = None  # this process by default
@@ -122,7 +122,7 @@ class RunStore:
         "The rows of a query, none without a file; writes nothing and waits for no writer."
         with store_errors("the run store", self.path, write=False):
             self.check_same_file()
-            return [] if is_absent(self.path) else select(self.path, sql, *values)
+            return [] if is_absent(self.path) else select_rows(self.path, sql, *values)
 
 # %% ../../nbs/jobs/00_run_store.ipynb #0b9a9808
 def folder_of_attempt(run_folder: Path, task_key: str, attempt: int) -> Path:
