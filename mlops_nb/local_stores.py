@@ -98,6 +98,7 @@ def damage(error: Exception, file: Path) -> str | None:
 def problem_of(error: Exception, file: Path,
                write: bool) -> tuple[str, str] | None:  # the cause, and what to do
     "Explain an error of a SQLite file; None if the cause is not the store, but a defect of the program."
+    if isinstance(error, TimeoutError): return None  # of a lock that another process holds
     if is_full(error, file): return "the disk is full", f"free space on the disk of {nearest_path(file)}"
     if cause := damage(error, file):
         return (f"the file is damaged: {cause}", f"restore it from a backup, try `sqlite3 {file} .recover`, "

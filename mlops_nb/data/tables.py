@@ -352,9 +352,9 @@ def version(spark, env: Env, name: str) -> int:
         if env.engine == "sail": return delta_log(env, env.table(name)).version()
         return spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"]
 
-def resolved(rows):  # a DataFrame -> the same
-    "Read the log of a table now, so that its faults are found here and not by the first query."
-    assert rows.schema is not None
+def resolved(env: Env, rows):  # a DataFrame -> the same
+    "Read the log of a local table now, so that its faults are found here and not by the first query."
+    if env.engine != "databricks": rows.schema  # noqa: B018  (the property asks the engine)
     return rows
 
 def read(spark, env: Env, name: str,
@@ -364,14 +364,14 @@ def read(spark, env: Env, name: str,
     table, full = find(spark, env, name), env.table(name)
     if version is None: version = env.versions.get(full)
     if version is None:
-        with table_errors(full): return resolved(spark.table(table))
+        with table_errors(full): return resolved(env, spark.table(table))
     versions = [h["version"] for h in history(spark, env, full)]
     if version not in versions:
         raise MlopsError(f"no version {version!r} of {full}", f"there are {versions[-1]} to {versions[0]}")
     reader = spark.read.format("delta").option("versionAsOf", str(version))
     # Given the table's name, Sail reads an earlier version with the latest columns; given the folder, with its own
-    with table_errors(full):
-        return resolved(reader.table(table) if env.engine == "databricks" else reader.load(location(env, full)))
+    if env.engine == "databricks": return reader.table(table)
+    with table_errors(full): return resolved(env, reader.load(location(env, full)))
 
 # %% ../../nbs/data/04_tables.ipynb #26622a75
 def pin(spark, env: Env, names: Iterable[str]) -> Env:
