@@ -354,7 +354,7 @@ def version(spark, env: Env, name: str) -> int:
 
 def resolved(env: Env, rows):  # a DataFrame -> the same
     "Read the log of a local table now, so that its faults are found here and not by the first query."
-    if env.engine != "databricks": rows.schema  # noqa: B018  (the property asks the engine)
+    if env.engine != "databricks": rows.schema
     return rows
 
 def read(spark, env: Env, name: str,
