@@ -437,11 +437,11 @@ def validate(target: Target = None, var: Var = None) -> None:
 
 @app.command()
 def doctor(target: Target = None) -> None:
-    "Check this machine: Python, engine, versions, disk, online store, ports, and what each extra needs."
+    "Check this machine: project, Python, engine, versions, state, stores, disk, ports, and what each extra needs."
     from mlops_nb import doctor as machine_checks
-    from mlops_nb import env
     marks = {"ok": "[green]ok[/]   ", "missing": "[dim]–[/]    ", "wrong": "[red]wrong[/]"}
-    results = machine_checks.diagnose(env.load_env(target))
+    place, project = machine_checks.read_project(target)
+    results = [project, *machine_checks.diagnose(place)]
     width = max(len(result.subject) for result in results)
     for result in results:  # a table would break paths and commands over lines
         show(f"{marks[result.state]}  {result.subject:{width}}  {escape(result.observation)}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'RUNTIME_FILE', 'ENGINES', 'check_name', 'full_name', 'on_databricks', 'choose_engine', 'private_folder',
-           'make_store', 'quiet_mlflow', 'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env']
+           'make_store', 'create_store', 'quiet_mlflow', 'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env']
 
 # %% ../nbs/04_env.ipynb #07753e62
 import logging
@@ -17,6 +17,7 @@ from pathlib import Path
 from . import addresses
 from .bundle.load import load_bundle
 from .errors import MlopsError, shorten, unknown
+from .local_stores import check_mlflow_store, store_errors
 from .yaml_files import check_path_part
 
 # %% ../nbs/04_env.ipynb #e8dfd4e9
@@ -73,8 +74,12 @@ def private_folder(folder: Path) -> Path:
 
 # %% ../nbs/04_env.ipynb #1768fd3c
 def make_store(file: Path):  # MLflow's SQLite file
-    "Create an MLflow store unless it exists."
-    if file.exists(): return
+    "Create an MLflow store unless it exists; StoreError if the file is damaged or cannot be created."
+    if os.path.lexists(file): return check_mlflow_store(file)
+    with store_errors("the MLflow store", file): create_store(file)
+
+def create_store(file: Path):
+    "Create an MLflow store; other processes see it with all its tables or not at all."
     from filelock import FileLock
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from .lakehouse import attach, catalogs, plain_path, remove
+from .lakehouse import attach, catalogs, make_root, plain_path, remove
 from ..env import Env
 from ..errors import MlopsError, need
 
@@ -151,6 +151,7 @@ def check_catalogs(spark, env: Env, address: str):
 
 def check_nan(spark, env: Env, address: str):
     "Raise MlopsError if a Sail server reads NaN wrong, because it was started without `NAN_SETTINGS`."
+    make_root(env)
     folder = f"{plain_path(env.lakehouse)}/_staged/nan_{uuid.uuid4().hex}"
     rows = spark.sql("SELECT explode(array(1D, double('NaN'))) AS v")
     try:

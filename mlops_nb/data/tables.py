@@ -6,7 +6,7 @@
 __all__ = ['CONFLICT', 'table_names', 'exists', 'find', 'short_error', 'NotWritten', 'is_conflict', 'retry', 'check_statistics',
            'create_or_extend', 'create', 'remove_old', 'staged', 'key_columns', 'check_row_keys', 'merge_conditions',
            'merge_statement', 'count_pending', 'condition_sql', 'condition_errors', 'merge', 'differs', 'check_inside',
-           'select_columns', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'read', 'pin',
+           'select_columns', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'resolved', 'read', 'pin',
            'without_statistics', 'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
@@ -25,9 +25,12 @@ from mlops_nb.data.lakehouse import (
     delta_log,
     is_table,
     location,
+    make_root,
     plain_path,
     remove,
     stored_tables,
+    table_error,
+    table_errors,
 )
 from mlops_nb.data.schemas import (
     check_columns,
@@ -63,7 +66,8 @@ def find(spark, env: Env, name: str) -> str:  # its name in SQL
     full = env.check_read(name)
     if not exists(spark, env, full):
         raise unknown("table", full, table_names(spark, env, full.split(".")[0]), f"target {env.target!r}")
-    if env.engine != "databricks": attach_table(spark, env, full)
+    with table_errors(full):
+        if env.engine != "databricks": attach_table(spark, env, full)
     return sql_name(env, full)
 
 # %% ../../nbs/data/04_tables.ipynb #1c2702a3
@@ -72,8 +76,8 @@ CONFLICT = re.compile("Failed to commit transaction|Missing commit file|CommitFa
                       "|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS")
 
 def short_error(error: Exception) -> str:
-    "Return the text of an error without the JVM's stack trace."
-    return str(error).split("JVM stacktrace")[0].strip()
+    "Return the text of an error without the stack trace of the JVM or of a Rust library."
+    return re.split("JVM stacktrace|\n +0: ", str(error))[0].strip()
 
 class NotWritten(Exception):
     "The write finished, but the table does not contain it: another writer changed it, or the engine omitted rows."
@@ -93,6 +97,7 @@ def retry(action: str,  # for the message, such as "merging into dev.flights.pla
             if not is_conflict(error): raise
             if attempt == tries - 1:
                 hint = "other tasks may be writing to the same table: run this one again later"
+                if fault := table_error(error, action.rpartition(" ")[2], "written"): raise fault from error
                 raise MlopsError(f"{action} failed {tries} times: {short_error(error)}", hint) from error
         time.sleep(random.uniform(0.2, 1) * min(3, pause * 2**attempt))
 
@@ -149,6 +154,7 @@ def staged(spark, env: Env, df) -> Iterator[str]:  # the name of a temporary vie
     "Compute the rows of a DataFrame once, for all queries inside the `with` block."
     view, folder, rows = f"staged_{uuid.uuid4().hex}", None, df
     if env.engine != "databricks":
+        make_root(env)
         remove_old(f"{plain_path(env.lakehouse)}/_staged")
         folder = f"{plain_path(env.lakehouse)}/_staged/{view}"
         # Sail reads a column of NaN and one other value as that value, unless the file has no statistics
@@ -249,7 +255,7 @@ def merge(spark, env: Env, name: str, df,
         missing = count_pending(spark, *statement_parts)
         if missing: raise NotWritten(f"{missing} of {count} rows are missing in the table")
         return count
-    with staged(spark, env, df) as view:
+    with table_errors(full, "written"), staged(spark, env, df) as view:
         check_row_keys(spark, view, full, keys)
         return retry(f"merging into {full}", write)
 
@@ -298,14 +304,14 @@ def replace(spark, env: Env, name: str, df,
         spark.sql(f"INSERT INTO {sql_name(env, full)} REPLACE WHERE {condition} {new}").collect()
         if differs(spark, current, new, columns): raise NotWritten("the table's rows differ from the rows written")
         return True
-    with staged(spark, env, df) as view:
+    with table_errors(full, "written"), staged(spark, env, df) as view:
         check_inside(spark, view, full, where, df.schema.fields)
         return retry(f"replacing rows of {full}", write)
 
 # %% ../../nbs/data/04_tables.ipynb #2c9d269a
 def same_columns(spark, env: Env, full: str, columns: list) -> bool:
     "Whether a table has these columns, in this order."
-    existing = spark.table(find(spark, env, full)).schema.fields
+    with table_errors(full): existing = spark.table(find(spark, env, full)).schema.fields
     return [(c.name, sql_type(c)) for c in existing] == [(c.name, sql_type(c)) for c in columns]
 
 def overwrite(spark, env: Env, name: str, df) -> bool:  # whether anything was written
@@ -322,25 +328,34 @@ def overwrite(spark, env: Env, name: str, df) -> bool:  # whether anything was w
         if not same_columns(spark, env, full, columns) or differs(spark, current, new, columns):
             raise NotWritten("the table's rows or columns differ from those written")
         return True
-    with staged(spark, env, df) as view: return retry(f"overwriting {full}", write)
+    with table_errors(full, "written"), staged(spark, env, df) as view:
+        return retry(f"overwriting {full}", write)
 
 # %% ../../nbs/data/04_tables.ipynb #1f5f7520
 def history(spark, env: Env, name: str) -> list[dict]:  # version, timestamp (in UTC), operation; newest first
     "Return the versions of a table and the operations that created them."
     table = find(spark, env, name)
-    if env.engine == "sail":
-        rows = [(h["version"], h["timestamp"], h["operation"]) for h in delta_log(env, env.table(name)).history()]
-    else:
-        described = spark.sql(f"DESCRIBE HISTORY {table}")
-        rows = described.selectExpr("version", "unix_millis(timestamp)", "operation").collect()
+    with table_errors(env.table(name)):
+        if env.engine == "sail":
+            rows = [(h["version"], h["timestamp"], h["operation"]) for h in delta_log(env, env.table(name)).history()]
+        else:
+            described = spark.sql(f"DESCRIBE HISTORY {table}")
+            rows = described.selectExpr("version", "unix_millis(timestamp)", "operation").collect()
+        if not rows: raise ValueError("a table without protocol: no commit in its log")
     return [dict(version=version, timestamp=datetime.fromtimestamp(millis / 1000, UTC), operation=operation)
             for version, millis, operation in sorted(rows, reverse=True)]
 
 def version(spark, env: Env, name: str) -> int:
     "Return the number of a table's latest version."
     table = find(spark, env, name)
-    if env.engine == "sail": return delta_log(env, env.table(name)).version()
-    return spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"]
+    with table_errors(env.table(name)):
+        if env.engine == "sail": return delta_log(env, env.table(name)).version()
+        return spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"]
+
+def resolved(env: Env, rows):  # a DataFrame -> the same
+    "Read the log of a local table now, so that its faults are found here and not by the first query."
+    if env.engine != "databricks": rows.schema
+    return rows
 
 def read(spark, env: Env, name: str,
          version: int | None = None,  # default: the version pinned in `env`, otherwise the latest
@@ -348,13 +363,15 @@ def read(spark, env: Env, name: str,
     "Read a table, at its latest or at an earlier version."
     table, full = find(spark, env, name), env.table(name)
     if version is None: version = env.versions.get(full)
-    if version is None: return spark.table(table)
+    if version is None:
+        with table_errors(full): return resolved(env, spark.table(table))
     versions = [h["version"] for h in history(spark, env, full)]
     if version not in versions:
         raise MlopsError(f"no version {version!r} of {full}", f"there are {versions[-1]} to {versions[0]}")
     reader = spark.read.format("delta").option("versionAsOf", str(version))
     # Given the table's name, Sail reads an earlier version with the latest columns; given the folder, with its own
-    return reader.table(table) if env.engine == "databricks" else reader.load(location(env, full))
+    if env.engine == "databricks": return reader.table(table)
+    with table_errors(full): return resolved(env, reader.load(location(env, full)))
 
 # %% ../../nbs/data/04_tables.ipynb #26622a75
 def pin(spark, env: Env, names: Iterable[str]) -> Env:

@@ -33,7 +33,8 @@ LOG_COLUMNS = ("model_name STRING, move INT, alias STRING, from_version INT, to_
 def read_log(spark, env: Env, name: str) -> list[dict]:
     "The moves of a model's aliases, in order."
     if not tables.exists(spark, env, LOG): return []
-    rows = [row.asDict() for row in tables.read(spark, env, LOG).collect()]
+    with tables.table_errors(env.table(LOG)):
+        rows = [row.asDict() for row in tables.read(spark, env, LOG).collect()]
     return sorted((row for row in rows if row["model_name"] == name), key=lambda row: row["move"])
 
 def write_log(spark, env: Env, row: Mapping) -> None:

@@ -206,7 +206,7 @@ class Attempt:
             end_descendants()
             write_atomically(self.folder / "outcome.json", json.dumps(asdict(outcome)))
             os._exit(0)
-        finally: os._exit(1)  # on a full disk: the other threads wait for the lock, and the runner for this process
+        finally: os._exit(1)  # the folder was removed, or the disk is full: the runner says so
 
     def end_on_cancel(self) -> None:
         "Wait until the runner closes the pipe or ends."
@@ -243,9 +243,11 @@ def log_notebook(folder: Path) -> None:
 def main(provisioner: type | None = None) -> None:  # as for `notebook_client`
     "The supervising process: `python -c 'from mlops_nb.jobs.execute import main; main()' ATTEMPT_FOLDER`."
     attempt = Attempt(Path(sys.argv[1]))
-    spec = json.loads((attempt.folder / "task.json").read_text())
-    os.umask(0o077)  # what the notebook and its kernel write is readable by this user alone
-    reports = redirect_output(attempt.folder)
+    try:
+        spec = json.loads((attempt.folder / "task.json").read_text())
+        os.umask(0o077)  # what the notebook and its kernel write is readable by this user alone
+        reports = redirect_output(attempt.folder)
+    except FileNotFoundError: os._exit(1)  # the folder was removed: the runner says so
     steady_streams()  # a log on a full disk fails no notebook
     adopt_orphans()
     attempt.watch(spec.get("timeout_seconds"))

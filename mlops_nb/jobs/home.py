@@ -8,6 +8,7 @@ __all__ = ['Silent', 'GuardedDisplay', 'Home']
 # %% ../../nbs/jobs/06_home.ipynb #2069de91
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,12 @@ class Home:
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down other notebooks
             "TZ": "UTC"}  # as on Databricks: no result may depend on the time zone of the machine
+
+    def wait_for_notebooks(self, seconds: float) -> None:
+        "Wait until no notebook runs, or this time has passed."
+        end = time.monotonic() + seconds
+        acquired = [self.slots.acquire(timeout=max(0, end - time.monotonic())) for _ in range(self.parallel)]
+        for _ in range(sum(acquired)): self.slots.release()
 
     def wait_for_notifications(self) -> None:
         "Wait until every notification is sent or given up."

@@ -121,5 +121,7 @@ class Supervised:
         outcome_file = self.folder / "outcome.json"
         if outcome_file.exists(): return Outcome(**json.loads(outcome_file.read_text()))
         end_strays(self.folder)
+        if not self.folder.exists():
+            return Outcome("FAILED", f"its folder {self.folder} was removed while it ran", "FolderRemoved")
         message = f"its process ended with exit code {code} and wrote no outcome (killed, or out of memory)"
         return Outcome("FAILED", f"{message}\n  log: {self.folder / 'log.txt'}", "ProcessKilled")

@@ -7,7 +7,7 @@ __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_fo
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
            'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'selected_tasks',
            'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot',
-           'failure_messages', 'finish_run', 'notify', 'start_sending']
+           'failure_messages', 'end_without_store', 'finish_run', 'notify', 'start_sending']
 
 # %% ../../nbs/jobs/08_runner.ipynb #c2427b33
 import json
@@ -17,6 +17,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NoReturn
 
 from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
@@ -39,6 +40,7 @@ from mlops_nb.jobs.tasks import (
     task_type,
     typed_parameters,
 )
+from ..local_stores import StoreError
 
 # %% ../../nbs/jobs/08_runner.ipynb #0d16c585
 def task_spec(step: Step, notebook: str, parameters: dict,
@@ -138,6 +140,9 @@ def run_attempt(step: Step) -> Outcome:
     step.save(life_cycle_state="RUNNING", start_time=run_store.now(), owner=run_store.owner())
     step.run.home.display.task_begins(step.run, step.key)
     try: outcome = TASK_RUNNERS[task_type(step.task)](step)
+    except StoreError:  # nothing more can be recorded: the run ends
+        step.run.stop_signal.stop("CANCELED")
+        raise
     except MlopsError as error: outcome = Outcome("FAILED", str(error), "MlopsError")
     except BaseException: outcome = unexpected_outcome()  # of any kind: in a thread, nothing else would report it
     exit_file = step.folder / "exit.txt"
@@ -190,6 +195,7 @@ def start_thread(run: JobRun, task: dict, finished: queue.Queue) -> None:
     "Run the task in a thread, which puts its key and outcome into the queue, also after an unexpected error."
     def work() -> None:
         try: outcome = run_task(run, task)
+        except StoreError as error: outcome = error
         except BaseException: outcome = record_failure(run, task["task_key"], unexpected_outcome())
         finished.put((task["task_key"], outcome))
 
@@ -214,9 +220,11 @@ def run_graph(run: JobRun) -> str:  # result state
     start_ready_tasks(run, waiting, finished)
     while len(states) < len(run.tasks):
         if time.monotonic() > deadline: run.stop_signal.stop("TIMEDOUT")
+        run.record.store.check_same_file()
         try: key, outcome = finished.get(timeout=0.2)
         except queue.Empty: pass
         else:
+            if isinstance(outcome, StoreError): raise outcome
             states[key] = outcome.result_state
             run.home.display.task_ends(run, key, outcome)
         start_ready_tasks(run, waiting, finished)
@@ -344,18 +352,28 @@ def failure_messages(record: RunRecord) -> str:  # one task after the other
     return "\n".join(f"task {task['task_key']!r}: {task['state_message']}" for task in failed)
 
 # %% ../../nbs/jobs/08_runner.ipynb #b056b2cd
+def end_without_store(run: JobRun, error: StoreError) -> NoReturn:
+    "Stop what runs, and raise the error of the run store with the number of the run."
+    run.stop_signal.stop("CANCELED")
+    if run.calling_tasks: raise error  # the calling run ends with it
+    run.home.wait_for_notebooks(10)
+    run.home.display.run_ends(run, "INTERNAL_ERROR")
+    raise StoreError(f"run {run.run_id} of job {run.key!r} ended: {error.message}", error.hint) from error
+
 def finish_run(run: JobRun) -> str:  # result state
     "Run a job to its end and record its result."
-    if not wait_for_slot(run): return "MAXIMUM_CONCURRENT_RUNS_REACHED"
-    run.home.display.run_begins(run)
-    notify(run, "on_start")
-    try: result = run_graph(run)
+    try:
+        if not wait_for_slot(run): return "MAXIMUM_CONCURRENT_RUNS_REACHED"
+        run.home.display.run_begins(run)
+        notify(run, "on_start")
+        result = run_graph(run)
+        run.record.close(result, failure_messages(run.record))
+    except StoreError as error: end_without_store(run, error)
     except BaseException:
         run.stop_signal.stop("CANCELED")  # no notebook runs on without its scheduler
         run.record.close("FAILED", traceback.format_exc(), "INTERNAL_ERROR")
         run.home.display.run_ends(run, "FAILED")  # gives the terminal back
         raise
-    run.record.close(result, failure_messages(run.record))
     notify(run, event_of(result), state=result)
     if not run.calling_tasks: run.home.wait_for_notifications()
     run.home.display.run_ends(run, result)

@@ -162,6 +162,7 @@ class RunRecord:
 
     def log_error(self, event: str) -> None:  # event: what failed
         "Append the error that is being handled to errors.log in the run's folder, if it can be written."
+        if not self.store.path.exists(): return  # the state was removed
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "errors.log").open("a") as log:

@@ -1,6 +1,7 @@
 """Jobs run by the command `mlops`, with real notebooks: input, output, failures and repairs."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,3 +280,19 @@ def test_a_notebook_gets_only_the_secrets_that_its_job_names_and_no_file_of_the_
     assert "job 'unnamed' does not name this secret: secrets/mail/token" in message and "task 'named'" not in message
     for file in (project.root / ".mlops").rglob("*"):
         if file.is_file(): assert b"value-of" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("lost", [".mlops", ".mlops/runs"])
+def test_a_state_that_is_removed_while_a_notebook_runs(project, begin, lost):
+    slow = project.notebook("slow", "open('here', 'w').close()\nimport time\ntime.sleep(2 if RUNS else 600)",
+                            parameters=f"RUNS = {lost.endswith('runs')}")
+    project.job("job", [notebook_task("slow", slow), notebook_task("later", project.notebook("any", "1"), "slow")])
+    process, deadline = begin("run", "job"), time.monotonic() + 60
+    while not (project.root / "nbs/here").exists(): assert time.monotonic() < deadline and process.poll() is None
+    shutil.rmtree(project.root / lost)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == (1 if lost == ".mlops/runs" else 2) and "Traceback" not in output, output
+    what = {".mlops": "the state folder", ".mlops/runs": "its folder"}[lost]
+    assert f"{what} {project.root / lost}" in output and "was removed while it" in output
+    assert (project.root / ".mlops/runs.db").exists() == (lost == ".mlops/runs")
+    while remaining := processes_of(project): assert time.monotonic() < deadline + 60, remaining

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from broken_states import fill, make_read_only, needs_root, small_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sizes import by_size
@@ -650,3 +651,99 @@ def test_constants_of_every_type_and_null_are_read_as_written(spark, env, name):
         counts = ", ".join(f"(SELECT count(*) FROM {tables.find(spark, env, table)} WHERE {c}_or_null = {value})"
                            for c, value in values.items())
         assert set(spark.sql(f"SELECT {counts}").collect()[0]) == {3}
+
+
+def folder_of(env, name) -> Path: return Path(location(env, env.table(name)))
+
+
+def two_versions(spark, env, name) -> Path:
+    "The folder of a table with two versions of rows."
+    for key in (1, 2): tables.merge(spark, env, name, frame(spark, [(key, "a")]), "k")
+    return folder_of(env, name)
+
+
+def remove_data(folder):
+    for file in folder.glob("*.parquet"): file.unlink()
+
+
+def damage_data(folder):
+    for file in folder.glob("*.parquet"): file.write_bytes(b"no parquet" * 100)
+
+
+def remove_commit(folder): sorted(folder.glob("_delta_log/*.json"))[1].unlink()
+
+
+def damage_commit(folder): sorted(folder.glob("_delta_log/*.json"))[-1].write_text("{no json")
+
+
+def empty_commits(folder):
+    for file in folder.glob("_delta_log/*.json"): file.write_text("")
+
+
+FAULTS = [(remove_data, "a data file is missing", ("merge", "rows")),
+          (damage_data, "a data file is damaged", ("merge",)),
+          (remove_commit, "a file of its log is missing", ("read", "history", "version")),
+          (damage_commit, "its log is damaged", ("read", "history", "version", "merge", "overwrite")),
+          (empty_commits, "its log is damaged", ("read", "history", "merge"))]
+
+
+@pytest.mark.parametrize("change, cause, uses", FAULTS, ids=[change.__name__ for change, *_ in FAULTS])
+def test_a_fault_of_a_table_is_a_sentence_with_its_name(spark, env, name, change, cause, uses):
+    change(two_versions(spark, env, name))
+    more = frame(spark, [(3, "c")])
+
+    def read_rows():
+        with tables.table_errors(env.table(name)): rows(spark, env, name)
+
+    actions = {"read": lambda: tables.read(spark, env, name), "history": lambda: tables.history(spark, env, name),
+               "version": lambda: tables.version(spark, env, name), "rows": read_rows,
+               "merge": lambda: tables.merge(spark, env, name, more, "k"),
+               "overwrite": lambda: tables.overwrite(spark, env, name, more)}
+    for use in uses:
+        with pytest.raises(MlopsError) as caught: actions[use]()
+        assert caught.value.message.startswith(f"table {env.table(name)} cannot be "), use
+        assert cause in caught.value.message and "\n" not in caught.value.message and caught.value.hint
+        assert len(caught.value.message) < 250 and isinstance(caught.value.__cause__, Exception)
+
+
+def test_the_table_with_the_fault_is_named_not_the_table_that_is_written(spark, env, name):
+    remove_data(two_versions(spark, env, name))
+    with pytest.raises(MlopsError, match=f"^table {env.table(name)} cannot be read: a data file is missing"):
+        tables.merge(spark, env, f"{name}_2", tables.read(spark, env, name), "k")
+
+
+@needs_root
+def test_a_full_and_a_read_only_disk(spark, env, name, tmp_path):
+    with small_disk(tmp_path / "lake", "1m") as disk:
+        on_disk = changed(env, lakehouse=str(disk))
+        two_versions(spark, on_disk, name)
+        (disk / "reserve").write_bytes(bytes(50_000))
+        fill(disk)
+        message = f"^table {env.table(name)} cannot be written: the disk is full"
+        with pytest.raises(MlopsError, match=message):
+            tables.merge(spark, on_disk, name, frame(spark, [(3, "c")]), "k")
+        (disk / "reserve").unlink()  # room for the staged rows, not for many more
+        many = spark.range(200_000).selectExpr("CAST(id AS INT) AS k", "CAST(rand() AS STRING) AS v")
+        with pytest.raises(MlopsError, match=message): tables.merge(spark, on_disk, name, many, "k")
+        assert rows(spark, on_disk, name) == [(1, "a"), (2, "a")]
+        make_read_only(disk)
+        message = f"^table {env.table(name)} cannot be written: the file system is read-only"
+        with pytest.raises(MlopsError, match=message):
+            tables.merge(spark, on_disk, name, frame(spark, [(3, "c")]), "k")
+        assert rows(spark, on_disk, name) == [(1, "a"), (2, "a")]
+
+
+@pytest.mark.parametrize("text, cause", [  # of Apache Spark with Delta, from its class of errors
+    ("[DELTA_LOG_FILE_NOT_FOUND] Unable to retrieve the delta log files to construct table version 3 starting from "
+     "checkpoint version None at file:/l/dev/s/t/_delta_log.", "a file of its log is missing"),
+    ("[DELTA_VERSIONS_NOT_CONTIGUOUS] Versions (Vector(0, 2)) are not contiguous.", "a file of its log is missing"),
+    ("[FAILED_READ_FILE.FILE_NOT_EXIST] Encountered error while reading file file:/l/dev/s/t/part-0-a.c000.parquet. "
+     "File does not exist.", "a data file is missing"),
+    ("[DELTA_VERSION_NOT_FOUND] Cannot time travel Delta table to version 9. Available versions: [0, 2].",
+     "this version does not exist, or was removed"),
+    ("[CANNOT_READ_FILE_FOOTER] Could not read footer for file: file:/l/x.parquet.", "a data file is damaged"),
+    ("java.io.IOException: No space left on device\n\nJVM stacktrace: at java.io", "the disk is full"),
+    ("java.io.FileNotFoundException: /l/dev/s/t/part-1.parquet (Permission denied)", "permission denied")])
+def test_texts_of_apache_spark(text, cause):
+    error = tables.table_error(Exception(text), "dev.s.t")
+    assert error.message.startswith(f"table dev.s.t cannot be read: {cause}") and "JVM" not in str(error)

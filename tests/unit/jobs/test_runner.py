@@ -1,6 +1,7 @@
 """The rules of a job's graph, with notebooks replaced by functions; tests/integration runs real ones."""
 import json
 import os
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_store, runner
 from mlops_nb.jobs.execute import Outcome
+from mlops_nb.local_stores import StoreError
 
 
 @pytest.fixture
@@ -563,3 +565,41 @@ def test_a_called_run_that_had_succeeded_before_the_kill_is_not_run_again(projec
     assert runner.finish_run(runner.reopen(home, parent.run_id)) == "SUCCESS"
     called = [row["child_run_id"] for row in run_store.list_tasks(home.store, parent.run_id)]
     assert called == [2, 2] and len(run_store.list_runs(home.store)) == 2
+
+
+@pytest.mark.parametrize("lost, message", [(".mlops", "the state folder {} was removed"),
+                                           (".mlops/runs.db", "the run store {} was removed")])
+@pytest.mark.parametrize("in_called_job", [False, True])
+def test_a_state_that_is_removed_ends_the_run_with_a_sentence(project, acts, lost, message, in_called_job):
+    path = project.root / lost
+
+    def removes(step):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return Outcome("SUCCESS")
+
+    acts["a"] = removes
+    project.job("job", [task(project, "a"), task(project, "b", "a")])
+    calls = {"task_key": "calls", "run_job_task": {"job_id": "${resources.jobs.job.id}"}}
+    project.job("outer", [calls])
+    with pytest.raises(StoreError) as caught: run(project, "outer" if in_called_job else "job")
+    begin = f"run 1 of job {'outer' if in_called_job else 'job'!r} ended: "
+    assert caught.value.message == begin + message.format(path) + " while it was in use"
+    assert acts["ran"] == ["a"] and not (project.root / ".mlops/runs.db").exists()
+
+
+def test_a_run_without_its_store_stops_what_runs_beside(project, acts):
+    def waits(step):
+        while not step.run.stop_signal.reason: time.sleep(0.01)
+        return Outcome(step.run.stop_signal.reason)
+
+    def replaces(step):
+        (project.root / ".mlops/runs.db").unlink()
+        store = run_store.RunStore(project.root / ".mlops/runs.db")
+        run_store.record_run(store, "of another process", "dev", {}, ["a"])
+        return Outcome("SUCCESS")
+
+    acts["long"], acts["short"] = waits, replaces
+    project.job("job", [task(project, "long"), task(project, "short")])
+    with pytest.raises(StoreError, match="runs.db was replaced by another file"): run(project)
+    rows = run_store.RunStore(project.root / ".mlops/runs.db").rows("select job, life_cycle_state from runs")
+    assert rows == [{"job": "of another process", "life_cycle_state": "QUEUED"}]
