@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_nb import addresses
 from mlops_nb.jobs import run_store
 
 NOBODY = 65534
@@ -19,9 +20,10 @@ def make_state(folder: Path, empty_store: Path) -> Path:
     "A state with one failed run, and MLflow's store without models."
     folder.mkdir(exist_ok=True)
     store = run_store.RunStore(folder / "runs.db")
-    run_id = run_store.record_run(store, "train", "dev", {})
+    run_id = run_store.record_run(store, "train", "dev", {}, ["train"])
     run_store.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="FAILED", end_time=run_store.now())
     shutil.copy(empty_store, folder / "mlflow.db")
+    addresses.move_state(folder)
     return folder
 
 

@@ -162,7 +162,8 @@ def registry_errors(env: Env) -> Iterator[None]:
     try: yield
     except MlopsError: raise
     except Exception as error:
-        file = sqlite_file(env.registry_uri)
+        is_remote = type(error).__module__.split(".")[0] in ("requests", "urllib3")
+        file = None if is_remote else sqlite_file(env.registry_uri)
         converted = file and store_error("the MLflow store", file, error, write=not place_problem(file, write=False))
         if converted: raise converted from error
         if type(error).__module__.split(".")[0] not in STORES: raise

@@ -76,7 +76,7 @@ def fill(env) -> dict[str, str]:  # ids by name
     write_versions(env, "prod.flights.weather", range(3))
     write_versions(env, "prod.flights.predictions", [json.dumps({"dev.flights.airport": 1})], "read_versions")
     store = run_store.RunStore(env.state / "runs.db")
-    run_id = run_store.record_run(store, "train", "dev", {})
+    run_id = run_store.record_run(store, "train", "dev", {}, ["train"])
     run_store.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="FAILED", end_time=run_store.now())
     (env.state / "runs" / str(run_id) / "train" / "0").mkdir(parents=True)
     (env.state / "runs" / str(run_id) / "train" / "0" / "log.txt").write_text("text")

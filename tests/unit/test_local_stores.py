@@ -83,7 +83,7 @@ def test_a_damaged_mlflow_store_is_a_sentence(state, monkeypatch, capsys, damage
 @settings(max_examples=25, deadline=None)
 def test_bytes_overwritten_anywhere_give_rows_or_a_sentence(tmp_path_factory, place, length):
     file = tmp_path_factory.mktemp("store") / "runs.db"
-    run_store.record_run(RunStore(file), "train", "dev", {})
+    run_store.record_run(RunStore(file), "train", "dev", {}, ["train"])
     content = file.read_bytes()
     file.write_bytes((content[:place] + b"\xa5" * length + content[place + length:])[:len(content)])
     for use in (lambda: run_store.list_tasks(RunStore(file), 1), lambda: RunStore(file).rows("select run_id from runs"),
@@ -127,7 +127,7 @@ def test_a_reader_sees_the_rows_of_a_writer_that_holds_the_store(state):
 
 def test_readers_beside_writers_see_every_commit_in_order(tmp_path):
     store, results, ended = RunStore(tmp_path / "runs.db"), [], threading.Event()
-    run_store.record_run(store, "train", "dev", {})
+    run_store.record_run(store, "train", "dev", {}, ["train"])
 
     def read():
         reader = RunStore(tmp_path / "runs.db")
@@ -218,7 +218,7 @@ def test_a_store_that_was_removed_stays_removed(state):
     for use in (lambda: run_store.update_run(store, 1, job="train"), lambda: store.rows("select 1 from runs")):
         with pytest.raises(StoreError, match="runs.db was removed while it was in use"): use()
     assert not (state / "runs.db").exists()
-    run_store.record_run(RunStore(state / "runs.db"), "train", "dev", {})  # of another process
+    run_store.record_run(RunStore(state / "runs.db"), "train", "dev", {}, ["train"])  # of another process
     with pytest.raises(StoreError, match="was replaced by another file"): run_store.update_run(store, 1, job="deploy")
     assert RunStore(state / "runs.db").rows("select job from runs") == [{"job": "train"}]
 

@@ -163,7 +163,7 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
 
 def ended_run(store: run_store.RunStore, end: int, **columns) -> int:
     "A run that failed at a time, with a folder."
-    number = run_store.record_run(store, "train", "dev", {})
+    number = run_store.record_run(store, "train", "dev", {}, ["train"])
     run_store.update_run(store, number, start_time=end - 1, end_time=end, life_cycle_state="TERMINATED",
                          result_state="FAILED", **columns)
     (store.path.parent / "runs" / str(number)).mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_a_run_that_is_repaired_after_the_plan_is_not_removed(tmp_path):
 
 def test_a_killed_run_is_as_old_as_the_last_change_in_its_folder(tmp_path):
     store = run_store.RunStore(tmp_path / "runs.db")
-    number = run_store.record_run(store, "train", "dev", {})
+    number = run_store.record_run(store, "train", "dev", {}, ["train"])
     (tmp_path / "runs" / str(number)).mkdir(parents=True)
     now = run_store.now() + 10_000
     run_store.update_run(store, number, start_time=50)
