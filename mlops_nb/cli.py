@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'WIDE', 'Target', 'Var', 'runs_app', 'jobs_app', 'models_app', 'VersionReference', 'Name',
            'tables_app', 'pairs', 'make_home', 'problems_of', 'refuse_problems', 'show_problems', 'show',
-           'report_display_error', 'run_to_end', 'run', 'repair', 'open_run_store', 'list_runs', 'show_run',
-           'cancel_run', 'open_run', 'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback', 'approve',
-           'show_history', 'move_cells', 'copy_model', 'compare_models', 'list_tables', 'snapshot_table', 'validate',
-           'doctor', 'clean_state', 'show_rows', 'removed_with_progress', 'run_app', 'main']
+           'report_display_error', 'prepare_notebooks', 'run_to_end', 'run', 'repair', 'open_run_store', 'list_runs',
+           'show_run', 'cancel_run', 'open_run', 'list_jobs', 'show_job', 'show_model', 'reproduce_model', 'rollback',
+           'approve', 'show_history', 'move_cells', 'copy_model', 'compare_models', 'list_tables', 'snapshot_table',
+           'validate', 'doctor', 'clean_state', 'show_rows', 'removed_with_progress', 'run_app', 'main']
 
 # %% ../nbs/12_cli.ipynb #e44c88c3
 import os
@@ -85,17 +85,24 @@ def report_display_error(error: BaseException) -> None:
     err.print(f"the progress display failed ({reason}); the run did not depend on it",
               highlight=False, soft_wrap=True)
 
+def prepare_notebooks(run: Any, stack: ExitStack) -> None:
+    "Make what the notebooks of a run share: a temporary folder and, for several tasks, a process with the imports."
+    from mlops_nb.jobs import process, warm
+    stack.enter_context(process.temporary_folder())
+    if len(run.tasks) < 2: return
+    run.home.start = stack.enter_context(warm.warm_for_jobs(run.home.notebook_environment)).start_at_once
+
 def run_to_end(run: Any) -> None:
     "Execute a recorded run, cancel it on Ctrl-C or SIGTERM, and show its summary; exit with 1 if it failed."
-    from mlops_nb.jobs import process, progress, run_store, runner, warm
+    from mlops_nb.jobs import progress, run_store, runner
     from mlops_nb.jobs.tasks import SUCCESS_STATES
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: run.stop_signal.stop("CANCELED"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes away ends no run
     with ExitStack() as stack:
-        stack.enter_context(process.temporary_folder())
-        if len(run.tasks) > 1:
-            warm_process = stack.enter_context(warm.warm_for_jobs(run.home.notebook_environment))
-            run.home.start = warm_process.start_at_once
+        try: prepare_notebooks(run, stack)
+        except OSError as error:  # such as a full disk
+            run.record.close("FAILED", f"the run could not begin: {error}", "INTERNAL_ERROR")
+            raise MlopsError(f"run {run.run_id} of job {run.key!r} could not begin: {error}") from error
         result = runner.finish_run(run)
     if run.home.display.error: report_display_error(run.home.display.error)
     out.print()
@@ -127,7 +134,7 @@ def run(job: Annotated[str, typer.Argument(help="A job of the bundle; `mlops job
 @app.command()
 def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `mlops runs` lists them.")],
            force: Annotated[bool, typer.Option(
-               help="Take over a run that began on another host and does not run any more.")] = False) -> None:
+               help="Take over a run of another host or container that does not run any more.")] = False) -> None:
     "Repeat the failed tasks of a run and the tasks that depend on them."
     import json
 
@@ -173,17 +180,18 @@ def show_run(run_id: Annotated[int, typer.Argument(help="The number of the run."
         state = "[green]sent[/]" if delivery["ok"] else "[red]not sent[/]"
         destination, detail = escape(delivery["destination"]), escape(delivery["detail"])
         show(f"[dim]{delivery['event']} to {destination}[/] {state} [dim]{detail}[/]")
-    show(run_store.note_of_removal(store, run_id) or progress.where_to_look(env.load_env(row["target"]), row))
+    show(run_store.note_of_removal(store, run_id) or progress.where_to_look(env.load_env(), row))
 
 @runs_app.command("cancel")
 def cancel_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")],
                force: Annotated[bool, typer.Option(
-                   help="End the record of a run that began on another host and does not run any more.")] = False,
+                   help="End the record of a run of another host or container that does not run any more.")] = False,
                ) -> None:
     "Ask the process of a run on this host to stop, or record the end of a run whose process was killed."
     from mlops_nb.jobs import run_store, runner
-    row = run_store.get_run(open_run_store(), run_id)
-    show(runner.cancel(make_home(row["target"], {}), run_id, force))
+    run_store.get_run(open_run_store(), run_id)
+    home = make_home(None, {})  # all targets share the state; the target of the run may not exist any more
+    show(runner.cancel(home, run_id, force))
 
 @runs_app.command("open")
 def open_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")]) -> None:

@@ -12,6 +12,10 @@ import nbformat
 import psutil
 import pytest
 
+from mlops_nb import cli
+from mlops_nb.errors import MlopsError
+from mlops_nb.jobs import run_store, runner
+
 MLOPS = Path(sys.executable).parent / "mlops"
 IMPORT_TASK = "from mlops_nb import task"
 
@@ -143,6 +147,33 @@ def test_the_run_of_a_killed_runner_is_shown_as_failed_and_can_be_repaired(proje
     assert "INTERNAL_ERROR" in mlops("runs") and "`mlops repair 1` continues the run" in mlops("runs")
     assert "two SUCCESS" in without_spacing(mlops("repair", "1"))
     assert not (project.root / ".mlops/runs/1/one/1").exists()
+
+
+def test_a_run_of_a_removed_target_is_shown_and_can_be_cancelled(project, mlops):
+    condition = {"left": "1", "op": "EQUAL_TO", "right": "1"}
+    project.job("job", [{"task_key": "one", "condition_task": condition}])
+    mlops("run", "job", "-t", "prod")
+    bundle = project.root / "databricks.yml"
+    bundle.write_text(bundle.read_text().replace("prod: {}", "other: {}"))
+    assert "one SUCCESS" in without_spacing(mlops("runs", "show", "1"))
+    store = run_store.RunStore(project.root / ".mlops/runs.db")
+    run_store.update_run(store, 1, life_cycle_state="RUNNING", result_state=None, owner="of a later version")
+    assert "cannot read ('of a later version')" in without_spacing(mlops("runs"))
+    assert "mlops runs cancel 1 --force" in mlops("runs", "cancel", "1", code=2)
+    assert "run 1 is recorded as CANCELED" in mlops("runs", "cancel", "1", "--force")
+
+
+def test_a_run_without_a_temporary_folder_says_so_and_is_recorded_as_failed(project, monkeypatch):
+    project.job("job", [notebook_task("one", project.notebook("one", "1"))])
+    def full(**_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    home = project.home()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay
+    with pytest.raises(MlopsError, match="run 1 of job 'job' could not begin: .*No space left"):
+        cli.run_to_end(runner.begin_run(home, "job", {}))
+    row = run_store.get_run(home.store, 1)
+    assert (row["life_cycle_state"], row["result_state"]) == ("INTERNAL_ERROR", "FAILED")
+    assert row["end_time"] and "No space left" in row["state_message"]
 
 
 @pytest.mark.slow
