@@ -22,6 +22,14 @@ def pytest_runtest_makereport(item, call):
             (AssertionError, AssertionError(f"skipped under MLOPS_STRICT=1: {reason}"), call.excinfo.tb))
 
 
+@pytest.fixture(autouse=True)
+def usual_umask():
+    "The command `mlops` sets the umask of its process; in tests it shares the process with other tests."
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 class Project:
     "A bundle with one target `dev` (and `prod`), its jobs and its notebooks."
 
