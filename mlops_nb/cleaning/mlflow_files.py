@@ -22,6 +22,8 @@ from .references import ModelFacts, StoreFacts, TrackedRun, VersionFacts, plan_s
 from .removals import REMOVING, Plan, Removal, disk_use, remove_path
 from ..env import Env
 from ..errors import MlopsError
+from ..addresses import connect_existing
+from ..local_stores import store_errors
 from ..models import registry
 
 # %% ../../nbs/cleaning/03_mlflow_files.ipynb #9b7f7652
@@ -76,7 +78,7 @@ def read_store(file: Path,  # MLflow's SQLite file
                target: str) -> StoreFacts:
     "Read everything that decides what a target may remove from its part of the store."
     facts = StoreFacts()
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+    with store_errors("the MLflow store", file, write=False), closing(connect_existing(file)) as connection:
         connection.execute("begin")  # all tables as of one moment
         facts.versions = read_versions_of_store(connection)
         facts.runs = read_tracked_runs(connection, root)

@@ -10,7 +10,6 @@ __all__ = ['NAMES', 'TAGS', 'RUN_NAMES', 'INPUTS', 'SHORTEST_RETENTION', 'read_n
 # %% ../../nbs/cleaning/04_table_files.ipynb #bd193713
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from .removals import UNITS, Kept, Plan, Removal
+from ..addresses import connect_existing
 from ..data.lakehouse import folders, stored_tables
 from ..env import Env
 from ..errors import MlopsError
+from ..local_stores import store_errors
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #352bf60c
 NAMES = "read_versions"  # the tag, and the column of predictions
@@ -51,7 +52,7 @@ def names_of_models(file: Path,  # MLflow's SQLite file
                     run_ids: set[str],  # the runs of kept models
                     ) -> Iterator[dict[str, int]]:
     "Read the table versions that registered versions, and the runs of kept models, name."
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+    with store_errors("the MLflow store", file, write=False), closing(connect_existing(file)) as connection:
         for version, text in connection.execute(TAGS): yield read_names(text, version)
         for run_id, text in connection.execute(RUN_NAMES):
             if run_id in run_ids: yield read_names(text, f"run {run_id}")
