@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..addresses import connect_existing
 from .references import ModelFacts, StoreFacts, TrackedRun, VersionFacts, plan_store
 from .removals import REMOVING, Plan, Removal, disk_use, remove_path
 from ..env import Env
 from ..errors import MlopsError
-from ..addresses import connect_existing
 from ..local_stores import store_errors
 from ..models import registry
 

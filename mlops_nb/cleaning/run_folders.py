@@ -13,8 +13,8 @@ from pathlib import Path
 
 from .removals import DiskUse, Kept, Plan, Removal, disk_use, families, interrupted, remove_path
 from ..errors import MlopsError
-from ..local_stores import is_absent, store_errors
 from ..jobs.run_store import ACTIVE, RunStore, insert, with_current_state
+from ..local_stores import is_absent, store_errors
 
 # %% ../../nbs/cleaning/01_run_folders.ipynb #627b305e
 @dataclass(frozen=True)

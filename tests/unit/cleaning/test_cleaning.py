@@ -263,6 +263,7 @@ def test_another_mlflow_store_is_left_alone_with_the_reason(state, monkeypatch):
 
 
 def test_a_damaged_mlflow_store_is_a_sentence_also_for_a_plan(state):
+    state.mkdir()
     (state / "mlflow.db").write_bytes(b"no database" * 1000)
     with pytest.raises(MlopsError, match="the MLflow store .*mlflow.db cannot be read: the file is damaged"):
         clean.make_plan(load_env("dev"), 3_600_000, run_store.now())
@@ -282,6 +283,7 @@ connection.executemany("insert into model_version_tags values ('m', 1, 'read_ver
 os._exit(9)
 """
     file = state / "mlflow.db"
+    state.mkdir()
     subprocess.run([sys.executable, "-c", writer, str(file)], check=False)
     assert Path(f"{file}-journal").stat().st_size
     assert list(table_files.names_of_models(file, set())) == []
@@ -298,3 +300,16 @@ def test_a_state_that_cannot_be_read_has_no_empty_plan(tmp_path, monkeypatch, ki
     with pytest.raises(MlopsError, match=cause): clean.make_plan(env, 3_600_000, run_store.now())
     with pytest.raises(MlopsError, match=cause): stored_tables(env, "dev")
     assert all("the check failed" not in check.observation for check in doctor.project_checks(env))
+
+
+def test_a_damaged_table_is_kept_with_one_sentence(state):
+    import pyarrow as pa
+    from deltalake import write_deltalake
+    folder = state / "lakehouse" / "dev" / "flights" / "plane"
+    folder.mkdir(parents=True)
+    write_deltalake(str(folder), pa.table({"number": [1]}))
+    next((folder / "_delta_log").glob("*.json")).write_text("{bad")
+    env, now = load_env("dev"), run_store.now()
+    sentence = "table dev.flights.plane cannot be read: its log is damaged"
+    assert [entry.reason for entry in clean.make_plan(env, 3_600_000, now).kept] == [sentence]
+    assert table_files.plan_table(env, "dev.flights.plane", None, 1).kept[0].reason == f"not examined: {sentence}"
