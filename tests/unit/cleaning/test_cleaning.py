@@ -1,6 +1,7 @@
 """The plan of `mlops clean` on made-up facts: what is removed, and what no plan may ever contain."""
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from typer.testing import CliRunner
 
 from mlops_nb import cli, doctor
-from mlops_nb.cleaning import clean, references, removals, run_folders, table_files
+from mlops_nb.cleaning import clean, mlflow_files, references, removals, run_folders, table_files
 from mlops_nb.cleaning.references import EVIDENCE, ModelFacts, StoreFacts, TrackedRun, VersionFacts
 from mlops_nb.cleaning.removals import DiskUse, Kept
 from mlops_nb.cleaning.run_folders import RunFacts
@@ -313,3 +314,16 @@ def test_a_damaged_table_is_kept_with_one_sentence(state):
     sentence = "table dev.flights.plane cannot be read: its log is damaged"
     assert [entry.reason for entry in clean.make_plan(env, 3_600_000, now).kept] == [sentence]
     assert table_files.plan_table(env, "dev.flights.plane", None, 1).kept[0].reason == f"not examined: {sentence}"
+
+
+def test_a_plan_for_a_moved_state_knows_its_own_artifacts_before_their_addresses_change(state, tmp_path):
+    from mlops_nb.models import registry
+    client = registry.client(load_env("dev"))
+    experiment = client.create_experiment("/dev/flights", artifact_location=f"{state}/artifacts/dev/flights")
+    own, other = client.create_run(experiment).info.run_id, client.create_run(experiment).info.run_id
+    with sqlite3.connect(state / "mlflow.db") as connection:
+        connection.execute("update runs set artifact_uri = 's3://bucket/x' where run_uuid = ?", (other,))
+    connection.close()
+    moved = state.rename(tmp_path / "moved")
+    runs = mlflow_files.read_store(moved / "mlflow.db", moved / "artifacts", "dev").runs
+    assert {run_id: run.is_elsewhere for run_id, run in runs.items()} == {own: False, other: True}
