@@ -259,9 +259,10 @@ def project_checks(env: Env) -> list[CheckResult]:
     "The checks that need a target's settings."
     try: leftovers = check_leftovers(env.state)
     except OSError: leftovers = []  # the check of the state has the cause
+    existing = next(path for path in (env.state, *env.state.parents) if path.exists())
     return [guarded("engine", check_engine, env.engine), guarded("state", check_state, env.state), *leftovers,
             guarded("run store", check_run_store, env.state), guarded("MLflow store", check_mlflow, env),
-            guarded("disk", check_disk, nearest_path(env.state)), guarded("online store", check_online_store, env)]
+            guarded("disk", check_disk, existing), guarded("online store", check_online_store, env)]
 
 def diagnose(env: Env | None) -> list[CheckResult]:
     "All checks of this machine; without a target's settings, those that need none."

@@ -14,6 +14,7 @@ from typing import Any
 from . import leftovers, mlflow_files, run_folders, table_files
 from .references import StoreFacts, needed_runs
 from .removals import Kept, Plan, Removal, group, readable_size, remove_path
+from ..addresses import artifact_folder
 from ..env import Env
 from ..errors import MlopsError
 from ..models import registry
@@ -47,7 +48,7 @@ def plan_store_and_tables(env: Env, cutoff: int, now: int) -> Plan:
     uses, parent = leftovers.read_searches(env.state / "automl"), env.state / "automl"
     plan = leftovers.plan_searches(facts, uses, parent, cutoff)
     searches = set(uses) - {removal.name for removal in plan.removals}
-    searches |= leftovers.searches_elsewhere(facts, parent)
+    searches |= leftovers.searches_elsewhere(facts, artifact_folder(env.state).parent / "automl")
     plan += mlflow_files.plan_mlflow(root, facts, cutoff, env.target, searches)
     names = table_files.names_of_models(file, kept_model_runs(facts, plan))
     return plan + table_files.plan_tables(env, cutoff, now, names)

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..addresses import artifact_folder, connect_existing
 from .references import ModelFacts, StoreFacts, TrackedRun, VersionFacts, plan_store
 from .removals import REMOVING, Plan, Removal, disk_use, remove_path
 from ..env import Env
 from ..errors import MlopsError
+from ..local_stores import store_errors
 from ..models import registry
 
 # %% ../../nbs/cleaning/03_mlflow_files.ipynb #9b7f7652
@@ -75,13 +77,13 @@ def read_store(file: Path,  # MLflow's SQLite file
                root: Path,  # the folder of all artifacts
                target: str) -> StoreFacts:
     "Read everything that decides what a target may remove from its part of the store."
-    facts = StoreFacts()
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+    facts, recorded = StoreFacts(), artifact_folder(file.parent)  # a moved state still has its old addresses
+    with store_errors("the MLflow store", file, write=False), closing(connect_existing(file)) as connection:
         connection.execute("begin")  # all tables as of one moment
         facts.versions = read_versions_of_store(connection)
-        facts.runs = read_tracked_runs(connection, root)
+        facts.runs = read_tracked_runs(connection, recorded)
         for model_id, experiment, run_id, updated, address in connection.execute(MODELS):
-            facts.models[model_id] = ModelFacts(str(experiment), run_id, updated, is_elsewhere(address, root))
+            facts.models[model_id] = ModelFacts(str(experiment), run_id, updated, is_elsewhere(address, recorded))
         for experiment, name, stage, updated in connection.execute(EXPERIMENTS):
             if name.startswith(f"/{target}/"): facts.own_experiments.add(str(experiment))
             if stage != "active": facts.deleted_experiments[str(experiment)] = updated

@@ -14,6 +14,7 @@ from pathlib import Path
 from .removals import DiskUse, Kept, Plan, Removal, disk_use, families, interrupted, remove_path
 from ..errors import MlopsError
 from ..jobs.run_store import ACTIVE, RunStore, insert, with_current_state
+from ..local_stores import is_absent, store_errors
 
 # %% ../../nbs/cleaning/01_run_folders.ipynb #627b305e
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def last_change(run: Mapping, task_times: Iterable[int | None], use: DiskUse) ->
 def read_runs(store: RunStore, folder: Path,  # which has a folder for each run
               target: str) -> tuple[dict[int, RunFacts], list[tuple[int, int]]]:  # facts, links
     "Read the facts about the runs of a target."
-    if not store.path.exists(): return {}, []
+    with store_errors("the run store", store.path, write=False):
+        if is_absent(store.path): return {}, []
     rows = store.rows("select * from runs where target = ?", target)
     tasks = store.rows("select run_id, start_time, end_time, child_run_id from tasks")
     has_marks = store.rows("select 1 from sqlite_master where name = 'removed_folders'")

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'TAGS', 'RUN_NAMES', 'INPUTS', 'SHORTEST_RETENTION', 'read_names', 'first_named', 'names_of_models',
-           'open_table', 'all_tables', 'column_values', 'names_of_predictions', 'runs_in_logs', 'TableVacuum',
-           'retention_hours', 'kept_versions', 'vacuum', 'plan_table', 'plan_tables', 'remove_table_files']
+           'read_error', 'open_table', 'all_tables', 'column_values', 'names_of_predictions', 'runs_in_logs',
+           'TableVacuum', 'retention_hours', 'kept_versions', 'vacuum', 'plan_table', 'plan_tables',
+           'remove_table_files']
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #bd193713
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..addresses import connect_existing
 from .removals import UNITS, Kept, Plan, Removal
-from ..data.lakehouse import folders, stored_tables
+from ..data.lakehouse import folders, stored_tables, table_error
 from ..env import Env
 from ..errors import MlopsError
+from ..local_stores import store_errors
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #352bf60c
 NAMES = "read_versions"  # the tag, and the column of predictions
@@ -51,7 +53,7 @@ def names_of_models(file: Path,  # MLflow's SQLite file
                     run_ids: set[str],  # the runs of kept models
                     ) -> Iterator[dict[str, int]]:
     "Read the table versions that registered versions, and the runs of kept models, name."
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+    with store_errors("the MLflow store", file, write=False), closing(connect_existing(file)) as connection:
         for version, text in connection.execute(TAGS): yield read_names(text, version)
         for run_id, text in connection.execute(RUN_NAMES):
             if run_id in run_ids: yield read_names(text, f"run {run_id}")
@@ -61,11 +63,16 @@ def names_of_models(file: Path,  # MLflow's SQLite file
                 yield {source["delta_table_name"]: int(source["delta_table_version"])}
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #77d9679b
+def read_error(error: Exception, full: str) -> MlopsError:
+    "The sentence for an error of deltalake, without its stack of Rust."
+    if sentence := table_error(error, full): return sentence
+    return MlopsError(f"table {full} cannot be read: {str(error).splitlines()[0][:200] if str(error) else error!r}")
+
 def open_table(env: Env, full: str):  # -> deltalake.DeltaTable
     "Open a table of the local lakehouse; MlopsError if it cannot be read."
     from deltalake import DeltaTable
     try: return DeltaTable("/".join([env.lakehouse, *full.split(".")]))
-    except Exception as error: raise MlopsError(f"table {full} cannot be read: {str(error)[:200]}") from error
+    except Exception as error: raise read_error(error, full) from error
 
 def all_tables(env: Env) -> list[str]:  # full names
     "The tables of all catalogs in the lakehouse, also of those that the target may not read."
@@ -81,7 +88,7 @@ def column_values(table: Any,  # DeltaTable
     try:
         for batch in table.to_pyarrow_dataset().to_batches(columns=[column]):
             values |= set(pc.unique(batch.column(column)).to_pylist())
-    except Exception as error: raise MlopsError(f"table {full} cannot be read: {str(error)[:200]}") from error
+    except Exception as error: raise read_error(error, full) from error
     return {value for value in values if value is not None}
 
 def names_of_predictions(env: Env) -> Iterator[dict[str, int]]:
@@ -123,7 +130,9 @@ def plan_table(env: Env, full: str, first: int | None, hours: int) -> Plan:
     "Plan the vacuum of one table."
     folder = Path(env.lakehouse, *full.split("."))
     try: files = vacuum(open_table(env, full), first, hours, dry_run=True)
-    except Exception as error: return Plan(kept=[Kept("table files", full, f"not examined: {str(error)[:200]}")])
+    except MlopsError as error: return Plan(kept=[Kept("table files", full, f"not examined: {error.message}")])
+    except Exception as error:
+        return Plan(kept=[Kept("table files", full, f"not examined: {read_error(error, full).message}")])
     existing = [folder / name for name in files if (folder / name).is_file()]  # the log lists removed ones again
     size = sum(file.stat().st_size for file in existing)
     plan = Plan()

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from .sql import sql_name, sql_text
 from ..env import Env
 from ..errors import MlopsError
+from ..local_stores import place_problem
 
 # %% ../../nbs/data/01_lakehouse.ipynb #6475f8ef
 PLAIN = re.compile(r"[A-Za-z0-9_./=+@,:-]+")
@@ -54,8 +55,10 @@ def location(env: Env, full: str,  # catalog.schema.table
 
 # %% ../../nbs/data/01_lakehouse.ipynb #a8d954c2
 def folders(path: str) -> list[str]:  # sorted names; empty if the folder does not exist
-    "List the folders in a folder, or below an object store's URL."
+    "List the folders in a folder, or below an object store's URL; MlopsError if a local folder cannot be read."
     from pyarrow import fs
+    problem = None if "://" in path else place_problem(Path(path, "any"), write=False)
+    if problem: raise MlopsError(f"the tables in {path} cannot be listed: {problem[0]}", problem[1])
     store, folder = fs.FileSystem.from_uri(path)
     entries = store.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)

@@ -1,6 +1,9 @@
 """The plan of `mlops clean` on made-up facts: what is removed, and what no plan may ever contain."""
 import json
 import random
+import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +15,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from typer.testing import CliRunner
 
-from mlops_nb import cli
-from mlops_nb.cleaning import clean, references, removals, run_folders
+from mlops_nb import cli, doctor
+from mlops_nb.cleaning import clean, mlflow_files, references, removals, run_folders, table_files
 from mlops_nb.cleaning.references import EVIDENCE, ModelFacts, StoreFacts, TrackedRun, VersionFacts
 from mlops_nb.cleaning.removals import DiskUse, Kept
 from mlops_nb.cleaning.run_folders import RunFacts
+from mlops_nb.data.lakehouse import stored_tables
 from mlops_nb.deployment import approval
+from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_page, run_store
 
@@ -256,3 +261,69 @@ def test_another_mlflow_store_is_left_alone_with_the_reason(state, monkeypatch):
     for addresses in ({"tracking_uri": "http://user:secret@host:5000"}, {"registry_uri": "sqlite:////other/mlflow.db"}):
         plan = clean.make_plan(replace(env, **addresses), keep=1, now=CUTOFF)
         assert not plan.removals and "mlflow gc" in plan.kept[0].reason and "secret" not in plan.kept[0].name
+
+
+def test_a_damaged_mlflow_store_is_a_sentence_also_for_a_plan(state):
+    state.mkdir()
+    (state / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(MlopsError, match="the MLflow store .*mlflow.db cannot be read: the file is damaged"):
+        clean.make_plan(load_env("dev"), 3_600_000, run_store.now())
+
+
+def test_a_plan_undoes_half_a_transaction_of_a_killed_process(state):
+    # a writer that is killed with dirty pages in the file leaves a hot journal
+    writer = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.executescript("create table versions (a); pragma cache_size = 1; create table model_version_tags "
+                         "(name, version, key, value); create table tags (run_uuid, key, value); create table inputs "
+                         "(source_type, source_id, destination_type, destination_id); create table datasets "
+                         "(dataset_uuid, dataset_source, dataset_source_type)")
+connection.execute("begin")
+connection.executemany("insert into model_version_tags values ('m', 1, 'read_versions', ?)", [('{"a.b.c": 1}',)] * 5000)
+os._exit(9)
+"""
+    file = state / "mlflow.db"
+    state.mkdir()
+    subprocess.run([sys.executable, "-c", writer, str(file)], check=False)
+    assert Path(f"{file}-journal").stat().st_size
+    assert list(table_files.names_of_models(file, set())) == []
+    assert not Path(f"{file}-journal").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_a_state_that_cannot_be_read_has_no_empty_plan(tmp_path, monkeypatch, kind):
+    place = tmp_path / "place"
+    if kind == "file": place.write_text("not a folder")
+    else: place.symlink_to(tmp_path / "missing")
+    monkeypatch.setenv("MLOPS_STATE", str(place))
+    env, cause = load_env("dev"), "is a file, not a folder" if kind == "file" else "is a link whose target is missing"
+    with pytest.raises(MlopsError, match=cause): clean.make_plan(env, 3_600_000, run_store.now())
+    with pytest.raises(MlopsError, match=cause): stored_tables(env, "dev")
+    assert all("the check failed" not in check.observation for check in doctor.project_checks(env))
+
+
+def test_a_damaged_table_is_kept_with_one_sentence(state):
+    import pyarrow as pa
+    from deltalake import write_deltalake
+    folder = state / "lakehouse" / "dev" / "flights" / "plane"
+    folder.mkdir(parents=True)
+    write_deltalake(str(folder), pa.table({"number": [1]}))
+    next((folder / "_delta_log").glob("*.json")).write_text("{bad")
+    env, now = load_env("dev"), run_store.now()
+    sentence = "table dev.flights.plane cannot be read: its log is damaged"
+    assert [entry.reason for entry in clean.make_plan(env, 3_600_000, now).kept] == [sentence]
+    assert table_files.plan_table(env, "dev.flights.plane", None, 1).kept[0].reason == f"not examined: {sentence}"
+
+
+def test_a_plan_for_a_moved_state_knows_its_own_artifacts_before_their_addresses_change(state, tmp_path):
+    from mlops_nb.models import registry
+    client = registry.client(load_env("dev"))
+    experiment = client.create_experiment("/dev/flights", artifact_location=f"{state}/artifacts/dev/flights")
+    own, other = client.create_run(experiment).info.run_id, client.create_run(experiment).info.run_id
+    with sqlite3.connect(state / "mlflow.db") as connection:
+        connection.execute("update runs set artifact_uri = 's3://bucket/x' where run_uuid = ?", (other,))
+    connection.close()
+    moved = state.rename(tmp_path / "moved")
+    runs = mlflow_files.read_store(moved / "mlflow.db", moved / "artifacts", "dev").runs
+    assert {run_id: run.is_elsewhere for run_id, run in runs.items()} == {own: False, other: True}
