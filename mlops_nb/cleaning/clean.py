@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from ..addresses import artifact_folder
 from . import leftovers, mlflow_files, run_folders, table_files
 from .references import StoreFacts, needed_runs
 from .removals import Kept, Plan, Removal, group, readable_size, remove_path
-from ..addresses import artifact_folder
 from ..env import Env
 from ..errors import MlopsError
 from ..models import registry

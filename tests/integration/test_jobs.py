@@ -12,7 +12,7 @@ import nbformat
 import psutil
 import pytest
 
-from mlops_nb import cli
+from mlops_nb.commands import runs as runs_commands
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import run_store, runner
 
@@ -170,7 +170,7 @@ def test_a_run_without_a_temporary_folder_says_so_and_is_recorded_as_failed(proj
     home = project.home()
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay
     with pytest.raises(MlopsError, match="run 1 of job 'job' could not begin: .*No space left"):
-        cli.run_to_end(runner.begin_run(home, "job", {}))
+        runs_commands.run_to_end(runner.begin_run(home, "job", {}))
     row = run_store.get_run(home.store, 1)
     assert (row["life_cycle_state"], row["result_state"]) == ("INTERNAL_ERROR", "FAILED")
     assert row["end_time"] and "No space left" in row["state_message"]
