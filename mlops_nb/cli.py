@@ -454,7 +454,7 @@ def clean_state(keep: Annotated[str | None, typer.Option(
                     help="Keep everything of this period, such as 12h, 30d or 8w. Required.")] = None,
                 yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove. Default: only show the plan.")] = False,
                 target: Target = None) -> None:
-    """Show which old run folders, artifacts and table files nothing needs, and with --yes remove them.
+    """Show the old run folders, artifacts and table files that are not needed, and with --yes remove them.
 
     Example: [bold]mlops clean --keep 30d[/], then [bold]mlops clean --keep 30d --yes[/]"""
     from mlops_nb.cleaning.removals import read_period
@@ -513,6 +513,6 @@ def run_app() -> int:  # exit code
     return 0
 
 def main() -> None:
-    "The entry point of `mlops`. The exit code is the command's result, whether somebody reads the output or not."
+    "The entry point of `mlops`. The exit code is the command's result, whether the output is read or not."
     output, errors = steady_streams()
     raise SystemExit(code_after_output(output, errors, run_app()))

@@ -10,10 +10,8 @@ __all__ = ['NAMES', 'TAGS', 'RUN_NAMES', 'INPUTS', 'SHORTEST_RETENTION', 'read_n
 # %% ../../nbs/cleaning/04_table_files.ipynb #bd193713
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from .removals import UNITS, Kept, Plan, Removal
 from ..data.lakehouse import folders, stored_tables
 from ..env import Env
 from ..errors import MlopsError
+from ..local_stores import select_together, store_errors
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #352bf60c
 NAMES = "read_versions"  # the tag, and the column of predictions
@@ -51,14 +50,15 @@ def names_of_models(file: Path,  # MLflow's SQLite file
                     run_ids: set[str],  # the runs of kept models
                     ) -> Iterator[dict[str, int]]:
     "Read the table versions that registered versions, and the runs of kept models, name."
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
-        for version, text in connection.execute(TAGS): yield read_names(text, version)
-        for run_id, text in connection.execute(RUN_NAMES):
-            if run_id in run_ids: yield read_names(text, f"run {run_id}")
-        for run_id, text in connection.execute(INPUTS):
-            source = json.loads(text)
-            if run_id in run_ids and source.get("delta_table_version") is not None:
-                yield {source["delta_table_name"]: int(source["delta_table_version"])}
+    with store_errors("the MLflow store", file, write=False):
+        tags, run_names, inputs = select_together(file, (TAGS, ()), (RUN_NAMES, ()), (INPUTS, ()))
+    for version, text in tags: yield read_names(text, version)
+    for run_id, text in run_names:
+        if run_id in run_ids: yield read_names(text, f"run {run_id}")
+    for run_id, text in inputs:
+        source = json.loads(text)
+        if run_id in run_ids and source.get("delta_table_version") is not None:
+            yield {source["delta_table_name"]: int(source["delta_table_version"])}
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #77d9679b
 def open_table(env: Env, full: str):  # -> deltalake.DeltaTable
