@@ -18,8 +18,14 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-from .variables import (definitions, refuse_growth, resolve_variables, scalar_text, unknown_types,
-                                       variable_values)
+from mlops_nb.bundle.variables import (
+    definitions,
+    refuse_growth,
+    resolve_variables,
+    scalar_text,
+    unknown_types,
+    variable_values,
+)
 from ..errors import MlopsError, unknown, what_exists
 from ..git import git_details
 from mlops_nb.yaml_files import (

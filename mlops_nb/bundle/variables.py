@@ -5,7 +5,6 @@
 # %% ../../nbs/bundle/00_variables.ipynb #23cf799a
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -89,7 +88,8 @@ def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin
         raise MlopsError(f"{origin}: variable {name!r} must be a map or a list, which cannot be passed as a string",
                          "write it to .databricks/bundle/<target>/variable-overrides.json")
     if not isinstance(default, bool | int | float): return Node(text, Place(origin))
-    value = read_yaml(f"value: {text}", origin).get("value").value
+    is_word = re.fullmatch(r"[-+.\w]+", text.strip())  # anything else could be more YAML than one value
+    value = read_yaml(f"value: {text}", origin).get("value").value if is_word else text
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, bool | int | float):
         raise MlopsError(f"{origin}: variable {name!r} must be {type(default).__name__}, got {shorten(repr(text))}",
                          f"its default is {default!r}")
@@ -124,7 +124,7 @@ def choose_value(name: str, definition: Mapping[str, Node],
                      f"set it for the target in databricks.yml, or by --var {name}=..., or {env}=...")
 
 # %% ../../nbs/bundle/00_variables.ipynb #38443283
-LARGEST_VALUE_TREE = 1_000_000  # characters and values of a variable or a job, with its references replaced
+LARGEST_VALUE_TREE = 1_000_000  # characters and values that references add to a variable or a job
 
 def referenced(ref: str, scope: Node) -> Node | None:
     "The value at the path of a reference as the files have it; the last one on the path if that is a reference itself."
@@ -155,10 +155,10 @@ def refuse_growth(values: Mapping[str, Node], scope: Node, kind: str = "variable
     "Raise MlopsError for a value whose references to other values multiply to a huge one."
     sizes: dict[str, int] = {}
     for name, node in values.items():
-        size = expanded_size(node, scope, sizes)
-        if size > LARGEST_VALUE_TREE:
+        size, own_size = expanded_size(node, scope, sizes), expanded_size(node, Node({}, node.place), {})
+        if size - own_size > LARGEST_VALUE_TREE:
             raise MlopsError(f"{node.place}: {kind} {name!r} has {size:,} characters with its references replaced",
-                             f"at most {LARGEST_VALUE_TREE:,} are allowed")
+                             f"references may add at most {LARGEST_VALUE_TREE:,}")
 
 def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[str, Any],
                     environ: Mapping[str, str], overrides: Mapping[str, Node]) -> dict[str, Node]:

@@ -280,6 +280,13 @@ def test_variables_that_multiply_are_refused(project):
         load_bundle(root)
 
 
+@pytest.mark.parametrize("text", ["1\nx: 2", "1 # two", "*x", "&a 1", "!!int 1", "{}", "", "1: 2", "${var.city}"])
+def test_the_value_of_a_number_is_one_number(project, text):
+    root = project(one_task(), variables=VARIABLES | {"count": {"default": 3}})
+    with pytest.raises(MlopsError, match="variable 'count' must be int, got"):
+        load_bundle(root, variables={"count": text})
+
+
 @pytest.mark.parametrize("text", ["", "x"])
 def test_fields_of_jobs_that_multiply_are_refused(project, text):
     root = project(one_task())
