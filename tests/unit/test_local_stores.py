@@ -48,9 +48,10 @@ def state(tmp_path, empty_store, monkeypatch):
 def command(monkeypatch, capsys, *words) -> tuple[int, str]:
     "The exit code and the output of a command."
     monkeypatch.setattr(sys, "argv", ["mlops", *words])
-    code = 0
+    code, mask = 0, os.umask(0o022)
     try: cli.main()
     except SystemExit as end: code = end.code or 0
+    finally: os.umask(mask)  # the command changes it, and other tests make files for other users
     return code, "".join(capsys.readouterr())
 
 
@@ -235,7 +236,7 @@ def test_a_full_disk(tmp_path, empty_store, monkeypatch, capsys):
 
 @needs_root
 def test_the_state_of_another_user(tmp_path, empty_store):
-    for folder in (tmp_path, *tmp_path.parents[:3]): os.chmod(folder, 0o755)
+    for folder in (tmp_path, *tmp_path.parents[:2]): os.chmod(folder, 0o755)
     state = make_state(tmp_path / "state", empty_store)
     store, before = RunStore(state / "runs.db"), listing(state)
 
