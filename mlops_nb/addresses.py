@@ -41,7 +41,7 @@ def root_of(location: str,  # of the Default experiment
 
 # %% ../nbs/05_addresses.ipynb #39b3d41b
 def recorded_root(state: Path) -> Path | None:
-    "Return the folder where the addresses in the state's MLflow store say that the state is; None if they do not say."
+    "Return the folder where the addresses in the state's MLflow store say that the state is; None if it has none."
     query = "select artifact_location from experiments where experiment_id = 0"
     try: rows = select_rows(absolute(state) / "mlflow.db", query)
     except (sqlite3.Error, OSError) as error:  # damaged: the function that opens the store says so

@@ -44,6 +44,6 @@ def run_app() -> int:  # exit code
     return 0
 
 def main() -> None:
-    "The entry point of `mlops`. The exit code is the command's result, whether somebody reads the output or not."
+    "The entry point of `mlops`. The exit code is the command's result, whether the output is read or not."
     output, errors = steady_streams()
     raise SystemExit(code_after_output(output, errors, run_app()))

@@ -18,7 +18,14 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-from .variables import definitions, resolve_variables, scalar_text, unknown_types, variable_values
+from mlops_nb.bundle.variables import (
+    definitions,
+    refuse_growth,
+    resolve_variables,
+    scalar_text,
+    unknown_types,
+    variable_values,
+)
 from ..errors import MlopsError, unknown, what_exists
 from ..git import git_details
 from mlops_nb.yaml_files import (
@@ -287,7 +294,7 @@ def finish_tree(tree: Node) -> Node:
     tree = change(tree, "resources.*.*.grants.*.privileges", _without_repeats)
     tree = change(tree, f"{_JOB}.parameters.*.default", _as_text_node)
     for task in _TASKS:
-        for text in _TEXTS: tree = change(tree, f"{_JOB}.{task}.{text}", _as_text_node)
+        for text in (*_TEXTS, *_PATHS): tree = change(tree, f"{_JOB}.{task}.{text}", _as_text_node)
     return change(tree, _JOB, _with_root_relative_paths)
 
 def _without_nulls(node: Node) -> Node:
@@ -389,6 +396,7 @@ def finish_bundle(root: Path, files: Node, target: str | None, variables: Mappin
     details = git_details(root) if uses_git else {}
     tree = add_defaults(tree, current_user(), os.environ.get("DATABRICKS_HOST", ""), details)
     scope = reference_scope(tree, values)
+    refuse_growth(entries_of(tree, "resources", "jobs"), scope, "job")
     tree = set_pause_status(finish_tree(resolve_variables(tree, scope)))
     resolved = {key: plain(resolve_variables(node, scope, f"variables.{key}")) for key, node in values.items()}
     places = key_places(files) | key_places(tree)

@@ -5,7 +5,6 @@
 # %% ../../nbs/bundle/00_variables.ipynb #23cf799a
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from ..yaml_files import Node, Place, node_of, plain, read_yaml, shape_name
 
 # %% auto #0
 __all__ = ['OPTION', 'ENVIRONMENT', 'INVALID', 'LARGEST_VARIABLE', 'LARGEST_VALUE_TREE', 'definitions', 'unknown_types',
-           'is_data', 'check_text', 'check_variable', 'value_from_text', 'choose_value', 'expanded_size',
+           'is_data', 'check_text', 'check_variable', 'value_from_text', 'choose_value', 'referenced', 'expanded_size',
            'refuse_growth', 'variable_values', 'is_referable', 'variable_value', 'scalar_text', 'refuse_references',
            'resolve_variables']
 
@@ -89,7 +88,8 @@ def value_from_text(name: str, text: Any, definition: Mapping[str, Node], origin
         raise MlopsError(f"{origin}: variable {name!r} must be a map or a list, which cannot be passed as a string",
                          "write it to .databricks/bundle/<target>/variable-overrides.json")
     if not isinstance(default, bool | int | float): return Node(text, Place(origin))
-    value = read_yaml(f"value: {text}", origin).get("value").value
+    is_word = re.fullmatch(r"[-+.\w]+", text.strip())  # anything else could be more YAML than one value
+    value = read_yaml(f"value: {text}", origin).get("value").value if is_word else text
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, bool | int | float):
         raise MlopsError(f"{origin}: variable {name!r} must be {type(default).__name__}, got {shorten(repr(text))}",
                          f"its default is {default!r}")
@@ -124,26 +124,41 @@ def choose_value(name: str, definition: Mapping[str, Node],
                      f"set it for the target in databricks.yml, or by --var {name}=..., or {env}=...")
 
 # %% ../../nbs/bundle/00_variables.ipynb #38443283
-LARGEST_VALUE_TREE = 1_000_000  # characters of a variable as JSON, with its references replaced
+LARGEST_VALUE_TREE = 1_000_000  # characters and values that references add to a variable or a job
 
-def expanded_size(name: str, values: Mapping[str, Node],
-                  sizes: dict[str, int]) -> int:  # sizes: of the variables seen so far; gets that of `name`
-    "Return the size of a variable as JSON if each reference to another variable were replaced by its value."
-    if name not in sizes and name in values:
-        text = json.dumps(plain(values[name]), default=str)
-        sizes[name] = 0  # a circular reference is an error of a later step
-        references = [] if is_data(values[name]) else re.findall(r"\$\{var\.([^}.\[]+)", text)
-        sizes[name] = len(text) + sum(expanded_size(other, values, sizes) for other in references)
-    return sizes.get(name, 0)
+def referenced(ref: str, scope: Node) -> Node | None:
+    "The value at the path of a reference as the files have it; the last one on the path if that is a reference itself."
+    node = scope
+    for name in re.findall(r"[^.\[\]]+", ref):
+        if isinstance(node.value, str): return node
+        is_item = isinstance(node.value, list) and name.isdigit() and int(name) < len(node.value)
+        node = node.value[int(name)] if is_item else node.get(name)
+        if node is None: return None  # an error of a later step
+    return node
 
-def refuse_growth(values: Mapping[str, Node]) -> None:
-    "Raise MlopsError for a variable whose references to other variables multiply to a huge value."
+def expanded_size(node: Node, scope: Node,
+                  sizes: dict[str, int]) -> int:  # sizes: of the references seen so far; gets new ones
+    "Return the number of values and characters of a value if each reference in it were replaced."
+    if isinstance(node.value, dict | list):
+        items = node.value.values() if isinstance(node.value, dict) else node.value
+        return 1 + sum(expanded_size(item, scope, sizes) for item in items)
+    if not isinstance(node.value, str): return 1
+    references = [] if is_data(node) else re.findall(r"\$\{([^{}]*)\}", node.value)
+    for ref in references:
+        if ref in sizes: continue
+        sizes[ref] = 1  # a circular reference is an error of a later step
+        target = referenced(ref, scope)
+        if target: sizes[ref] = expanded_size(target, scope, sizes)
+    return 1 + len(node.value) + sum(sizes[ref] for ref in references)
+
+def refuse_growth(values: Mapping[str, Node], scope: Node, kind: str = "variable") -> None:
+    "Raise MlopsError for a value whose references to other values multiply to a huge one."
     sizes: dict[str, int] = {}
     for name, node in values.items():
-        if expanded_size(name, values, sizes) > LARGEST_VALUE_TREE:
-            size = f"{sizes[name]:,} characters with its references replaced"
-            hint = f"at most {LARGEST_VALUE_TREE:,} are allowed"
-            raise MlopsError(f"{node.place}: variable {name!r} has {size}", hint)
+        size, own_size = expanded_size(node, scope, sizes), expanded_size(node, Node({}, node.place), {})
+        if size - own_size > LARGEST_VALUE_TREE:
+            raise MlopsError(f"{node.place}: {kind} {name!r} has {size:,} characters with its references replaced",
+                             f"references may add at most {LARGEST_VALUE_TREE:,}")
 
 def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[str, Any],
                     environ: Mapping[str, str], overrides: Mapping[str, Node]) -> dict[str, Node]:
@@ -152,7 +167,7 @@ def variable_values(defined: Mapping[str, Mapping[str, Node]], options: Mapping[
         for name in names:
             if name not in defined: raise unknown("variable", name, defined, where=origin)
     values = {name: choose_value(name, defined[name], options, environ, overrides) for name in defined}
-    refuse_growth(values)
+    refuse_growth(values, Node({"var": Node(values, Place(OPTION))}, Place(OPTION)))
     return values
 
 # %% ../../nbs/bundle/00_variables.ipynb #d2a38ded

@@ -17,6 +17,7 @@ from .references import StoreFacts, needed_runs
 from .removals import Kept, Plan, Removal, group, readable_size, remove_path
 from ..env import Env
 from ..errors import MlopsError
+from ..local_stores import is_absent, store_errors
 from ..models import registry
 
 # %% ../../nbs/cleaning/06_clean.ipynb #30066ff7
@@ -41,7 +42,8 @@ def plan_store_and_tables(env: Env, cutoff: int, now: int) -> Plan:
         reason = "not this project's own store: `mlflow gc` cleans it, and its models may need any table version"
         return Plan(kept=[Kept("MLflow and tables", addresses, reason)])
     file, root = env.state / "mlflow.db", env.state / "artifacts"
-    if not file.exists(): return table_files.plan_tables(env, cutoff, now, [])
+    with store_errors("the MLflow store", file, write=False): has_no_store = is_absent(file)
+    if has_no_store: return table_files.plan_tables(env, cutoff, now, [])
     facts = mlflow_files.read_store(file, root, env.target)
     try: facts.named_runs = table_files.runs_in_logs(env)
     except MlopsError as error: return Plan(kept=[Kept("MLflow and tables", "all", error.message)])

@@ -111,10 +111,10 @@ def remove_path(path: Path) -> None:
     "Remove a file or a folder: rename it in one step, then delete it. Nothing happens if it does not exist."
     if not (path.exists() or path.is_symlink()): return
     if path.name.startswith(REMOVING): return delete(path)
-    rubbish = path.with_name(REMOVING + path.name)
-    delete(rubbish)
-    path.rename(rubbish)
-    delete(rubbish)
+    renamed = path.with_name(REMOVING + path.name)
+    delete(renamed)
+    path.rename(renamed)
+    delete(renamed)
 
 def interrupted(folder: Path) -> list[Removal]:
     "What earlier interrupted removals left directly in a folder."

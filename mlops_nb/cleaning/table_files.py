@@ -13,17 +13,15 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..addresses import connect_existing
 from .removals import UNITS, Kept, Plan, Removal
 from ..data.lakehouse import folders, stored_tables, table_error
 from ..env import Env
 from ..errors import MlopsError
-from ..local_stores import store_errors
+from ..local_stores import select_together, store_errors
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #352bf60c
 NAMES = "read_versions"  # the tag, and the column of predictions
@@ -53,14 +51,15 @@ def names_of_models(file: Path,  # MLflow's SQLite file
                     run_ids: set[str],  # the runs of kept models
                     ) -> Iterator[dict[str, int]]:
     "Read the table versions that registered versions, and the runs of kept models, name."
-    with store_errors("the MLflow store", file, write=False), closing(connect_existing(file)) as connection:
-        for version, text in connection.execute(TAGS): yield read_names(text, version)
-        for run_id, text in connection.execute(RUN_NAMES):
-            if run_id in run_ids: yield read_names(text, f"run {run_id}")
-        for run_id, text in connection.execute(INPUTS):
-            source = json.loads(text)
-            if run_id in run_ids and source.get("delta_table_version") is not None:
-                yield {source["delta_table_name"]: int(source["delta_table_version"])}
+    with store_errors("the MLflow store", file, write=False):
+        tags, run_names, inputs = select_together(file, (TAGS, ()), (RUN_NAMES, ()), (INPUTS, ()))
+    for version, text in tags: yield read_names(text, version)
+    for run_id, text in run_names:
+        if run_id in run_ids: yield read_names(text, f"run {run_id}")
+    for run_id, text in inputs:
+        source = json.loads(text)
+        if run_id in run_ids and source.get("delta_table_version") is not None:
+            yield {source["delta_table_name"]: int(source["delta_table_version"])}
 
 # %% ../../nbs/cleaning/04_table_files.ipynb #77d9679b
 def read_error(error: Exception, full: str) -> MlopsError:

@@ -54,7 +54,7 @@ def clean_state(keep: Annotated[str | None, typer.Option(
                     help="Keep everything of this period, such as 12h, 30d or 8w. Required.")] = None,
                 yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove. Default: only show the plan.")] = False,
                 target: Target = None) -> None:
-    """Show which old run folders, artifacts and table files nothing needs, and with --yes remove them.
+    """Show the old run folders, artifacts and table files that are not needed, and with --yes remove them.
 
     Example: [bold]mlops clean --keep 30d[/], then [bold]mlops clean --keep 30d --yes[/]"""
     from mlops_nb.cleaning.removals import read_period

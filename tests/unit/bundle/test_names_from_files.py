@@ -280,6 +280,35 @@ def test_variables_that_multiply_are_refused(project):
         load_bundle(root)
 
 
+@pytest.mark.parametrize("text", ["1\nx: 2", "1 # two", "*x", "&a 1", "!!int 1", "{}", "", "1: 2", "${var.city}"])
+def test_the_value_of_a_number_is_one_number(project, text):
+    root = project(one_task(), variables=VARIABLES | {"count": {"default": 3}})
+    with pytest.raises(MlopsError, match="variable 'count' must be int, got"):
+        load_bundle(root, variables={"count": text})
+
+
+@pytest.mark.parametrize("text", ["", "x"])
+def test_fields_of_jobs_that_multiply_are_refused(project, text):
+    root = project(one_task())
+    jobs = {"j0": {"name": "j0", "description": text, "tasks": [one_task()]}}
+    for i in range(1, 10):
+        jobs[f"j{i}"] = jobs["j0"] | {"description": f"${{resources.jobs.j{i - 1}.description}}" * 9}
+    (root / "jobs.json").write_text(json.dumps({"resources": {"jobs": jobs}}))
+    bundle = json.loads((root / "databricks.yml").read_text()) | {"include": ["jobs.json"]}
+    (root / "databricks.yml").write_text(json.dumps(bundle))
+    start = time.process_time()
+    with pytest.raises(MlopsError, match=r"jobs.json:\d+: job 'j\d' has .* with its references replaced"):
+        load_bundle(root)
+    assert time.process_time() - start < 1
+
+
+def test_a_notebook_path_that_is_a_number_is_the_name_of_a_file(project):
+    root = project(one_task(path=5))
+    assert "no notebook '5'" in str(check(load_bundle(root)))
+    result = CliRunner().invoke(app, ["jobs", "show", "j"])
+    assert not result.exception or isinstance(result.exception, (MlopsError, SystemExit))
+
+
 @pytest.mark.parametrize("name", ["pipe.yml", "folder.yml", "binary.yml"])
 def test_an_included_file_that_is_no_text_is_refused(project, name):
     root = project(one_task(), include=[name])
