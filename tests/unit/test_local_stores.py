@@ -236,7 +236,9 @@ def test_a_full_disk(tmp_path, empty_store, monkeypatch, capsys):
 
 @needs_root
 def test_the_state_of_another_user(tmp_path, empty_store):
-    for folder in (tmp_path, *tmp_path.parents[:2]): os.chmod(folder, 0o755)
+    for folder in (tmp_path, *tmp_path.parents):  # another user can enter it
+        mode = folder.stat().st_mode & 0o7777
+        if mode & 0o055 != 0o055: folder.chmod(mode | 0o055)
     state = make_state(tmp_path / "state", empty_store)
     store, before = RunStore(state / "runs.db"), listing(state)
 
