@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sizes import by_size
 
 from mlops_nb.jobs import run_store
 
@@ -69,5 +70,6 @@ def test_a_killed_run_leaves_nothing_running_and_nothing_in_the_temporary_folder
 @pytest.mark.slow
 def test_runs_killed_at_any_write_can_be_repaired(project, tmp_path):
     make_jobs(project)
-    kills = list(range(4, 46, 2))  # from the fourth on, the run is recorded with all its tasks
-    check(project, tmp_path / "t", execute(project, tmp_path / "t", kills, 8), kills)
+    first, last = 4, 45  # from the fourth on, the run is recorded with all its tasks
+    kills = list(range(first, last, by_size(2, 7)))
+    check(project, tmp_path / "t", execute(project, tmp_path / "t", kills, by_size(8, 3)), kills)

@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from sizes import by_size
 
 ROOT, HERE = Path(__file__).parents[2], str(Path(__file__).parent)
+
+# Seven writes; after a write is the same as before the next one, except for threads that still work
+STEPS = by_size([*((step, "before") for step in range(7)), (0, "after"), (1, "after"), (6, "after")],
+                [(1, "before"), (2, "before"), (4, "before"), (6, "after")])
 
 SERVER = """
 import sys
@@ -115,8 +120,7 @@ def killed(name, step, effect):
     return "was not killed"
 
 KINDS = ("rollback", "undo")
-# seven writes; after a write is the same as before the next one, except for threads that still work
-steps = [*((step, "before") for step in range(7)), (0, "after"), (1, "after"), (6, "after")]
+steps = json.loads(sys.argv[2])
 names = {kind: [f"dev.flights.{kind}_{step}_{effect}" for step, effect in steps] for kind in KINDS}
 whole_names = {kind: f"dev.flights.{kind}_whole" for kind in KINDS}
 assert in_process(prepare, [*itertools.chain(*names.values()), *whole_names.values()])[0]
@@ -139,7 +143,7 @@ def kills(tmp_path_factory):
                               stdout=subprocess.PIPE, text=True)
     try:
         address = server.stdout.readline().strip()
-        process = subprocess.run([*start, KILLS, folder], cwd=ROOT, env=environment | {"SPARK_REMOTE": address},
+        process = subprocess.run([*start, KILLS, folder, json.dumps(STEPS)], cwd=ROOT, env=environment | {"SPARK_REMOTE": address},
                                  capture_output=True, text=True, timeout=300)
     finally: server.communicate()
     assert process.returncode == 0, process.stderr[-3000:]
@@ -152,8 +156,10 @@ def test_killed_at_any_write_and_run_again_it_ends_like_an_undisturbed_one(kills
     whole, statuses, repeated = (kills[kind][key] for key in ("whole", "statuses", "repeated"))
     assert whole["writes"] == 7 and whole["aliases"]["champion"] == champion
     assert [version[0].get("rolled_back") for version in whole["versions"][:2]] == tags
-    assert [os.WTERMSIG(status) for status in statuses] == [signal.SIGKILL] * 10
+    assert [os.WTERMSIG(status) for status in statuses] == [signal.SIGKILL] * len(STEPS)
     for result in repeated:
         for key in ("aliases", "versions", "log"): assert result[key] == whole[key], result["summary"]
-    assert sum("an interrupted rollback is finished" in result["summary"] for result in repeated) == 6
-    assert sum("refused" in result["summary"] for result in repeated) == 1  # killed after its last write
+    for (step, moment), result in zip(STEPS, repeated, strict=True):
+        had_moved = (step, moment) == (1, "after") or 1 < step < 7 and moment == "before"  # the second write is the move
+        assert ("an interrupted rollback is finished" in result["summary"]) == had_moved
+        assert ("refused" in result["summary"]) == ((step, moment) == (6, "after"))  # after the last write
