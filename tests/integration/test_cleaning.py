@@ -236,7 +236,8 @@ def test_a_clean_that_is_killed_at_any_step_is_finished_by_the_next_one(tmp_path
     script = Path(__file__).with_name("killed_cleaning.py")
     from sizes import by_size  # not found by the script, which imports this file
     count = by_size(20, 6)
-    result = subprocess.run([sys.executable, script, str(state), str(count)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, script, str(state), str(count)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("killed") == count, result.stdout
 

@@ -143,8 +143,8 @@ def kills(tmp_path_factory):
                               stdout=subprocess.PIPE, text=True)
     try:
         address = server.stdout.readline().strip()
-        process = subprocess.run([*start, KILLS, folder, json.dumps(STEPS)], cwd=ROOT, env=environment | {"SPARK_REMOTE": address},
-                                 capture_output=True, text=True, timeout=300)
+        process = subprocess.run([*start, KILLS, folder, json.dumps(STEPS)], cwd=ROOT, capture_output=True, text=True,
+                                 env=environment | {"SPARK_REMOTE": address}, timeout=300)
     finally: server.communicate()
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(process.stdout.splitlines()[-1])
@@ -160,6 +160,6 @@ def test_killed_at_any_write_and_run_again_it_ends_like_an_undisturbed_one(kills
     for result in repeated:
         for key in ("aliases", "versions", "log"): assert result[key] == whole[key], result["summary"]
     for (step, moment), result in zip(STEPS, repeated, strict=True):
-        had_moved = (step, moment) == (1, "after") or 1 < step < 7 and moment == "before"  # the second write is the move
+        had_moved = (step, moment) == (1, "after") or 1 < step < 7 and moment == "before"  # write 1 is the move
         assert ("an interrupted rollback is finished" in result["summary"]) == had_moved
         assert ("refused" in result["summary"]) == ((step, moment) == (6, "after"))  # after the last write
