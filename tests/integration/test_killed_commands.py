@@ -62,11 +62,6 @@ def check(project, temporary, observations, kills):
     assert wide == [] and database.stat().st_mode & 0o077 == 0
 
 
-def test_a_killed_run_leaves_nothing_running_and_nothing_in_the_temporary_folder(project, tmp_path):
-    make_jobs(project)
-    check(project, tmp_path / "t", execute(project, tmp_path / "t", [12], 1), [12])
-
-
 @pytest.mark.slow
 def test_runs_killed_at_any_write_can_be_repaired(project, tmp_path):
     make_jobs(project)
