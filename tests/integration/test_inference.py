@@ -252,6 +252,7 @@ def learn(spark, env, frames, day, replay_days=0):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the next test and the demo score day by day too
 def test_day_by_day_gives_the_same_as_all_days_at_once_where_more_is_known(home, frames, tmp_path):
     _, env, version = home
     daily = replace(env, lakehouse=str(tmp_path))

@@ -122,6 +122,7 @@ def assert_equal_states(state: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_deployment kills the same moves before any step
 def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(trained, tmp_path):
     "The version of the train job, with its deployment removed, is killed when it is Challenger and not yet Champion."
     state = copy_state(trained, tmp_path / "state")
