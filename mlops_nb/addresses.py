@@ -17,8 +17,6 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from filelock import FileLock
-
 from .errors import MlopsError
 from .local_stores import select_rows, store_error
 
@@ -106,6 +104,7 @@ def move_addresses(file: Path, old: Path, new: Path) -> int:  # changed values
 
 def move_state(state: Path) -> int:  # changed values
     "Change the addresses in the databases of a state to its present folder; other processes wait meanwhile."
+    from filelock import FileLock  # Databricks Connect has no filelock, and needs no local state
     with FileLock(state / "mlflow.db.lock", timeout=60):
         if not is_moved(state): return 0  # another process has changed them
         old, files = recorded_root(state), [state / "runs.db", state / "mlflow.db"]
