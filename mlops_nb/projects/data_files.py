@@ -9,7 +9,7 @@ __all__ = ['DELIMITERS', 'ENCODINGS', 'SAMPLE_ROWS', 'SAMPLE_CHARACTERS', 'CHUNK
            'named', 'read_csv_text', 'check_file', 'zip_member', 'file_content', 'read_parquet', 'DataFile',
            'check_is_text', 'read_data']
 
-# %% ../../nbs/projects/01_data_files.ipynb #088f1e90
+# %% ../../nbs/projects/01_data_files.ipynb #57fed59a
 import codecs
 import csv
 import gzip
@@ -30,7 +30,7 @@ from ..errors import MlopsError, shorten, what_exists
 from .column_types import (
     DATE, NUMBER, TIME, ZONE, as_frame, check_unique_names, foreign_number, matches, stored_table, typed, with_missing)
 
-# %% ../../nbs/projects/01_data_files.ipynb #c8993bd8
+# %% ../../nbs/projects/01_data_files.ipynb #a63f0888
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}  # as they are written on the command line
 ENCODINGS = ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16")
 
@@ -54,7 +54,7 @@ class Dialect:
         except LookupError:
             raise MlopsError(f"no encoding {self.encoding!r}", what_exists(self.encoding, ENCODINGS)) from None
 
-# %% ../../nbs/projects/01_data_files.ipynb #7a765273
+# %% ../../nbs/projects/01_data_files.ipynb #ee23861a
 def fitting_encoding(data: bytes) -> str:
     "Return the most likely encoding of text."
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): return "utf-16"
@@ -85,7 +85,7 @@ def decoded(data: bytes, dialect: Dialect, where: str) -> str:
     options = [f"--encoding {best}", *other_options(data.decode(best, errors="replace"), dialect)]
     raise MlopsError(f"{where} is not in {dialect.encoding or 'UTF-8'}{read_as}", f"add {' '.join(options)}")
 
-# %% ../../nbs/projects/01_data_files.ipynb #0596c1f4
+# %% ../../nbs/projects/01_data_files.ipynb #02955b49
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 200_000
 
 def csv_reader(text: str, delimiter: str, quote: str) -> Iterator[list[str]]:
@@ -141,7 +141,7 @@ def check_delimiter(text: str, dialect: Dialect, where: str) -> None:
     raise MlopsError(f"{where} has {columns} columns separated by {DELIMITERS[delimiter]}; "
                      f"{DELIMITERS[used]} was expected, which gives {fields} in line 1", hint)
 
-# %% ../../nbs/projects/01_data_files.ipynb #5be88077
+# %% ../../nbs/projects/01_data_files.ipynb #b717fae1
 CHUNK_ROWS = 50_000
 
 def ragged_row(where: str, line: int, row: list[str], columns: int, delimiter: str) -> MlopsError:
@@ -157,7 +157,7 @@ def csv_columns(text: str, delimiter: str, quote: str, where: str) -> tuple[list
     try:
         for row in reader:
             start, line = line + 1, reader.line_num
-            if not "".join(row).strip() and len(row) < 2: continue  # a blank line
+            if len(row) < 2 and not "".join(row).strip(): continue  # a blank line
             if names is None: names = [name.strip() for name in row]
             elif len(row) != len(names): raise ragged_row(where, start, row, len(names), delimiter)
             else: rows.append(row)
@@ -172,7 +172,7 @@ def _as_arrays(rows: list[list[str]]) -> list[pa.Array]:
     "Return rows as columns of text."
     return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
 
-# %% ../../nbs/projects/01_data_files.ipynb #f37a6ad2
+# %% ../../nbs/projects/01_data_files.ipynb #c7e9e5c7
 def check_header(names: list[str], where: str) -> None:
     "Raise MlopsError if the first line is a row of data."
     values = [name for name in names if name]
@@ -218,7 +218,7 @@ def _check_numbers(name: str, column: pa.ChunkedArray, dialect: Dialect, where: 
     words = {"decimal": "a decimal separator", "thousands": "a separator of thousands"}[form]
     raise MlopsError(f"{where}: column {name!r} has numbers with '{other}' as {words}, such as {example}", hint)
 
-# %% ../../nbs/projects/01_data_files.ipynb #aeefac71
+# %% ../../nbs/projects/01_data_files.ipynb #ab07ad03
 TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 SIGNATURES = {b"PAR1": "a parquet file", b"PK\x03\x04": "a zip file or a spreadsheet", b"\x1f\x8b": "a gzip file",
@@ -265,7 +265,7 @@ def read_parquet(data: bytes, where: str) -> pa.Table:
         raise MlopsError(f"{where} is not a parquet file: {shorten(str(error))}",
                          "write it again, for example by pandas") from error
 
-# %% ../../nbs/projects/01_data_files.ipynb #9605113e
+# %% ../../nbs/projects/01_data_files.ipynb #a2e9dc0b
 @dataclass(frozen=True)
 class DataFile:
     "A file as it was read."
