@@ -6,7 +6,7 @@
 __all__ = ['SQL_WORDS', 'LETTERS', 'VALID_NAME', 'LONGEST_NAME', 'is_valid', 'in_ascii', 'readable', 'column_names', 'renamed',
            'column_of']
 
-# %% ../../nbs/projects/02_column_names.ipynb #8a6c6a29
+# %% ../../nbs/projects/02_column_names.ipynb #83a2a202
 import keyword
 import re
 import unicodedata
@@ -14,20 +14,20 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import unknown
 
-# %% ../../nbs/projects/02_column_names.ipynb #7ab313f4
+# %% ../../nbs/projects/02_column_names.ipynb #2648e075
 SQL_WORDS = frozenset("""
-    all and anti any array as at between both by case cast check collate column commit constraint create cross cube
-    current_date current_time current_timestamp current_user delete desc describe distinct drop else end escape except
-    exists explode false fetch filter for foreign from full function grant group grouping having in index inner insert
-    intersect into is join lateral leading left like limit local minus natural not null offset on only or order outer
-    overlaps primary references right rows select semi session_user set some struct table then to trailing true truncate
-    union unique unknown update user using values view when where window with
+    all and anti any as authorization both case cast check collate column constraint create cross current_date
+    current_time current_timestamp current_user distinct else end escape except false fetch filter for foreign from full
+    grant group having in inner intersect into is join lateral leading left minus natural not null offset on only or
+    order outer overlaps primary recursive references right select semi session_user some table then time to trailing
+    true union unique unknown user using when where with within
     _metadata _change_type _commit_version _commit_timestamp
 """.split())
 LETTERS = str.maketrans({
-    "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o", "Ø": "O",
-    "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "þ": "th", "œ": "oe", "Œ": "Oe", "ı": "i",
-    "%": " percent ", "&": " and ", "+": " plus ", "#": " number ", "€": " eur ", "$": " usd ", "£": " gbp ", "°": " deg "})
+    "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o",
+    "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "þ": "th", "œ": "oe", "Œ": "Oe", "ı": "i",
+    "%": " percent ", "&": " and ", "+": " plus ", "#": " number ", "€": " eur ", "$": " usd ", "£": " gbp ",
+    "°": " deg "})
 VALID_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LONGEST_NAME = 100  # characters; Unity Catalog takes 255
 
@@ -35,8 +35,9 @@ def is_valid(name: str,
              reserved: Iterable[str] = (),  # further names, in lower case
              ) -> bool:
     "Whether a name can be used everywhere as it is."
-    is_word = name.lower() in SQL_WORDS or keyword.iskeyword(name) or keyword.iskeyword(name.lower())
-    return bool(VALID_NAME.fullmatch(name)) and len(name) <= LONGEST_NAME and not is_word and name.lower() not in reserved
+    lower = name.lower()
+    is_word = lower in SQL_WORDS or lower in reserved or keyword.iskeyword(name) or keyword.iskeyword(lower)
+    return bool(VALID_NAME.fullmatch(name)) and len(name) <= LONGEST_NAME and not is_word
 
 def in_ascii(name: str) -> str:
     "Return a name in lower-case ASCII words, joined by _; empty if none of its characters has an ASCII form."
@@ -44,7 +45,7 @@ def in_ascii(name: str) -> str:
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:LONGEST_NAME].rstrip("_")
 
-# %% ../../nbs/projects/02_column_names.ipynb #f18c104d
+# %% ../../nbs/projects/02_column_names.ipynb #d6cfea75
 def readable(name: str, position: int, reserved: Iterable[str] = ()) -> str:
     "Return a valid name for a column, which another column may have as well."
     word = in_ascii(name) or f"column_{position}"
@@ -74,7 +75,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
         number += 1
     return candidate
 
-# %% ../../nbs/projects/02_column_names.ipynb #67d4b344
+# %% ../../nbs/projects/02_column_names.ipynb #0250ac7c
 def renamed(names: Mapping[str, str],  # of column_names
             ) -> dict[str, str]:
     "Return the columns whose names differ."

@@ -27,8 +27,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import MlopsError, shorten, what_exists
-from .column_types import (
-    DATE, NUMBER, TIME, ZONE, as_frame, check_unique_names, foreign_number, matches, stored_table, typed, with_missing)
+from mlops_nb.projects.column_types import (
+    DATE,
+    NUMBER,
+    TIME,
+    ZONE,
+    as_frame,
+    check_unique_names,
+    foreign_number,
+    matches,
+    stored_table,
+    typed,
+    with_missing,
+)
 
 # %% ../../nbs/projects/01_data_files.ipynb #a63f0888
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}  # as they are written on the command line
