@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAK_STRENGTH', 'SAMPLE_SIZE', 'FOLDS', 'MIN_PER_CLASS', 'CHANCE', 'sample_positions', 'tree_predictions',
-           'category_predictions', 'is_numeric', 'out_of_fold', 'strength', 'filled_class', 'is_filled_with_label',
-           'later_share', 'leak_reason']
+           'category_predictions', 'as_array', 'measured', 'strength', 'filled_class', 'is_filled_with_label',
+           'later_share', 'leak_reasons']
 
-# %% ../../nbs/projects/03_leaks.ipynb #3898e46e
+# %% ../../nbs/projects/03_leaks.ipynb #7525a5d0
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
@@ -15,7 +15,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeRegressor
 
-# %% ../../nbs/projects/03_leaks.ipynb #7fcc81f5
+# %% ../../nbs/projects/03_leaks.ipynb #8a929050
 LEAK_STRENGTH = 0.99
 SAMPLE_SIZE = 4_000
 FOLDS = 3
@@ -36,41 +36,42 @@ def tree_predictions(values: np.ndarray, label: np.ndarray, rows: np.ndarray, ot
     tree = DecisionTreeRegressor(max_depth=6, min_samples_leaf=5, random_state=1)
     return tree.fit(values[rows, None], label[rows]).predict(values[others, None])
 
-def category_predictions(values: pd.Series, label: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+def category_predictions(values: np.ndarray,  # codes of categories
+                         label: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     "Return the mean label in `rows` of the category of each of `others`; of a new category the mean of all."
-    means = pd.Series(label[rows]).groupby(values.to_numpy(object)[rows], dropna=False).mean()
-    mean = label[rows].mean()
-    return values.iloc[others].map(means).fillna(mean).to_numpy(float)
+    counts = np.bincount(values[rows], minlength=values.max() + 1)
+    sums = np.bincount(values[rows], weights=label[rows], minlength=values.max() + 1)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), label[rows].mean())
+    return means[values[others]]
 
-def is_numeric(values: pd.Series) -> bool:
-    "Whether a column holds numbers or booleans."
-    return pd.api.types.is_numeric_dtype(values.dtype)
+def as_array(values: pd.Series) -> np.ndarray:
+    "Return numbers and booleans as floats that a tree takes, with NaN where missing; text as codes of categories."
+    if not pd.api.types.is_numeric_dtype(values.dtype): return pd.factorize(values, use_na_sentinel=False)[0]
+    return np.clip(values.to_numpy(float, na_value=np.nan), -3e38, 3e38)  # trees have single precision
 
-def out_of_fold(values: pd.Series, label: np.ndarray, is_binary: bool) -> np.ndarray:
-    "Return predictions of the label from one column, each from the rows of the other folds."
-    folds = (StratifiedKFold if is_binary else KFold)(FOLDS, shuffle=True, random_state=1)
-    prediction, numbers = np.empty(len(label)), None
-    if is_numeric(values):
-        numbers = values.to_numpy(float, na_value=np.nan)
-        numbers = np.clip(np.nan_to_num(numbers, nan=np.nan, posinf=1e300, neginf=-1e300), -3e38, 3e38)
-    for rows, others in folds.split(label, label):
-        if numbers is None: prediction[others] = category_predictions(values, label, rows, others)
-        else: prediction[others] = tree_predictions(numbers, label, rows, others)
-    return prediction
+def measured(values: np.ndarray, label: np.ndarray, prediction: np.ndarray, is_binary: bool) -> tuple[str, float]:
+    "Return the measure by which a column predicts the label best, and its value; 1 is perfect."
+    if is_binary: return "AUC", float(roc_auc_score(label, prediction))
+    r2 = float(r2_score(label, prediction))
+    if values.dtype != float or np.isnan(values).any(): return "R²", r2
+    rank = abs(float(spearmanr(values, label).statistic))
+    return ("rank correlation", rank) if rank > r2 else ("R²", r2)
 
 def strength(values: pd.Series,  # numbers, booleans or text
              label: np.ndarray,  # of float, without missing values; 0 and 1 if is_binary
              is_binary: bool,
-             ) -> tuple[str, float]:  # the measure and its value; 1 is perfect
-    "Return how well one column alone predicts the label."
-    prediction = out_of_fold(values, label, is_binary)
-    if is_binary: return "AUC", float(roc_auc_score(label, prediction))
-    r2 = float(r2_score(label, prediction))
-    if not is_numeric(values) or values.isna().any(): return "R²", r2
-    rank = abs(float(spearmanr(values.to_numpy(float), label).statistic))
-    return ("rank correlation", rank) if rank > r2 else ("R²", r2)
+             ) -> tuple[str, float]:  # the measure and its value
+    "Return how well one column alone predicts the label, out of fold; of a weak column only an upper bound."
+    array, everything = as_array(values), np.arange(len(label))
+    predictions = category_predictions if array.dtype != float else tree_predictions
+    bound = measured(array, label, predictions(array, label, everything, everything), is_binary)
+    if bound[1] < LEAK_STRENGTH: return bound
+    folds = (StratifiedKFold if is_binary else KFold)(FOLDS, shuffle=True, random_state=1)
+    prediction = np.empty(len(label))
+    for rows, others in folds.split(label, label): prediction[others] = predictions(array, label, rows, others)
+    return measured(array, label, prediction, is_binary)
 
-# %% ../../nbs/projects/03_leaks.ipynb #c4541cf0
+# %% ../../nbs/projects/03_leaks.ipynb #5a23a4cf
 CHANCE = 1e-6
 
 def filled_class(values: pd.Series, label: np.ndarray,  # 0 and 1
@@ -93,20 +94,23 @@ def later_share(values: pd.Series, time: pd.Series) -> float:
     both = values.notna() & time.notna()
     return float((values[both] > time[both]).mean()) if both.any() else 0.0
 
-# %% ../../nbs/projects/03_leaks.ipynb #5a734267
-def leak_reason(values: pd.Series,  # of all rows
-                label: np.ndarray,  # of float; NaN where it is missing
-                is_binary: bool,
-                names: tuple[str, str] = ("0", "1"),  # of the classes, for the message
-                ) -> str | None:
-    "Return why a column is probably known only after the label; None if there is no sign."
+# %% ../../nbs/projects/03_leaks.ipynb #2ad8dd68
+def leak_reasons(frame: pd.DataFrame,  # the columns to check: numbers, booleans and text
+                 label: np.ndarray,  # of float, of all rows; NaN where it is missing; 0 and 1 if is_binary
+                 is_binary: bool,
+                 names: tuple[str, str] = ("0", "1"),  # of the classes, for the text
+                 ) -> dict[str, str]:
+    "Return why some columns are probably known only after the label, by column."
     has_label = ~np.isnan(label)
-    if is_filled_with_label(values, has_label): return "filled only in rows whose label is known"
-    values, label = values[has_label], label[has_label]
-    if is_binary:
-        if min(np.count_nonzero(label == 1), np.count_nonzero(label == 0)) < MIN_PER_CLASS: return None
-        only_class = filled_class(values, label)
-        if only_class is not None: return f"filled only where the label is {names[only_class]}"
-    sample = sample_positions(label, is_binary)
-    measure, value = strength(values.iloc[sample], label[sample], is_binary)
-    return f"predicts the label alone: {measure} {value:.3f}" if value >= LEAK_STRENGTH else None
+    known = np.flatnonzero(has_label)
+    sample = known[sample_positions(label[known], is_binary)]
+    can_measure = not is_binary or np.bincount(label[sample].astype(int), minlength=2).min() >= MIN_PER_CLASS
+    reasons = {}
+    for name, values in frame.items():
+        only_class = filled_class(values.iloc[known], label[known]) if is_binary and can_measure else None
+        if is_filled_with_label(values, has_label): reasons[name] = "filled only in rows whose label is known"
+        elif only_class is not None: reasons[name] = f"filled only where the label is {names[only_class]}"
+        elif can_measure:
+            measure, value = strength(values.iloc[sample], label[sample], is_binary)
+            if value >= LEAK_STRENGTH: reasons[name] = f"predicts the label alone ({measure} {value:.3f})"
+    return reasons
