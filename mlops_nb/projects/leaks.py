@@ -7,7 +7,7 @@ __all__ = ['LEAK_STRENGTH', 'SAMPLE_SIZE', 'FOLDS', 'MIN_PER_CLASS', 'CHANCE', '
            'category_predictions', 'as_array', 'measured', 'strength', 'filled_class', 'is_filled_with_label',
            'later_share', 'leak_reasons']
 
-# %% ../../nbs/projects/03_leaks.ipynb #7525a5d0
+# %% ../../nbs/projects/03_leaks.ipynb #8a39c536
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
@@ -15,9 +15,9 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeRegressor
 
-# %% ../../nbs/projects/03_leaks.ipynb #8a929050
+# %% ../../nbs/projects/03_leaks.ipynb #99e2f7bd
 LEAK_STRENGTH = 0.99
-SAMPLE_SIZE = 4_000
+SAMPLE_SIZE = 2_000
 FOLDS = 3
 MIN_PER_CLASS = 20  # rows of each class; from fewer an AUC of 0.99 is chance
 
@@ -71,30 +71,30 @@ def strength(values: pd.Series,  # numbers, booleans or text
     for rows, others in folds.split(label, label): prediction[others] = predictions(array, label, rows, others)
     return measured(array, label, prediction, is_binary)
 
-# %% ../../nbs/projects/03_leaks.ipynb #5a23a4cf
+# %% ../../nbs/projects/03_leaks.ipynb #bac4da70
 CHANCE = 1e-6
 
-def filled_class(values: pd.Series, label: np.ndarray,  # 0 and 1
+def filled_class(is_filled: np.ndarray,  # of each row whose label is known
+                 label: np.ndarray,  # 0 and 1
                  ) -> int | None:  # the class; None: filled in both, or too rarely to tell
     "Return the only class in which a column is filled."
-    filled = label[values.notna().to_numpy()]
+    filled = label[is_filled]
     if not len(filled) or len(filled) == len(label): return None
     kind = round(filled.mean())
     share, other_class = (label == kind).mean(), (filled != kind).mean()
     return int(kind) if other_class <= 0.005 and share ** len(filled) < CHANCE else None
 
-def is_filled_with_label(values: pd.Series, has_label: np.ndarray) -> bool:
+def is_filled_with_label(is_filled: np.ndarray, has_label: np.ndarray) -> bool:  # both of each row
     "Whether a column is filled where the label is known, and empty where it is missing."
-    filled = values.notna().to_numpy()
-    unknown_rows = np.count_nonzero(~has_label)
-    return unknown_rows >= MIN_PER_CLASS and filled[has_label].mean() > 0.5 and filled[~has_label].mean() < 0.01
+    if len(has_label) - np.count_nonzero(has_label) < MIN_PER_CLASS: return False
+    return bool(is_filled[has_label].mean() > 0.5 and is_filled[~has_label].mean() < 0.01)
 
 def later_share(values: pd.Series, time: pd.Series) -> float:
     "Return the share of rows in which a time is later than the question."
     both = values.notna() & time.notna()
     return float((values[both] > time[both]).mean()) if both.any() else 0.0
 
-# %% ../../nbs/projects/03_leaks.ipynb #2ad8dd68
+# %% ../../nbs/projects/03_leaks.ipynb #cd45405f
 def leak_reasons(frame: pd.DataFrame,  # the columns to check: numbers, booleans and text
                  label: np.ndarray,  # of float, of all rows; NaN where it is missing; 0 and 1 if is_binary
                  is_binary: bool,
@@ -105,12 +105,13 @@ def leak_reasons(frame: pd.DataFrame,  # the columns to check: numbers, booleans
     known = np.flatnonzero(has_label)
     sample = known[sample_positions(label[known], is_binary)]
     can_measure = not is_binary or np.bincount(label[sample].astype(int), minlength=2).min() >= MIN_PER_CLASS
-    reasons = {}
+    sampled, reasons = frame.iloc[sample], {}
     for name, values in frame.items():
-        only_class = filled_class(values.iloc[known], label[known]) if is_binary and can_measure else None
-        if is_filled_with_label(values, has_label): reasons[name] = "filled only in rows whose label is known"
+        is_filled = values.notna().to_numpy()
+        only_class = filled_class(is_filled[known], label[known]) if is_binary and can_measure else None
+        if is_filled_with_label(is_filled, has_label): reasons[name] = "filled only in rows whose label is known"
         elif only_class is not None: reasons[name] = f"filled only where the label is {names[only_class]}"
         elif can_measure:
-            measure, value = strength(values.iloc[sample], label[sample], is_binary)
+            measure, value = strength(sampled[name], label[sample], is_binary)
             if value >= LEAK_STRENGTH: reasons[name] = f"predicts the label alone ({measure} {value:.3f})"
     return reasons
