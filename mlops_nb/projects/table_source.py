@@ -58,11 +58,12 @@ class TableSource:
     def feature_table(self) -> str: return f"{self.name}_features"
 
 # %% ../../nbs/projects/10_table_source.ipynb #d6ffac76
+FILE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".gz", ".zip")
+
 def is_table_name(source: str) -> bool:
     "Whether a source is the full name of a table: catalog.schema.table."
-    return re.fullmatch(r"[^./\\]+\.[^./\\]+\.[^./\\]+", source) is not None and Path(source).suffix not in FILE_SUFFIXES
-
-FILE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".gz", ".zip")
+    has_three_parts = re.fullmatch(r"[^./\\]+\.[^./\\]+\.[^./\\]+", source) is not None
+    return has_three_parts and Path(source).suffix not in FILE_SUFFIXES
 
 def read_rows(spark, env: Env, table_source: TableSource, source: str):  # -> DataFrame with the names of the data
     "Read the rows of a source."
@@ -80,7 +81,7 @@ def known_at_sql(table_source: TableSource) -> str:  # a SQL expression of type 
     "Return the SQL expression of the time from which the label is known."
     return f"CAST({quoted(table_source.known_at or table_source.time)} AS TIMESTAMP)"
 
-def bronze_columns(table_source: TableSource, cut: datetime) -> list[str]:  # SQL expressions on the data
+def bronze_columns(table_source: TableSource) -> list[str]:  # SQL expressions on the data
     "Return the columns of the bronze table."
     columns = []
     for name, kind in table_source.columns.items():
@@ -108,7 +109,7 @@ def check_source_columns(table_source: TableSource, columns: Sequence[str], sour
 def check_keys(table_source: TableSource, rows, source: str) -> None:  # rows: DataFrame
     "Raise MlopsError for rows without a key, and for rows that share one."
     key = quoted(table_source.key)
-    counts = rows.selectExpr("count(*) AS rows", f"count({key}) AS keys", f"count(DISTINCT {key}) AS different").collect()
+    counts = rows.selectExpr("count(*)", f"count({key})", f"count(DISTINCT {key})").collect()
     total, keys, different = counts[0]
     if keys < total:
         raise MlopsError(f"{total - keys:,} of {total:,} rows of {source} have no {table_source.key}",
@@ -128,7 +129,7 @@ def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetim
     "Merge the rows of a source that were known before the cut into the bronze table."
     rows = read_rows(spark, env, table_source, source)
     check_source_columns(table_source, rows.columns, source)
-    rows = known_rows(table_source, rows.selectExpr(*bronze_columns(table_source, cut)), cut)
+    rows = known_rows(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
     check_keys(table_source, rows, source)
     return tables.merge(spark, env, table_source.bronze, rows, [table_source.key], is_changed(table_source))
 
