@@ -10,7 +10,7 @@ __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPT
            'numeric_label', 'day_counts', 'longest_gap', 'time_facts', 'check_roles', 'stored_frame', 'unused_reasons',
            'label_notes', 'inspect_table', 'described_columns', 'time_notes', 'check_features']
 
-# %% ../../nbs/projects/04_inspection.ipynb #d86662f6
+# %% ../../nbs/projects/04_inspection.ipynb #155ea9b7
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -23,7 +23,7 @@ from ..errors import MlopsError, shorten, unknown
 from .column_types import as_frame, stored_table
 from .leaks import later_share, leak_reasons
 
-# %% ../../nbs/projects/04_inspection.ipynb #7ecee7c4
+# %% ../../nbs/projects/04_inspection.ipynb #3693e85e
 @dataclass(frozen=True)
 class Column:
     "A column of the table."
@@ -83,7 +83,7 @@ class Inspection:
         "The reason of each column that is not used."
         return {column.name: column.reason for column in self.columns if column.role == "unused"}
 
-# %% ../../nbs/projects/04_inspection.ipynb #43a74ef6
+# %% ../../nbs/projects/04_inspection.ipynb #27a440f0
 MAX_CATEGORIES, ROWS_PER_CATEGORY, FEW_CATEGORIES = 1_000, 10, 20
 NEARLY_EMPTY = 0.01  # share of rows with a value
 IDENTIFIER_SHARE = 0.99  # distinct values per row with a value
@@ -117,7 +117,7 @@ def plain_reason(values: pd.Series, kind: str, distinct: int) -> str:
     if filled < NEARLY_EMPTY * len(values): return f"nearly empty: a value in {filled:,} of {len(values):,} rows"
     return f"text with {distinct:,} different values" if kind == "text" else ""
 
-# %% ../../nbs/projects/04_inspection.ipynb #f1ebf11c
+# %% ../../nbs/projects/04_inspection.ipynb #1ebd033b
 def check_key(frame: pd.DataFrame, key: tuple[str, ...], time: str | None) -> None:
     "Raise MlopsError unless each row has a key of its own."
     names = ", ".join(key)
@@ -164,7 +164,7 @@ def check_question_times(frame: pd.DataFrame, time: str | None, known_at: str | 
         f"{early[known_at].iloc[0]} and {early[time].iloc[0]}",
         "a label becomes known after the question; are the two columns exchanged?")
 
-# %% ../../nbs/projects/04_inspection.ipynb #c50cc8d0
+# %% ../../nbs/projects/04_inspection.ipynb #de338414
 YES_WORDS = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "ja", "oui", "si", "sí", "sim"}
 NO_WORDS = {"no", "n", "false", "f", "0", "0.0", "negative", "neg", "nein", "non", "não", "-1", "-1.0"}
 WORDS_AS_TEXT = {"NA", "N/A", "NULL", "NaN", "None", "null", "nan", "?"}
@@ -198,7 +198,7 @@ def _not_binary(known: pd.Series, name: str) -> MlopsError:
         hint = "leave the fields of unknown labels empty"
     return MlopsError(f"--label {name} has {len(counts):,} values: {shorten(listed)}; binary needs two", hint)
 
-# %% ../../nbs/projects/04_inspection.ipynb #026d91e9
+# %% ../../nbs/projects/04_inspection.ipynb #503005fe
 MIN_LABELLED_ROWS, MIN_CLASS_ROWS, MIN_DAYS = 200, 30, 10
 PROBLEMS = ("binary", "regression")
 
@@ -234,7 +234,7 @@ def numeric_label(label: pd.Series, problem: str) -> tuple[np.ndarray, Any, Any]
     positive, negative = class_values(label.dropna())
     return np.where(label.isna(), np.nan, (label == positive).fillna(False).to_numpy(float)), positive, negative
 
-# %% ../../nbs/projects/04_inspection.ipynb #c027ab68
+# %% ../../nbs/projects/04_inspection.ipynb #dc5089b1
 def day_counts(frame: pd.DataFrame, label: str, time: str, known_at: str | None) -> tuple[DayCount, ...]:
     "Return the numbers of labelled rows by day and by the day on which their labels became known."
     known = frame[frame[label].notna() & frame[known_at or time].notna()]
@@ -262,7 +262,7 @@ def time_facts(frame: pd.DataFrame, label: str, time: str | None, known_at: str 
     return {"time": time, "known_at": known_at, "first_time": times.min(), "last_time": times.max(), "days": days,
             "days_with_rows": int(times.dt.floor("D").nunique()), "longest_gap": longest_gap(times)}
 
-# %% ../../nbs/projects/04_inspection.ipynb #65efff80
+# %% ../../nbs/projects/04_inspection.ipynb #118685cf
 def check_roles(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None) -> None:
     "Raise MlopsError unless the options name different columns that exist; the time may be part of the key."
     options = [("--label", label), *(("--key", name) for name in key), ("--time", time), ("--known-at", known_at)]
@@ -301,10 +301,10 @@ def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str
         notes.append(f"The rarer class has {min(known.sum(), len(known) - known.sum()):,.0f} rows, "
                      "less than 1%: intervals will be wide.")
     if problem == "regression" and label.nunique() < 10:
-        notes.append(f"The label has only {label.nunique()} different values. For a class, make a column with two values.")
+        notes.append(f"The label has only {label.nunique()} different values; for a class, make a column with two.")
     return notes
 
-# %% ../../nbs/projects/04_inspection.ipynb #ba71d56d
+# %% ../../nbs/projects/04_inspection.ipynb #b83b6aaa
 def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
                   time: str | None = None,  # the column with the time of the question
                   known_at: str | None = None,  # the column with the time from which the label is known
@@ -322,7 +322,8 @@ def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
     check_label(frame[label], problem)
     numbers, positive, negative = numeric_label(frame[label], problem)
     known = numbers[~np.isnan(numbers)]
-    columns = described_columns(frame, label, key, time, known_at, numbers, (str(negative), str(positive)))
+    classes = (str(negative), str(positive)) if problem == "binary" else None
+    columns = described_columns(frame, label, key, time, known_at, numbers, classes)
     inspection = Inspection(
         len(frame), problem, label, key, columns, missing_labels=len(frame) - len(known), positive=positive,
         negative=negative, positive_rows=int(known.sum()) if problem == "binary" else 0,
@@ -333,7 +334,8 @@ def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
 
 def described_columns(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None,
                       numbers: np.ndarray,  # the label as float
-                      classes: tuple[str, str]) -> tuple[Column, ...]:  # negative, positive
+                      classes: tuple[str, str] | None,  # negative, positive; None for regression
+                      ) -> tuple[Column, ...]:
     "Return kind, role and reason of each column."
     distinct = {name: int(values.nunique()) for name, values in frame.items()}
     kinds = {name: column_kind(values, distinct[name]) for name, values in frame.items()}
@@ -341,8 +343,7 @@ def described_columns(frame: pd.DataFrame, label: str, key: tuple[str, ...], tim
     others = {name: kind for name, kind in kinds.items() if name not in roles}
     reasons = unused_reasons(frame, others, distinct, time)
     candidates = [name for name, reason in reasons.items() if not reason]
-    is_binary = set(np.unique(numbers[~np.isnan(numbers)])) == {0.0, 1.0} and classes != ("None", "None")
-    reasons |= leak_reasons(frame[candidates], numbers, is_binary, classes)
+    reasons |= leak_reasons(frame[candidates], numbers, classes is not None, classes or ("0", "1"))
     missing = frame.isna().mean()
     return tuple(Column(name, kinds[name], float(missing[name]), distinct[name],
                         roles.get(name, "unused" if reasons.get(name) else "feature"), reasons.get(name, ""))
@@ -359,4 +360,5 @@ def check_features(inspection: Inspection) -> Inspection:
     "Return an inspection that has features; raise MlopsError otherwise."
     if inspection.features: return inspection
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(inspection.unused.items())[:10])
-    raise MlopsError(f"no column becomes a feature. {reasons}", "add columns that differ between rows and are known in time")
+    raise MlopsError(f"no column becomes a feature. {reasons}",
+                     "add columns that differ between rows and are known in time")
