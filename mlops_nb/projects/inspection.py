@@ -8,9 +8,9 @@ __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPT
            'DayCount', 'Inspection', 'column_kind', 'is_identifier', 'plain_reason', 'check_key', 'check_time_column',
            'check_question_times', 'class_values', 'suggested_problem', 'check_known_labels', 'check_label',
            'numeric_label', 'day_counts', 'longest_gap', 'time_facts', 'check_roles', 'stored_frame', 'unused_reasons',
-           'label_notes', 'inspect_table', 'described_columns', 'time_notes', 'check_features']
+           'follows_time', 'label_notes', 'inspect_table', 'described_columns', 'time_notes', 'check_features']
 
-# %% ../../nbs/projects/04_inspection.ipynb #155ea9b7
+# %% ../../nbs/projects/04_inspection.ipynb #6d9ef1b4
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from ..errors import MlopsError, shorten, unknown
 from .column_types import as_frame, stored_table
-from .leaks import later_share, leak_reasons
+from .leaks import SAMPLE_SIZE, later_share, leak_reasons
 
-# %% ../../nbs/projects/04_inspection.ipynb #3693e85e
+# %% ../../nbs/projects/04_inspection.ipynb #b27c275b
 @dataclass(frozen=True)
 class Column:
     "A column of the table."
@@ -83,11 +83,11 @@ class Inspection:
         "The reason of each column that is not used."
         return {column.name: column.reason for column in self.columns if column.role == "unused"}
 
-# %% ../../nbs/projects/04_inspection.ipynb #27a440f0
+# %% ../../nbs/projects/04_inspection.ipynb #2c99df79
 MAX_CATEGORIES, ROWS_PER_CATEGORY, FEW_CATEGORIES = 1_000, 10, 20
 NEARLY_EMPTY = 0.01  # share of rows with a value
 IDENTIFIER_SHARE = 0.99  # distinct values per row with a value
-ID_WORDS = {"id", "ids", "uuid", "guid", "nr", "no", "num", "number", "code", "key", "index", "rownames", "row", "rownum"}
+ID_WORDS = {"id", "ids", "uuid", "guid", "nr", "no", "number", "code", "key", "index", "rownames", "row", "rownum"}
 
 def column_kind(values: pd.Series, distinct: int) -> str:
     "Return the kind of a column."
@@ -117,7 +117,7 @@ def plain_reason(values: pd.Series, kind: str, distinct: int) -> str:
     if filled < NEARLY_EMPTY * len(values): return f"nearly empty: a value in {filled:,} of {len(values):,} rows"
     return f"text with {distinct:,} different values" if kind == "text" else ""
 
-# %% ../../nbs/projects/04_inspection.ipynb #1ebd033b
+# %% ../../nbs/projects/04_inspection.ipynb #453ef95e
 def check_key(frame: pd.DataFrame, key: tuple[str, ...], time: str | None) -> None:
     "Raise MlopsError unless each row has a key of its own."
     names = ", ".join(key)
@@ -164,7 +164,7 @@ def check_question_times(frame: pd.DataFrame, time: str | None, known_at: str | 
         f"{early[known_at].iloc[0]} and {early[time].iloc[0]}",
         "a label becomes known after the question; are the two columns exchanged?")
 
-# %% ../../nbs/projects/04_inspection.ipynb #de338414
+# %% ../../nbs/projects/04_inspection.ipynb #eaa1ea4d
 YES_WORDS = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "ja", "oui", "si", "sí", "sim"}
 NO_WORDS = {"no", "n", "false", "f", "0", "0.0", "negative", "neg", "nein", "non", "não", "-1", "-1.0"}
 WORDS_AS_TEXT = {"NA", "N/A", "NULL", "NaN", "None", "null", "nan", "?"}
@@ -198,7 +198,7 @@ def _not_binary(known: pd.Series, name: str) -> MlopsError:
         hint = "leave the fields of unknown labels empty"
     return MlopsError(f"--label {name} has {len(counts):,} values: {shorten(listed)}; binary needs two", hint)
 
-# %% ../../nbs/projects/04_inspection.ipynb #503005fe
+# %% ../../nbs/projects/04_inspection.ipynb #fb72800b
 MIN_LABELLED_ROWS, MIN_CLASS_ROWS, MIN_DAYS = 200, 30, 10
 PROBLEMS = ("binary", "regression")
 
@@ -234,7 +234,7 @@ def numeric_label(label: pd.Series, problem: str) -> tuple[np.ndarray, Any, Any]
     positive, negative = class_values(label.dropna())
     return np.where(label.isna(), np.nan, (label == positive).fillna(False).to_numpy(float)), positive, negative
 
-# %% ../../nbs/projects/04_inspection.ipynb #dc5089b1
+# %% ../../nbs/projects/04_inspection.ipynb #66181b9d
 def day_counts(frame: pd.DataFrame, label: str, time: str, known_at: str | None) -> tuple[DayCount, ...]:
     "Return the numbers of labelled rows by day and by the day on which their labels became known."
     known = frame[frame[label].notna() & frame[known_at or time].notna()]
@@ -262,7 +262,7 @@ def time_facts(frame: pd.DataFrame, label: str, time: str | None, known_at: str 
     return {"time": time, "known_at": known_at, "first_time": times.min(), "last_time": times.max(), "days": days,
             "days_with_rows": int(times.dt.floor("D").nunique()), "longest_gap": longest_gap(times)}
 
-# %% ../../nbs/projects/04_inspection.ipynb #118685cf
+# %% ../../nbs/projects/04_inspection.ipynb #163698eb
 def check_roles(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None) -> None:
     "Raise MlopsError unless the options name different columns that exist; the time may be part of the key."
     options = [("--label", label), *(("--key", name) for name in key), ("--time", time), ("--known-at", known_at)]
@@ -288,11 +288,20 @@ def unused_reasons(frame: pd.DataFrame, kinds: dict[str, str], distinct: dict[st
                    ) -> dict[str, str]:  # the columns of kinds are those without a role
     "Return why columns are no features, by column; empty for the features."
     reasons = {name: plain_reason(frame[name], kind, distinct[name]) for name, kind in kinds.items()}
+    if time is None: return reasons
     for name, kind in kinds.items():
-        if kind != "time" or time is None: continue
-        share = later_share(frame[name], frame[time])
+        share = later_share(frame[name], frame[time]) if kind == "time" else 0
         if share > 0.5: reasons[name] = f"known too late: later than {time} in {share:.0%} of the rows"
+        if kind == "number" and not reasons[name] and follows_time(frame[name], frame[time]):
+            reasons[name] = f"grows with {time}: a model never saw the values of later rows"
     return reasons
+
+def follows_time(values: pd.Series, time: pd.Series) -> bool:
+    "Whether a number is the time in another form."
+    both = values.notna() & time.notna()
+    if both.sum() < MIN_DAYS or values[both].nunique() < MIN_DAYS: return False
+    sample = pd.DataFrame({"value": values[both].astype(float), "time": time[both].astype("int64")}).iloc[:SAMPLE_SIZE]
+    return abs(sample.corr("spearman").iloc[0, 1]) >= 0.999
 
 def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str]:
     "Return what a person should know about a label."
@@ -304,7 +313,7 @@ def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str
         notes.append(f"The label has only {label.nunique()} different values; for a class, make a column with two.")
     return notes
 
-# %% ../../nbs/projects/04_inspection.ipynb #b83b6aaa
+# %% ../../nbs/projects/04_inspection.ipynb #caf22b1f
 def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
                   time: str | None = None,  # the column with the time of the question
                   known_at: str | None = None,  # the column with the time from which the label is known
