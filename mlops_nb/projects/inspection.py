@@ -8,9 +8,10 @@ __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPT
            'DayCount', 'Inspection', 'column_kind', 'is_identifier', 'plain_reason', 'check_key', 'check_time_column',
            'check_question_times', 'class_values', 'suggested_problem', 'check_known_labels', 'check_label',
            'numeric_label', 'day_counts', 'longest_gap', 'time_facts', 'check_roles', 'stored_frame', 'unused_reasons',
-           'follows_time', 'label_notes', 'inspect_table', 'described_columns', 'time_notes', 'check_features']
+           'late_times', 'follows_time', 'label_notes', 'inspect_table', 'described_columns', 'time_notes',
+           'check_features']
 
-# %% ../../nbs/projects/04_inspection.ipynb #6d9ef1b4
+# %% ../../nbs/projects/04_inspection.ipynb #096cf50b
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -23,7 +24,7 @@ from ..errors import MlopsError, shorten, unknown
 from .column_types import as_frame, stored_table
 from .leaks import SAMPLE_SIZE, later_share, leak_reasons
 
-# %% ../../nbs/projects/04_inspection.ipynb #b27c275b
+# %% ../../nbs/projects/04_inspection.ipynb #65cd68c5
 @dataclass(frozen=True)
 class Column:
     "A column of the table."
@@ -33,6 +34,7 @@ class Column:
     distinct: int  # number of values
     role: str  # key, label, time, known_at, feature or unused
     reason: str = ""  # of an unused column
+    is_leak: bool = False  # whether it is unused because it is probably known too late
 
 @dataclass(frozen=True)
 class DayCount:
@@ -83,7 +85,7 @@ class Inspection:
         "The reason of each column that is not used."
         return {column.name: column.reason for column in self.columns if column.role == "unused"}
 
-# %% ../../nbs/projects/04_inspection.ipynb #2c99df79
+# %% ../../nbs/projects/04_inspection.ipynb #ff490207
 MAX_CATEGORIES, ROWS_PER_CATEGORY, FEW_CATEGORIES = 1_000, 10, 20
 NEARLY_EMPTY = 0.01  # share of rows with a value
 IDENTIFIER_SHARE = 0.99  # distinct values per row with a value
@@ -117,7 +119,7 @@ def plain_reason(values: pd.Series, kind: str, distinct: int) -> str:
     if filled < NEARLY_EMPTY * len(values): return f"nearly empty: a value in {filled:,} of {len(values):,} rows"
     return f"text with {distinct:,} different values" if kind == "text" else ""
 
-# %% ../../nbs/projects/04_inspection.ipynb #453ef95e
+# %% ../../nbs/projects/04_inspection.ipynb #352430f1
 def check_key(frame: pd.DataFrame, key: tuple[str, ...], time: str | None) -> None:
     "Raise MlopsError unless each row has a key of its own."
     names = ", ".join(key)
@@ -164,7 +166,7 @@ def check_question_times(frame: pd.DataFrame, time: str | None, known_at: str | 
         f"{early[known_at].iloc[0]} and {early[time].iloc[0]}",
         "a label becomes known after the question; are the two columns exchanged?")
 
-# %% ../../nbs/projects/04_inspection.ipynb #eaa1ea4d
+# %% ../../nbs/projects/04_inspection.ipynb #db78cb53
 YES_WORDS = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "ja", "oui", "si", "sí", "sim"}
 NO_WORDS = {"no", "n", "false", "f", "0", "0.0", "negative", "neg", "nein", "non", "não", "-1", "-1.0"}
 WORDS_AS_TEXT = {"NA", "N/A", "NULL", "NaN", "None", "null", "nan", "?"}
@@ -198,7 +200,7 @@ def _not_binary(known: pd.Series, name: str) -> MlopsError:
         hint = "leave the fields of unknown labels empty"
     return MlopsError(f"--label {name} has {len(counts):,} values: {shorten(listed)}; binary needs two", hint)
 
-# %% ../../nbs/projects/04_inspection.ipynb #fb72800b
+# %% ../../nbs/projects/04_inspection.ipynb #45d96d1a
 MIN_LABELLED_ROWS, MIN_CLASS_ROWS, MIN_DAYS = 200, 30, 10
 PROBLEMS = ("binary", "regression")
 
@@ -234,7 +236,7 @@ def numeric_label(label: pd.Series, problem: str) -> tuple[np.ndarray, Any, Any]
     positive, negative = class_values(label.dropna())
     return np.where(label.isna(), np.nan, (label == positive).fillna(False).to_numpy(float)), positive, negative
 
-# %% ../../nbs/projects/04_inspection.ipynb #66181b9d
+# %% ../../nbs/projects/04_inspection.ipynb #7ad25e80
 def day_counts(frame: pd.DataFrame, label: str, time: str, known_at: str | None) -> tuple[DayCount, ...]:
     "Return the numbers of labelled rows by day and by the day on which their labels became known."
     known = frame[frame[label].notna() & frame[known_at or time].notna()]
@@ -262,7 +264,7 @@ def time_facts(frame: pd.DataFrame, label: str, time: str | None, known_at: str 
     return {"time": time, "known_at": known_at, "first_time": times.min(), "last_time": times.max(), "days": days,
             "days_with_rows": int(times.dt.floor("D").nunique()), "longest_gap": longest_gap(times)}
 
-# %% ../../nbs/projects/04_inspection.ipynb #163698eb
+# %% ../../nbs/projects/04_inspection.ipynb #5175e255
 def check_roles(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None) -> None:
     "Raise MlopsError unless the options name different columns that exist; the time may be part of the key."
     options = [("--label", label), *(("--key", name) for name in key), ("--time", time), ("--known-at", known_at)]
@@ -290,11 +292,14 @@ def unused_reasons(frame: pd.DataFrame, kinds: dict[str, str], distinct: dict[st
     reasons = {name: plain_reason(frame[name], kind, distinct[name]) for name, kind in kinds.items()}
     if time is None: return reasons
     for name, kind in kinds.items():
-        share = later_share(frame[name], frame[time]) if kind == "time" else 0
-        if share > 0.5: reasons[name] = f"known too late: later than {time} in {share:.0%} of the rows"
         if kind == "number" and not reasons[name] and follows_time(frame[name], frame[time]):
             reasons[name] = f"grows with {time}: a model never saw the values of later rows"
     return reasons
+
+def late_times(frame: pd.DataFrame, names: list[str], time: str) -> dict[str, str]:  # names of columns with times
+    "Return the reason of each time that is later than the question in most rows."
+    shares = {name: later_share(frame[name], frame[time]) for name in names}
+    return {name: f"later than {time} in {share:.0%} of the rows" for name, share in shares.items() if share > 0.5}
 
 def follows_time(values: pd.Series, time: pd.Series) -> bool:
     "Whether a number is the time in another form."
@@ -313,7 +318,7 @@ def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str
         notes.append(f"The label has only {label.nunique()} different values; for a class, make a column with two.")
     return notes
 
-# %% ../../nbs/projects/04_inspection.ipynb #caf22b1f
+# %% ../../nbs/projects/04_inspection.ipynb #8ee2495f
 def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
                   time: str | None = None,  # the column with the time of the question
                   known_at: str | None = None,  # the column with the time from which the label is known
@@ -352,10 +357,13 @@ def described_columns(frame: pd.DataFrame, label: str, key: tuple[str, ...], tim
     others = {name: kind for name, kind in kinds.items() if name not in roles}
     reasons = unused_reasons(frame, others, distinct, time)
     candidates = [name for name, reason in reasons.items() if not reason]
-    reasons |= leak_reasons(frame[candidates], numbers, classes is not None, classes or ("0", "1"))
+    leaks = leak_reasons(frame[candidates], numbers, classes is not None, classes or ("0", "1"))
+    if time: leaks |= late_times(frame, [name for name, kind in others.items() if kind == "time"], time)
+    reasons |= leaks
     missing = frame.isna().mean()
     return tuple(Column(name, kinds[name], float(missing[name]), distinct[name],
-                        roles.get(name, "unused" if reasons.get(name) else "feature"), reasons.get(name, ""))
+                        roles.get(name, "unused" if reasons.get(name) else "feature"), reasons.get(name, ""),
+                        is_leak=name in leaks)
                  for name in frame.columns)
 
 def time_notes(frame: pd.DataFrame, label: str, time: str | None, known_at: str | None) -> list[str]:
