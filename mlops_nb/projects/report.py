@@ -8,7 +8,7 @@ __all__ = ['REPORT_WIDTH', 'INDENT', 'MAX_LISTED', 'LABEL_WORDS', 'MAX_SUGGESTED
            'key_candidates', 'label_candidates', 'time_candidates', 'known_at_candidates', 'questions', 'command_line',
            'missing_options']
 
-# %% ../../nbs/projects/06_report.ipynb #5d3578a9
+# %% ../../nbs/projects/06_report.ipynb #59ab1112
 import shlex
 import textwrap
 from collections import Counter
@@ -21,7 +21,7 @@ from ..errors import MlopsError
 from .demo_dates import DemoDates
 from .inspection import ID_WORDS, MIN_DAYS, Column, Inspection, stored_frame
 
-# %% ../../nbs/projects/06_report.ipynb #97adf167
+# %% ../../nbs/projects/06_report.ipynb #20a35632
 REPORT_WIDTH, INDENT, MAX_LISTED = 80, 10, 12
 
 def fact(name: str, text: str) -> list[str]:
@@ -67,10 +67,10 @@ def feature_text(inspection: Inspection) -> str:
 
 def dates_text(dates: DemoDates) -> str:
     "Return the dates of the demo of a table with times."
-    return (f"first version as of {dates.first_day}, the next one as of {dates.retrain_day}, scoring until {dates.end}; "
-            f"{dates.held_out_days} days held out, windows of {dates.granularity}.")
+    return (f"first version as of {dates.first_day}, the next one as of {dates.retrain_day}, scoring until "
+            f"{dates.end}; {dates.held_out_days} days held out, windows of {dates.granularity}.")
 
-# %% ../../nbs/projects/06_report.ipynb #0fa8d748
+# %% ../../nbs/projects/06_report.ipynb #c9ffb7c5
 def shortened(name: str, width: int) -> str:
     "Return a name cut to a width."
     return name if len(name) <= width else f"{name[:width - 1]}…"
@@ -108,10 +108,10 @@ def report(inspection: Inspection,
     lines += listed("not used, please check: probably known only after the label", leaks)
     all_notes = [*notes, *inspection.notes]
     if all_notes: lines += ["", "notes"]
-    for note in all_notes: lines += textwrap.wrap(f"- {note}", REPORT_WIDTH, initial_indent="  ", subsequent_indent="    ")
+    for note in all_notes: lines += textwrap.wrap(f"  - {note}", REPORT_WIDTH, subsequent_indent="    ")
     return lines
 
-# %% ../../nbs/projects/06_report.ipynb #c98c7a54
+# %% ../../nbs/projects/06_report.ipynb #7c010821
 LABEL_WORDS = {"label", "target", "y", "class", "outcome", "result", "response", "churn", "churned", "default", "fraud",
                "price", "amount", "late", "sold", "bought", "converted", "cancelled", "canceled"}
 MAX_SUGGESTED = 5
@@ -130,8 +130,8 @@ def words_of(name: str) -> set[str]:
 
 def key_candidates(frame: pd.DataFrame) -> list[str]:
     "Return the columns with another value in each row; those named like an identifier first."
-    unique = [str(name) for name, values in frame.items() if values.is_unique and values.notna().all()
-              and not pd.api.types.is_float_dtype(values.dtype) and not pd.api.types.is_datetime64_any_dtype(values.dtype)]
+    texts_and_integers = frame.select_dtypes(["object", "integer"])
+    unique = [name for name, values in texts_and_integers.items() if values.is_unique and values.notna().all()]
     return sorted(unique, key=_is_no_identifier)
 
 def _is_no_identifier(name: str) -> bool: return not (ID_WORDS & words_of(name) or name.lower().endswith("id"))
@@ -156,7 +156,7 @@ def known_at_candidates(frame: pd.DataFrame, time: str) -> list[str]:
              and name != time and pd.api.types.is_datetime64_any_dtype(frame[time].dtype)]
     return [name for name in names if not (frame[name] < frame[time]).any() and (frame[name] > frame[time]).any()]
 
-# %% ../../nbs/projects/06_report.ipynb #10b9af57
+# %% ../../nbs/projects/06_report.ipynb #ac88e8b3
 def questions(frame: pd.DataFrame, label: str | None = None, key: Iterable[str] = (), time: str | None = None,
               known_at: str | None = None) -> tuple[Question, ...]:
     "Return the options that are missing, with the columns that fit; times only where there are columns with times."
