@@ -36,7 +36,7 @@ DAY, PREDICTION_TIME, LABEL_KNOWN_AT = "day", "prediction_time", "label_known_at
 class TableSource:
     "A table with one row per key, and what its columns mean."
     name: str                     # the bronze table is bronze_<name>, the feature table <name>_features
-    key: str                      # of the columns in `columns`
+    key: tuple[str, ...]          # of the columns in `columns`
     label: str
     columns: Mapping[str, str]    # type in Spark's words, by column: string, double, bigint, boolean, timestamp, date
     names: Mapping[str, str] = field(default_factory=dict)  # name in the data, by column, where it differs
@@ -47,8 +47,10 @@ class TableSource:
     calendar: Calendar = field(default_factory=Calendar)
 
     def __post_init__(self):
-        for role in ("key", "label", "time", "known_at"):
-            column = getattr(self, role)
+        if isinstance(self.key, str): object.__setattr__(self, "key", (self.key,))
+        roles = [*(("key", name) for name in self.key), ("label", self.label), ("time", self.time),
+                 ("known_at", self.known_at)]
+        for role, column in roles:
             if column is not None and column not in self.columns:
                 raise unknown("column", column, self.columns, where=role)
 
@@ -108,21 +110,19 @@ def check_source_columns(table_source: TableSource, columns: Sequence[str], sour
 
 def check_keys(table_source: TableSource, rows, source: str) -> None:  # rows: DataFrame
     "Raise MlopsError for rows without a key, and for rows that share one."
-    key = quoted(table_source.key)
-    counts = rows.selectExpr("count(*)", f"count({key})", f"count(DISTINCT {key})").collect()
-    total, keys, different = counts[0]
-    if keys < total:
-        raise MlopsError(f"{total - keys:,} of {total:,} rows of {source} have no {table_source.key}",
-                         "every row needs a key")
-    if different < keys:
-        repeated = rows.groupBy(table_source.key).count().where("count > 1").limit(3).collect()
-        shown = ", ".join(str(row[0]) for row in repeated)
-        raise MlopsError(f"{keys - different:,} rows of {source} share a {table_source.key} with another row, such as "
-                         f"{shown}", "keep one row of each key")
+    names, total = ", ".join(table_source.key), rows.count()
+    is_missing = " OR ".join(f"{quoted(name)} IS NULL" for name in table_source.key)
+    if missing := rows.where(is_missing).count():
+        raise MlopsError(f"{missing:,} of {total:,} rows of {source} have no {names}", "every row needs a key")
+    repeated = rows.groupBy(*table_source.key).count().where("count > 1")
+    if count := repeated.count():
+        shown = "; ".join(", ".join(map(str, row[:-1])) for row in repeated.orderBy(*table_source.key).take(3))
+        raise MlopsError(f"{count:,} values of {names} are those of several rows of {source}, such as {shown}",
+                         "keep one row of each key")
 
 def is_changed(table_source: TableSource) -> str:  # a SQL condition over `t` and `s`
     "Return the condition that a row differs from the stored one."
-    others = [name for name in table_source.columns if name != table_source.key]
+    others = [name for name in table_source.columns if name not in table_source.key]
     return " OR ".join(f"NOT (t.{quoted(name)} <=> s.{quoted(name)})" for name in others)
 
 def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetime) -> int:  # the number of rows changed
@@ -131,12 +131,12 @@ def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetim
     check_source_columns(table_source, rows.columns, source)
     rows = known_rows(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
     check_keys(table_source, rows, source)
-    return tables.merge(spark, env, table_source.bronze, rows, [table_source.key], is_changed(table_source))
+    return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key), is_changed(table_source))
 
 # %% ../../nbs/projects/10_table_source.ipynb #5d9c7594
 def feature_query(table_source: TableSource, features: Sequence[str]) -> FeatureQuery:
     "Return the feature table of a source."
-    columns = [table_source.key, *features]
+    columns = [*table_source.key, *features]
     time = table_source.time
     def query(cut: datetime) -> str:
         selected = ", ".join(quoted(name) for name in columns)
@@ -144,12 +144,12 @@ def feature_query(table_source: TableSource, features: Sequence[str]) -> Feature
         moment = f"CAST({quoted(time)} AS TIMESTAMP)"
         return (f"SELECT {selected}, {moment} AS {PREDICTION_TIME} FROM {{{table_source.bronze}}} "
                 f"WHERE {moment} < {sql_moment(cut)}")
-    return FeatureQuery(table_source.feature_table, (table_source.key,), query, f"The columns of {table_source.name}",
+    return FeatureQuery(table_source.feature_table, table_source.key, query, f"The columns of {table_source.name}",
                         PREDICTION_TIME if time else None)
 
 def question_columns(table_source: TableSource) -> list[str]:  # SQL expressions on the bronze table
     "Return the columns of a row to predict: its key, and its times."
-    columns = [quoted(table_source.key)]
+    columns = [quoted(name) for name in table_source.key]
     if table_source.time is None: return columns
     moment = f"CAST({quoted(table_source.time)} AS TIMESTAMP)"
     return [*columns, f"{table_source.calendar.sql_day(moment)} AS {DAY}", f"{moment} AS {PREDICTION_TIME}"]
@@ -169,10 +169,10 @@ def table_use_case(table_source: TableSource, model: str, problem: ProblemType, 
         known = known.selectExpr(*columns, f"{known_at_sql(table_source)} AS {LABEL_KNOWN_AT}")
         return known.where(f"{LABEL_KNOWN_AT} < {sql_moment(table_source.calendar.midnight(as_of))}")
     def lookups(spark, env: Env) -> list[FeatureLookup]:
-        return [FeatureLookup(env.source_table(table_source.feature_table), [table_source.key], list(features),
+        return [FeatureLookup(env.source_table(table_source.feature_table), list(table_source.key), list(features),
                               timestamp_lookup_key=PREDICTION_TIME if has_time else None)]
     times = {"day": DAY, "prediction_time": PREDICTION_TIME, "label_known_at": LABEL_KNOWN_AT} if has_time else {}
-    return UseCase(model=model, problem=problem, key=(table_source.key,), label=label, rows=rows, labels=labels,
+    return UseCase(model=model, problem=problem, key=table_source.key, label=label, rows=rows, labels=labels,
                    source=(bronze,), features=tuple(features), lookups=lookups,
                    feature_tables=(feature_query(table_source, features),), calendar=table_source.calendar,
                    **times, **declarations)
