@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODE_WIDTH', 'MAX_SLICES', 'MAX_SLICE_VALUES', 'wrapped_code', 'mapping_code', 'NewProject', 'spark_type',
-           'source_code', 'sliced', 'use_case_code', 'rounded_down', 'settings', 'contract']
+           'source_code', 'sliced', 'use_case_code', 'cell_code', 'rounded_down', 'settings', 'contract']
 
 # %% ../../nbs/projects/11_project_values.ipynb #77bb4c0c
 import textwrap
@@ -105,6 +105,14 @@ def use_case_code(project: NewProject) -> str:
     slices = {name: name for name in sliced(inspection)}
     return "\n".join([*lines, *mapping_code(f"{indent}slices=", slices, ")")]).replace("\u00a0", " ")
 
+# %% ../../nbs/projects/11_project_values.ipynb #9a713978
+def cell_code(project: NewProject) -> dict[str, str]:  # by tag of the cell
+    "Return the code of the cells that declare the table and the use case."
+    imports = [f"from mlops_nb.models.problem_types import {project.inspection.problem.upper()}"]
+    if project.dialect != Dialect(): imports.append("from mlops_nb.projects.data_files import Dialect")
+    imports.append("from mlops_nb.projects.table_source import TableSource, table_use_case")
+    return {"imports": "\n".join(imports), "source": source_code(project), "use-case": use_case_code(project)}
+
 # %% ../../nbs/projects/11_project_values.ipynb #ac223a8b
 def rounded_down(number: float, digits: int = 1) -> int:
     "Return a number with this many significant digits, rounded down; at least 1."
@@ -119,18 +127,21 @@ def settings(project: NewProject) -> dict[str, Any]:
     return {
         "package": project.package, "source": project.source, "table": project.table, "model": inspection.label,
         "label": inspection.label, "key": ", ".join(inspection.key), "binary": inspection.problem == "binary",
-        "has_time": inspection.time is not None, "slices": f"[{', '.join(sliced(inspection))}]",
+        "has_time": inspection.time is not None, "has_no_time": inspection.time is None,
+        "regression": inspection.problem == "regression", "slices": f"[{', '.join(sliced(inspection))}]",
         "first_day": str(dates.first_day), "retrain_day": str(dates.retrain_day), "end": str(dates.end),
         "replay_days": (dates.end - dates.first_day).days, "granularity": dates.granularity,
         "held_out_days": dates.held_out_days, "min_rows": rounded_down(rows / 50), "floor": project.label_loss,
-        "min_slice_rows": rounded_down(max(rows / 50, 30)), "min_data_in_leaf": rounded_down(np.clip(rows / 200, 5, 100)),
+        "min_slice_rows": rounded_down(max(rows / 50, 30)),
+        "min_data_in_leaf": rounded_down(min(max(rows / 200, 5), 100)),
         "contract": contract(project), "report": "\n".join(["```", *project.report, "```"]),
-        "platform_version": project.platform_version, "year": project.made_on.year}
+        "platform_version": project.platform_version, "year": project.made_on.year,
+        **{f"{tag.replace('-', '_')}_code": code for tag, code in cell_code(project).items()}}
 
 def contract(project: NewProject) -> str:  # YAML
     "Return the contract of the feature table."
     inspection = project.inspection
-    columns = {name: "string" if name in inspection.categorical else project.types[name] for name in inspection.features}
+    columns = {name: project.types[name] for name in inspection.features}
     lines = [f"{project.table}_features:", "  columns:"]
     for name in inspection.key: lines.append(f"    {name}: {{type: {project.types[name]}, nullable: false}}")
     if inspection.time: lines.append(f"    {PREDICTION_TIME}: {{type: timestamp, nullable: false}}")

@@ -67,7 +67,7 @@ def template_folder() -> Path:
     package = Path(__file__).parents[1] if "__file__" in globals() else Path.cwd()
     folders = [package / "projects" / "template", *(parent / "template" for parent in package.parents)]
     for folder in folders:
-        if (folder / "databricks.yml").exists(): return folder
+        if (folder / "databricks.yml.jinja").exists(): return folder
     raise MlopsError("the template of a project is not installed", "install mlops_nb from its wheel")
 
 def template_files(folder: Path) -> Iterator[Path]:  # relative paths
