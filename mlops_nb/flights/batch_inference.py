@@ -24,6 +24,7 @@ from mlops_nb.flights.feature_engineering import (
     with_prediction_time,
 )
 from ..inference.batch import check_trained_before, with_origin
+from ..models.problem_types import BINARY
 from ..pictures import BLUE, ORANGE, canvas, date_axis, legend, percent_axis
 
 # %% ../../nbs/flights/09_batch_inference.ipynb #2484d4a1
@@ -42,7 +43,7 @@ def predict_flights(spark, env,  # with pinned table versions, which the rows re
     added = BANDS | {"as_of": "flight_day", "heuristic": f"CAST({BASELINE} AS DOUBLE)"}
     kept = [name for name in PREDICTION_COLUMNS if name in scored.columns and name not in FEATURES]
     rows = as_input(scored.selectExpr("*", *(f"{sql} AS {name}" for name, sql in added.items())), [*kept, *added])
-    return with_origin(rows, version, env.versions).select(*PREDICTION_COLUMNS)
+    return with_origin(rows, version, env.versions, BINARY).select(*PREDICTION_COLUMNS)
 
 # %% ../../nbs/flights/09_batch_inference.ipynb #1534a3f0
 def is_new(columns: list[str]) -> str:  # a SQL condition over `t` and `s`
