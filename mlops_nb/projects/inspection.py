@@ -11,7 +11,7 @@ __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPT
            'check_roles', 'stored_frame', 'unused_reasons', 'late_times', 'follows_time', 'label_notes',
            'inspect_table', 'described_columns', 'time_notes', 'check_any_feature']
 
-# %% ../../nbs/projects/04_inspection.ipynb #393f105d
+# %% ../../nbs/projects/04_inspection.ipynb #8de8eaef
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -24,7 +24,7 @@ from ..errors import MlopsError, shorten, unknown
 from .column_types import to_frame, stored_table
 from .leaks import SAMPLE_SIZE, later_share, leak_reasons
 
-# %% ../../nbs/projects/04_inspection.ipynb #ac8c3929
+# %% ../../nbs/projects/04_inspection.ipynb #6c0cf7fe
 @dataclass(frozen=True)
 class TableColumn:
     "A column of the table."
@@ -85,7 +85,7 @@ class Inspection:
         "The reason of each column that is not used."
         return {column.name: column.reason for column in self.columns if column.role == "unused"}
 
-# %% ../../nbs/projects/04_inspection.ipynb #ef1b6c1a
+# %% ../../nbs/projects/04_inspection.ipynb #90c9d28d
 MAX_CATEGORIES, ROWS_PER_CATEGORY, FEW_CATEGORIES = 1_000, 10, 20
 NEARLY_EMPTY = 0.01  # share of rows with a value
 IDENTIFIER_SHARE = 0.99  # distinct values per row with a value
@@ -119,7 +119,7 @@ def plain_reason(values: pd.Series, kind: str, distinct: int) -> str:
     if filled < NEARLY_EMPTY * len(values): return f"nearly empty: a value in {filled:,} of {len(values):,} rows"
     return f"text with {distinct:,} different values" if kind == "text" else ""
 
-# %% ../../nbs/projects/04_inspection.ipynb #a66b8cfc
+# %% ../../nbs/projects/04_inspection.ipynb #b711649b
 def check_key(frame: pd.DataFrame, key: tuple[str, ...], time: str | None) -> None:
     "Raise MlopsError unless each row has a key of its own."
     names = ", ".join(key)
@@ -166,7 +166,7 @@ def check_question_times(frame: pd.DataFrame, time: str | None, known_at: str | 
         f"{early[known_at].iloc[0]} and {early[time].iloc[0]}",
         "a label becomes known after the question; are the two columns exchanged?")
 
-# %% ../../nbs/projects/04_inspection.ipynb #a965c83f
+# %% ../../nbs/projects/04_inspection.ipynb #2a1f1914
 YES_WORDS = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "ja", "oui", "si", "sí", "sim"}
 NO_WORDS = {"no", "n", "false", "f", "0", "0.0", "negative", "neg", "nein", "non", "não", "-1", "-1.0"}
 WORDS_AS_TEXT = {"NA", "N/A", "NULL", "NaN", "None", "null", "nan", "?"}
@@ -200,7 +200,7 @@ def _not_binary(known: pd.Series, name: str) -> MlopsError:
         hint = "leave the fields of unknown labels empty"
     return MlopsError(f"--label {name} has {len(counts):,} values: {shorten(listed)}; binary needs two", hint)
 
-# %% ../../nbs/projects/04_inspection.ipynb #bcc7618a
+# %% ../../nbs/projects/04_inspection.ipynb #9031b3ec
 MIN_LABELLED_ROWS, MIN_CLASS_ROWS, MIN_LABELLED_DAYS = 200, 30, 10
 PROBLEMS = ("binary", "regression")
 
@@ -236,7 +236,7 @@ def numeric_label(label: pd.Series, problem: str) -> tuple[np.ndarray, Any, Any]
     positive, negative = class_values(label.dropna())
     return np.where(label.isna(), np.nan, (label == positive).fillna(False).to_numpy(float)), positive, negative
 
-# %% ../../nbs/projects/04_inspection.ipynb #f4f14c35
+# %% ../../nbs/projects/04_inspection.ipynb #5d03e79b
 def labelled_day_counts(frame: pd.DataFrame, label: str, time: str, known_at: str | None) -> tuple[DayCount, ...]:
     "Return the numbers of labelled rows by day and by the day on which their labels became known."
     known = frame[frame[label].notna() & frame[known_at or time].notna()]
@@ -258,13 +258,13 @@ def time_facts(frame: pd.DataFrame, label: str, time: str | None, known_at: str 
     days, times = labelled_day_counts(frame, label, time, known_at), frame[time]
     labelled_days = len({count.day for count in days})
     if labelled_days < MIN_LABELLED_DAYS:
-        raise MlopsError(f"--time {time}: the labelled rows are of {labelled_days} days, fewer than {MIN_LABELLED_DAYS}",
+        raise MlopsError(f"--time {time}: labelled rows are of {labelled_days} days, fewer than {MIN_LABELLED_DAYS}",
                          f"{MIN_LABELLED_DAYS} days are the minimum for blocks, held-out days and days after the first "
                          "version; leave --time out to hold rows out by a hash of the key")
     return {"time": time, "known_at": known_at, "first_time": times.min(), "last_time": times.max(), "days": days,
             "days_with_rows": int(times.dt.floor("D").nunique()), "longest_gap": longest_gap(times)}
 
-# %% ../../nbs/projects/04_inspection.ipynb #435d40f0
+# %% ../../nbs/projects/04_inspection.ipynb #460a3ff6
 def check_roles(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None) -> None:
     "Raise MlopsError unless the options name different columns that exist; the time may be part of the key."
     options = [("--label", label), *(("--key", name) for name in key), ("--time", time), ("--known-at", known_at)]
@@ -318,7 +318,7 @@ def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str
         notes.append(f"The label has only {label.nunique()} different values; for a class, make a column with two.")
     return notes
 
-# %% ../../nbs/projects/04_inspection.ipynb #27a256e8
+# %% ../../nbs/projects/04_inspection.ipynb #2075a1c3
 def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
                   time: str | None = None,  # the column with the time of the question
                   known_at: str | None = None,  # the column with the time from which the label is known
