@@ -9,11 +9,12 @@ __all__ = ['DELIMITERS', 'ENCODINGS', 'SAMPLE_ROWS', 'SAMPLE_CHARACTERS', 'CHUNK
            'named', 'read_csv_text', 'check_file', 'zip_member', 'file_content', 'read_parquet', 'DataFile',
            'check_is_text', 'read_data']
 
-# %% ../../nbs/projects/01_data_files.ipynb #57fed59a
+# %% ../../nbs/projects/01_data_files.ipynb #43cccd5b
 import codecs
 import csv
 import gzip
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,20 +29,19 @@ import pyarrow.parquet as pq
 
 from ..errors import MlopsError, shorten, what_exists
 from mlops_nb.projects.column_types import (
-    DATE,
-    NUMBER,
-    TIME,
-    ZONE,
-    as_frame,
+    DATE_FORM,
+    NUMBER_FORM,
+    TIME_FORM,
+    ZONE_FORM,
     check_unique_names,
     foreign_number,
-    matches,
     stored_table,
+    to_frame,
     typed,
     with_missing,
 )
 
-# %% ../../nbs/projects/01_data_files.ipynb #a63f0888
+# %% ../../nbs/projects/01_data_files.ipynb #30afa871
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}  # as they are written on the command line
 ENCODINGS = ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16")
 
@@ -65,7 +65,7 @@ class Dialect:
         except LookupError:
             raise MlopsError(f"no encoding {self.encoding!r}", what_exists(self.encoding, ENCODINGS)) from None
 
-# %% ../../nbs/projects/01_data_files.ipynb #ee23861a
+# %% ../../nbs/projects/01_data_files.ipynb #ba6a0724
 def fitting_encoding(data: bytes) -> str:
     "Return the most likely encoding of text."
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): return "utf-16"
@@ -96,7 +96,7 @@ def decoded(data: bytes, dialect: Dialect, where: str) -> str:
     options = [f"--encoding {best}", *other_options(data.decode(best, errors="replace"), dialect)]
     raise MlopsError(f"{where} is not in {dialect.encoding or 'UTF-8'}{read_as}", f"add {' '.join(options)}")
 
-# %% ../../nbs/projects/01_data_files.ipynb #02955b49
+# %% ../../nbs/projects/01_data_files.ipynb #6fd6d09c
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 200_000
 
 def csv_reader(text: str, delimiter: str, quote: str) -> Iterator[list[str]]:
@@ -152,7 +152,7 @@ def check_delimiter(text: str, dialect: Dialect, where: str) -> None:
     raise MlopsError(f"{where} has {columns} columns separated by {DELIMITERS[delimiter]}; "
                      f"{DELIMITERS[used]} was expected, which gives {fields} in line 1", hint)
 
-# %% ../../nbs/projects/01_data_files.ipynb #b717fae1
+# %% ../../nbs/projects/01_data_files.ipynb #8b95d516
 CHUNK_ROWS = 50_000
 
 def ragged_row(where: str, line: int, row: list[str], columns: int, delimiter: str) -> MlopsError:
@@ -183,14 +183,13 @@ def _as_arrays(rows: list[list[str]]) -> list[pa.Array]:
     "Return rows as columns of text."
     return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
 
-# %% ../../nbs/projects/01_data_files.ipynb #c7e9e5c7
+# %% ../../nbs/projects/01_data_files.ipynb #f8280d8a
 def check_header(names: list[str], where: str) -> None:
     "Raise MlopsError if the first line is a row of data."
     values = [name for name in names if name]
     if not values: raise MlopsError(f"{where}, line 1: there are no column names", "write them as the first line")
-    texts = [pa.chunked_array([[name]], pa.string()) for name in values]
-    times = [name for name, text in zip(values, texts, strict=True) if matches(text, f"{DATE}|({TIME}){ZONE}?")]
-    numbers = [name for name, text in zip(values, texts, strict=True) if matches(text, NUMBER)]
+    times = [name for name in values if re.fullmatch(f"{DATE_FORM}|({TIME_FORM}){ZONE_FORM}?", name)]
+    numbers = [name for name in values if re.fullmatch(NUMBER_FORM, name)]
     if times or len(numbers) * 2 >= len(values) or any("." in number for number in numbers):
         raise MlopsError(f"{where}, line 1: {(times or numbers)[0]!r} is not a column name; the file has no header",
                          "write the column names as the first line")
@@ -229,7 +228,7 @@ def _check_numbers(name: str, column: pa.ChunkedArray, dialect: Dialect, where: 
     words = {"decimal": "a decimal separator", "thousands": "a separator of thousands"}[form]
     raise MlopsError(f"{where}: column {name!r} has numbers with '{other}' as {words}, such as {example}", hint)
 
-# %% ../../nbs/projects/01_data_files.ipynb #ab07ad03
+# %% ../../nbs/projects/01_data_files.ipynb #7108a59e
 TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 SIGNATURES = {b"PAR1": "a parquet file", b"PK\x03\x04": "a zip file or a spreadsheet", b"\x1f\x8b": "a gzip file",
@@ -276,7 +275,7 @@ def read_parquet(data: bytes, where: str) -> pa.Table:
         raise MlopsError(f"{where} is not a parquet file: {shorten(str(error))}",
                          "write it again, for example by pandas") from error
 
-# %% ../../nbs/projects/01_data_files.ipynb #a2e9dc0b
+# %% ../../nbs/projects/01_data_files.ipynb #872008d9
 @dataclass(frozen=True)
 class DataFile:
     "A file as it was read."
@@ -287,7 +286,7 @@ class DataFile:
     @property
     def frame(self) -> pd.DataFrame:
         "The rows as a pandas frame; times are in UTC."
-        return as_frame(self.table)
+        return to_frame(self.table)
 
 def check_is_text(data: bytes, where: str) -> None:
     "Raise MlopsError if the content is of another kind than text."

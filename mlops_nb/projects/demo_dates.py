@@ -6,7 +6,7 @@
 __all__ = ['HELD_OUT_SHARE', 'MIN_HELD_OUT_ROWS', 'WINDOW_DAYS', 'MIN_WINDOWS', 'DemoDates', 'known_rows', 'held_out_days',
            'granularity', 'first_day', 'demo_dates', 'check_training_rows']
 
-# %% ../../nbs/projects/05_demo_dates.ipynb #ca3fed3a
+# %% ../../nbs/projects/05_demo_dates.ipynb #5c98028b
 from collections import Counter
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from ..errors import MlopsError
 from .inspection import MIN_CLASS_ROWS, MIN_LABELLED_ROWS, DayCount, Inspection
 
-# %% ../../nbs/projects/05_demo_dates.ipynb #2c3761e7
+# %% ../../nbs/projects/05_demo_dates.ipynb #28c17ac5
 @dataclass(frozen=True)
 class DemoDates:
     "The dates of a demo."
@@ -24,7 +24,7 @@ class DemoDates:
     granularity: str  # of the monitoring windows
     held_out_days: int | None  # the last days before as_of, for evaluation; None: rows without a time
 
-# %% ../../nbs/projects/05_demo_dates.ipynb #ce03ecb2
+# %% ../../nbs/projects/05_demo_dates.ipynb #e48e70ec
 HELD_OUT_SHARE, MIN_HELD_OUT_ROWS = 0.2, MIN_LABELLED_ROWS // 5
 
 def known_rows(days: tuple[DayCount, ...], as_of: date) -> Counter:  # labelled rows by day
@@ -44,7 +44,7 @@ def held_out_days(days: tuple[DayCount, ...], as_of: date) -> int:
     length = (as_of - day).days
     return length if length < 14 else -(-length // 7) * 7
 
-# %% ../../nbs/projects/05_demo_dates.ipynb #d994f710
+# %% ../../nbs/projects/05_demo_dates.ipynb #f5305567
 WINDOW_DAYS = {"1 month": 30, "1 week": 7, "1 day": 1}
 MIN_WINDOWS = 6
 
@@ -52,7 +52,7 @@ def granularity(days_after: int) -> str:
     "Return the longest granularity with six windows in a number of days, or a day."
     return next((name for name, length in WINDOW_DAYS.items() if days_after >= MIN_WINDOWS * length), "1 day")
 
-# %% ../../nbs/projects/05_demo_dates.ipynb #51933823
+# %% ../../nbs/projects/05_demo_dates.ipynb #fbec57d5
 def first_day(days: tuple[DayCount, ...]) -> date:
     "Return the first day as of which half of the labelled rows are known, and enough for a version."
     known = Counter()

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPTY', 'IDENTIFIER_SHARE', 'ID_WORDS', 'YES_WORDS',
-           'NO_WORDS', 'WORDS_AS_TEXT', 'MIN_LABELLED_ROWS', 'MIN_CLASS_ROWS', 'MIN_DAYS', 'PROBLEMS', 'Column',
-           'DayCount', 'Inspection', 'column_kind', 'is_identifier', 'plain_reason', 'check_key', 'check_time_column',
-           'check_question_times', 'class_values', 'suggested_problem', 'check_known_labels', 'check_label',
-           'numeric_label', 'day_counts', 'longest_gap', 'time_facts', 'check_roles', 'stored_frame', 'unused_reasons',
-           'late_times', 'follows_time', 'label_notes', 'inspect_table', 'described_columns', 'time_notes',
-           'check_features']
+           'NO_WORDS', 'WORDS_AS_TEXT', 'MIN_LABELLED_ROWS', 'MIN_CLASS_ROWS', 'MIN_LABELLED_DAYS', 'PROBLEMS',
+           'TableColumn', 'DayCount', 'Inspection', 'kind_of_column', 'looks_like_identifier', 'plain_reason',
+           'check_key', 'check_time_column', 'check_question_times', 'class_values', 'suggested_problem',
+           'check_known_labels', 'check_label', 'numeric_label', 'labelled_day_counts', 'longest_gap', 'time_facts',
+           'check_roles', 'stored_frame', 'unused_reasons', 'late_times', 'follows_time', 'label_notes',
+           'inspect_table', 'described_columns', 'time_notes', 'check_any_feature']
 
-# %% ../../nbs/projects/04_inspection.ipynb #096cf50b
+# %% ../../nbs/projects/04_inspection.ipynb #8de8eaef
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -21,12 +21,12 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import MlopsError, shorten, unknown
-from .column_types import as_frame, stored_table
+from .column_types import to_frame, stored_table
 from .leaks import SAMPLE_SIZE, later_share, leak_reasons
 
-# %% ../../nbs/projects/04_inspection.ipynb #65cd68c5
+# %% ../../nbs/projects/04_inspection.ipynb #6c0cf7fe
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     "A column of the table."
     name: str
     kind: str  # number, boolean, category, text or time
@@ -50,7 +50,7 @@ class Inspection:
     problem: str  # binary or regression
     label: str
     key: tuple[str, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     missing_labels: int
     time: str | None = None
     known_at: str | None = None
@@ -85,13 +85,13 @@ class Inspection:
         "The reason of each column that is not used."
         return {column.name: column.reason for column in self.columns if column.role == "unused"}
 
-# %% ../../nbs/projects/04_inspection.ipynb #ff490207
+# %% ../../nbs/projects/04_inspection.ipynb #90c9d28d
 MAX_CATEGORIES, ROWS_PER_CATEGORY, FEW_CATEGORIES = 1_000, 10, 20
 NEARLY_EMPTY = 0.01  # share of rows with a value
 IDENTIFIER_SHARE = 0.99  # distinct values per row with a value
 ID_WORDS = {"id", "ids", "uuid", "guid", "nr", "no", "number", "code", "key", "index", "rownames", "row", "rownum"}
 
-def column_kind(values: pd.Series, distinct: int) -> str:
+def kind_of_column(values: pd.Series, distinct: int) -> str:
     "Return the kind of a column."
     if pd.api.types.is_datetime64_any_dtype(values.dtype): return "time"
     if pd.api.types.is_bool_dtype(values.dtype): return "boolean"
@@ -99,7 +99,7 @@ def column_kind(values: pd.Series, distinct: int) -> str:
     is_category = distinct <= min(MAX_CATEGORIES, values.count() / ROWS_PER_CATEGORY) or distinct <= FEW_CATEGORIES
     return "category" if is_category else "text"
 
-def is_identifier(values: pd.Series, distinct: int) -> bool:
+def looks_like_identifier(values: pd.Series, distinct: int) -> bool:
     "Whether nearly each row has its own value, as text, or as a whole number that counts rows or is named like an id."
     if distinct < 20 or distinct < IDENTIFIER_SHARE * values.count(): return False
     if not pd.api.types.is_numeric_dtype(values.dtype): return not pd.api.types.is_datetime64_any_dtype(values.dtype)
@@ -115,11 +115,11 @@ def plain_reason(values: pd.Series, kind: str, distinct: int) -> str:
     if not filled: return "no value in any row"
     if distinct == 1 and filled == len(values): return f"always {shorten(str(values.iloc[0]))}"
     if kind == "time": return "a time; derive a number from it"
-    if is_identifier(values, distinct): return "an identifier: nearly each row has its own value"
+    if looks_like_identifier(values, distinct): return "an identifier: nearly each row has its own value"
     if filled < NEARLY_EMPTY * len(values): return f"nearly empty: a value in {filled:,} of {len(values):,} rows"
     return f"text with {distinct:,} different values" if kind == "text" else ""
 
-# %% ../../nbs/projects/04_inspection.ipynb #352430f1
+# %% ../../nbs/projects/04_inspection.ipynb #b711649b
 def check_key(frame: pd.DataFrame, key: tuple[str, ...], time: str | None) -> None:
     "Raise MlopsError unless each row has a key of its own."
     names = ", ".join(key)
@@ -166,7 +166,7 @@ def check_question_times(frame: pd.DataFrame, time: str | None, known_at: str | 
         f"{early[known_at].iloc[0]} and {early[time].iloc[0]}",
         "a label becomes known after the question; are the two columns exchanged?")
 
-# %% ../../nbs/projects/04_inspection.ipynb #db78cb53
+# %% ../../nbs/projects/04_inspection.ipynb #2a1f1914
 YES_WORDS = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "ja", "oui", "si", "sí", "sim"}
 NO_WORDS = {"no", "n", "false", "f", "0", "0.0", "negative", "neg", "nein", "non", "não", "-1", "-1.0"}
 WORDS_AS_TEXT = {"NA", "N/A", "NULL", "NaN", "None", "null", "nan", "?"}
@@ -200,8 +200,8 @@ def _not_binary(known: pd.Series, name: str) -> MlopsError:
         hint = "leave the fields of unknown labels empty"
     return MlopsError(f"--label {name} has {len(counts):,} values: {shorten(listed)}; binary needs two", hint)
 
-# %% ../../nbs/projects/04_inspection.ipynb #45d96d1a
-MIN_LABELLED_ROWS, MIN_CLASS_ROWS, MIN_DAYS = 200, 30, 10
+# %% ../../nbs/projects/04_inspection.ipynb #9031b3ec
+MIN_LABELLED_ROWS, MIN_CLASS_ROWS, MIN_LABELLED_DAYS = 200, 30, 10
 PROBLEMS = ("binary", "regression")
 
 def check_known_labels(label: pd.Series) -> None:
@@ -236,8 +236,8 @@ def numeric_label(label: pd.Series, problem: str) -> tuple[np.ndarray, Any, Any]
     positive, negative = class_values(label.dropna())
     return np.where(label.isna(), np.nan, (label == positive).fillna(False).to_numpy(float)), positive, negative
 
-# %% ../../nbs/projects/04_inspection.ipynb #7ad25e80
-def day_counts(frame: pd.DataFrame, label: str, time: str, known_at: str | None) -> tuple[DayCount, ...]:
+# %% ../../nbs/projects/04_inspection.ipynb #5d03e79b
+def labelled_day_counts(frame: pd.DataFrame, label: str, time: str, known_at: str | None) -> tuple[DayCount, ...]:
     "Return the numbers of labelled rows by day and by the day on which their labels became known."
     known = frame[frame[label].notna() & frame[known_at or time].notna()]
     days = [known[name].dt.floor("D") for name in (time, known_at or time)]
@@ -255,16 +255,16 @@ def longest_gap(times: pd.Series) -> tuple[date, int] | None:  # None: each day 
 def time_facts(frame: pd.DataFrame, label: str, time: str | None, known_at: str | None) -> dict[str, Any]:
     "Return the fields of an inspection that describe its times."
     if time is None: return {}
-    days, times = day_counts(frame, label, time, known_at), frame[time]
+    days, times = labelled_day_counts(frame, label, time, known_at), frame[time]
     labelled_days = len({count.day for count in days})
-    if labelled_days < MIN_DAYS:
-        raise MlopsError(f"--time {time}: the rows with a label are of {labelled_days} days, fewer than {MIN_DAYS}",
-                         f"{MIN_DAYS} days are the minimum for blocks, held-out days and days after the first "
+    if labelled_days < MIN_LABELLED_DAYS:
+        raise MlopsError(f"--time {time}: labelled rows are of {labelled_days} days, fewer than {MIN_LABELLED_DAYS}",
+                         f"{MIN_LABELLED_DAYS} days are the minimum for blocks, held-out days and days after the first "
                          "version; leave --time out to hold rows out by a hash of the key")
     return {"time": time, "known_at": known_at, "first_time": times.min(), "last_time": times.max(), "days": days,
             "days_with_rows": int(times.dt.floor("D").nunique()), "longest_gap": longest_gap(times)}
 
-# %% ../../nbs/projects/04_inspection.ipynb #5175e255
+# %% ../../nbs/projects/04_inspection.ipynb #460a3ff6
 def check_roles(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None) -> None:
     "Raise MlopsError unless the options name different columns that exist; the time may be part of the key."
     options = [("--label", label), *(("--key", name) for name in key), ("--time", time), ("--known-at", known_at)]
@@ -284,7 +284,7 @@ def stored_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:  
         raise MlopsError(f"a column has values of several types: {shorten(' '.join(map(str, error.args)))}",
                          "convert it to one type") from error
     stored, notes = stored_table(table, "the data")
-    return as_frame(stored), notes
+    return to_frame(stored), notes
 
 def unused_reasons(frame: pd.DataFrame, kinds: dict[str, str], distinct: dict[str, int], time: str | None,
                    ) -> dict[str, str]:  # the columns of kinds are those without a role
@@ -304,7 +304,7 @@ def late_times(frame: pd.DataFrame, names: list[str], time: str) -> dict[str, st
 def follows_time(values: pd.Series, time: pd.Series) -> bool:
     "Whether a number is the time in another form."
     both = values.notna() & time.notna()
-    if both.sum() < MIN_DAYS or values[both].nunique() < MIN_DAYS: return False
+    if both.sum() < MIN_LABELLED_DAYS or values[both].nunique() < MIN_LABELLED_DAYS: return False
     sample = pd.DataFrame({"value": values[both].astype(float), "time": time[both].astype("int64")}).iloc[:SAMPLE_SIZE]
     return abs(sample.corr("spearman").iloc[0, 1]) >= 0.999
 
@@ -318,7 +318,7 @@ def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str
         notes.append(f"The label has only {label.nunique()} different values; for a class, make a column with two.")
     return notes
 
-# %% ../../nbs/projects/04_inspection.ipynb #8ee2495f
+# %% ../../nbs/projects/04_inspection.ipynb #2075a1c3
 def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
                   time: str | None = None,  # the column with the time of the question
                   known_at: str | None = None,  # the column with the time from which the label is known
@@ -344,15 +344,15 @@ def inspect_table(frame: pd.DataFrame, label: str, key: str | tuple[str, ...],
         label_range=tuple(np.quantile(known, (0, 0.5, 1)).tolist()) if problem == "regression" else None,
         notes=(*notes, *label_notes(frame[label], numbers, problem), *time_notes(frame, label, time, known_at)),
         **time_facts(frame, label, time, known_at))
-    return check_features(inspection)
+    return check_any_feature(inspection)
 
 def described_columns(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str | None, known_at: str | None,
                       numbers: np.ndarray,  # the label as float
                       classes: tuple[str, str] | None,  # negative, positive; None for regression
-                      ) -> tuple[Column, ...]:
+                      ) -> tuple[TableColumn, ...]:
     "Return kind, role and reason of each column."
     distinct = {name: int(values.nunique()) for name, values in frame.items()}
-    kinds = {name: column_kind(values, distinct[name]) for name, values in frame.items()}
+    kinds = {name: kind_of_column(values, distinct[name]) for name, values in frame.items()}
     roles = {known_at: "known_at", time: "time", **dict.fromkeys(key, "key"), label: "label"}
     others = {name: kind for name, kind in kinds.items() if name not in roles}
     reasons = unused_reasons(frame, others, distinct, time)
@@ -361,7 +361,7 @@ def described_columns(frame: pd.DataFrame, label: str, key: tuple[str, ...], tim
     if time: leaks |= late_times(frame, [name for name, kind in others.items() if kind == "time"], time)
     reasons |= leaks
     missing = frame.isna().mean()
-    return tuple(Column(name, kinds[name], float(missing[name]), distinct[name],
+    return tuple(TableColumn(name, kinds[name], float(missing[name]), distinct[name],
                         roles.get(name, "unused" if reasons.get(name) else "feature"), reasons.get(name, ""),
                         is_leak=name in leaks)
                  for name in frame.columns)
@@ -373,7 +373,7 @@ def time_notes(frame: pd.DataFrame, label: str, time: str | None, known_at: str 
     unusable = int((frame[label].notna() & frame[known_at].isna()).sum())
     return [f"{unusable:,} labels have no {known_at}; they are never used."] if unusable else []
 
-def check_features(inspection: Inspection) -> Inspection:
+def check_any_feature(inspection: Inspection) -> Inspection:
     "Return an inspection that has features; raise MlopsError otherwise."
     if inspection.features: return inspection
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(inspection.unused.items())[:10])

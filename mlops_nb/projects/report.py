@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REPORT_WIDTH', 'INDENT', 'MAX_LISTED', 'LABEL_WORDS', 'MAX_SUGGESTED', 'fact', 'share_text', 'label_text',
-           'time_text', 'feature_text', 'dates_text', 'shortened', 'listed', 'report', 'Question', 'words_of',
+           'time_text', 'feature_text', 'dates_text', 'cut_name', 'listed', 'report', 'Question', 'words_of',
            'key_candidates', 'label_candidates', 'time_candidates', 'known_at_candidates', 'questions', 'command_line',
            'missing_options']
 
-# %% ../../nbs/projects/06_report.ipynb #59ab1112
+# %% ../../nbs/projects/06_report.ipynb #1adf46ab
 import shlex
 import textwrap
 from collections import Counter
@@ -19,9 +19,9 @@ import pandas as pd
 
 from ..errors import MlopsError
 from .demo_dates import DemoDates
-from .inspection import ID_WORDS, MIN_DAYS, Column, Inspection, stored_frame
+from .inspection import ID_WORDS, MIN_LABELLED_DAYS, Inspection, TableColumn, stored_frame
 
-# %% ../../nbs/projects/06_report.ipynb #20a35632
+# %% ../../nbs/projects/06_report.ipynb #b7778e8f
 REPORT_WIDTH, INDENT, MAX_LISTED = 80, 10, 12
 
 def fact(name: str, text: str) -> list[str]:
@@ -70,8 +70,8 @@ def dates_text(dates: DemoDates) -> str:
     return (f"first version as of {dates.first_day}, the next one as of {dates.retrain_day}, scoring until "
             f"{dates.end}; {dates.held_out_days} days held out, windows of {dates.granularity}.")
 
-# %% ../../nbs/projects/06_report.ipynb #c9ffb7c5
-def shortened(name: str, width: int) -> str:
+# %% ../../nbs/projects/06_report.ipynb #9bd24788
+def cut_name(name: str, width: int) -> str:
     "Return a name cut to a width."
     return name if len(name) <= width else f"{name[:width - 1]}…"
 
@@ -83,7 +83,7 @@ def listed(title: str, rows: Iterable[tuple[str, str]],  # names and texts
     width = min(max(len(name) for name, _ in rows[:MAX_LISTED]), 30)
     lines = ["", title]
     for name, text in rows[:MAX_LISTED]:
-        lines += textwrap.wrap(f"  {shortened(name, width):<{width}}  {text}", REPORT_WIDTH,
+        lines += textwrap.wrap(f"  {cut_name(name, width):<{width}}  {text}", REPORT_WIDTH,
                                subsequent_indent=" " * (width + 4))
     return [*lines, *([f"  and {len(rows) - MAX_LISTED:,} more"] if len(rows) > MAX_LISTED else [])]
 
@@ -111,7 +111,7 @@ def report(inspection: Inspection,
     for note in all_notes: lines += textwrap.wrap(f"  - {note}", REPORT_WIDTH, subsequent_indent="    ")
     return lines
 
-# %% ../../nbs/projects/06_report.ipynb #7c010821
+# %% ../../nbs/projects/06_report.ipynb #cbb0e1d7
 LABEL_WORDS = {"label", "target", "y", "class", "outcome", "result", "response", "churn", "churned", "default", "fraud",
                "price", "amount", "late", "sold", "bought", "converted", "cancelled", "canceled"}
 MAX_SUGGESTED = 5
@@ -148,7 +148,7 @@ def label_candidates(frame: pd.DataFrame) -> list[str]:
 def time_candidates(frame: pd.DataFrame) -> list[str]:
     "Return the columns with a time in each row."
     return [str(name) for name, values in frame.items() if pd.api.types.is_datetime64_any_dtype(values.dtype)
-            and values.notna().all() and values.dt.floor("D").nunique() >= MIN_DAYS]
+            and values.notna().all() and values.dt.floor("D").nunique() >= MIN_LABELLED_DAYS]
 
 def known_at_candidates(frame: pd.DataFrame, time: str) -> list[str]:
     "Return the times that are never earlier than the question, and later in some rows."
@@ -156,7 +156,7 @@ def known_at_candidates(frame: pd.DataFrame, time: str) -> list[str]:
              and name != time and pd.api.types.is_datetime64_any_dtype(frame[time].dtype)]
     return [name for name in names if not (frame[name] < frame[time]).any() and (frame[name] > frame[time]).any()]
 
-# %% ../../nbs/projects/06_report.ipynb #ac88e8b3
+# %% ../../nbs/projects/06_report.ipynb #5289280b
 def questions(frame: pd.DataFrame, label: str | None = None, key: Iterable[str] = (), time: str | None = None,
               known_at: str | None = None) -> tuple[Question, ...]:
     "Return the options that are missing, with the columns that fit; times only where there are columns with times."
