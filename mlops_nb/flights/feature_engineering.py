@@ -28,7 +28,7 @@ from ..data.contracts import check_contract, check_declared, check_fresh, contra
 from ..features import functions as feature_functions
 from ..features.feature_tables import as_list
 from .days import HOURS_BEFORE, LATE_AFTER, WEATHER_DELAY, YEAR, ZONE, midnight, sql_day, sql_moment
-from .ingest import ROW_KEYS as BRONZE_KEYS
+from .ingest import FILES
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #0985668d
 def grid_point(moment: str,  # a SQL expression of type TIMESTAMP; a whole second
@@ -290,7 +290,7 @@ def register_functions(spark, env) -> list[feature_functions.Function]:
             for function, uses in REQUEST_FUNCTIONS.items()]
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #90268a75
-FLIGHT_KEY = BRONZE_KEYS["flights"]
+FLIGHT_KEY = list(FILES["flights"].key)
 SCHEDULE = [*FLIGHT_KEY, "dest", "tailnum", "sched_arr_time", "distance", "flight_day", "scheduled_departure",
             "scheduled_arrival"]
 BASELINE = "route_late_share"

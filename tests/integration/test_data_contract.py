@@ -6,27 +6,24 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlops_nb.data.contracts import Contract, check_contract, check_declared, read_contracts
+from mlops_nb.data.csv_files import to_spark
 from mlops_nb.data.sql import with_double_literals
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import feature_engineering, ingest
 from mlops_nb.flights.days import midnight
 
 FILE = Path(__file__).parents[2] / feature_engineering.CONTRACTS
-TIMES = ("scheduled_departure", "scheduled_arrival", "departure_known_at", "arrival_known_at")  # of bronze_flights
 
 
 @pytest.fixture(scope="module")
 def declared(spark) -> dict[str, dict[str, str]]:
     "The columns of each feature table, by type."
     def empty(name: str):
-        columns = ingest.file_columns(name)
-        if name == "flights": columns |= dict.fromkeys(TIMES, "moment")
-        types = {column: ingest.SPARK_TYPES[kind.rstrip("?")] for column, kind in columns.items()}
-        rows = spark.createDataFrame([], ", ".join(f"{column} {kind}" for column, kind in types.items()))
-        return rows.selectExpr("*", "make_date(year, month, day) AS flight_day") if name == "flights" else rows
+        return to_spark(spark, ingest.FILES[name], pd.DataFrame(columns=list(ingest.FILES[name].table_types)))
     bronze = {name: empty(name) for name in ("flights", "weather", "planes", "airports")}
     queries = feature_engineering.queries(midnight(date(2013, 4, 1))).items()
     return {table: dict(feature_engineering.feature_rows(spark, query, bronze).dtypes) for table, query in queries}

@@ -11,6 +11,7 @@ from states import TABLES_AS_OF, env_of
 
 from mlops_nb.data import session as sessions
 from mlops_nb.data import tables
+from mlops_nb.data.csv_files import to_spark
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.client import publish_table
@@ -202,7 +203,7 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
     assert (future.dep_delay.fillna(-999) != flights.dep_delay.fillna(-999)).sum() > 15_000
     storm = weather.assign(temp=weather.temp.mask(weather.time_hour + pd.Timedelta(hours=1) > at, -40))
     worlds = [{"flights": f, "weather": w, **others} for f, w in ((flights, weather), (future, storm))]
-    worlds = [{name: ingest.to_spark(spark, name, frame) for name, frame in world.items()} for world in worlds]
+    worlds = [{name: to_spark(spark, ingest.FILES[name], frame) for name, frame in world.items()} for world in worlds]
     until = f"TIMESTAMP'{at:%Y-%m-%d %H:%M:%S}'"
     for name, query in feature_engineering.queries(at + timedelta(hours=30)).items():
         keys, time = TABLE_KEYS[name]
@@ -219,7 +220,8 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
 @pytest.mark.slow
 def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, written, frames):
     "Later facts in the bronze tables do not change rows before the cut."
-    whole = {name: ingest.to_spark(spark, name, frames[name]) for name in ("flights", "weather", "planes", "airports")}
+    whole = {name: to_spark(spark, ingest.FILES[name], frames[name])
+             for name in ("flights", "weather", "planes", "airports")}
     for name, query in feature_engineering.queries(CUT).items():
         keys, time = TABLE_KEYS[name]
         rows = feature_engineering.feature_rows(spark, query, whole)
@@ -376,7 +378,7 @@ def test_target_dev_may_read_the_tables_of_prod(spark, env, tmp_path_factory):
         for name in ("flights", "weather", "planes", "airports"):
             rows = spark_of_prod.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
             if name == "flights": rows = rows.where("month = 1")
-            tables.merge(spark_of_prod, prod, f"bronze_{name}", rows, ingest.ROW_KEYS[name])
+            tables.merge(spark_of_prod, prod, f"bronze_{name}", rows, ingest.FILES[name].key)
         sessions.stop()
         dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
         result = feature_engineering.write_features(sessions.get_spark(dev), dev, cut_of(date(2013, 1, 5)))
