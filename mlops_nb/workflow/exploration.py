@@ -91,6 +91,7 @@ def quantile_edges(spark, rows, column: str, bands: int = 5) -> list[float]:
 def as_groups(means: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
     "Name the groups of the first column: by bands, or as they are; a missing value is named so."
     column = means.columns[0]
+    means = means.sort_values(column)  # a missing value last
     groups = [("missing" if pd.isna(value) else names[int(value)] if names else str(value)) for value in means[column]]
     return means.assign(**{column: groups})
 
@@ -106,7 +107,7 @@ def label_panels(spark, rows, label: Label, columns: Iterable[str],
             number = f"{band_number(quoted(column), edges)} AS {quoted(column)}"
             panels[column] = as_groups(label_means(spark, rows, label, number).query("labels > 0"), band_names(edges))
         else:
-            panels[column] = as_groups(means.nlargest(largest, "labels").sort_index())
+            panels[column] = as_groups(means.nlargest(largest, "labels"))
     return panels
 
 # %% ../../nbs/workflow/17_exploration.ipynb #a6ad4d2f
