@@ -17,11 +17,11 @@ import pandas as pd
 from ..data.clock_times import as_minutes, is_invalid_clock, next_clock_time
 from mlops_nb.data.csv_files import (
     CsvFile,
+    check_foreign_keys,
     check_limits,
-    check_references,
     check_unique_rows,
     merge_files,
-    read_files,
+    read_source_files,
     reject_groups,
     reject_rows,
 )
@@ -94,8 +94,8 @@ def complete_airports(airports: pd.DataFrame) -> pd.DataFrame:
 def check_airports(frames: dict[str, pd.DataFrame]):
     "Raise MlopsError if a flight's airline or airport is in no file, or a destination has no time zone."
     flights, airports = frames["flights"], frames["airports"]
-    check_references(FLIGHTS_FILE, flights, "carrier", AIRLINES_FILE, frames["airlines"].carrier)
-    for column in ("origin", "dest"): check_references(FLIGHTS_FILE, flights, column, AIRPORTS_FILE, airports.faa)
+    check_foreign_keys(FLIGHTS_FILE, flights, "carrier", AIRLINES_FILE, frames["airlines"].carrier)
+    for column in ("origin", "dest"): check_foreign_keys(FLIGHTS_FILE, flights, column, AIRPORTS_FILE, airports.faa)
     without_zone = airports[airports.faa.isin(flights.dest) & airports.tzone.isna()]
     reject_rows("airports.csv", without_zone[["faa", "name"]], "flights go to airports without a time zone")
 
@@ -156,7 +156,7 @@ def check_weather(weather: pd.DataFrame, origins: list[str], cut: datetime):
 def read_source(source: str,  # a package, or a folder
                 cut: datetime) -> dict[str, pd.DataFrame]:  # by name; flights with their times and with all facts
     "Read the five files, and check each of them and their references to each other."
-    frames = read_files(source, FILES.values())
+    frames = read_source_files(source, FILES.values())
     frames |= {"weather": without_wrong_wind(frames["weather"]), "airports": complete_airports(frames["airports"])}
     for name, frame in frames.items():
         check_unique_rows(FILES[name], frame)

@@ -81,7 +81,7 @@ def plot_label_dots(means: pd.DataFrame,  # `label_means` by group, x and more
     figure, ax = canvas(title, size=(10, 4.4))
     for value, rows in means.groupby(group):
         ax.scatter(rows[x], rows[label.column], 350 * rows.labels / means.labels.max(), label=value, alpha=0.6,
-                   linewidth=0)
+                   linewidth=0, clip_on=False)
     for _, row in extreme_rows(means, x, label.column).iterrows():
         ax.annotate("–".join(str(row[column]) for column in name), (row[x], row[label.column]), (11, -3),
                     **NOTE_STYLE, path_effects=[withStroke(linewidth=3, foreground="white")])
@@ -199,7 +199,10 @@ def plot_label_bands(panels: Mapping[str, Mapping[str, pd.DataFrame]],  # by hea
     if label.is_share: axes[0, 0].set(ylim=(0, None))
     most = max(means["rows"].max() for series in panels.values() for means in list(series.values())[:1])
     axes[1, 0].set(ylabel=rows_name, yticks=[], ylim=(0, 1.45 * most))
-    if max(map(len, panels.values())) > 1: legend(axes[0, -1], loc="upper right")
+    most_series = max(map(len, panels.values()))
+    if most_series > 1:
+        full = [ax for ax, series in zip(axes[0], panels.values(), strict=True) if len(series) == most_series]
+        legend(full[-1], loc="upper right")
     return figure
 
 # %% ../../nbs/workflow/18_exploration_plots.ipynb #8533bb82
