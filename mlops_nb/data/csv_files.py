@@ -132,7 +132,7 @@ def read_csv(data: bytes, file: str, types: Mapping[str, str]) -> pa.Table:
     "Read csv text with the declared types; raise MlopsError for a value or line that does not fit."
     schema = pa.schema([(column, ARROW_TYPES[kind.rstrip("?")]) for column, kind in types.items()])
     read_as = {column: pa.float64() if kind == "int?" else schema.field(column).type for column, kind in types.items()}
-    convert = csv.ConvertOptions(declared_types=read_as, include_columns=list(types), null_values=["", "NA"],
+    convert = csv.ConvertOptions(column_types=read_as, include_columns=list(types), null_values=["", "NA"],
                                  strings_can_be_null=True)
     try: return csv.read_csv(io.BytesIO(data), convert_options=convert).cast(schema)
     except pa.ArrowInvalid as error:
