@@ -20,13 +20,13 @@ from mlops_nb.flights.feature_engineering import (
     great_circle,
     recent_columns,
 )
-from .ingest import ROW_KEYS as BRONZE_KEYS
+from .ingest import FLIGHTS_FILE
 from ..models.problem_types import BINARY
 from ..workflow.calendars import sql_moment
 from ..workflow.use_case import UseCase, band_sql, function_lookups, table_lookups
 
 # %% ../../nbs/flights/04_use_case.ipynb #d29546a5
-FLIGHT_KEY = tuple(BRONZE_KEYS["flights"])
+FLIGHT_KEY = FLIGHTS_FILE.key
 SCHEDULE = [*FLIGHT_KEY, "dest", "tailnum", "sched_arr_time", "distance", "flight_day", "scheduled_departure",
             "scheduled_arrival"]
 

@@ -6,9 +6,11 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlops_nb.data.contracts import Contract, check_contract, check_declared, read_contracts
+from mlops_nb.data.csv_files import to_spark
 from mlops_nb.data.sql import with_double_literals
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import ingest
@@ -18,18 +20,13 @@ from mlops_nb.workflow.feature_jobs import feature_rows
 from mlops_nb.workflow.rows import CONTRACTS
 
 FILE = Path(__file__).parents[2] / CONTRACTS
-TIMES = ("scheduled_departure", "scheduled_arrival", "departure_known_at", "arrival_known_at")  # of bronze_flights
 
 
 @pytest.fixture(scope="module")
 def declared(spark) -> dict[str, dict[str, str]]:
     "The columns of each feature table, by type."
     def empty(name: str):
-        columns = ingest.file_columns(name)
-        if name == "flights": columns |= dict.fromkeys(TIMES, "moment")
-        types = {column: ingest.SPARK_TYPES[kind.rstrip("?")] for column, kind in columns.items()}
-        rows = spark.createDataFrame([], ", ".join(f"{column} {kind}" for column, kind in types.items()))
-        return rows.selectExpr("*", "make_date(year, month, day) AS flight_day") if name == "flights" else rows
+        return to_spark(spark, ingest.FILES[name], pd.DataFrame(columns=list(ingest.FILES[name].table_types)))
     bronze = {f"bronze_{name}": empty(name) for name in ("flights", "weather", "planes", "airports")}
     cut = CALENDAR.midnight(date(2013, 4, 1))
     return {table.name: dict(feature_rows(spark, table.query(cut), bronze).dtypes) for table in FEATURE_TABLES}

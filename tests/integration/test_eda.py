@@ -4,13 +4,12 @@ from datetime import date, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
+from mlops_nb.data.csv_files import to_spark
 from mlops_nb.flights import eda, ingest
 from mlops_nb.flights.days import CALENDAR, HOURS_BEFORE, LATE_AFTER, ZONE
+from mlops_nb.workflow.exploration import auc_of_means, label_means
 
 FIRST = CALENDAR.midnight(date(2013, 1, 28))
 CUT = CALENDAR.midnight(date(2013, 2, 9)) - timedelta(hours=7)  # five in the afternoon, in a storm
@@ -27,7 +26,7 @@ def frames() -> dict[str, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def bronze(spark, frames): return {name: ingest.to_spark(spark, name, frame) for name, frame in frames.items()}
+def bronze(spark, frames): return {name: to_spark(spark, ingest.FILES[name], frame) for name, frame in frames.items()}
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +89,10 @@ def test_only_what_was_known_before_the_cut_is_seen(known, expected):
     assert max(ours.arrival_known_at.max(), ours.departure_known_at.max(), ours.scheduled_departure.max()) < CUT
 
 
-def test_late_by_counts_flights_and_labels_apart(spark, known, expected):
-    quarters = eda.late_by(spark, known, "origin", "hour DIV 6 AS quarter").set_index(["origin", "quarter"])
+def test_late_shares_count_flights_and_labels_apart(spark, known, expected):
+    quarters = label_means(spark, known, eda.LATE, "origin", "hour DIV 6 AS quarter").set_index(["origin", "quarter"])
     wanted = expected.groupby(["origin", expected.hour // 6]).late.agg(["size", "count", "mean"])
-    same(quarters[["flights", "labels", "late"]], wanted)
+    same(quarters[["rows", "labels", "late"]], wanted)
 
 
 @pytest.mark.parametrize(("column", "hours_before"), [("precip", 0), ("precip", 3), ("visib", 0), ("wind_speed", 3)])
@@ -106,7 +105,8 @@ def test_the_weather_of_the_hour_and_before_it(spark, known, weather, expected, 
     wanted = [(number, len(rows[["origin", "at"]].drop_duplicates()), len(rows), rows.late.mean())
               for number, rows in both.groupby(np.digitize(both[column], edges))]
     assert len(wanted) == len(edges) + 1
-    same(eda.by_weather(spark, known, weather, column, edges, hours_before), wanted)
+    counts = eda.by_weather(spark, known, weather, column, edges, hours_before)
+    same(counts[["band", "rows", "labels", "late"]], wanted)
 
 
 def test_days_and_their_weather(spark, known, weather, expected, air):
@@ -160,7 +160,7 @@ def test_the_planes_earlier_flight(chain, expected):
 
 def test_signals_known_in_time_do_not_change_if_all_later_facts_are_deleted(spark, frames, bronze, known, weather):
     earlier_cut = CUT - timedelta(hours=6)
-    blind = ingest.to_spark(spark, "flights", ingest.known_before(frames["flights"], earlier_cut))
+    blind = to_spark(spark, ingest.FLIGHTS_FILE, ingest.known_before(frames["flights"], earlier_cut))
     seen = spark.sql(eda.known_flights(CUT), flights=blind)
     before, after = (by_key(eda.with_signals(spark, *tables).toPandas()) for tables in
                      ((seen, known_weather(bronze["weather"], earlier_cut)), (known, weather)))
@@ -182,13 +182,6 @@ def test_departures_of_the_hour_before_the_prediction(spark, known, weather, exp
         assert row.departures == pytest.approx(expected.dep_delay[in_hour.fillna(False)].mean())
 
 
-def test_missing_values_by_outcome(spark, known, expected):
-    gaps = eda.missing_by_outcome(spark, known, ["dep_delay", "arr_delay", "tailnum"])
-    wanted = expected[["dep_delay", "arr_delay", "tailnum"]].isna().groupby(expected.outcome).mean().T
-    same(gaps.loc["flights"], expected.groupby("outcome").size())
-    same(gaps[1:], wanted)
-
-
 def test_when_facts_become_known(spark, known, expected):
     times = eda.known_when(spark, known)
     for moment in eda.FACTS:
@@ -200,20 +193,4 @@ def test_auc_is_that_of_scikit_learn(spark, known, expected):
     for column in ("dep_delay", "hour", "distance"):
         rows = expected[expected.late.notna() & expected[column].notna()]
         theirs = roc_auc_score(rows.late, rows[column].astype(float))
-        assert eda.auc(eda.late_by(spark, known, column)) == pytest.approx(theirs)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_intervals_are_wilsons(counts):
-    late, labels = counts
-    wanted = binomtest(late, labels).proportion_ci(0.95, method="wilson")
-    ours = eda.late_share_interval(pd.DataFrame({"late": [late / labels], "labels": [labels]})).iloc[0]
-    np.testing.assert_allclose([ours.low, ours.high], wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_finding_that_does_not_hold_is_marked(holds):
-    results = []
-    text = eda.finding(results, "Late.", True, np.bool_(holds)).data
-    assert results == [holds] and ("Does not hold" in text) != holds
+        assert auc_of_means(label_means(spark, known, eda.LATE, column), eda.LATE) == pytest.approx(theirs)

