@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import MlopsError, shorten, unknown
-from .column_types import to_frame, stored_table
+from .column_types import stored_table, to_frame
 from .leaks import SAMPLE_SIZE, later_share, leak_reasons
 
 # %% ../../nbs/projects/04_inspection.ipynb #6c0cf7fe
