@@ -7,7 +7,7 @@ __all__ = ['MISSING_WORDS', 'WHOLE_FORM', 'NUMBER_FORM', 'DATE_FORM', 'ZONE_FORM
            'matches', 'text_as_numbers', 'text_as_times', 'typed', 'with_missing', 'foreign_number', 'stored',
            'check_unique_names', 'stored_table', 'to_frame']
 
-# %% ../../nbs/projects/00_column_types.ipynb #0731e610
+# %% ../../nbs/projects/00_column_types.ipynb #6cc0b994
 import re
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ..errors import MlopsError, shorten
 
-# %% ../../nbs/projects/00_column_types.ipynb #88f05219
+# %% ../../nbs/projects/00_column_types.ipynb #431dca88
 MISSING_WORDS = ("", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "NaT", "<NA>")
 WHOLE_FORM = r"[+-]?(0|[1-9][0-9]*)"
 NUMBER_FORM = r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|Inf|INF|Infinity)"
@@ -51,7 +51,7 @@ def text_as_times(column: pa.ChunkedArray,  # of text
     except pa.ArrowInvalid: pass
     return None
 
-# %% ../../nbs/projects/00_column_types.ipynb #6a2c8792
+# %% ../../nbs/projects/00_column_types.ipynb #a69142cc
 def typed(column: pa.ChunkedArray,  # of text
           decimal: str = ".",  # the decimal separator of numbers
           ) -> pa.ChunkedArray:
@@ -70,7 +70,7 @@ def with_missing(column: pa.ChunkedArray) -> pa.ChunkedArray:
     "Return a column of text in which empty texts are missing values."
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
-# %% ../../nbs/projects/00_column_types.ipynb #0eb33137
+# %% ../../nbs/projects/00_column_types.ipynb #c00d9647
 def foreign_number(column: pa.ChunkedArray,  # of text
                    decimal: str = ".",  # the decimal separator in use
                    ) -> str | None:  # "decimal", "thousands", or None: the column has no such numbers
@@ -82,9 +82,10 @@ def foreign_number(column: pa.ChunkedArray,  # of text
     if not len(values) or not pc.any(marked).as_py(): return None
     thousands = rf"[+-]?[1-9][0-9]{{0,2}}([{other}][0-9]{{3}})+([{decimal}][0-9]+)?"
     if matches(values, f"{thousands}|{digits}([{decimal}][0-9]+)?"): return "thousands"
-    return "decimal" if matches(values, rf"{digits}([{other}][0-9]+)?") else None
+    grouped = rf"[+-]?[1-9][0-9]{{0,2}}([{decimal}][0-9]{{3}})+"
+    return "decimal" if matches(values, rf"({digits}|{grouped})([{other}][0-9]+)?") else None
 
-# %% ../../nbs/projects/00_column_types.ipynb #adc05c9c
+# %% ../../nbs/projects/00_column_types.ipynb #c9066589
 def stored(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     "Return a column in a type that the tables of the project hold; None for binary, nested and other types."
     kind = column.type
@@ -111,7 +112,7 @@ def _stored_time(column: pa.ChunkedArray) -> pa.ChunkedArray:
     times = column.cast(pa.timestamp("us", column.type.tz), safe=False)  # not safe: nanoseconds are cut off
     return times.cast(UTC_TIME) if column.type.tz else pc.assume_timezone(times, "UTC")
 
-# %% ../../nbs/projects/00_column_types.ipynb #4759e37c
+# %% ../../nbs/projects/00_column_types.ipynb #bb51ebb3
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 def check_unique_names(names: Iterable[str], where: str) -> None:

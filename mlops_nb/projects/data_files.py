@@ -9,7 +9,7 @@ __all__ = ['DELIMITERS', 'ENCODINGS', 'SAMPLE_ROWS', 'SAMPLE_CHARACTERS', 'CHUNK
            'named', 'read_csv_text', 'check_file', 'zip_member', 'file_content', 'read_parquet', 'DataFile',
            'check_is_text', 'read_data']
 
-# %% ../../nbs/projects/01_data_files.ipynb #43cccd5b
+# %% ../../nbs/projects/01_data_files.ipynb #fc3475e7
 import codecs
 import csv
 import gzip
@@ -41,7 +41,7 @@ from mlops_nb.projects.column_types import (
     with_missing,
 )
 
-# %% ../../nbs/projects/01_data_files.ipynb #30afa871
+# %% ../../nbs/projects/01_data_files.ipynb #64487000
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}  # as they are written on the command line
 ENCODINGS = ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16")
 
@@ -65,7 +65,7 @@ class Dialect:
         except LookupError:
             raise MlopsError(f"no encoding {self.encoding!r}", what_exists(self.encoding, ENCODINGS)) from None
 
-# %% ../../nbs/projects/01_data_files.ipynb #ba6a0724
+# %% ../../nbs/projects/01_data_files.ipynb #e29c61a5
 def fitting_encoding(data: bytes) -> str:
     "Return the most likely encoding of text."
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): return "utf-16"
@@ -96,7 +96,7 @@ def decoded(data: bytes, dialect: Dialect, where: str) -> str:
     options = [f"--encoding {best}", *other_options(data.decode(best, errors="replace"), dialect)]
     raise MlopsError(f"{where} is not in {dialect.encoding or 'UTF-8'}{read_as}", f"add {' '.join(options)}")
 
-# %% ../../nbs/projects/01_data_files.ipynb #6fd6d09c
+# %% ../../nbs/projects/01_data_files.ipynb #2ed6445c
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 200_000
 
 def csv_reader(text: str, delimiter: str, quote: str) -> Iterator[list[str]]:
@@ -152,7 +152,7 @@ def check_delimiter(text: str, dialect: Dialect, where: str) -> None:
     raise MlopsError(f"{where} has {columns} columns separated by {DELIMITERS[delimiter]}; "
                      f"{DELIMITERS[used]} was expected, which gives {fields} in line 1", hint)
 
-# %% ../../nbs/projects/01_data_files.ipynb #8b95d516
+# %% ../../nbs/projects/01_data_files.ipynb #93f77eeb
 CHUNK_ROWS = 50_000
 
 def ragged_row(where: str, line: int, row: list[str], columns: int, delimiter: str) -> MlopsError:
@@ -183,7 +183,7 @@ def _as_arrays(rows: list[list[str]]) -> list[pa.Array]:
     "Return rows as columns of text."
     return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
 
-# %% ../../nbs/projects/01_data_files.ipynb #f8280d8a
+# %% ../../nbs/projects/01_data_files.ipynb #2fcbf4c5
 def check_header(names: list[str], where: str) -> None:
     "Raise MlopsError if the first line is a row of data."
     values = [name for name in names if name]
@@ -206,6 +206,8 @@ def named(names: list[str]) -> tuple[list[str], list[str]]:  # names, notes
 def read_csv_text(text: str, dialect: Dialect, where: str) -> tuple[pa.Table, list[str]]:  # notes
     "Return the table of a CSV text, with the type of each column inferred from its values."
     if not text.strip(): raise MlopsError(f"{where} is empty", "the first line has column names, each other line a row")
+    if text.startswith("sep="):
+        raise MlopsError(f"{where}, line 1: {text[:5]!r} is an instruction for Excel", "remove this line")
     check_delimiter(text, dialect, where)
     names, columns = csv_columns(text, dialect.delimiter or ",", dialect.quote, where)
     check_header(names, where)
@@ -228,7 +230,7 @@ def _check_numbers(name: str, column: pa.ChunkedArray, dialect: Dialect, where: 
     words = {"decimal": "a decimal separator", "thousands": "a separator of thousands"}[form]
     raise MlopsError(f"{where}: column {name!r} has numbers with '{other}' as {words}, such as {example}", hint)
 
-# %% ../../nbs/projects/01_data_files.ipynb #7108a59e
+# %% ../../nbs/projects/01_data_files.ipynb #6494291c
 TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 SIGNATURES = {b"PAR1": "a parquet file", b"PK\x03\x04": "a zip file or a spreadsheet", b"\x1f\x8b": "a gzip file",
@@ -275,7 +277,7 @@ def read_parquet(data: bytes, where: str) -> pa.Table:
         raise MlopsError(f"{where} is not a parquet file: {shorten(str(error))}",
                          "write it again, for example by pandas") from error
 
-# %% ../../nbs/projects/01_data_files.ipynb #872008d9
+# %% ../../nbs/projects/01_data_files.ipynb #84b080d9
 @dataclass(frozen=True)
 class DataFile:
     "A file as it was read."
@@ -291,6 +293,8 @@ class DataFile:
 def check_is_text(data: bytes, where: str) -> None:
     "Raise MlopsError if the content is of another kind than text."
     kind = next((name for start, name in SIGNATURES.items() if data.startswith(start)), None)
+    is_utf16, zeros = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)), data[:1000].count(0)
+    if not kind and not is_utf16 and 0 < zeros < 0.3 * len(data[:1000]): kind = "binary"  # half of UTF-16 are zeros
     if kind: raise MlopsError(f"{where} is {kind}, not a CSV file", "name it after its kind, or export it as CSV")
 
 def read_data(path: str | Path, dialect: Dialect | None = None) -> DataFile:

@@ -8,7 +8,7 @@ __all__ = ['REPORT_WIDTH', 'INDENT', 'MAX_LISTED', 'LABEL_WORDS', 'MAX_SUGGESTED
            'key_candidates', 'label_candidates', 'time_candidates', 'known_at_candidates', 'questions', 'command_line',
            'missing_options']
 
-# %% ../../nbs/projects/06_report.ipynb #1adf46ab
+# %% ../../nbs/projects/06_report.ipynb #f3e98ca2
 import shlex
 import textwrap
 from collections import Counter
@@ -19,9 +19,9 @@ import pandas as pd
 
 from ..errors import MlopsError
 from .demo_dates import DemoDates
-from .inspection import ID_WORDS, MIN_LABELLED_DAYS, Inspection, TableColumn, stored_frame
+from .inspection import ID_WORDS, MIN_LABELLED_DAYS, TableColumn, Inspection, stored_frame
 
-# %% ../../nbs/projects/06_report.ipynb #b7778e8f
+# %% ../../nbs/projects/06_report.ipynb #1a1087fd
 REPORT_WIDTH, INDENT, MAX_LISTED = 80, 10, 12
 
 def fact(name: str, text: str) -> list[str]:
@@ -70,7 +70,7 @@ def dates_text(dates: DemoDates) -> str:
     return (f"first version as of {dates.first_day}, the next one as of {dates.retrain_day}, scoring until "
             f"{dates.end}; {dates.held_out_days} days held out, windows of {dates.granularity}.")
 
-# %% ../../nbs/projects/06_report.ipynb #9bd24788
+# %% ../../nbs/projects/06_report.ipynb #7530a70a
 def cut_name(name: str, width: int) -> str:
     "Return a name cut to a width."
     return name if len(name) <= width else f"{name[:width - 1]}…"
@@ -111,9 +111,9 @@ def report(inspection: Inspection,
     for note in all_notes: lines += textwrap.wrap(f"  - {note}", REPORT_WIDTH, subsequent_indent="    ")
     return lines
 
-# %% ../../nbs/projects/06_report.ipynb #cbb0e1d7
+# %% ../../nbs/projects/06_report.ipynb #dfd58094
 LABEL_WORDS = {"label", "target", "y", "class", "outcome", "result", "response", "churn", "churned", "default", "fraud",
-               "price", "amount", "late", "sold", "bought", "converted", "cancelled", "canceled"}
+               "price", "amount", "sold", "bought", "converted", "cancelled", "canceled"}
 MAX_SUGGESTED = 5
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def known_at_candidates(frame: pd.DataFrame, time: str) -> list[str]:
              and name != time and pd.api.types.is_datetime64_any_dtype(frame[time].dtype)]
     return [name for name in names if not (frame[name] < frame[time]).any() and (frame[name] > frame[time]).any()]
 
-# %% ../../nbs/projects/06_report.ipynb #5289280b
+# %% ../../nbs/projects/06_report.ipynb #6dc02a48
 def questions(frame: pd.DataFrame, label: str | None = None, key: Iterable[str] = (), time: str | None = None,
               known_at: str | None = None) -> tuple[Question, ...]:
     "Return the options that are missing, with the columns that fit; times only where there are columns with times."

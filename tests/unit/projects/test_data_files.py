@@ -80,6 +80,9 @@ def test_another_dialect_is_an_error_whose_options_read_the_file(tmp_path, delim
     ("id,ä\n1,ö\n".encode(), {"encoding": "latin-1"}, "add --encoding utf-8"),
     ("id,ä\n1,2\n".encode(), {"encoding": "utf-16"}, "add --encoding utf-8"),
     (b"id,\x96\n1,\xf6\n", {}, "line 1 reads 'id,\u2013' in cp1252"),
+    (b"id,price\n1,\"1.234,50\"\n2,\"7,5\"\n", {}, "add --decimal ','"),
+    (b"sep=;\nid;price\n1;2\n", {"delimiter": ";"}, "'sep=;' is an instruction for Excel"),
+    (b"\x00\x01\x02\xff\xfe" * 50, {}, "is binary, not a CSV file"),
     (b"PK\x03\x04rest", {}, "a zip file or a spreadsheet, not a CSV file")])
 def test_what_does_not_fit_is_an_error_with_its_line_or_option(tmp_path, content, options, message):
     with pytest.raises(MlopsError) as error: read(tmp_path / "a.csv", content, **options)
