@@ -41,12 +41,12 @@ Label = Annotated[str | None, typer.Option(help="The column to predict.")]
 Key = Annotated[list[str] | None, typer.Option(help="The column that identifies a row. Repeatable.")]
 Time = Annotated[str | None, typer.Option(help="The column with the time of the question.")]
 KnownAt = Annotated[str | None, typer.Option(help="The column with the time from which the label is known.")]
-ProblemName = Annotated[str | None, typer.Option("--problem", help="binary or regression. Default: what fits the label.")]
+ProblemName = Annotated[str | None, typer.Option("--problem", help="binary or regression. Default: what fits.")]
 Delimiter = Annotated[str | None, typer.Option(help="Of a CSV file: , ; | or tab.")]
 Encoding = Annotated[str | None, typer.Option(help="Of a CSV file, such as latin-1. Default: utf-8.")]
 Decimal = Annotated[str | None, typer.Option(help="Of a CSV file: . or ,")]
 
-def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder. Its name is the package's.")],
+def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder; names the package.")],
         data: Data, label: Label = None, key: Key = None, time: Time = None, known_at: KnownAt = None,
         problem: ProblemName = None, delimiter: Delimiter = None, encoding: Encoding = None,
         decimal: Decimal = None) -> None:
@@ -67,5 +67,5 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or emp
     for line in project.report: show(escape(line))
     os.umask(0o022)  # a project is shared, unlike the state
     with out.status("writing the project"): new_project.write_project(folder, project, table)
-    show(f"\n[green]written[/] {escape(str(folder))}\n  next: cd {escape(str(folder))} && git init --quiet && git add . && "
-         "git commit --quiet -m start && make demo")
+    show(f"\n[green]written[/] {escape(str(folder))}")
+    show(f"next: cd {escape(str(folder))} && git init -q && git add . && git commit -qm start && make demo")

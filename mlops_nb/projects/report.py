@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..errors import MlopsError
 from .demo_dates import DemoDates
-from .inspection import ID_WORDS, MIN_LABELLED_DAYS, TableColumn, Inspection, stored_frame
+from .inspection import ID_WORDS, MIN_LABELLED_DAYS, Inspection, TableColumn, stored_frame
 
 # %% ../../nbs/projects/06_report.ipynb #1a1087fd
 REPORT_WIDTH, INDENT, MAX_LISTED = 80, 10, 12
