@@ -106,6 +106,14 @@ DELIVERIES = UseCase(
     prediction_time="asked_at", label_known_at="delivered_at")
 
 FRAMES = {"customers": customers, "deliveries": deliveries}  # of the source, by name
+LIGHTGBM = {"learning_rate": 0.2, "num_leaves": 7, "min_data_in_leaf": 10, "seed": 1, "deterministic": True,
+            "force_row_wise": True, "verbose": -1}
+TRAIN = {  # conf/train.yml, by the name of the model
+    "cancelled": {"held_out_share": 0.25, "blocks": 3, "min_rows": 20, "costs": {"missed": 3, "false_warning": 2},
+                  "rounds": 20, "parameters": {"objective": "binary", **LIGHTGBM}, "min_slice_rows": 10,
+                  "custom_metrics": {}},
+    "minutes": {"held_out_days": 10, "blocks": 3, "min_rows": 20, "quantiles": [0.1, 0.9], "rounds": 20,
+                "parameters": {"objective": "regression", **LIGHTGBM}, "min_slice_rows": 10, "custom_metrics": {}}}
 
 
 def home_of(folder: Path) -> Env:

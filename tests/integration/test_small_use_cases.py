@@ -65,7 +65,7 @@ def home(request, tmp_path_factory):
     small.write_tables(use_case, spark, env)
     small.conf_files(folder, monitoring=monitoring_conf(use_case), features={
         table.name: {"columns": {}} for table in use_case.feature_tables},
-        train={"costs": {"missed": 3, "false_warning": 2}})
+        train=small.TRAIN[use_case.model])
     version = small.formula_version(use_case, spark, env, TAGS[use_case.model])
     changed = batch_scoring.write_predictions(use_case, spark, env, version, AS_OF, 3)
     assert changed == (30 if use_case.has_time else 400)
