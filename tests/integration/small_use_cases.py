@@ -64,9 +64,9 @@ def deliveries() -> pd.DataFrame:
     day = pd.Timestamp(FIRST_DAY) + pd.to_timedelta(number // 10, unit="D")
     area, distance = np.where(number % 2, "north", "south"), random.uniform(1, 20, 400)
     minutes = 20 + 3 * distance + np.where(area == "north", 15, 0) + random.normal(0, 5, 400)
-    asked = (day + pd.Timedelta(hours=12)).tz_localize("UTC")
-    known = asked + pd.to_timedelta(minutes.round(), unit="min") + pd.to_timedelta(number % 10 // 9, unit="D")
-    return pd.DataFrame({"delivery_id": number, "delivery_day": day.date, "asked_at": asked, "area": area,
+    noon = (day + pd.Timedelta(hours=12)).tz_localize("UTC")
+    known = noon + pd.to_timedelta(minutes.round(), unit="min") + pd.to_timedelta(number % 10 // 9, unit="D")
+    return pd.DataFrame({"delivery_id": number, "delivery_day": day.date, "asked_at": noon, "area": area,
                          "distance": distance, "minutes": minutes, "delivered_at": known})
 
 
