@@ -24,6 +24,7 @@ from ..deployment.promotion import Match
 from .deploy import contender
 from .learning import labelled_rows
 from ..models.day_resampling import MIN_DAYS
+from ..models.problem_types import BINARY
 
 # %% ../../nbs/flights/16_compare.ipynb #a8f3f3fe
 def day_of(first: Any, second: Any,  # mlflow ModelVersions
@@ -45,9 +46,9 @@ def match_versions(spark, env, first: Any, second: Any, as_of: date) -> Match:
         raise MlopsError(f"{len(rows):,} flights from after {after} until {as_of}: too few days to compare",
                          "give a later day with --as-of; write its flights and features first: mlops run features")
     return Match(rows.late_arrival.to_numpy(int), rows.flight_day.to_numpy(),
-                 named_contender(first, rows), named_contender(second, rows))
+                 named_contender(first, rows), named_contender(second, rows), BINARY)
 
 def compare_predictions(match: Match, rule: dict, costs: dict) -> Comparison:
     "The comparison by the metric of the rule, for any number of rows; it decides nothing."
-    return compare_metric(match.label, match.challenger, match.incumbent, check_deployment_rule(rule), costs,
-                          match.days, age=0)
+    rule = check_deployment_rule(rule, match.problem)
+    return compare_metric(match.label, match.challenger, match.incumbent, rule, costs, match.days, match.problem, age=0)

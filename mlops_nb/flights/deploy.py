@@ -44,20 +44,20 @@ def checked_probabilities(model: Any,  # a loaded pyfunc
 def contender(version: Any,  # mlflow ModelVersion
               rows: pd.DataFrame) -> Contender:
     "A version with its predictions of some rows; MlopsError if they are not a probability for each row."
-    name, threshold = f"v{version.version}", scoring.threshold_of(version)
-    if rows.empty: return Contender(name, np.empty(0), threshold)
+    name, point = f"v{version.version}", {"threshold": scoring.threshold_of(version)}
+    if rows.empty: return Contender(name, np.empty(0), point)
     model = scoring.load_pyfunc(f"models:/{version.name}/{version.version}")
     missing = [column for column in scoring.input_names(model) if column not in FEATURES]
     if missing:
         raise MlopsError(f"{version.name} {name} needs columns that are no longer features: {', '.join(missing)}",
                          "keep them in the features until no Champion needs them")
-    return Contender(name, checked_probabilities(model, rows, f"{version.name} {name}"), threshold)
+    return Contender(name, checked_probabilities(model, rows, f"{version.name} {name}"), point)
 
 def baseline(version: Any,  # its baseline threshold is used
              rows: pd.DataFrame) -> Contender:
     "The heuristic, which the first Champion must beat."
     return Contender("the baseline", rows[BASELINE].to_numpy(),
-                     registry.tag_of(version, "baseline_threshold", float, "a number"))
+                     {"threshold": registry.tag_of(version, "baseline_threshold", float, "a number")})
 
 # %% ../../nbs/flights/08_deploy.ipynb #20bf2773
 def match_champion(spark, env, version: Any, champion: Any | None) -> Match:
@@ -65,7 +65,7 @@ def match_champion(spark, env, version: Any, champion: Any | None) -> Match:
     rows = comparable_rows(spark, env, version, champion)
     challenger = contender(version, rows)
     incumbent = contender(champion, rows) if champion else baseline(version, rows)
-    return Match(rows.late_arrival.to_numpy(int), rows.flight_day.to_numpy(), challenger, incumbent)
+    return Match(rows.late_arrival.to_numpy(int), rows.flight_day.to_numpy(), challenger, incumbent, BINARY)
 
 def deploy_version(spark, env, version: Any, rule: Mapping, costs: Mapping,
                    ) -> tuple[str, Comparison | None, str | None]:  # as `promotion.deploy`

@@ -19,6 +19,7 @@ from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
 from mlops_nb.flights import deploy, train, validate
 from mlops_nb.flights.feature_engineering import FEATURES, SLICES
 from mlops_nb.models import metrics, model_card, registry
+from mlops_nb.models.problem_types import BINARY
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*type hint")]
@@ -78,7 +79,7 @@ def held_out():
                        carrier=random.choice(["AA", "UA", "MQ"], count, p=[0.5, 0.42, 0.08]),
                        hour_band="9-12", distance_band="2000+")
     label = (random.uniform(size=count) < 1 / (1 + np.exp(-rows.temperature))).astype(int).to_numpy()
-    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 320, SLICES)
+    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 320, BINARY, SLICES)
 
 
 HELD = held_out()
@@ -278,7 +279,7 @@ def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
 
 def test_too_few_held_out_flights_are_refused_by_that_check_alone(world, monkeypatch):
     too_few = validation_checks.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800],
-                                        HELD.days[:4800], SLICES)
+                                        HELD.days[:4800], BINARY, SLICES)
     monkeypatch.setattr(validate, "held_out", lambda *_: too_few)
     results, version = validated(world, version_of(world, logged=true_metrics(BODIES["good"], too_few)))
     assert validation.failures(results) == ["held_out: 4,800 held-out rows, at least 5,000 are needed"]
