@@ -28,12 +28,13 @@ def with_origin(scored,  # DataFrame with the column prediction
                 version,  # the model version that made the predictions
                 read_versions: dict,  # {full table name: Delta version} of the features
                 problem: ProblemType,
-                ):  # -> DataFrame with the problem's actions, model_name, model_version and read_versions as well
+                ):  # -> DataFrame with the actions, model_name, model_version and read_versions as well
     "Add the actions of the problem type, the model version and the table versions to predictions."
     from pyspark.sql import functions as F
-    actions = problem.actions(operating_point(problem, version.tags, owner=f"version {version.version}"))
+    owner = f"version {version.version} of model {version.name}"
+    actions = problem.actions(operating_point(problem, version.tags, owner=owner))
     return scored.withColumns({
-        **{name: F.expr(sql) for name, sql in actions.items()},
+        **{column: F.expr(sql) for column, sql in actions.items()},
         "model_name": F.lit(version.name),
         "model_version": F.lit(int(version.version)),
         "read_versions": F.lit(json.dumps(read_versions, sort_keys=True))})
