@@ -160,13 +160,16 @@ def plot_score_means(sums: pd.DataFrame,  # what `count_scores` returns
     by_day, *rest = places[0]
     for scored, part in sums.groupby("scored"): plot_days(by_day, means_by(part, "as_of"), BLUE if scored else ORANGE)
     by_day.set_ylabel(label)
-    date_axis(by_day.xaxis)
-    if is_share:
-        by_day.set_ylim(0, 1.02)
-        percent_axis(by_day.yaxis, *(axes.xaxis for axes in rest))
+    days = sums.as_of.unique()
+    if len(days) > 1: date_axis(by_day.xaxis)
+    else: by_day.set_xticks(days, [f"{day:%-d %b %Y}" for day in days])  # an axis of dates needs two
     for axes in rest:
         plot_slice_means(axes, sums)
         axes.set(xlabel=label, ylabel=by)
+        if is_share: axes.set_xlim(left=0)
+    if is_share:
+        by_day.set_ylim(0, 1.02)
+        percent_axis(by_day.yaxis, *(axes.xaxis for axes in rest))
     return figure
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #3c7df36a
