@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from .days import FACTS, HOURS_BEFORE, LATE_AFTER, WEATHER_DELAY, sql_moment
+from .days import FACTS, HOURS_BEFORE, LATE_AFTER, WEATHER_DELAY
 from mlops_nb.pictures import (
     BLUE,
     DARK,
@@ -31,6 +31,7 @@ from mlops_nb.pictures import (
     percent_axis,
     reference_line,
 )
+from ..workflow.calendars import sql_moment
 
 # %% ../../nbs/flights/01_eda.ipynb #2a577dcd
 SCHEDULED_COLUMNS = ["flight_day", "month", "hour", "carrier", "flight", "origin", "dest", "tailnum", "distance",
