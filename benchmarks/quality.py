@@ -16,7 +16,7 @@ from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark
 from mlops_nb.env import load_env
 from mlops_nb.flights import learning, model, train
-from mlops_nb.models.intervals import log_loss_change
+from mlops_nb.models.problem_types import BINARY, loss_change
 
 DAYS = [date(2013, month, 1) for month in range(4, 13)]
 
@@ -30,7 +30,7 @@ def evaluate(rows: pd.DataFrame, day: date, conf: dict) -> dict:
     metrics = learning.metrics_beside_baseline(held_out, prediction, learnt.threshold, learnt.baseline_threshold,
                                                conf["costs"])
     label, baseline = held_out.late_arrival.to_numpy(int), held_out[train.BASELINE].to_numpy()
-    change = log_loss_change(label, prediction, baseline, held_out.flight_day.to_numpy())
+    change = loss_change(BINARY, label, prediction, baseline, held_out.flight_day.to_numpy())
     return metrics["model"].to_dict() | {"reduction": -change.value, "least": -change.high, "most": -change.low,
                                          "seconds": time.perf_counter() - began}
 

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD_KEYS', 'CHANGE_KEYS', 'NOT_EVALUATED', 'STATUS', 'CHECK_TAG_PREFIX', 'MAX_TAG_LENGTH', 'JOB_SECTIONS',
-           'signature_types', 'signature_reasons', 'check_probabilities', 'check_example', 'metric_thresholds',
-           'not_finite_reasons', 'threshold_reasons', 'interval_text', 'NotEvaluated', 'run_check', 'run_checks',
-           'failures', 'check_line', 'validation_section', 'split_sections', 'replace_section',
-           'page_without_job_sections', 'begin_validation', 'write_results', 'validate_version', 'require_passed',
-           'require_validated_by_run']
+           'signature_types', 'signature_reasons', 'check_example', 'metric_thresholds', 'not_finite_reasons',
+           'threshold_reasons', 'interval_text', 'NotEvaluated', 'run_check', 'run_checks', 'failures', 'check_line',
+           'validation_section', 'split_sections', 'replace_section', 'page_without_job_sections', 'begin_validation',
+           'write_results', 'validate_version', 'require_passed', 'require_validated_by_run']
 
 # %% ../../nbs/deployment/01_validation.ipynb #dd6c302d
 import re
@@ -22,6 +21,7 @@ import pandas as pd
 from ..env import Env
 from ..errors import MlopsError, unknown
 from ..models import registry
+from ..models.problem_types import ProblemType
 from ..pictures import percent_change
 
 # %% ../../nbs/deployment/01_validation.ipynb #38f5e397
@@ -49,27 +49,17 @@ def signature_reasons(signature: Any,  # mlflow ModelSignature, or None
     return reasons
 
 # %% ../../nbs/deployment/01_validation.ipynb #b200db00
-def check_probabilities(predictions: Any,  # what a model returned
-                        rows: int) -> list[str]:
-    "The predictions must be one finite double from 0 to 1 for each row."
-    values = np.asarray(predictions)
-    if values.shape != (rows,): return [f"predictions for {rows} rows have shape {values.shape}, not ({rows},)"]
-    if values.dtype != np.float64: return [f"predictions are {values.dtype}, not float64"]
-    if not np.isfinite(values).all(): return [f"{(~np.isfinite(values)).sum()} of {rows} predictions are not finite"]
-    outside = ((values < 0) | (values > 1)).sum()
-    return [f"{outside} of {rows} predictions are outside 0 to 1"] if outside else []
-
-# %% ../../nbs/deployment/01_validation.ipynb #25aa82b2
 def check_example(model: Any,  # a loaded mlflow pyfunc model
                   example: Any,  # the stored input example, a DataFrame, or None
-                  ) -> list[str]:
+                  problem: ProblemType) -> list[str]:
     "The model must predict its own input example, and a row of nulls."
     if example is None: return ["no input example is stored with the model"]
     if not isinstance(example, pd.DataFrame):
         return [f"the input example is a {type(example).__name__}, not a table of features"]
-    reasons = check_probabilities(model.predict(example), len(example))
-    null_row = example.iloc[:0].reindex([0])  # nulls are ordinary: new planes, weather stations without data
-    return reasons + [f"on a row of nulls: {reason}" for reason in check_probabilities(model.predict(null_row), 1)]
+    reasons = problem.check_predictions(model.predict(example), len(example))
+    null_row = example.iloc[:0].reindex([0])  # nulls are ordinary: a new customer, a sensor without data
+    of_nulls = problem.check_predictions(model.predict(null_row), 1)
+    return reasons + [f"on a row of nulls: {reason}" for reason in of_nulls]
 
 # %% ../../nbs/deployment/01_validation.ipynb #70da5274
 THRESHOLD_KEYS = ("threshold", "min_absolute_change", "min_relative_change", "greater_is_better")

@@ -6,9 +6,9 @@
 __all__ = ['LATENCY_CALLS', 'CHECKS', 'CONF_FILE', 'HeldOut', 'Evidence', 'check_predicts', 'check_signature', 'check_forbidden',
            'check_size', 'check_tags', 'check_description', 'check_card', 'check_held_out', 'check_metrics',
            'check_logged', 'check_improvement', 'check_calibration', 'slice_changes', 'check_slices', 'milliseconds',
-           'check_latency', 'unusual_rows', 'probability_problems', 'check_robust', 'require_number',
-           'check_rule_parameters', 'check_metric_rules', 'check_rules', 'checks', 'required_value', 'plot_metric_rule',
-           'plot_metrics']
+           'check_latency', 'unusual_rows', 'prediction_problems', 'check_robust', 'require_number',
+           'check_rule_parameters', 'check_metric_rules', 'require_calibration', 'check_rules', 'checks',
+           'required_value', 'plot_metric_rule', 'plot_metrics']
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #aa24e308
 import inspect
@@ -27,8 +27,9 @@ from ..conf import is_number
 from . import validation
 from .validation import NotEvaluated, run_check
 from ..errors import MlopsError, unknown
-from ..models import intervals, metrics, model_card
-from ..models.day_resampling import MIN_DECISION_DAYS
+from ..models import model_card
+from ..models.day_resampling import MIN_DECISION_DAYS, group_unit
+from ..models.problem_types import ProblemType, intervals, loss_change, point_tags
 from ..models.slices import slice_metrics
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #c10ba47a
@@ -38,7 +39,8 @@ class HeldOut:
     rows: pd.DataFrame  # the features, and the columns to slice by
     label: np.ndarray
     baseline: np.ndarray  # the heuristic's prediction for each row
-    days: np.ndarray  # the day of each row
+    days: np.ndarray  # the day of each row; for rows without a time the number of its group
+    problem: ProblemType
     slices: tuple[str, ...] = ()
 
     @cached_property
@@ -46,8 +48,9 @@ class HeldOut:
         "Why these rows cannot be used for evaluation."
         problems = []
         if len(self.rows) == 0: problems.append("0 held-out rows")
-        if len(np.unique(self.label)) == 1: problems.append("all held-out labels are equal")
-        if len(np.unique(self.days)) == 1: problems.append("all held-out rows are from one day")
+        has_one_label = len(np.unique(self.label)) == 1
+        if has_one_label and self.problem.needs_both_labels: problems.append("all held-out labels are equal")
+        if len(np.unique(self.days)) == 1: problems.append(f"all held-out rows are from one {group_unit(self.days)}")
         missing = int((~np.isfinite(np.asarray(self.baseline, float))).sum())
         if missing: problems.append(f"{missing:,} held-out rows have no baseline")
         return problems
@@ -68,7 +71,8 @@ class Evidence:
     card: str | None  # the model card, Markdown
     logged: Mapping[str, float]  # the metrics of the run
     held_out: HeldOut | None  # None: the tags do not define the held-out rows
-    costs: Mapping[str, float]  # of a missed case and a false_warning
+    problem: ProblemType
+    costs: Mapping[str, float]  # of a missed case and a false_warning; empty if the metrics do not use them
     governance: Mapping  # conf/governance.yml
     load_error: str = ""  # why the model could not be loaded
     card_error: str = ""  # why the card could not be read
@@ -93,11 +97,11 @@ class Evidence:
         "Why the model's predictions cannot be used."
         if self.load_error: return [self.load_error]
         model = SimpleNamespace(predict=self.model)
-        problems = run_check(lambda: validation.check_example(model, self.example))
+        problems = run_check(lambda: validation.check_example(model, self.example, self.problem))
         if problems or self.signature_problems or self.held_out is None: return problems
         output = self.held_out_output
         if isinstance(output, BaseException): problems = [f"raised {type(output).__name__}: {output}"]
-        else: problems = run_check(lambda: validation.check_probabilities(output, len(self.held_out.rows)))
+        else: problems = run_check(lambda: self.problem.check_predictions(output, len(self.held_out.rows)))
         return [f"on the held-out rows: {problem}" for problem in problems]
 
     def require_predictions(self) -> None:
@@ -115,31 +119,37 @@ class Evidence:
 
     @property
     def prediction(self) -> np.ndarray:
-        "The probability for each held-out row; NotEvaluated if there are none."
+        "The prediction for each held-out row; NotEvaluated if there are none."
         self.require_predictions()
         return np.asarray(self.held_out_output)
 
-    def threshold(self, tag: str) -> float:
-        "The threshold in a tag; NotEvaluated unless the tag has its recorded value, a finite number."
+    def recorded_number(self, tag: str) -> float:
+        "The number in a tag; NotEvaluated unless the tag has its recorded value, a finite number."
         value = self.tags.get(tag)
         if value is None or value != self.recorded.get(tag):
             raise NotEvaluated(f"tag {tag!r} is missing or differs from its recorded value")
-        try: threshold = float(value)
-        except ValueError: threshold = np.nan
-        if not np.isfinite(threshold): raise NotEvaluated(f"tag {tag!r} is {value!r}, not a number")
-        return threshold
+        try: number = float(value)
+        except ValueError: number = np.nan
+        if not np.isfinite(number): raise NotEvaluated(f"tag {tag!r} is {value!r}, not a number")
+        return number
+
+    def point(self, prefix: str = "") -> dict[str, float]:  # "baseline_" for the baseline
+        "The operating point in the tags; NotEvaluated unless each tag has its recorded value, a finite number."
+        tags = point_tags(self.problem, {**self.recorded, **self.tags}, prefix)
+        return {tag.removeprefix(prefix): self.recorded_number(tag) for tag in tags}
 
     @cached_property
     def metrics(self) -> pd.DataFrame:  # by metric: columns model, baseline
         "The metrics of the model and of the baseline, computed on the held-out rows."
         prediction, label, baseline = self.prediction, self.held_out.label, self.held_out.baseline
-        model_metrics = metrics.binary_metrics(label, prediction, self.threshold("threshold"), self.costs)
-        baseline_metrics = metrics.binary_metrics(label, baseline, self.threshold("baseline_threshold"), self.costs)
-        return pd.DataFrame({"model": model_metrics, "baseline": baseline_metrics})
+        model_metrics = self.problem.metrics(label, prediction, self.point(), self.costs)
+        baseline_metrics = self.problem.metrics(label, baseline, self.point("baseline_"), self.costs)
+        columns = pd.DataFrame({"model": model_metrics, "baseline": baseline_metrics})
+        return columns.reindex(list(model_metrics))  # a baseline without an interval has no metrics of it
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #c68e09a8
 def check_predicts(evidence: Evidence) -> list[str]:
-    "The model loads and returns one finite probability a row: for its example, for nulls, for the held-out rows."
+    "The model loads and returns one valid prediction a row: for its example, for nulls, for the held-out rows."
     return evidence.prediction_problems
 
 def check_signature(evidence: Evidence) -> list[str]:
@@ -190,7 +200,7 @@ def check_card(evidence: Evidence) -> list[str]:
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #b2a34786
 def check_held_out(evidence: Evidence, *, min_rows: float) -> list[str]:
-    "The held-out rows are enough, with both labels, several days, and a baseline for each row."
+    "The held-out rows are enough, of several days, with a baseline for each row; for classes with both labels."
     if evidence.held_out is None: raise NotEvaluated("the tags do not define the held-out rows")
     count = len(evidence.held_out.rows)
     if count < min_rows: return [f"{count:,} held-out rows, at least {min_rows:,} are needed"]
@@ -204,25 +214,26 @@ def check_metrics(evidence: Evidence, **rules: Mapping) -> list[str]:
 def check_logged(evidence: Evidence, *, tolerance: float) -> list[str]:
     "The logged metrics equal the metrics computed here, up to the tolerance."
     table, logged, reasons = evidence.metrics, evidence.logged, []
-    computed = table.model.to_dict() | table.baseline.add_prefix("baseline_").to_dict()
+    computed = table.model.to_dict() | table.baseline.dropna().add_prefix("baseline_").to_dict()
     for name, value in computed.items():
         if name not in logged: reasons.append(f"{name} was not logged, computed is {value:.6f}")
-        elif not abs(logged[name] - value) <= tolerance:
+        elif not np.isclose(logged[name], value, rtol=0, atol=tolerance, equal_nan=True):
             reasons.append(f"{name} was logged as {logged[name]:.6f}, computed is {value:.6f}")
     return reasons
 
 def check_improvement(evidence: Evidence, *, min_relative_change: float) -> list[str]:
-    "The log loss is lower than the baseline's by the minimum, and the interval by resampled days lies below zero."
+    "The loss is lower than the baseline's by the minimum, and the interval by resampled days lies below zero."
     prediction, held_out = evidence.prediction, evidence.held_out
-    result = intervals.log_loss_change(held_out.label, prediction, held_out.baseline, held_out.days)
+    result = loss_change(evidence.problem, held_out.label, prediction, held_out.baseline, held_out.days)
     change, low, high = result.value, result.low, result.high
-    text = (f"log_loss against the baseline: {pictures.percent_change(1 + change, 1)} "
+    text = (f"{evidence.problem.loss} against the baseline: {pictures.percent_change(1 + change, 1)} "
             f"(95% interval {validation.interval_text(low, high)})")
     reasons = []
     if change > -min_relative_change: reasons.append(f"{text}, at least {min_relative_change:.1%} lower is required")
     if high >= 0: reasons.append(f"{text}, the whole interval must be below 0%")
     if (days := len(np.unique(held_out.days))) < MIN_DECISION_DAYS:
-        reasons.append(f"{text}, at least {MIN_DECISION_DAYS} held-out days are needed for a decision, got {days}")
+        reasons.append(f"{text}, at least {MIN_DECISION_DAYS} held-out {group_unit(held_out.days)}s are needed for a "
+                       f"decision, got {days}")
     return reasons
 
 def check_calibration(evidence: Evidence, *, max_error: float) -> list[str]:
@@ -233,20 +244,21 @@ def check_calibration(evidence: Evidence, *, max_error: float) -> list[str]:
 # %% ../../nbs/deployment/02_validation_checks.ipynb #eba6d02a
 def slice_changes(evidence: Evidence, min_rows: float,
                   ) -> pd.DataFrame:  # by slice and value: columns rows, model, baseline, change
-    "The log loss of each slice with enough rows, and its relative change against the baseline."
-    rows, held_out = evidence.rows[list(evidence.held_out.slices)], evidence.held_out
+    "The loss of each slice with enough rows, and its relative change against the baseline."
+    rows, held_out, problem = evidence.rows[list(evidence.held_out.slices)], evidence.held_out, evidence.problem
     def losses(prediction: np.ndarray) -> pd.DataFrame:
-        table = slice_metrics(rows, held_out.label, {"model": prediction}, held_out.days, min_rows)
-        return table.dropna(subset="log_loss").set_index(["slice", "value"]).sort_index()
+        table = slice_metrics(rows, held_out.label, {"model": prediction}, held_out.days, min_rows, problem)
+        return table.dropna(subset=problem.loss).set_index(["slice", "value"]).sort_index()
     model, baseline = losses(evidence.prediction), losses(held_out.baseline)
     if model.empty: raise NotEvaluated(f"no slice has {min_rows:,} rows")
-    changes = model.log_loss / baseline.log_loss - 1
-    return pd.DataFrame({"rows": model.rows, "model": model.log_loss, "baseline": baseline.log_loss, "change": changes})
+    model_loss, baseline_loss = model[problem.loss], baseline[problem.loss]
+    return pd.DataFrame({"rows": model.rows, "model": model_loss, "baseline": baseline_loss,
+                         "change": model_loss / baseline_loss - 1})
 
 def check_slices(evidence: Evidence, *, min_rows: float, max_relative_change: float) -> list[str]:
-    "In no slice with at least `min_rows` rows is the log loss higher than the baseline's by more than allowed."
-    changes = slice_changes(evidence, min_rows)
-    return [f"{' '.join(name)}: log_loss {row.model:.4f} is {row.change:.1%} higher than the baseline's on "
+    "In no slice with at least `min_rows` rows is the loss higher than the baseline's by more than allowed."
+    changes, loss = slice_changes(evidence, min_rows), evidence.problem.loss
+    return [f"{' '.join(name)}: {loss} {row.model:.4f} is {row.change:.1%} higher than the baseline's on "
             f"{row.rows:,.0f} rows, at most {max_relative_change:.1%} is allowed"
             for name, row in changes[changes.change > max_relative_change].iterrows()]
 
@@ -276,15 +288,15 @@ def unusual_rows(rows: pd.DataFrame, types: Mapping[str, str]) -> dict[str, pd.D
             "infinities": rows.assign(**dict.fromkeys(numbers, np.inf)),
             "negative infinities": rows.assign(**dict.fromkeys(numbers, -np.inf))}
 
-def probability_problems(evidence: Evidence, rows: pd.DataFrame) -> list[str]:
-    "Why the predictions for these rows are not probabilities."
-    return validation.check_probabilities(evidence.predict(rows), len(rows))
+def prediction_problems(evidence: Evidence, rows: pd.DataFrame) -> list[str]:
+    "Why the predictions for these rows are not valid."
+    return evidence.problem.check_predictions(evidence.predict(rows), len(rows))
 
 def check_robust(evidence: Evidence) -> list[str]:
-    "The model returns a finite probability for unseen categories and for infinities."
+    "The model returns a valid prediction for unseen categories and for infinities."
     reasons = []
     for kind, rows in unusual_rows(evidence.rows.head(50), evidence.types).items():
-        reasons += [f"on {kind}: {problem}" for problem in run_check(partial(probability_problems, evidence, rows))]
+        reasons += [f"on {kind}: {problem}" for problem in run_check(partial(prediction_problems, evidence, rows))]
     return reasons
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #02a4ea42
@@ -311,29 +323,36 @@ def check_rule_parameters(name: str, parameters: Mapping) -> None:
     if missing: raise MlopsError(f"check {name} of {CONF_FILE} has no {', '.join(missing)}")
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #ea885c4f
-def check_metric_rules(rules: Mapping[str, Mapping]) -> None:
-    "Raise MlopsError unless the rules are valid MLflow thresholds with the right direction."
+def check_metric_rules(rules: Mapping[str, Mapping], problem: ProblemType) -> None:
+    "Raise MlopsError unless the rules are valid MLflow thresholds for metrics of the problem, in the right direction."
     for metric, rule in rules.items():
         if not isinstance(rule, Mapping):
             raise MlopsError(f"the rule of metric {metric} in {CONF_FILE} is {rule!r}", "give a threshold by name")
-    validation.metric_thresholds(rules, metrics.GREATER_IS_BETTER)
+    validation.metric_thresholds(rules, problem.greater_is_better)
     for metric, rule in rules.items():
         for key, value in rule.items():
             if key != "greater_is_better": require_number(value, f"{key} of metric {metric}")
-        direction, expected = rule["greater_is_better"], metrics.GREATER_IS_BETTER[metric]
+        direction, expected = rule["greater_is_better"], problem.greater_is_better[metric]
         if direction != expected:
             raise MlopsError(f"greater_is_better of metric {metric} in {CONF_FILE} is {direction}",
                              f"it must be {str(expected).lower()}")
 
-def check_rules(rules: Mapping[str, Mapping | None]) -> dict[str, dict]:
-    "The enabled checks with their parameters; MlopsError for an unknown name or a wrong parameter."
+def require_calibration(problem: ProblemType) -> None:
+    "Raise MlopsError unless the problem has a calibration error."
+    if "calibration_error" in problem.greater_is_better: return
+    raise MlopsError(f"check calibration of {CONF_FILE} needs probabilities; the problem type is {problem.name}",
+                     "remove this check; the checks metrics and improvement judge the errors of predicted numbers")
+
+def check_rules(rules: Mapping[str, Mapping | None], problem: ProblemType) -> dict[str, dict]:
+    "The enabled checks with their parameters; MlopsError for an unknown name, a wrong parameter, or the wrong problem."
     if not isinstance(rules, Mapping) or not rules:
         raise MlopsError(f"no check is enabled in {CONF_FILE}", f"the checks are: {', '.join(CHECKS)}")
     for name, parameters in rules.items():
         if name not in CHECKS: raise unknown("check", name, CHECKS, where=CONF_FILE)
         if parameters is not None and not isinstance(parameters, Mapping):
             raise MlopsError(f"check {name} of {CONF_FILE} is {parameters!r}", "give its parameters by name")
-        if name == "metrics": check_metric_rules(parameters or {})
+        if name == "calibration": require_calibration(problem)
+        if name == "metrics": check_metric_rules(parameters or {}, problem)
         else: check_rule_parameters(name, parameters or {})
     return {name: dict(parameters or {}) for name, parameters in rules.items()}
 
@@ -341,7 +360,8 @@ def check_rules(rules: Mapping[str, Mapping | None]) -> dict[str, dict]:
 def checks(rules: Mapping[str, Mapping | None], evidence: Evidence,
            ) -> dict[str, Callable[[], list[str]]]:  # for `validation.validate_version`
     "The enabled checks by name, in the order of the configuration, ready to be called."
-    return {name: partial(CHECKS[name], evidence, **parameters) for name, parameters in check_rules(rules).items()}
+    return {name: partial(CHECKS[name], evidence, **parameters)
+            for name, parameters in check_rules(rules, evidence.problem).items()}
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #11687c0c
 def required_value(rule: Mapping, baseline: float) -> float:
@@ -376,15 +396,15 @@ def plot_metrics(evidence: Evidence, rules: Mapping[str, Mapping],
     "The metrics that have a rule, each on a scale of its own."
     if not rules: raise NotEvaluated("no metric has a rule")
     prediction, held_out = evidence.prediction, evidence.held_out
-    bounds = intervals.intervals(held_out.label, prediction, evidence.threshold("threshold"), evidence.costs,
-                                 held_out.days)
+    bounds = intervals(evidence.problem, held_out.label, prediction, evidence.point(), evidence.costs, held_out.days)
     heading = f"{title}: held-out metrics and their rules" if title else "Held-out metrics and their rules"
     figure, rows = pictures.canvas(heading, len(rules), size=(10, 1.3 * len(rules) + 0.9), squeeze=False)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     for axes, (metric, rule) in zip(rows.flat, rules.items(), strict=True):
         value, low, high = bounds.loc[metric]
         baseline, word = evidence.metrics.baseline[metric], "at least" if rule["greater_is_better"] else "at most"
-        text = (f"{metric} {value:.3f} (95% interval {low:.3f} to {high:.3f}), baseline {baseline:.3f}, "
+        baseline_text = f"baseline {baseline:.3f}" if np.isfinite(baseline) else "no baseline"
+        text = (f"{metric} {value:.3f} (95% interval {low:.3f} to {high:.3f}), {baseline_text}, "
                 f"required {word} {required_value(rule, baseline):.3f}")
         plot_metric_rule(axes, rule, (value, low, high), baseline, text)
     handles, labels = rows.flat[0].get_legend_handles_labels()

@@ -16,10 +16,11 @@ from .. import MlopsError
 from ..deployment import promotion
 from ..deployment.comparison import Comparison, Contender, known_until, learnt_through
 from ..deployment.promotion import Match
-from ..deployment.validation import check_probabilities, run_check
+from ..deployment.validation import run_check
 from .feature_engineering import BASELINE, FEATURES
 from .learning import labelled_rows
 from ..models import registry, scoring
+from ..models.problem_types import BINARY
 
 # %% ../../nbs/flights/08_deploy.ipynb #673aaca7
 def comparable_rows(spark, env, version: Any, champion: Any | None) -> pd.DataFrame:  # what `labelled_rows` returns
@@ -35,7 +36,7 @@ def checked_probabilities(model: Any,  # a loaded pyfunc
     predictions = []
     def check() -> list[str]:
         predictions.append(model.predict(rows[FEATURES]))
-        return check_probabilities(predictions[0], len(rows))
+        return BINARY.check_predictions(predictions[0], len(rows))
     if reasons := run_check(check):
         raise MlopsError(f"{label} cannot be compared: {'; '.join(reasons)}", "compare versions that passed validation")
     return predictions[0]

@@ -39,9 +39,9 @@ from mlops_nb.flights.learning import (
 from ..models import evidence, explanation, model_card, registry, scoring, tuning
 from ..models import fingerprint as fingerprints
 from ..models.fingerprint import code_digest, data_digest, find_run, register_run
-from ..models.intervals import intervals
 from ..models.metrics import custom_metrics
 from ..models.plots import plot_calibration, plot_importance, plot_slices, plot_thresholds
+from ..models.problem_types import BINARY, intervals
 from ..models.slices import slice_metrics
 
 # %% ../../nbs/flights/06_train.ipynb #cc773234
@@ -111,8 +111,8 @@ def evaluate_model(held_out: pd.DataFrame, trained: TrainedModel, prediction: np
         predictions[name] = of_champion
     functions = custom_metrics(conf["custom_metrics"])
     custom = {name: float(metric(label, prediction, trained.threshold)) for name, metric in functions.items()}
-    slices = slice_metrics(held_out[list(SLICES)], label, predictions, days, conf["min_slice_rows"])
-    bounds = intervals(label, prediction, trained.threshold, costs, days)
+    slices = slice_metrics(held_out[list(SLICES)], label, predictions, days, conf["min_slice_rows"], BINARY)
+    bounds = intervals(BINARY, label, prediction, {"threshold": trained.threshold}, costs, days)
     return Evaluation(metrics, bounds, slices, custom, predictions)
 
 # %% ../../nbs/flights/06_train.ipynb #0357f6a6
@@ -153,7 +153,7 @@ def evaluation_pictures(trained: TrainedModel, held_out: pd.DataFrame, evaluatio
         "calibration": plot_calibration(label, evaluation.predictions, f"Predicted and observed late flights, {title}"),
         "thresholds": plot_thresholds(label.to_numpy(int), prediction, trained.threshold, costs,
                                       f"Cost, precision and recall by threshold, {title}"),
-        "slices": plot_slices(evaluation.slices, f"Log loss by slice, {title}"),
+        "slices": plot_slices(evaluation.slices, f"Log loss by slice, {title}", BINARY),
         "importance": plot_importance(gain, "Features by their share of the total gain")}
 
 # %% ../../nbs/flights/06_train.ipynb #c97cb88f
@@ -194,8 +194,8 @@ def slices_text(slices: pd.DataFrame, count: int = 8) -> str:  # Markdown
     "The slices with the highest log loss, and the slices with too few flights."
     ours = slices[slices.predictor == "model"].set_index("slice")
     judged, small = ours.dropna(subset="log_loss").nlargest(count, "log_loss"), ours[ours.log_loss.isna()]
-    columns = ["value", "rows", "late", "log_loss", "low", "high"]
-    text = model_card.markdown_table(judged[columns].round({"late": 3, "log_loss": 4, "low": 4, "high": 4}))
+    columns = ["value", "rows", "label_mean", "log_loss", "low", "high"]
+    text = model_card.markdown_table(judged[columns].round({"label_mean": 3, "log_loss": 4, "low": 4, "high": 4}))
     if small.empty: return text
     names = ", ".join(f"{name} {row.value} ({row.rows})" for name, row in small.iterrows())
     return f"{text}\n\nToo few flights: {names}."

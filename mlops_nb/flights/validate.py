@@ -21,6 +21,7 @@ from .feature_engineering import BASELINE, SLICES
 from .learning import Periods, labelled_rows, split
 from .train import input_types
 from ..models import model_card, registry
+from ..models.problem_types import BINARY
 
 # %% ../../nbs/flights/07_validate.ipynb #8c7005cb
 RULE_SECTIONS = ("checks", "deployment")  # of conf/validation.yml
@@ -56,7 +57,7 @@ def held_out(spark, env, tags: Mapping[str, str], recorded: Mapping[str, str]) -
     pinned = replace(env, versions=lineage.recorded_tables(tags))
     rows = split(labelled_rows(spark, pinned, periods.as_of, after=periods.trained_through), periods)[1]
     return validation_checks.HeldOut(rows, rows.late_arrival.to_numpy(int), rows[BASELINE].to_numpy(float),
-                                     rows.flight_day.to_numpy(), SLICES)
+                                     rows.flight_day.to_numpy(), BINARY, SLICES)
 
 # %% ../../nbs/flights/07_validate.ipynb #a73dd9d1
 def spec_types(uri: str) -> dict[str, str] | None:
@@ -99,7 +100,7 @@ def gather(spark, env, version: Any) -> validation_checks.Evidence:  # of an mlf
     with registry.registry_errors(env): run = registry.run_of(env, version)
     recorded = recorded_of(run.data.tags, run.data.params) if run else {}
     return validation_checks.Evidence(
-        types=input_types(), tags=version.tags, recorded=recorded, description=version.description,
+        types=input_types(), problem=BINARY, tags=version.tags, recorded=recorded, description=version.description,
         logged=run.data.metrics if run else {}, held_out=held_out(spark, env, version.tags, recorded),
         costs=conf.read_conf(env.root, "train.yml", train.TRAIN_KEYS)["costs"],
         governance=model_card.read_governance(env.root), **card_of(env, run),

@@ -29,6 +29,7 @@ from mlops_nb.data import tables
 from mlops_nb.deployment import promotion, validation
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.models.problem_types import BINARY
 
 ROOT = Path(__file__).parents[2]
 FAMILY = '''"""{name}"""
@@ -332,7 +333,7 @@ def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spar
     prediction = automl_contender(version, later).prediction
     loss = -np.mean(np.log(np.where(labels == 1, prediction, 1 - prediction)))
     assert loss < math.log(2)
-    checks = {"probabilities": lambda: validation.check_probabilities(prediction, len(later))}
+    checks = {"probabilities": lambda: BINARY.check_predictions(prediction, len(later))}
     with pytest.raises(MlopsError, match="has not passed validation"):
         promotion.deploy(spark, target, version, {}, {}, None)
     validation.validate_version(target, version.name, version.version, checks)
