@@ -1,5 +1,5 @@
-"""Validation, deployment, comparison and approval of two small use cases: probabilities without a time, and numbers with
-one. Each has a version that knows how its rows were made, and one that does not; both are on a store of their own."""
+"""Validation, deployment, comparison and approval of two small use cases: probabilities without a time, and numbers
+with one. Each has a version that knows how its rows were made, and one that does not; both are on a store of their own."""
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from small_use_cases import CODE, CUSTOMERS, DELIVERIES, FORMULAS, conf_files, home_of, write_tables
+from small_use_cases import CUSTOMERS, DELIVERIES, FORMULAS, conf_files, home_of, write_tables
 
 from mlops_nb import feature_client, tables
 from mlops_nb.data.session import get_spark, stop
@@ -19,6 +19,16 @@ from mlops_nb.workflow import approving, comparing, deploying, rows, validating
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*type hint")]
 POOR = {"cancelled": "np.full(len(model_input), 0.3)", "minutes": "40 + model_input['distance']"}
+CODE = """
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+class Formula(PythonModel):
+    def predict(self, context, model_input, params=None):
+        model_input = model_input.assign(**model_input.select_dtypes("number").clip(0, 60).fillna(1.0))
+        return np.asarray({formula}, "float64")
+set_model(Formula())
+"""
 COSTS = {"missed": 5, "false_warning": 1}
 GOVERNANCE = {"owner": "us", "contact": "us@example.com", "purpose": "Tests.", "not_for": "Other uses.",
               "licence_of_data": "CC0", "limits": ["made up"], "required_sections": ["Purpose"],
@@ -28,6 +38,7 @@ SPLITS = {"cancelled": {"held_out_share": "0.4"},
 PARAMETERS = {"cancelled": {"held_out_share": 0.4}, "minutes": {"held_out_days": 20}}
 POINTS = {"cancelled": {"threshold": "0.2", "baseline_threshold": "0.2", "baseline_value": "0.35"},
           "minutes": {"interval_low": "-9.0", "interval_high": "9.0"}}
+TRAIN = {"cancelled": {"costs": COSTS}, "minutes": {}}
 LOSS, AS_OF = {"cancelled": "log_loss", "minutes": "root_mean_squared_error"}, "2021-04-11"
 
 
@@ -77,7 +88,8 @@ def world(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.setenv("GIT_PYTHON_REFRESH", "quiet")
-        for module in (validating, deploying, comparing, approving): patch.setattr(module, "load_env", lambda target: env)
+        for module in (validating, deploying, comparing, approving):
+            patch.setattr(module, "load_env", lambda target: env)
         for formula in (POOR[name], FORMULAS[name]): register(use_case, spark, env, formula)
         yield SimpleNamespace(use_case=use_case, env=env, spark=spark, name=env.model(name))
     stop()
