@@ -16,16 +16,20 @@ from .yaml_files import file_text, plain, read_yaml
 # %% ../nbs/03_conf.ipynb #5f19e7b3
 def read_conf(root: Path, name: str,  # a file of conf/, such as "train.yml"
               keys: Sequence[str],  # the keys that the file must have, and no others
+              optional: Sequence[str] = (),  # the keys that it may have
               ) -> dict:
     "Read a file of conf/ as a dict."
     file = root / "conf" / name
     if not file.exists(): raise unknown("file", name, [f.name for f in file.parent.glob("*.yml")], where="conf")
-    return check_keys(plain(read_yaml(file_text(root, f"conf/{name}"), f"conf/{name}")), keys, f"conf/{name}")
+    return check_keys(plain(read_yaml(file_text(root, f"conf/{name}"), f"conf/{name}")), keys,
+                      f"conf/{name}", optional)
 
-def check_keys(mapping: Mapping, keys: Sequence[str], where: str) -> dict:
+def check_keys(mapping: Mapping, keys: Sequence[str], where: str,
+               optional: Sequence[str] = ()) -> dict:  # keys that may be missing
     "Return the mapping; MlopsError unless it has exactly these keys."
+    known = [*keys, *optional]
     for key in mapping:
-        if key not in keys: raise unknown("key", key, keys, where=where)
+        if key not in known: raise unknown("key", key, known, where=where)
     missing_keys = [key for key in keys if key not in mapping]
     if missing_keys: raise MlopsError(f"{where} has no {', '.join(missing_keys)}")
     return dict(mapping)
