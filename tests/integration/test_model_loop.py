@@ -41,19 +41,20 @@ def train_again(loop, as_of, rows=None, **conf):
 def validated(loop, version, **metrics):
     "The results of all checks, or of the metrics alone with other rules."
     from mlops_nb.deployment import validation_checks
-    from mlops_nb.flights import validate
-    conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["checks"]
-    evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
-    checks = validation_checks.checks({"metrics": metrics} if metrics else conf, evidence)
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import validating
+    rules = {"metrics": metrics} if metrics else validating.read_checks(FLIGHTS, loop.env.root)
+    current = registry.get_version(loop.env, version.name, version.version)
+    checks = validation_checks.checks(rules, validating.gather_evidence(FLIGHTS, loop.spark, loop.env, current))
     return validation.validate_version(loop.env, version.name, version.version, checks)
 
 
 def deployed(loop, version, **rule):
-    from mlops_nb.flights import deploy, train, validate
-    conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["deployment"] | rule
-    costs = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS)["costs"]
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import deploying
+    of_project, costs = deploying.deployment_settings(FLIGHTS, loop.env)
     current = registry.get_version(loop.env, NAME, version.version)
-    return deploy.deploy_version(loop.spark, loop.env, current, conf, costs)[0]
+    return deploying.deploy_version(FLIGHTS, loop.spark, loop.env, current, of_project | rule, costs)[0]
 
 
 def aliases(env):
