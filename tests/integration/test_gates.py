@@ -80,7 +80,8 @@ def world(request, tmp_path_factory):
     use_case, folder = request.param, tmp_path_factory.mktemp("gates")
     env, name = home_of(folder), use_case.model
     floor = {"cancelled": 0.69, "minutes": 20.0}[name]
-    conf_files(folder, validation=rules(name, floor), governance=GOVERNANCE, train=TRAIN[name], features={})
+    conf_files(folder, validation=rules(name, floor), governance=GOVERNANCE, train=TRAIN[name],
+               features={"area_daily": {"columns": {"area": {"type": "string"}}}})
     stop()
     spark = get_spark(env)
     write_tables(use_case, spark, env)
