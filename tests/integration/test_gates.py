@@ -1,5 +1,5 @@
 """Validation, deployment, comparison and approval of two small use cases: probabilities without a time, and numbers
-with one. Each has a version that knows how its rows were made, and one that does not; both are on a store of their own."""
+with one. Each has a version that knows how its rows were made and one that does not, on a store of their own."""
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
