@@ -124,7 +124,7 @@ def test_a_version_is_validated_on_the_rows_that_it_has_not_learnt_from(world, c
     for number, formula in ((1, POOR[name]), (2, FORMULAS[name])):
         candidate = validating.gather(world.use_case, "dev", world.name, str(number))
         assert registry.get_version(world.env, world.name, number).tags["model_validation_status"] == "PENDING"
-        section = validating.validate(candidate).data
+        section = validating.validate_candidate(candidate).data
         assert len(candidate.evidence.held_out.rows) == len(frame) > 100
         metrics = candidate.evidence.metrics.model
         assert metrics[LOSS[name]] == pytest.approx(loss(world, frame, predicted(formula, frame)))
@@ -142,7 +142,7 @@ def test_the_better_version_becomes_champion_and_the_comparison_is_that_of_panda
     for number in ("1", "2"): client.set_model_version_tag(world.name, number, "model_validation_status", "PASSED")
     for number, opponent in ((1, "the baseline"), (2, "v1")):
         deployment = deploying.validated_version(world.use_case, "dev", world.name, str(number))
-        text = deploying.decide(deployment).data
+        text = deploying.decide_deployment(deployment).data
         metrics = deploying.both_metrics(deployment)
         assert list(metrics) == ["challenger", "champion"] or list(metrics) == [f"v{number}", opponent]
     assert text.startswith(f"**{world.name} v2 is Champion: {LOSS[name]}") and f"on {len(frame):,} rows" in text
@@ -178,7 +178,7 @@ def test_changed_tags_that_define_other_rows_are_refused(world):
     client.set_model_version_tag(world.name, number, tag, value)
     try:
         candidate = validating.gather(world.use_case, "dev", world.name, number)
-        validating.validate(candidate)
+        validating.validate_candidate(candidate)
         assert candidate.results["tags"][0].startswith(f"tag '{tag}' is '{value}', but ")
         assert candidate.results["held_out"] == ["not evaluated: the tags do not define the held-out rows"]
         assert validating.plot_rules(candidate) is None and validating.slices_table(candidate) is None
