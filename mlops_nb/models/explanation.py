@@ -6,8 +6,8 @@
 __all__ = ['LOG_ODDS', 'ORDERED_KINDS', 'TIME_KINDS', 'MOST_CATEGORIES', 'FIRST_TIME', 'LAST_TIME', 'Contributions',
            'explain_rows', 'strongest', 'change_label', 'shortened', 'readable', 'naive_time', 'axis_numbers',
            'colour_values', 'shap_explanation', 'plot_summary', 'category_names', 'draw_categories', 'fit_times',
-           'draw_dependence', 'plot_dependence', 'largest_changes', 'prediction_text', 'change_text', 'draw_steps',
-           'plot_single']
+           'draw_dependence', 'plot_dependence', 'largest_changes', 'prediction_text', 'contribution_text',
+           'draw_steps', 'plot_single']
 
 # %% ../../nbs/models/12_explanation.ipynb #fbea038b
 from collections.abc import Callable, Sequence
@@ -199,7 +199,7 @@ def prediction_text(value: float,  # a sum of contributions
     "The prediction as text: log-odds as a probability in percent, any other unit as a number."
     return f"{1 / (1 + np.exp(-value)):.1%}" if unit == LOG_ODDS else significant(value)
 
-def change_text(change: float, unit: str) -> str:
+def contribution_text(change: float, unit: str) -> str:
     "A contribution as text with its sign."
     if unit != LOG_ODDS: return f"{'+' if change > 0 else ''}{significant(change)}"
     return f"{change:+.2f}" if round(change, 2) else "0.00"
@@ -211,7 +211,7 @@ def draw_steps(axes: Any, changes: pd.Series, base: float, unit: str) -> None:
     axes.barh(range(len(changes)), changes, left=ends - changes.to_numpy(), color=colours, height=0.7)
     for place, (change, end) in enumerate(zip(changes, ends, strict=True)):
         offset, side = ((4, 0), "left") if change > 0 else ((-4, 0), "right")
-        axes.annotate(change_text(change, unit), (end, place), xytext=offset, ha=side, va="center", **NOTE_STYLE)
+        axes.annotate(contribution_text(change, unit), (end, place), xytext=offset, ha=side, va="center", **NOTE_STYLE)
     axes.set_yticks(range(len(changes)), changes.index)
     axes.invert_yaxis()
     axes.use_sticky_edges = False  # otherwise no margin where a bar starts
