@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'METRIC_FORMATS', 'as_percent', 'metric_format', 'readable_metrics', 'result_sentence',
-           'warning_sentence', 'interval_sentence', 'use_sentence', 'recorded_number', 'metrics_text']
+           'warning_sentence', 'interval_sentence', 'use_sentence', 'recorded_number', 'metrics_text', 'slices_text']
 
-# %% ../../nbs/models/18_result_texts.ipynb #6b09196c
+# %% ../../nbs/models/18_result_texts.ipynb #0d31b528
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -17,7 +17,7 @@ from .model_card import markdown_table
 from .problem_types import ProblemType
 from ..pictures import significant
 
-# %% ../../nbs/models/18_result_texts.ipynb #45056981
+# %% ../../nbs/models/18_result_texts.ipynb #df6fdbaf
 def as_percent(value: float) -> str:
     "Return a share in percent, without decimals."
     return f"{value:.0%}"
@@ -43,7 +43,7 @@ def readable_metrics(metrics: pd.DataFrame) -> pd.DataFrame:  # by metric: model
     texts = pd.DataFrame({name: row.map(metric_format(name)) for name, row in shown.iterrows()}).T
     return texts.where(shown.notna(), "").rename(index=METRIC_NAMES)
 
-# %% ../../nbs/models/18_result_texts.ipynb #390b282f
+# %% ../../nbs/models/18_result_texts.ipynb #450713a8
 def result_sentence(problem: ProblemType,
                     metrics: Mapping[str, float],  # of the model; those of the baseline begin with `baseline_`
                     ) -> str:
@@ -56,7 +56,7 @@ def result_sentence(problem: ProblemType,
                       f"baseline {loss_text(old)} ({change})",
                       *(f"{METRIC_NAMES[name]} {metric_format(name)(metrics[name])}" for name in others)])
 
-# %% ../../nbs/models/18_result_texts.ipynb #f5c3d3ec
+# %% ../../nbs/models/18_result_texts.ipynb #d983702a
 def warning_sentence(share: float,  # of the rows that get a warning
                      threshold: float, costs: Mapping[str, float]) -> str:
     "How often the version warns, and why."
@@ -80,7 +80,7 @@ def use_sentence(label: np.ndarray, prediction: np.ndarray,
     is_inside = (label >= prediction + low) & (label <= prediction + high)
     return interval_sentence(low, high, float(is_inside.mean()))
 
-# %% ../../nbs/models/18_result_texts.ipynb #2ce7fc14
+# %% ../../nbs/models/18_result_texts.ipynb #4da6fe31
 def recorded_number(metric: str, value: float) -> str:
     "A value of a metric as the card records it."
     return significant(value, 5) if METRIC_FORMATS.get(metric) is significant else f"{value:.4f}"
@@ -96,3 +96,18 @@ def metrics_text(metrics: pd.DataFrame,  # by metric: model, baseline, and a col
         shown.loc[name, "model"] += f" ({low} to {high})"
     others = "".join(f"\n\n{name}: {value:.4f}" for name, value in custom.items())
     return markdown_table(shown.where(counted.notna(), "").rename_axis("metric")) + others
+
+# %% ../../nbs/models/18_result_texts.ipynb #a809a44e
+def slices_text(slices: pd.DataFrame,  # what `slice_metrics` returns
+                problem: ProblemType, count: int = 8) -> str:  # Markdown
+    "The slices with the highest loss of the model, and the slices with too few rows."
+    if slices.empty: return "The use case names no slices."
+    loss, own = problem.loss, slices[slices.predictor == "model"].set_index("slice")
+    judged, small = own.dropna(subset=loss).nlargest(count, loss), own[own[loss].isna()]
+    table = judged[["value", "rows", "label_mean", loss, "low", "high"]].astype({"rows": object})
+    table["label_mean"] = table.label_mean.map("{:.3f}".format if problem.needs_both_labels else significant)
+    for column in (loss, "low", "high"): table[column] = table[column].map(partial(recorded_number, loss))
+    text = markdown_table(table) if len(table) else "No slice has enough rows."
+    if small.empty: return text
+    names = ", ".join(f"{name} {row.value} ({row.rows})" for name, row in small.iterrows())
+    return f"{text}\n\nToo few rows: {names}."

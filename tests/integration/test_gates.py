@@ -38,7 +38,9 @@ SPLITS = {"cancelled": {"held_out_share": "0.4"},
 PARAMETERS = {"cancelled": {"held_out_share": 0.4}, "minutes": {"held_out_days": 20}}
 POINTS = {"cancelled": {"threshold": "0.2", "baseline_threshold": "0.2", "baseline_value": "0.35"},
           "minutes": {"interval_low": "-9.0", "interval_high": "9.0"}}
-TRAIN = {"cancelled": {"costs": COSTS}, "minutes": {}}
+COMMON = {"blocks": 2, "min_rows": 50, "min_slice_rows": 20, "rounds": 5, "custom_metrics": {}}
+TRAIN = {"cancelled": COMMON | {"held_out_share": 0.4, "costs": COSTS, "parameters": {"objective": "binary"}},
+         "minutes": COMMON | {"held_out_days": 20, "parameters": {"objective": "regression"}}}
 LOSS, AS_OF = {"cancelled": "log_loss", "minutes": "root_mean_squared_error"}, "2021-04-11"
 
 
