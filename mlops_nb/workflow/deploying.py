@@ -149,8 +149,9 @@ def comparison_picture(deployment: Deployment, name: str) -> Any:  # IPython Ima
     return Image(download_artifacts(f"runs:/{deployment.run_id}/{name}"))
 
 def loss_picture(deployment: Deployment) -> Any:  # IPython Image, or None
-    "The loss of both sides by day."
-    return comparison_picture(deployment, "loss_by_day.png")
+    "The loss of both sides by day, or by group of rows without a time."
+    unit = "day" if deployment.use_case.has_time else "group"
+    return comparison_picture(deployment, f"loss_by_{unit}.png")
 
 def change_picture(deployment: Deployment) -> Any:  # IPython Image, or None
     "The change of the metric with its interval."
