@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'LIGHTGBM', 'EXPLAINED_ROWS', 'REFERENCE_ROWS', 'Learner', 'write_encoding', 'fit_booster',
            'write_booster', 'check_booster_parameters', 'check_booster_settings', 'booster_contributions',
-           'gain_importance', 'write_object', 'decode', 'sampled_contributions', 'checked_estimator', 'check_classes',
-           'write_estimator', 'sklearn_learner', 'imported_modules', 'standalone_file', 'function_learner']
+           'gain_importance', 'calibrate_scores', 'write_object', 'decode', 'sampled_contributions',
+           'checked_estimator', 'check_classes', 'write_estimator', 'sklearn_learner', 'imported_modules',
+           'standalone_file', 'function_learner']
 
-# %% ../../nbs/models/17_learners.ipynb #a20617d1
+# %% ../../nbs/models/17_learners.ipynb #e23f2995
 import os
 
-# %% ../../nbs/models/17_learners.ipynb #aadd0960
+# %% ../../nbs/models/17_learners.ipynb #53c13fba
 # Threads that spin while they wait slow each other down on a busy machine
 if "OMP_WAIT_POLICY" not in os.environ: os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-# %% ../../nbs/models/17_learners.ipynb #2acd2510
+# %% ../../nbs/models/17_learners.ipynb #64a49fb5
 import ast
 import inspect
 import json
@@ -30,9 +31,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MlopsError, shorten
-from . import fitted_model
+from . import calibration, fitted_model
 
-# %% ../../nbs/models/17_learners.ipynb #2f0c2698
+# %% ../../nbs/models/17_learners.ipynb #881c1b34
 @dataclass(frozen=True)
 class Learner:
     "How a model is fitted, explained and written. `encoding`: see `fitted_model`; `conf`: of conf/train.yml."
@@ -45,6 +46,7 @@ class Learner:
     contributions: Callable[[Any, Mapping, pd.DataFrame], Any]  # (fitted, encoding, rows) -> explanation.Contributions
     importance: Callable[[Any, Mapping], dict[str, float]] | None = None  # (fitted, encoding) -> share by feature
     code: tuple[str, ...] = ()   # modules that decide the model, beside those of the platform
+    calibrate: Callable[[np.ndarray, Mapping], np.ndarray] = fitted_model.calibrated  # as predictions are calibrated
 
     @property
     def tuned_settings(self) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def write_encoding(folder: Path, encoding: Mapping) -> str:  # the file
     file.write_text(json.dumps(encoding, indent=1))
     return str(file)
 
-# %% ../../nbs/models/17_learners.ipynb #5c7820ae
+# %% ../../nbs/models/17_learners.ipynb #c33a3ad0
 def fit_booster(rows: pd.DataFrame, label: np.ndarray, encoding: Mapping, conf: Mapping) -> Any:  # lightgbm Booster
     "Fit a booster; the number of threads does not change it if conf says `deterministic`."
     import lightgbm
@@ -71,7 +73,7 @@ def write_booster(folder: Path, booster: Any, encoding: Mapping) -> dict[str, st
     booster.save_model(file)
     return {"booster": file, "encoding": write_encoding(folder, encoding)}
 
-# %% ../../nbs/models/17_learners.ipynb #3ee92728
+# %% ../../nbs/models/17_learners.ipynb #1a0ff91b
 OBJECTIVES = {  # LightGBM's names by problem type, without aliases
     "binary": ("binary", "cross_entropy"),
     "regression": ("regression", "regression_l1", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie")}
@@ -101,7 +103,7 @@ def check_booster_settings(problem: str, conf: Mapping) -> None:
         raise MlopsError(f"sigmoid is {parameters['sigmoid']!r} in `parameters` of conf/train.yml",
                          "remove it: scores are read as log-odds")
 
-# %% ../../nbs/models/17_learners.ipynb #93cdc45e
+# %% ../../nbs/models/17_learners.ipynb #d51523eb
 def booster_contributions(booster: Any, encoding: Mapping,
                           rows: pd.DataFrame) -> Any:  # explanation.Contributions
     "The contribution of each feature to the raw score of a sample of rows, after calibration."
@@ -118,10 +120,15 @@ def gain_importance(booster: Any, encoding: Mapping) -> dict[str, float]:  # by 
     "The gain of the splits on each feature."
     return dict(zip(encoding["features"], booster.feature_importance("gain").tolist(), strict=True))
 
-LIGHTGBM = Learner("lightgbm", ("rounds", "parameters"), ("mlflow", "lightgbm", "numpy", "pandas"), fit_booster,
-                   write_booster, check_booster_settings, booster_contributions, gain_importance)
+def calibrate_scores(probability: np.ndarray, numbers: Mapping[str, float]) -> np.ndarray:
+    "Calibrate probabilities of a booster by their log-odds, with slope 1 and intercept 0 too."
+    return calibration.calibrate(probability, **numbers)
 
-# %% ../../nbs/models/17_learners.ipynb #223dc0fe
+LIGHTGBM = Learner("lightgbm", ("rounds", "parameters"), ("mlflow", "lightgbm", "numpy", "pandas"), fit_booster,
+                   write_booster, check_booster_settings, booster_contributions, gain_importance,
+                   calibrate=calibrate_scores)
+
+# %% ../../nbs/models/17_learners.ipynb #7b9466b2
 def write_object(file: Path, content: Any) -> list[str]:  # the types that reading must trust
     "Write an object by skops; raise MlopsError if it holds types that cannot be read where a version is served."
     import skops.io
@@ -133,7 +140,7 @@ def write_object(file: Path, content: Any) -> list[str]:  # the types that readi
                          "keep dicts, lists, numbers, texts and numpy arrays")
     return types
 
-# %% ../../nbs/models/17_learners.ipynb #fce1b06a
+# %% ../../nbs/models/17_learners.ipynb #6e32930a
 EXPLAINED_ROWS, REFERENCE_ROWS = 100, 30
 
 def decode(numbers: np.ndarray, encoding: Mapping) -> pd.DataFrame:  # the features
@@ -149,7 +156,7 @@ def sampled_contributions(fitted: Any, encoding: Mapping,
     "Estimate the contribution of each feature, to the log-odds or to the number, for a sample of rows."
     import shap
 
-    from mlops_nb.models import calibration, explanation
+    from mlops_nb.models import explanation
     features = rows[list(encoding["features"])]
     def score(numbers: np.ndarray) -> np.ndarray:
         values = fitted_model.predictions(fitted, encoding, decode(numbers, encoding))
@@ -163,7 +170,7 @@ def sampled_contributions(fitted: Any, encoding: Mapping,
         return np.column_stack([values.values, np.broadcast_to(values.base_values, len(encoded))])
     return explanation.explain_rows(features, as_numbers, of_features, sample=EXPLAINED_ROWS)
 
-# %% ../../nbs/models/17_learners.ipynb #892ad0e7
+# %% ../../nbs/models/17_learners.ipynb #69999d1a
 def checked_estimator(make: Callable, problem: str, conf: Mapping) -> Any:
     "Return `make(**parameters)`; raise MlopsError if it does not take them, or does not suit the problem."
     parameters, name = conf["parameters"], getattr(make, "__name__", "make")
@@ -203,7 +210,7 @@ def sklearn_learner(make: Callable[..., Any],  # (**parameters) -> an estimator 
     return Learner("sklearn", ("parameters",), packages, fit, write_estimator, check, sampled_contributions,
                    code=(make.__module__, *code))
 
-# %% ../../nbs/models/17_learners.ipynb #dab8ff29
+# %% ../../nbs/models/17_learners.ipynb #dde0900c
 def imported_modules(source: str) -> set[str]:
     "The modules that a file imports anywhere; relative ones with their dots."
     names = set()
@@ -226,7 +233,7 @@ def standalone_file(function: Callable) -> Path:
     raise MlopsError(f"{file}, the file of {name}, imports {', '.join(sorted(own))}",
                      "it is executed where a version is served, without the project: import libraries only")
 
-# %% ../../nbs/models/17_learners.ipynb #aca8c333
+# %% ../../nbs/models/17_learners.ipynb #6633af1a
 def function_learner(fit: Callable[[pd.DataFrame, np.ndarray, Mapping], Any],  # (frame, label, parameters) -> state
                      predict: Callable[[Any, pd.DataFrame], Any],  # (state, frame) -> one number per row
                      requirements: Sequence[str] = (),  # packages that the file of `predict` imports beside pandas

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Split', 'split_key', 'split_of', 'split_rows', 'check_row_counts']
 
-# %% ../../nbs/workflow/04_splits.ipynb #c7c2b352
+# %% ../../nbs/workflow/04_splits.ipynb #859fd9f1
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,7 +16,7 @@ from ..errors import MlopsError
 from .rows import GROUP, GROUPS
 from .use_case import UseCase
 
-# %% ../../nbs/workflow/04_splits.ipynb #d8fa5adc
+# %% ../../nbs/workflow/04_splits.ipynb #8d34fe2c
 @dataclass(frozen=True)
 class Split:
     "The rows that a version learns from, and those held out: the last days, or for rows without a time a share."
@@ -54,7 +54,7 @@ def split_of(use_case: UseCase, as_of: date, conf: Mapping) -> Split:  # conf: c
     "Return the split of a version as of a day."
     return Split(as_of, **{split_key(use_case): conf[split_key(use_case)]})
 
-# %% ../../nbs/workflow/04_splits.ipynb #b23b66c0
+# %% ../../nbs/workflow/04_splits.ipynb #deb5cd1d
 def split_rows(use_case: UseCase,
                rows: pd.DataFrame,  # labelled rows, with GROUP, and with time the day and label_known_at
                split: Split) -> tuple[pd.DataFrame, pd.DataFrame]:  # training, held out
@@ -68,7 +68,7 @@ def split_rows(use_case: UseCase,
     is_held_out = ~is_before & (day < split.as_of) & (known_at < end)
     return rows[is_before & (known_at < begin)], rows[is_held_out]
 
-# %% ../../nbs/workflow/04_splits.ipynb #44a23351
+# %% ../../nbs/workflow/04_splits.ipynb #210b86ee
 def check_row_counts(use_case: UseCase, training: pd.DataFrame, held_out: pd.DataFrame, min_rows: int) -> None:
     "Raise MlopsError unless both parts have enough rows, and each held-out row has a baseline."
     for purpose, rows in (("to learn from", training), ("to evaluate on", held_out)):
