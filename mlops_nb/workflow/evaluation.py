@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Predictors', 'SCORE', 'metrics_by_predictor', 'operating_tags', 'model_and_baseline', 'has_learnt_from',
-           'champion_predictions', 'Evaluation', 'evaluate_model', 'period_title', 'quality_pictures',
+           'champion_predictions', 'warned_share', 'Evaluation', 'evaluate_model', 'period_title', 'quality_pictures',
            'evaluation_pictures', 'contributions', 'explanation_pictures', 'explanation_text']
 
 # %% ../../nbs/workflow/06_evaluation.ipynb #40c537a3
@@ -21,7 +21,7 @@ from ..models.result_texts import METRIC_NAMES
 from ..models.scoring import load_pyfunc
 from ..models.slices import slice_metrics
 from ..pictures import significant
-from .learning import TrainedModel, predict
+from .learning import TrainedModel, labels_of, predict
 from .rows import GROUP, baseline_predictions
 from .splits import Split
 from .use_case import UseCase
@@ -67,8 +67,13 @@ def champion_predictions(use_case: UseCase, env, held_out: pd.DataFrame, split: 
         loaded = load_pyfunc(f"models:/{name}/{version.version}")
         prediction = np.asarray(loaded.predict(held_out[list(use_case.features)]))
         predictors[f"champion of {catalog} (v{version.version})"] = (
-            prediction, operating_point(use_case.problem, version.tags))
+            prediction, operating_point(use_case.problem, version.tags, owner=f"{name} v{version.version}"))
     return predictors
+
+# %% ../../nbs/workflow/06_evaluation.ipynb #606862ef
+def warned_share(label: np.ndarray, prediction: np.ndarray, point: OperatingPoint) -> float:
+    "The share of rows with a warning."
+    return float((prediction >= point["threshold"]).mean())
 
 # %% ../../nbs/workflow/06_evaluation.ipynb #f260c7f9
 @dataclass(frozen=True)
@@ -84,11 +89,11 @@ def evaluate_model(use_case: UseCase, held_out: pd.DataFrame,
                    predictors: Predictors,  # model, baseline, Champions
                    conf: Mapping) -> Evaluation:
     "Evaluate a model beside the baseline and the Champions."
-    problem, costs = use_case.problem, conf.get("costs", {})
-    label, groups = problem.check_labels(held_out[use_case.label].to_numpy()), held_out[GROUP].to_numpy()
+    problem, costs = use_case.problem, conf["costs"]
+    label, groups = labels_of(use_case, held_out), held_out[GROUP].to_numpy()
     predictions = {name: prediction for name, (prediction, _) in predictors.items()}
     prediction, point = predictors["model"]
-    functions = custom_metrics(conf.get("custom_metrics", {}))
+    functions = custom_metrics(conf["custom_metrics"])
     custom = {name: float(function(label, prediction, point)) for name, function in functions.items()}
     columns = held_out[list(use_case.slice_columns)]
     slices = slice_metrics(columns, label, predictions, groups, conf["min_slice_rows"], problem)
@@ -116,7 +121,7 @@ def evaluation_pictures(use_case: UseCase, trained: TrainedModel, held_out: pd.D
                         costs: Mapping[str, float], title: str) -> dict:  # matplotlib Figures
     "The quality of the model, in pictures."
     problem, learner = use_case.problem, use_case.learner
-    label, name = problem.check_labels(held_out[use_case.label].to_numpy()), METRIC_NAMES[problem.loss]
+    label, name = labels_of(use_case, held_out), METRIC_NAMES[problem.loss]
     figures = quality_pictures(use_case, label, evaluation.predictions, trained.operating_point, costs, title)
     if len(evaluation.slices):
         heading = f"{name[0].upper()}{name[1:]} by slice, {title}"

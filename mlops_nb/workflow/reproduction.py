@@ -21,7 +21,7 @@ from ..errors import MlopsError
 from ..models import registry
 from ..models.result_texts import METRIC_NAMES
 from .evaluation import metrics_by_predictor, model_and_baseline, operating_tags
-from .learning import deciding_keys, learn, predict
+from .learning import deciding_keys, labels_of, learn, predict
 from .rows import labelled_rows
 from .splits import split_of, split_rows
 from .use_case import UseCase
@@ -42,9 +42,8 @@ def train_again(use_case: UseCase, spark, env: Env, version) -> pd.DataFrame:  #
     split = split_of(use_case, registry.tag_of(version, "as_of", date.fromisoformat, "a date"), settings)
     training_rows, held_out = split_rows(use_case, labelled_rows(use_case, spark, pinned, split.as_of), split)
     trained = learn(use_case, training_rows, settings)
-    prediction, label = predict(use_case, trained, held_out), held_out[use_case.label].to_numpy()
-    predictors = model_and_baseline(use_case, held_out, prediction, operating_tags(trained))
-    metrics = metrics_by_predictor(use_case.problem, use_case.problem.check_labels(label), predictors,
+    predictors = model_and_baseline(use_case, held_out, predict(use_case, trained, held_out), operating_tags(trained))
+    metrics = metrics_by_predictor(use_case.problem, labels_of(use_case, held_out), predictors,
                                    settings.get("costs", {}))
     again, before = metrics["model"], lineage.training_record(env, version)[2]
     return pd.DataFrame({"before": {name: before.get(name) for name in again.index}, "again": again})
