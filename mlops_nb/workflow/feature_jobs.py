@@ -123,7 +123,7 @@ def contents_of(run: FeatureRun) -> Any:  # pandas Styler
     return shown.style.hide().format({"missing": "{:.1%}"}, thousands=",", precision=0, na_rep="–")
 
 # %% ../../nbs/workflow/03_feature_jobs.ipynb #7ae5bede
-PICTURE_ROWS = 40_000  # about as many rows are joined with their features for a picture
+PICTURE_ROWS = 10_000  # about as many rows are joined with their features for a picture
 
 def sampled(use_case: UseCase, rows):  # DataFrame -> DataFrame
     "Return about PICTURE_ROWS of the rows, chosen by a hash of their keys."

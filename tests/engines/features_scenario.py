@@ -6,11 +6,14 @@ from side_by_side import Scenario, rows
 
 from mlops_nb.data import tables
 from mlops_nb.features.point_in_time import point_in_time_join
-from mlops_nb.flights import feature_engineering, ingest
-from mlops_nb.flights.days import cut_of, sql_day
+from mlops_nb.flights import ingest
+from mlops_nb.flights.days import CALENDAR
+from mlops_nb.flights.use_case import FLIGHTS, labelled_flights, scheduled
+from mlops_nb.workflow.feature_jobs import register_functions, write_features
+from mlops_nb.workflow.rows import rows_with_features
 
 step = scenario = Scenario()
-CUT = cut_of(date(2013, 1, 4))
+CUT = CALENDAR.cut_of(date(2013, 1, 4))
 
 
 @step
@@ -26,16 +29,16 @@ def bronze(spark, env):
 
 @step
 def feature_tables(spark, env):
-    feature_engineering.write_features(spark, env, CUT)
-    return {name: rows(tables.read(spark, env, name)) for name in feature_engineering.TABLE_KEYS}
+    write_features(FLIGHTS, spark, env, CUT)
+    return {name: rows(tables.read(spark, env, name)) for name in (table.name for table in FLIGHTS.feature_tables)}
 
 
 @step
 def model_input(spark, env):
-    feature_engineering.register_functions(spark, env)
-    flights = feature_engineering.scheduled(spark, env, date(2013, 1, 3))
-    labels = feature_engineering.labels(spark, env, cut_of(date(2013, 1, 3)))
-    return {"input": rows(feature_engineering.flight_features(spark, env, flights)), "labels": rows(labels)}
+    register_functions(FLIGHTS, spark, env)
+    flights = scheduled(spark, env, date(2013, 1, 3))
+    labels = labelled_flights(spark, env, date(2013, 1, 3))
+    return {"input": rows(rows_with_features(FLIGHTS, spark, env, flights)), "labels": rows(labels)}
 
 
 @step
@@ -63,7 +66,7 @@ def days_of_new_york(spark, env):
     nights = [("2013-03-09", "2013-03-11"), ("2013-11-02", "2013-11-04"), ("2013-12-31", "2014-01-01")]
     points = "TIMESTAMP'{} 00:00:00', TIMESTAMP'{} 12:00:00', INTERVAL 30 MINUTES"
     hours = [spark.sql(f"SELECT explode(sequence({points.format(*night)})) AS t") for night in nights]
-    return [rows(times.selectExpr("t", f"{sql_day('t')} AS day")) for times in hours]
+    return [rows(times.selectExpr("t", f"{CALENDAR.sql_day('t')} AS day")) for times in hours]
 
 
 if __name__ == "__main__": scenario.main()

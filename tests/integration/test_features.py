@@ -17,12 +17,25 @@ from mlops_nb.features.client import publish_table
 from mlops_nb.features.online import OnlineFeatures
 from mlops_nb.features.point_in_time import point_in_time_join
 from mlops_nb.features.stores.store import open_store
-from mlops_nb.flights import feature_engineering, ingest
-from mlops_nb.flights.days import ZONE, cut_of, midnight, sql_day
-from mlops_nb.flights.feature_engineering import FEATURES, FLIGHT_KEY, TABLE_KEYS
+from mlops_nb.flights import ingest
+from mlops_nb.flights.days import CALENDAR, ZONE
+from mlops_nb.flights.feature_engineering import FEATURE_TABLES, daily_query
+from mlops_nb.flights.use_case import (
+    CATEGORICAL,
+    FEATURES,
+    FLIGHT_KEY,
+    FLIGHTS,
+    SCHEDULE,
+    labelled_flights,
+    scheduled,
+    with_prediction_time,
+)
+from mlops_nb.workflow.feature_jobs import feature_rows, write_features
+from mlops_nb.workflow.rows import rows_with_features, training_set
 
 ROOT = Path(__file__).parents[2]
-CUT = cut_of(date.fromisoformat(TABLES_AS_OF))  # after the clocks changed
+TABLE_KEYS = {table.name: (list(table.key), table.timeseries_column) for table in FEATURE_TABLES}
+CUT = CALENDAR.cut_of(date.fromisoformat(TABLES_AS_OF))  # after the clocks changed
 MEASURED = ["departure_known_at", "arrival_known_at", "dep_delay", "arr_delay"]
 
 
@@ -73,7 +86,7 @@ def in_order(df, keys: list[str]) -> pd.DataFrame: return utc(df.toPandas()).sor
 # ---- the point-in-time join
 
 def test_the_join_equals_pandas_on_all_flights(spark, env, frames):
-    flights = feature_engineering.scheduled(spark, env, date(2013, 1, 1), 90)
+    flights = scheduled(spark, env, date(2013, 1, 1), 90)
     weather = tables.read(spark, env, "weather_hourly").select("origin", "ts", "temperature", "pressure")
     ours = utc(point_in_time_join(flights, weather, ["origin"], "scheduled_departure", "ts").toPandas())
     theirs = pd.merge_asof(ours[[*FLIGHT_KEY, "scheduled_departure"]].sort_values("scheduled_departure"),
@@ -89,7 +102,7 @@ def test_the_join_equals_pandas_on_all_flights(spark, env, frames):
 
 def test_the_last_hours_at_an_airport(written, facts):
     recent = written["airport_recent"]
-    points = pd.date_range(midnight(date(2013, 1, 1)), CUT, freq="15min", inclusive="left")
+    points = pd.date_range(CALENDAR.midnight(date(2013, 1, 1)), CUT, freq="15min", inclusive="left")
     assert len(recent) == 3 * len(points) and not recent.duplicated(["origin", "ts"]).any()
     assert set(recent.ts) == set(points)
     busy = recent[recent.origin_departures_6h > 0]
@@ -123,7 +136,8 @@ def test_the_last_28_days_as_known_at_midnight(written, facts, table, keys, name
     assert len(daily) == len(facts[keys].drop_duplicates()) * len(days) and set(daily.day) == set(days)
     for row in sampled(daily, 30) + sampled(daily[daily.day > date(2013, 3, 26)], 8):
         day = row["day"]
-        known = facts[(facts.arrival_known_at < midnight(day)) & (facts.flight_day >= day - timedelta(days=28))]
+        is_known = facts.arrival_known_at < CALENDAR.midnight(day)
+        known = facts[is_known & (facts.flight_day >= day - timedelta(days=28))]
         p = known.late.mean()
         for key in keys: known = known[known[key] == row[key]]
         share = (known.late.sum() + 20 * p) / (len(known) + 20)
@@ -172,7 +186,7 @@ def test_weather_and_planes(written, frames):
 
 def test_a_second_run_changes_nothing(spark, env):
     before = [tables.version(spark, env, name) for name in TABLE_KEYS]
-    result = feature_engineering.write_features(spark, env, CUT)
+    result = write_features(FLIGHTS, spark, env, CUT)
     assert (result.changed == 0).all() and result.version.tolist() == before
 
 
@@ -182,10 +196,10 @@ def other_future(flights: pd.DataFrame, at: datetime) -> pd.DataFrame:
     "The flights with other delays, or none, for all departures and arrivals that become known after `at`."
     rng, other = np.random.default_rng(7), flights.copy()
     never = rng.random(len(flights)) < 0.2
-    for delay, known_at, scheduled in (("dep_delay", "departure_known_at", "scheduled_departure"),
+    for delay, known_at, planned in (("dep_delay", "departure_known_at", "scheduled_departure"),
                                        ("arr_delay", "arrival_known_at", "scheduled_arrival")):
         value = pd.Series(rng.integers(-40, 900, len(flights)), flights.index, dtype="Int32").mask(never)
-        moment = flights[scheduled] + pd.to_timedelta(value.astype("Int64"), unit="m")
+        moment = flights[planned] + pd.to_timedelta(value.astype("Int64"), unit="m")
         too_early, later = (moment <= at).astype(bool), ~(flights[known_at] <= at)
         other[delay] = other[delay].mask(later, value.mask(too_early))
         other[known_at] = other[known_at].mask(later, moment.mask(too_early).astype(other[known_at].dtype))
@@ -202,13 +216,14 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
     assert (future.dep_delay.fillna(-999) != flights.dep_delay.fillna(-999)).sum() > 15_000
     storm = weather.assign(temp=weather.temp.mask(weather.time_hour + pd.Timedelta(hours=1) > at, -40))
     worlds = [{"flights": f, "weather": w, **others} for f, w in ((flights, weather), (future, storm))]
-    worlds = [{name: ingest.to_spark(spark, name, frame) for name, frame in world.items()} for world in worlds]
+    worlds = [{f"bronze_{name}": ingest.to_spark(spark, name, frame) for name, frame in world.items()}
+              for world in worlds]
     until = f"TIMESTAMP'{at:%Y-%m-%d %H:%M:%S}'"
-    for name, query in feature_engineering.queries(at + timedelta(hours=30)).items():
-        keys, time = TABLE_KEYS[name]
+    for table in FEATURE_TABLES:
+        name, query, (keys, time) = table.name, table.query(at + timedelta(hours=30)), TABLE_KEYS[table.name]
         if time is None: continue
-        tables_ = [feature_engineering.feature_rows(spark, query, world) for world in worlds]
-        known = f"{time} <= {until}" if time == "ts" else f"{time} <= {sql_day(until)}"
+        tables_ = [feature_rows(spark, query, world) for world in worlds]
+        known = f"{time} <= {until}" if time == "ts" else f"{time} <= {CALENDAR.sql_day(until)}"
         before = [in_order(df.where(known), [*keys, time]) for df in tables_]
         assert len(before[0]) > 600
         pd.testing.assert_frame_equal(*before, check_exact=True)
@@ -219,10 +234,11 @@ def test_no_feature_changes_with_later_facts(spark, frames, at):
 @pytest.mark.slow
 def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, written, frames):
     "Later facts in the bronze tables do not change rows before the cut."
-    whole = {name: ingest.to_spark(spark, name, frames[name]) for name in ("flights", "weather", "planes", "airports")}
-    for name, query in feature_engineering.queries(CUT).items():
-        keys, time = TABLE_KEYS[name]
-        rows = feature_engineering.feature_rows(spark, query, whole)
+    whole = {f"bronze_{name}": ingest.to_spark(spark, name, frames[name])
+             for name in ("flights", "weather", "planes", "airports")}
+    for table in FEATURE_TABLES:
+        name, query, (keys, time) = table.name, table.query(CUT), TABLE_KEYS[table.name]
+        rows = feature_rows(spark, query, whole)
         order = [*keys, time] if time else keys
         pd.testing.assert_frame_equal(written[name].sort_values(order, ignore_index=True), in_order(rows, order),
                                       check_exact=True)
@@ -232,7 +248,7 @@ def test_tables_of_a_day_are_the_same_from_the_whole_year(spark, written, frames
 
 def test_every_hour_belongs_to_its_new_york_day(spark):
     hours = spark.sql("SELECT explode(sequence(TIMESTAMP'2012-12-31 00:00:00', TIMESTAMP'2014-01-02 00:00:00', "
-                      "INTERVAL 30 MINUTES)) AS t").selectExpr("t", f"{sql_day('t')} AS day").toPandas()
+                      "INTERVAL 30 MINUTES)) AS t").selectExpr("t", f"{CALENDAR.sql_day('t')} AS day").toPandas()
     assert (hours.t.dt.tz_localize("UTC").dt.tz_convert(ZONE).dt.date == hours.day).all() and len(hours) > 17_000
 
 
@@ -240,12 +256,12 @@ def test_every_hour_belongs_to_its_new_york_day(spark):
                                  date(2013, 11, 3), date(2013, 11, 4)])
 def test_a_label_known_at_midnight_counts_on_the_day_after(spark, day):
     "A label that becomes known a second before New York's midnight counts at it; one at midnight does not."
-    landings = [midnight(day) - timedelta(seconds=1), midnight(day)]
+    landings = [CALENDAR.midnight(day) - timedelta(seconds=1), CALENDAR.midnight(day)]
     rows = [(c, "JFK", "BOS", day - timedelta(days=1), landing, 60) for c, landing in zip("AB", landings, strict=True)]
     flights = spark.createDataFrame(rows, "carrier STRING, origin STRING, dest STRING, flight_day DATE, "
                                           "arrival_known_at TIMESTAMP, arr_delay INT")
-    query = feature_engineering.daily_query("carrier", "carrier", midnight(day + timedelta(days=40)))
-    daily = spark.sql(query, flights=flights).toPandas().set_index(["carrier", "day"]).carrier_labels
+    query = daily_query("carrier", "carrier", CALENDAR.midnight(day + timedelta(days=40)))
+    daily = spark.sql(query, bronze_flights=flights).toPandas().set_index(["carrier", "day"]).carrier_labels
     assert [daily["A", day], daily["B", day]] == [1, 0]
     assert [daily["A", day + timedelta(days=1)], daily["B", day + timedelta(days=1)]] == [1, 1]
     assert daily["A"].sum() == 28 and daily["B"].sum() == 27  # until 28 days after the flight's own day
@@ -255,8 +271,8 @@ def test_a_label_known_at_midnight_counts_on_the_day_after(spark, day):
 def test_a_plane_that_lands_weeks_late_counts_in_no_window(spark):
     rows = [("A", date(2013, 2, 1), datetime(2013, 3, 5, tzinfo=UTC), 40_000)]
     flights = spark.createDataFrame(rows, "carrier STRING, flight_day DATE, arrival_known_at TIMESTAMP, arr_delay INT")
-    query = feature_engineering.daily_query("carrier", "carrier", midnight(date(2013, 4, 1)))
-    daily = spark.sql(query, flights=flights)
+    query = daily_query("carrier", "carrier", CALENDAR.midnight(date(2013, 4, 1)))
+    daily = spark.sql(query, bronze_flights=flights)
     assert daily.selectExpr("sum(carrier_labels)").collect()[0][0] == 0
 
 
@@ -265,8 +281,8 @@ def test_a_plane_that_lands_weeks_late_counts_in_no_window(spark):
 @pytest.fixture(scope="module")
 def flight_input(spark, env):
     "The input of the last days before the cut."
-    flights = feature_engineering.scheduled(spark, env, date(2013, 3, 19), 13)
-    return utc(feature_engineering.flight_features(spark, env, flights).toPandas())
+    flights = scheduled(spark, env, date(2013, 3, 19), 13)
+    return utc(rows_with_features(FLIGHTS, spark, env, flights).toPandas())
 
 
 def test_each_flight_has_one_row_with_all_features(flight_input, facts):
@@ -275,7 +291,7 @@ def test_each_flight_has_one_row_with_all_features(flight_input, facts):
     assert set(FEATURES) <= set(flight_input)
     assert (flight_input.scheduled_departure - flight_input.prediction_time == pd.Timedelta(hours=2)).all()
     kinds = {name: str(flight_input[name].dtype) for name in FEATURES}
-    assert {name for name, kind in kinds.items() if kind == "object"} == set(feature_engineering.CATEGORICAL)
+    assert {name for name, kind in kinds.items() if kind == "object"} == set(CATEGORICAL)
     assert set(kinds.values()) == {"object", "float64"}
     leaked = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "departure_known_at", "arrival_known_at"}
     assert not leaked & set(flight_input)
@@ -311,9 +327,11 @@ def test_on_demand_features(flight_input, frames):
 
 
 def test_a_given_prediction_time_is_used(spark, env):
-    flights = feature_engineering.scheduled(spark, env, date(2013, 3, 5)).selectExpr("*", "'kept' AS note")
-    early = flights.selectExpr("*", "scheduled_departure - INTERVAL 30 HOURS AS prediction_time")
-    usual, early = (utc(feature_engineering.flight_features(spark, env, f).toPandas()) for f in (flights, early))
+    flights = scheduled(spark, env, date(2013, 3, 5)).selectExpr("*", "'kept' AS note")
+    others = flights.drop("prediction_time", "prediction_day")
+    early = with_prediction_time(others.selectExpr(
+        "*", "scheduled_departure - INTERVAL 30 HOURS AS prediction_time"))
+    usual, early = (utc(rows_with_features(FLIGHTS, spark, env, f).toPandas()) for f in (flights, early))
     assert (early.scheduled_departure - early.prediction_time == pd.Timedelta(hours=30)).all()
     both = usual.merge(early, on=FLIGHT_KEY, suffixes=("", "_early"))
     assert len(both) == len(usual) and (both.note == "kept").all()
@@ -321,24 +339,25 @@ def test_a_given_prediction_time_is_used(spark, env):
 
 
 def test_labels_are_those_known_before_the_cut(spark, env, facts):
-    cut = datetime(2013, 2, 3, 20, 14, tzinfo=UTC)
-    ours = feature_engineering.labels(spark, env, cut).toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
+    day = date(2013, 2, 3)
+    cut = CALENDAR.midnight(day)
+    ours = labelled_flights(spark, env, day).toPandas().sort_values(FLIGHT_KEY, ignore_index=True)
     known = facts[facts.arrival_known_at < cut].sort_values(FLIGHT_KEY, ignore_index=True)
     assert len(ours) == len(known) > 25_000 and not {"dep_delay", "arr_delay", "air_time"} & set(ours)
     assert (ours.late_arrival == (known.arr_delay >= 15)).all() and str(ours.late_arrival.dtype) == "bool"
 
 
 def test_features_that_end_too_early_are_an_error(spark, env):
-    flights = feature_engineering.scheduled(spark, env, date(2013, 4, 1))
+    flights = scheduled(spark, env, date(2013, 4, 1))
     message = "airport_recent ends at 2013-04-01 03:45:00, but values are requested for 2013-04-0"
     with pytest.raises(MlopsError, match=message):
-        feature_engineering.flight_features(spark, env, flights)
+        rows_with_features(FLIGHTS, spark, env, flights)
 
 
 def test_feature_tables_that_are_missing_are_an_error(spark, env):
     other = changed(env, schema="elsewhere")
     with pytest.raises(MlopsError, match="no table 'dev.elsewhere.bronze_flights'"):
-        feature_engineering.scheduled(spark, other, date(2013, 3, 5))
+        scheduled(spark, other, date(2013, 3, 5))
 
 
 # ---- batch and online give the same features
@@ -348,17 +367,17 @@ def test_a_request_gets_online_what_a_batch_gets(spark, env, tmp_path, requests)
     "Requests with the keys of flights after the cut: every value, and the share of keys with one."
     store = open_store(f"sqlite:///{tmp_path / 'online.db'}")
     for name in TABLE_KEYS: publish_table(spark, env, store, name)
-    flights = feature_engineering.scheduled(spark, env, date(2013, 4, 1), 20)
-    batch = feature_engineering.training_set(spark, env, flights, only_features=True)
-    rows = feature_engineering.training_set(spark, env, flights).load_df().orderBy(*FLIGHT_KEY)
+    flights = scheduled(spark, env, date(2013, 4, 1), 20)
+    batch = training_set(FLIGHTS, spark, env, flights, only_features=True)
+    rows = training_set(FLIGHTS, spark, env, flights).load_df().orderBy(*FLIGHT_KEY)
     rows = rows.limit(requests).toPandas()
     online = OnlineFeatures(env, batch.feature_spec, store)
-    keys = utc(rows[feature_engineering.SCHEDULE]).astype(object)
+    keys = utc(rows[SCHEDULE]).astype(object)
     answers = pd.DataFrame([online(request) for request in keys.where(keys.notna(), None).to_dict("records")])
     assert len(answers) == requests and list(answers) == batch.feature_spec.inputs and set(answers) == set(FEATURES)
     for name in FEATURES:
         ours, theirs = answers[name], rows[name]
-        if name in feature_engineering.CATEGORICAL: assert (ours.fillna("") == theirs.fillna("")).all(), name
+        if name in CATEGORICAL: assert (ours.fillna("") == theirs.fillna("")).all(), name
         else: np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=0, atol=1e-9, err_msg=name)
     coverage = answers[["origin_due_3h", "temperature", "carrier_late_share", "route_late_share", "great_circle",
                         "aircraft_stage"]].notna().mean()
@@ -379,6 +398,6 @@ def test_target_dev_may_read_the_tables_of_prod(spark, env, tmp_path_factory):
             tables.merge(spark_of_prod, prod, f"bronze_{name}", rows, ingest.ROW_KEYS[name])
         sessions.stop()
         dev = changed(load_env("dev", {"source_catalog": "prod"}, root=ROOT), lakehouse=str(lake))
-        result = feature_engineering.write_features(sessions.get_spark(dev), dev, cut_of(date(2013, 1, 5)))
+        result = write_features(FLIGHTS, sessions.get_spark(dev), dev, CALENDAR.cut_of(date(2013, 1, 5)))
         assert result.table.tolist() == [f"dev.flights.{name}" for name in TABLE_KEYS] and (result.changed > 0).all()
     finally: sessions.stop()

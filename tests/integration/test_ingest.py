@@ -14,11 +14,11 @@ from mlops_nb.data import session as sessions
 from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
 from mlops_nb.flights import ingest
-from mlops_nb.flights.days import cut_of
+from mlops_nb.flights.days import CALENDAR
 
 ROOT = Path(__file__).parents[2]
-CUT, END = cut_of(date.fromisoformat(TABLES_AS_OF)), cut_of(date(2014, 1, 1))
-SPRING = cut_of(date(2013, 3, 11))  # the midnight after the clocks changed
+CUT, END = CALENDAR.cut_of(date.fromisoformat(TABLES_AS_OF)), CALENDAR.cut_of(date(2014, 1, 1))
+SPRING = CALENDAR.cut_of(date(2013, 3, 11))  # the midnight after the clocks changed
 NAMES = [f"bronze_{name}" for name in ingest.SOURCES]
 
 
