@@ -21,6 +21,7 @@ from mlops_nb.models.day_resampling import (
     relative_change,
     resample,
 )
+from mlops_nb.models.problem_types import BINARY
 
 SAMPLES = 2000
 DRAWS = 2000  # the rule takes 20,000 and more; 2,000 keep the simulation short
@@ -28,7 +29,7 @@ LOSS, ROWS = 0.5, 900  # mean log loss, rows per day
 SPREAD = 0.01  # standard deviation of a day's difference
 OLD_RULE = check_deployment_rule({
     "mode": "compare", "metric": "log_loss", "greater_is_better": False, "min_rows": 1, "min_relative_change": 0.005,
-    "confidence": 0.95, "floor": 1.0, "champion_max_age_days": 180, "not_worse_than": 0.01})
+    "confidence": 0.95, "floor": 1.0, "champion_max_age_days": 180, "not_worse_than": 0.01}, BINARY)
 
 
 def change_of_models(days: int, autocorrelation: float, rng: np.random.Generator, worse: float = 0.0) -> Statistic:

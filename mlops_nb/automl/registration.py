@@ -124,13 +124,13 @@ def automl_contender(version: Any,  # mlflow ModelVersion, from `register_best`
     import mlflow
     label, threshold = registry.tag_of(version, "pos_label"), registry.tag_of(version, "threshold", float, "a number")
     name = f"v{version.version}"
-    if rows.empty: return Contender(name, np.empty(0), threshold)
+    if rows.empty: return Contender(name, np.empty(0), {"threshold": threshold})
     model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
     features = rows.rename(columns=str)
     require_inputs(f"{version.name} {name}", model.metadata.get_input_schema().input_names(), features)
     probabilities = model.predict(features, params={"probabilities": True})
     if label not in probabilities: raise unknown("class", label, probabilities, where=f"{version.name} {name}")
-    return Contender(name, probabilities[label].to_numpy(), threshold)
+    return Contender(name, probabilities[label].to_numpy(), {"threshold": threshold})
 
 def require_inputs(model: str,  # for the message
                    inputs: Sequence[str], rows: pd.DataFrame) -> None:

@@ -22,7 +22,7 @@ from .aliases import ROLLED_BACK
 from mlops_nb.deployment.comparison import (
     Comparison,
     Contender,
-    check_deployment_rule,
+    check_rule_keys,
     compare,
     plot_change,
     plot_losses,
@@ -31,15 +31,18 @@ from mlops_nb.deployment.comparison import (
 from ..env import Env
 from ..errors import MlopsError
 from ..models import fingerprint, model_card, registry
+from ..models.day_resampling import group_unit
+from ..models.problem_types import ProblemType
 
 # %% ../../nbs/deployment/05_promotion.ipynb #12104790
 @dataclass(frozen=True)
 class Match:
     "Rows that neither side was trained on, and the predictions of both sides."
-    label: np.ndarray  # 0 or 1
+    label: np.ndarray  # numbers; 0 or 1 for classes
     days: np.ndarray  # of each row
     challenger: Contender
     incumbent: Contender  # the Champion, or a baseline if there is no Champion
+    problem: ProblemType
 
 def champion_age_days(version: Any, champion: Any | None) -> int | None:  # mlflow ModelVersions
     "By how many days the Champion's `as_of` is earlier than the version's; None without a Champion."
@@ -85,9 +88,10 @@ def log_comparison(experiment: str,  # the experiment's id
     import mlflow
     from matplotlib import pyplot
     sides = (match.challenger, match.incumbent)
-    title = " against ".join(side.name for side in sides)
-    figures = {"loss_by_day.png": plot_losses(pd.to_datetime(match.days), match.label, sides, title),
-               "change.png": plot_change(comparison, rule["metric"], title)}
+    title, unit = " against ".join(side.name for side in sides), group_unit(match.days)
+    days = pd.to_datetime(match.days) if unit == "day" else match.days
+    figures = {f"loss_by_{unit}.png": plot_losses(days, match.label, sides, title, match.problem),
+               "change.png": plot_change(comparison, rule["metric"], title, match.problem)}
     opponent = f"v{champion.version}" if champion else "baseline"
     tags = {"fingerprint": run_fingerprint} | run_tags(version, champion, comparison)
     name = f"comparison v{version.version} {opponent}"
@@ -123,11 +127,11 @@ def compare_once(env: Env, version: Any, champion: Any | None, rule: Mapping, co
                  ) -> tuple[Comparison, str | None]:  # with its run_id
     "Return the logged comparison of these versions, or a new one. The caller holds the model's lock."
     experiment = registry.experiment_id(env, version.name.split(".")[-1])
-    run_fingerprint = comparison_fingerprint(version, champion, check_deployment_rule(rule), costs)
+    run_fingerprint = comparison_fingerprint(version, champion, check_rule_keys(rule), costs)
     if run := fingerprint.find_run(env, experiment, run_fingerprint): return logged_comparison(run), run.info.run_id
     match = make_match(version, champion)
     age = champion_age_days(version, champion)
-    comparison = compare(match.label, match.challenger, match.incumbent, rule, costs, match.days, age,
+    comparison = compare(match.label, match.challenger, match.incumbent, rule, costs, match.days, match.problem, age,
                          accepted_before(champion))
     if comparison.metrics.empty: return comparison, None
     return comparison, log_comparison(experiment, run_fingerprint, version, champion, match, comparison, rule)

@@ -12,7 +12,7 @@ from datetime import date
 
 from ..errors import MlopsError
 from ..models import registry
-from ..models.scoring import threshold_of
+from ..models.problem_types import ProblemType, operating_point
 
 # %% ../../nbs/inference/00_batch.ipynb #52c2833f
 def check_trained_before(version, first: date):  # the first day to be predicted
@@ -27,11 +27,14 @@ def check_trained_before(version, first: date):  # the first day to be predicted
 def with_origin(scored,  # DataFrame with the column prediction
                 version,  # the model version that made the predictions
                 read_versions: dict,  # {full table name: Delta version} of the features
-                ):  # -> DataFrame with warning, model_name, model_version and read_versions as well
-    "Add the warning, the model version and the table versions to predictions."
+                problem: ProblemType,
+                ):  # -> DataFrame with the actions, model_name, model_version and read_versions as well
+    "Add the actions of the problem type, the model version and the table versions to predictions."
     from pyspark.sql import functions as F
+    owner = f"version {version.version} of model {version.name}"
+    actions = problem.actions(operating_point(problem, version.tags, owner=owner))
     return scored.withColumns({
-        "warning": F.col("prediction") >= F.lit(threshold_of(version)),
+        **{column: F.expr(sql) for column, sql in actions.items()},
         "model_name": F.lit(version.name),
         "model_version": F.lit(int(version.version)),
         "read_versions": F.lit(json.dumps(read_versions, sort_keys=True))})

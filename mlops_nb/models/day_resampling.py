@@ -26,15 +26,18 @@ class Days:
     "The days of some rows: how many there are, and the number of each row's day, in order of time."
     count: int
     number: np.ndarray
+    unit: str = "day"  # or "group", see `group_unit`
 
 def number_days(days: np.ndarray) -> Days:  # of each row
     "Number the days in order of time; raise MlopsError for fewer than MIN_DAYS, and for a row without a day."
+    unit = group_unit(days)
     if missing := int(pd.isna(days).sum()):
-        raise MlopsError(f"{missing:,} of {len(days):,} rows have no day", "leave out rows without a day")
+        raise MlopsError(f"{missing:,} of {len(days):,} rows have no {unit}", f"leave out rows without a {unit}")
     names, number = np.unique(np.asarray(days), return_inverse=True)
     if len(names) < MIN_DAYS:
-        raise MlopsError(f"an interval needs rows of at least {MIN_DAYS} days, not {len(names)}", "use a longer window")
-    return Days(len(names), number)
+        hint = "use a longer window" if unit == "day" else "use more rows"
+        raise MlopsError(f"an interval needs rows of at least {MIN_DAYS} {unit}s, not {len(names)}", hint)
+    return Days(len(names), number, unit)
 
 def group_unit(groups: np.ndarray) -> str:
     "What a group of rows is, for messages: `group` if the groups are numbers, otherwise `day`."
@@ -61,11 +64,13 @@ def row_statistic(metric: Callable[[np.ndarray], float],  # of row positions
     return statistic
 
 def relative_change(new: Statistic, old: Statistic) -> Statistic:
-    "The relative change from the old statistic to the new one, on the same draws: 0 between equal values, inf from 0."
+    """The relative change from the old statistic to the new one, on the same draws: 0 between equal values, inf from 0.
+
+    It is relative to the size of the old value, so that a rise from a negative value, such as an R2, is positive."""
     def statistic(weights: np.ndarray) -> np.ndarray:
         before, after = old(weights), new(weights)
         with np.errstate(divide="ignore", invalid="ignore"): change = after / before - 1
-        return np.where(after == before, 0.0, change)
+        return np.where(after == before, 0.0, np.where(before < 0, -change, change))
     return statistic
 
 # %% ../../nbs/models/03_day_resampling.ipynb #ceae6905

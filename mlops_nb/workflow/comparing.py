@@ -23,7 +23,7 @@ from ..deployment.promotion import Match
 from ..env import Env, load_env
 from ..errors import MlopsError
 from ..models import registry
-from ..models.day_resampling import MIN_DAYS
+from ..models.day_resampling import MIN_DAYS, group_unit
 from .deploying import contender, deployment_settings, unlearnt_rows
 from .rows import GROUP
 from .use_case import UseCase
@@ -60,8 +60,8 @@ def match_versions(use_case: UseCase, spark, env: Env, first: Any, second: Any, 
 
 def compare_predictions(match: Match, rule: Mapping, costs: Mapping) -> Comparison:
     "The comparison by the metric of the rule, for any number of rows; it decides nothing."
-    return compare_metric(match.label, match.challenger, match.incumbent, check_deployment_rule(rule), costs,
-                          match.days, age=0, problem=match.problem)
+    rule = check_deployment_rule(rule, match.problem)
+    return compare_metric(match.label, match.challenger, match.incumbent, rule, costs, match.days, match.problem, age=0)
 
 # %% ../../nbs/workflow/12_comparing.ipynb #4c31216f
 @dataclass
@@ -93,10 +93,11 @@ def pair_picture(pair: Pair) -> Path:
     return pair.env.state / "comparisons" / f"{name}.png"
 
 def plot_pair(pair: Pair) -> None:
-    "Draw the loss of both versions by day, and keep the picture."
+    "Draw the loss of both versions by day, or by group of rows without a time, and keep the picture."
     sides = (pair.match.challenger, pair.match.incumbent)
     title = " against ".join(side.name for side in sides)
-    figure = comparison.plot_losses(pair.match.days, pair.match.label, sides, title, pair.match.problem)
+    days = pd.to_datetime(pair.match.days) if group_unit(pair.match.days) == "day" else pair.match.days
+    figure = comparison.plot_losses(days, pair.match.label, sides, title, pair.match.problem)
     picture = pair_picture(pair)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)

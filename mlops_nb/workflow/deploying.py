@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['smallest_share', 'unlearnt_rows', 'comparable_rows', 'point_of', 'checked_predictions', 'contender',
            'baseline_contender', 'match_champion', 'deploy_version', 'Deployment', 'validated_version',
-           'deployment_settings', 'decide', 'both_metrics', 'comparison_picture', 'loss_picture', 'change_picture',
-           'moves_table', 'finish_deployment']
+           'deployment_settings', 'decide_deployment', 'both_metrics', 'comparison_picture', 'loss_picture',
+           'change_picture', 'moves_table', 'finish_deployment']
 
 # %% ../../nbs/workflow/11_deploying.ipynb #3636696f
 from collections.abc import Mapping
@@ -104,7 +104,7 @@ def deploy_version(use_case: UseCase, spark, env: Env, version: Any, rule: Mappi
 # %% ../../nbs/workflow/11_deploying.ipynb #3d76b272
 @dataclass
 class Deployment:
-    "A version that is deployed, and after `decide` the decision with its comparison."
+    "A version that is deployed, and after `decide_deployment` the decision with its comparison."
     use_case: UseCase
     env: Env
     version: Any  # mlflow ModelVersion
@@ -127,7 +127,7 @@ def deployment_settings(use_case: UseCase, env: Env) -> tuple[Mapping, Mapping]:
     rule = read_conf(env.root, "validation.yml", RULE_SECTIONS)["deployment"]
     return rule, read_train(use_case, env.root)["costs"]
 
-def decide(deployment: Deployment) -> Any:  # IPython Markdown
+def decide_deployment(deployment: Deployment) -> Any:  # IPython Markdown
     "Deploy the version, and show the decision."
     from IPython.display import Markdown
     use_case, env = deployment.use_case, deployment.env
@@ -149,8 +149,9 @@ def comparison_picture(deployment: Deployment, name: str) -> Any:  # IPython Ima
     return Image(download_artifacts(f"runs:/{deployment.run_id}/{name}"))
 
 def loss_picture(deployment: Deployment) -> Any:  # IPython Image, or None
-    "The loss of both sides by day."
-    return comparison_picture(deployment, "loss_by_day.png")
+    "The loss of both sides by day, or by group of rows without a time."
+    unit = "day" if deployment.use_case.has_time else "group"
+    return comparison_picture(deployment, f"loss_by_{unit}.png")
 
 def change_picture(deployment: Deployment) -> Any:  # IPython Image, or None
     "The change of the metric with its interval."
@@ -169,7 +170,7 @@ def moves_table(deployment: Deployment) -> Any:  # pandas Styler
 def finish_deployment(deployment: Deployment) -> None:
     "End the job with the decision."
     if not deployment.decision:
-        raise MlopsError("there is no decision on the version", "call decide(deployment) before")
+        raise MlopsError("there is no decision on the version", "call decide_deployment(deployment) before")
     task.set_value("decision", deployment.comparison.decision if deployment.comparison else "none")
     task.set_value("champion", aliases.points_to(deployment.env, deployment.version.name, "champion"))
     task.exit(deployment.decision)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULE_SECTIONS', 'WORST_SLICES', 'read_checks', 'split_tags', 'recorded_of', 'recorded_split', 'held_out',
-           'spec_types', 'size_of', 'model_of', 'card_of', 'gather_evidence', 'Candidate', 'gather', 'validate',
-           'plot_rules', 'slices_table', 'finish_validation']
+           'spec_types', 'size_of', 'model_of', 'card_of', 'gather_evidence', 'Candidate', 'gather',
+           'validate_candidate', 'plot_rules', 'slices_table', 'finish_validation']
 
 # %% ../../nbs/workflow/10_validating.ipynb #3d13a455
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from ..models import model_card, registry
 from .learning import read_train
 from .rows import GROUP, baseline_predictions, input_types, labelled_rows
 from .splits import Split, split_rows
-from .training import version_tags
+from .training import SPLIT_TAGS, version_tags
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/10_validating.ipynb #613c6696
@@ -46,8 +46,7 @@ def split_tags(use_case: UseCase) -> tuple[str, ...]:
 def recorded_of(use_case: UseCase, tags: Mapping[str, str], parameters: Mapping[str, str],  # of the run
                 ) -> dict[str, str]:
     "The values that the tags of a version must have."
-    of_split = split_tags(use_case)
-    recorded = {tag: tags[tag] for tag in version_tags(use_case) if tag in tags and tag not in of_split}
+    recorded = {tag: tags[tag] for tag in version_tags(use_case) if tag in tags and tag not in SPLIT_TAGS}
     try:
         as_of = date.fromisoformat(tags["as_of"])
         if use_case.has_time: return recorded | Split(as_of, int(parameters["held_out_days"]), None).tags
@@ -76,7 +75,7 @@ def held_out(use_case: UseCase, spark, env: Env, tags: Mapping[str, str],
     after = split.trained_through if use_case.has_time else None
     rows = split_rows(use_case, labelled_rows(use_case, spark, pinned, split.as_of, after=after), split)[1]
     return HeldOut(rows, rows[use_case.label].to_numpy(float), baseline_predictions(use_case, rows, tags),
-                   rows[GROUP].to_numpy(), use_case.slice_columns, problem=use_case.problem)
+                   rows[GROUP].to_numpy(), use_case.problem, use_case.slice_columns)
 
 # %% ../../nbs/workflow/10_validating.ipynb #f8c18dda
 def spec_types(uri: str) -> dict[str, str] | None:
@@ -127,7 +126,7 @@ def gather_evidence(use_case: UseCase, spark, env: Env, version: Any) -> Evidenc
 # %% ../../nbs/workflow/10_validating.ipynb #f5eaaac0
 @dataclass
 class Candidate:
-    "A version that is validated, with the enabled checks, its evidence, and the results after `validate`."
+    "A version that is validated, with the enabled checks, its evidence, and the results after `validate_candidate`."
     env: Env
     version: Any  # mlflow ModelVersion
     rules: dict[str, dict]
@@ -147,7 +146,7 @@ def gather(use_case: UseCase, target: str,
     return Candidate(env, version, rules, gather_evidence(use_case, get_spark(env), env, version))
 
 # %% ../../nbs/workflow/10_validating.ipynb #0a2730a7
-def validate(candidate: Candidate) -> Any:  # IPython Markdown
+def validate_candidate(candidate: Candidate) -> Any:  # IPython Markdown
     "Run the checks, write their results to the version, and show them."
     from IPython.display import Markdown
     version = candidate.version
@@ -174,7 +173,8 @@ def slices_table(candidate: Candidate) -> Any:  # pandas Styler, or None
 # %% ../../nbs/workflow/10_validating.ipynb #b808fdc7
 def finish_validation(candidate: Candidate) -> None:
     "End the job: MlopsError if a check failed; otherwise the task value `passed` and the result."
-    if not candidate.results: raise MlopsError(f"{candidate.label} is not validated", "call validate(candidate) before")
+    if not candidate.results:
+        raise MlopsError(f"{candidate.label} is not validated", "call validate_candidate(candidate) before")
     version = candidate.version
     validation.require_passed(version.name, version.version, candidate.results)
     task.set_value("passed", f"models:/{version.name}/{version.version}")

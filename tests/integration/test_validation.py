@@ -81,7 +81,7 @@ def held_out():
                        hour_band="9-12", distance_band="2000+")
     label = (random.uniform(size=count) < 1 / (1 + np.exp(-rows.temperature))).astype(int).to_numpy()
     return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 320,
-                                     FLIGHTS.slice_columns, problem=FLIGHTS.problem)
+                                     FLIGHTS.problem, FLIGHTS.slice_columns)
 
 
 HELD = held_out()
@@ -282,7 +282,7 @@ def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
 
 def test_too_few_held_out_flights_are_refused_by_that_check_alone(world, monkeypatch):
     too_few = validation_checks.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800],
-                                        HELD.days[:4800], FLIGHTS.slice_columns, problem=FLIGHTS.problem)
+                                        HELD.days[:4800], FLIGHTS.problem, FLIGHTS.slice_columns)
     monkeypatch.setattr(validating, "held_out", lambda *_: too_few)
     results, version = validated(world, version_of(world, logged=true_metrics(BODIES["good"], too_few)))
     assert validation.failures(results) == ["held_out: 4,800 held-out rows, at least 5,000 are needed"]

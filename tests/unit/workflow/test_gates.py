@@ -58,7 +58,7 @@ def check_one_tag(use_case, recorded, tag, other):
 
 
 def test_without_a_time_the_share_and_the_constant_baseline_define_the_held_out_rows():
-    tags = {"as_of": "2013-04-01", "read_versions": "{}", "baseline_value": "0.25", "trained_through": "2013-01-01"}
+    tags = {"as_of": "2013-04-01", "read_versions": "{}", "baseline_value": "0.25"}
     recorded = validating.recorded_of(CUSTOMERS, tags, {"held_out_share": "0.2"})
     assert recorded == {"as_of": "2013-04-01", "read_versions": "{}", "baseline_value": "0.25", "held_out_share": "0.2"}
     assert validating.recorded_split(CUSTOMERS, recorded, recorded) == Split(date(2013, 4, 1), None, 0.2)
