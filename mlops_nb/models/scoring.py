@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PACKED_BYTES', 'version_by_alias', 'threshold_of', 'packed', 'load_pyfunc', 'loaded', 'arrow_type', 'check_array',
-           'model_input', 'predict', 'input_names', 'check_features', 'scorer', 'score_packed', 'score']
+           'model_input', 'predict_batch', 'input_names', 'check_features', 'scorer', 'score_packed', 'score']
 
 # %% ../../nbs/models/14_scoring.ipynb #945e4f64
 import atexit
@@ -113,9 +113,9 @@ def model_input(model,  # a loaded pyfunc model
     return table.to_pandas()
 
 # %% ../../nbs/models/14_scoring.ipynb #b122b29d
-def predict(model,  # a loaded pyfunc model
-            batch,  # pyarrow Table or RecordBatch with at least the features
-            features: tuple):  # -> numpy.ndarray, one double per row
+def predict_batch(model,  # a loaded pyfunc model
+                  batch,  # pyarrow Table or RecordBatch with at least the features
+                  features: tuple):  # -> numpy.ndarray, one double per row
     "Return the model's predictions for a batch; raise MlopsError unless they are one number per row."
     import numpy as np
     predictions = np.asarray(model.predict(model_input(model, batch, features)))
@@ -148,12 +148,12 @@ def scorer(files: bytes, features: tuple,
     def score_batches(batches):
         import pyarrow as pa
 
-        from mlops_nb.models.scoring import loaded, predict
+        from mlops_nb.models.scoring import loaded, predict_batch
         model = loaded(files)
         for batch in batches:
             if batch.num_rows == 0: continue
             table = pa.Table.from_batches([batch]).rename_columns(columns)
-            predictions = pa.array(predict(model, table, features))
+            predictions = pa.array(predict_batch(model, table, features))
             yield from table.append_column("prediction", predictions).to_batches()
     return score_batches
 

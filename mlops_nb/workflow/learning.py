@@ -6,7 +6,7 @@
 __all__ = ['NO_CALIBRATION', 'OPTIONAL_SETTINGS', 'SETTING_RULES', 'SPLIT_KEYS', 'LEARNING_CODE', 'blocks_of',
            'uncalibrated_encoding', 'labels_of', 'unseen_predictions', 'choose_calibration', 'interval_offsets',
            'TrainedModel', 'baseline_threshold', 'learn', 'predict', 'tuned_parameters', 'with_parameters', 'objective',
-           'deciding_keys', 'train_keys', 'is_count', 'is_share', 'are_costs', 'are_quantiles', 'check_settings',
+           'deciding_keys', 'train_keys', 'is_count', 'is_share', 'are_costs', 'are_quantiles', 'check_train_settings',
            'check_split_key', 'read_train', 'deciding_code']
 
 # %% ../../nbs/workflow/05_learning.ipynb #7b7aceb4
@@ -203,7 +203,7 @@ SETTING_RULES = {  # by key: whether a value is right, what it must be
     "parameters": (lambda value: isinstance(value, dict), "the parameters of the learner by name; {} for none"),
     "custom_metrics": (lambda value: isinstance(value, dict), "functions by name of the metric; {} for none")}
 
-def check_settings(conf: Mapping) -> None:
+def check_train_settings(conf: Mapping) -> None:
     "Raise MlopsError for the first setting of conf/train.yml with a wrong value."
     for name, value in conf.items():
         is_right, rule = SETTING_RULES.get(name, (None, ""))
@@ -229,7 +229,7 @@ def read_train(use_case: UseCase, root: Path) -> dict:  # root: the folder of th
     conf = read_conf(root, "train.yml", [key for key in keys if key not in may_be_missing],
                      [key for key in may_be_missing if key in (*keys, *SPLIT_KEYS)])
     check_split_key(use_case, conf)
-    check_settings(conf)
+    check_train_settings(conf)
     defaults = {} if use_case.problem.name == "binary" else {"costs": {}, "quantiles": None}
     conf = {**OPTIONAL_SETTINGS, **defaults, **conf}
     use_case.learner.check(use_case.problem.name, conf)

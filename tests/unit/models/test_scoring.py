@@ -48,13 +48,13 @@ def test_without_a_signature_columns_stay_as_they_are():
                                          pd.DataFrame({"p": [0.1, 0.2]})], ids=lambda value: type(value).__name__)
 def test_one_number_per_row_in_any_container(predictions):
     constant = model(predict=lambda frame: predictions)
-    assert scoring.predict(constant, pa.table({"x": [1, 2]}), ("x",)).tolist() == [0.1, 0.2]
+    assert scoring.predict_batch(constant, pa.table({"x": [1, 2]}), ("x",)).tolist() == [0.1, 0.2]
 
 
 @pytest.mark.parametrize("predictions", [[0.1], np.zeros((2, 2)), ["a", "b"], 0.5], ids=str)
 def test_any_other_result_is_an_error(predictions):
     with pytest.raises(MlopsError, match="the model returns .* for 2 rows"):
-        scoring.predict(model(predict=lambda frame: predictions), pa.table({"x": [1, 2]}), ("x",))
+        scoring.predict_batch(model(predict=lambda frame: predictions), pa.table({"x": [1, 2]}), ("x",))
 
 
 def test_a_missing_feature_is_named():
