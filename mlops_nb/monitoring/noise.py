@@ -269,7 +269,8 @@ def no_limit_reason(count: int, granularity: str) -> str:  # empty if there can 
     if is_short: return f"windows of {granularity} are shorter than a day"
     if not count: return NO_BASELINE
     if count >= MIN_BASELINE_DAYS: return ""
-    return f"the baseline has {count} days, and the noise needs {MIN_BASELINE_DAYS}"
+    days = "1 day" if count == 1 else f"{count} days"
+    return f"the baseline has {days}, and the noise needs {MIN_BASELINE_DAYS}"
 
 def drift_limits(days: BaselineDays, threshold: Threshold, version: str | None, size: int) -> dict:  # low, high, reason
     "Compute the limits of a metric of drift for a version's windows with this number of days."

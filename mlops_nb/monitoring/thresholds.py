@@ -328,7 +328,7 @@ def plot_metric(axes: Any, names: list[str], checked: pd.DataFrame,  # what `wit
     plot_limits(axes, checked, "threshold" if rate is None else f"threshold, false-alarm rate {100 * rate:g} %")
     label = name_of_metric(threshold.metric, threshold.column).replace(" of ", "\nof ")
     axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5), ylim=value_range(checked))
-    legend(axes, loc="upper left")
+    if axes.get_legend_handles_labels()[0]: legend(axes, loc="upper left")  # no limit may be known
 
 # %% ../../nbs/monitoring/07_thresholds.ipynb #6572d563
 def window_axis(axes: Any, names: list[str], granularity: str) -> None:

@@ -53,7 +53,8 @@ CUSTOMERS = UseCase(
     feature_tables=(FeatureQuery("customer_calls", ("customer_id",), calls_query, "Calls to the service line"),),
     slices={"plan": "plan", "term": "CASE WHEN months < 12 THEN 'first year' ELSE 'later' END"})
 
-# Deliveries: 10 a day from 2 March on, for 40 days. A delivery is asked for at noon, and takes some minutes.
+# Deliveries: 10 a day from 2 March on, for 40 days. A delivery is asked for at noon, and takes some minutes. The last
+# one of each day becomes known a day later.
 
 FIRST_DAY, LAST_DAY = date(2021, 3, 2), date(2021, 4, 10)
 
@@ -64,9 +65,9 @@ def deliveries() -> pd.DataFrame:
     area, distance = np.where(number % 2, "north", "south"), random.uniform(1, 20, 400)
     minutes = 20 + 3 * distance + np.where(area == "north", 15, 0) + random.normal(0, 5, 400)
     asked = (day + pd.Timedelta(hours=12)).tz_localize("UTC")
+    known = asked + pd.to_timedelta(minutes.round(), unit="min") + pd.to_timedelta(number % 10 // 9, unit="D")
     return pd.DataFrame({"delivery_id": number, "delivery_day": day.date, "asked_at": asked, "area": area,
-                         "distance": distance, "minutes": minutes,
-                         "delivered_at": asked + pd.to_timedelta(minutes.round(), unit="min")})
+                         "distance": distance, "minutes": minutes, "delivered_at": known})
 
 
 DELIVERY = ("delivery_id", "delivery_day", "asked_at", "area", "distance")
@@ -105,6 +106,14 @@ DELIVERIES = UseCase(
     prediction_time="asked_at", label_known_at="delivered_at")
 
 FRAMES = {"customers": customers, "deliveries": deliveries}  # of the source, by name
+LIGHTGBM = {"learning_rate": 0.2, "num_leaves": 7, "min_data_in_leaf": 10, "seed": 1, "deterministic": True,
+            "force_row_wise": True, "verbose": -1}
+TRAIN = {  # conf/train.yml, by the name of the model
+    "cancelled": {"held_out_share": 0.25, "blocks": 3, "min_rows": 20, "costs": {"missed": 3, "false_warning": 2},
+                  "rounds": 20, "parameters": {"objective": "binary", **LIGHTGBM}, "min_slice_rows": 10,
+                  "custom_metrics": {}},
+    "minutes": {"held_out_days": 10, "blocks": 3, "min_rows": 20, "quantiles": [0.1, 0.9], "rounds": 20,
+                "parameters": {"objective": "regression", **LIGHTGBM}, "min_slice_rows": 10, "custom_metrics": {}}}
 
 
 def home_of(folder: Path) -> Env:
