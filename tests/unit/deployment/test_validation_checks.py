@@ -44,7 +44,8 @@ def held(rows=6000, days=20):
     truth = random.beta(1, 2, rows)
     origin = random.choice(["JFK", "EWR", "LGA"], rows, p=[0.5, 0.4, 0.1])
     frame = pd.DataFrame({"origin": origin, "truth": truth, "wind": random.normal(size=rows)})
-    label, day = (random.uniform(size=rows) < truth).astype(int), np.arange(rows) * days // rows
+    label = (random.uniform(size=rows) < truth).astype(int)
+    day = np.datetime64("2024-01-01") + np.arange(rows) * days // rows
     return validation_checks.HeldOut(frame, label, np.full(rows, label.mean()), day, BINARY, ("origin",))
 
 
