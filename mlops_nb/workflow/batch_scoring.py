@@ -39,9 +39,8 @@ def prediction_columns(use_case: UseCase,
                        actions: Mapping[str, str],  # SQL by column, of the problem type
                        ) -> list[str]:
     "Return the columns of the predictions in order; raise MlopsError if the use case has a column of the same name."
-    times = [name for name in (use_case.day,) if name]
-    own = [*use_case.key, *times, *use_case.features, *use_case.slices]
-    own = list(dict.fromkeys([*own, *([use_case.prediction_time] if use_case.has_time else [])]))
+    days, moments = ([use_case.day], [use_case.prediction_time]) if use_case.has_time else ([], [])
+    own = list(dict.fromkeys([*use_case.key, *days, *use_case.features, *use_case.slices, *moments]))
     added = ["prediction", "heuristic", *actions, *ORIGIN]
     if shared := [name for name in own if name in added]:
         raise MlopsError(f"the use case has the columns {', '.join(shared)}, which predictions add", "rename them")
@@ -73,9 +72,8 @@ def predict_rows(use_case: UseCase, spark, env: Env,  # with pinned table versio
     own = [name for name in names if name in scored.columns
            and (name in prediction_key(use_case) or name not in use_case.features)]
     scored = scored.selectExpr("*", *(f"{sql} AS {quoted(name)}" for name, sql in added.items()))
-    frame = as_input(use_case, scored, [*own, *added])
-    frame = frame.selectExpr("*", *(f"{sql} AS {quoted(name)}" for name, sql in actions.items()))
-    return with_origin(frame, version, env.versions).select(*map(quoted, names))
+    frame = with_origin(as_input(use_case, scored, [*own, *added]), version, env.versions, use_case.problem)
+    return frame.select(*map(quoted, names))
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #35942d51
 def is_new(columns: list[str], key: list[str]) -> str:  # a SQL condition over `t` and `s`
@@ -204,19 +202,20 @@ def scored_means(sums: pd.DataFrame) -> tuple[int, pd.Series]:  # of predictions
     means = means_by(sums[sums.scored].assign(all=True), "all").iloc[0]
     return int(means["rows"]), means.drop("rows")
 
-def means_text(problem_actions: Mapping[str, str], means: pd.Series) -> str:
+def means_text(actions: Mapping[str, str],  # SQL by column, of the problem type
+               means: pd.Series) -> str:
     "Return the share of warnings, or the mean prediction with its interval, as text."
-    if "warning" in problem_actions: return f"{means.value:.1%} with a warning"
+    if "warning" in actions: return f"{means.value:.1%} with a warning"
     interval = f" (interval {means.low:.4g} to {means.high:.4g})" if "low" in means else ""
     return f"mean prediction {means.value:.4g}{interval}"
 
 def threshold_text(scoring: Scoring, share: float) -> str:
     "Return why a row gets a warning."
     costs = read_train(scoring.use_case, scoring.env.root)["costs"]
-    ratio, point = costs["missed"] / costs["false_warning"], operating_point(scoring.use_case.problem,
-                                                                            scoring.version.tags)
+    threshold = operating_point(scoring.use_case.problem, scoring.version.tags)["threshold"]
+    ratio = costs["missed"] / costs["false_warning"]
     return (f"{share:.0%} of them have a warning: a missed case costs {ratio:g} times as much as a false warning, so a "
-            f"row gets a warning from a probability of {point['threshold']:.2f} on.")
+            f"row gets a warning from a probability of {threshold:.2f} on.")
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #15bb4b5b
 def actions_of(scoring: Scoring) -> dict[str, str]:  # SQL by column
@@ -230,9 +229,9 @@ def score_rows(scoring: Scoring) -> Any:  # IPython Markdown
     scoring.changed = write_predictions(scoring.use_case, scoring.spark, scoring.env, scoring.version, scoring.first,
                                         scoring.days)
     count, means = scored_means(scoring.sums())
-    actions, as_of = actions_of(scoring), scoring.version.tags["as_of"]
-    text = threshold_text(scoring, means.value) if "warning" in actions else f"{means_text(actions, means)}.".capitalize()
-    return Markdown(f"{scoring.name} (as of {as_of}) scored {count:,} rows. {text}")
+    is_warning = "warning" in actions_of(scoring)
+    text = threshold_text(scoring, means.value) if is_warning else f"Their {means_text(actions_of(scoring), means)}."
+    return Markdown(f"{scoring.name} (as of {scoring.version.tags['as_of']}) scored {count:,} rows. {text}")
 
 def plot_scores(scoring: Scoring,
                 by: str | None = None,  # a slice; default: the first one

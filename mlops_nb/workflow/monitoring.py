@@ -22,7 +22,7 @@ from .. import task
 from ..conf import read_conf
 from ..data import tables
 from ..data.session import get_spark
-from ..data.sql import quoted, sql_double
+from ..data.sql import quoted
 from ..env import Env, load_env
 from ..errors import MlopsError
 from ..models import registry
@@ -67,7 +67,7 @@ def held_out_share(version: Any) -> float:  # mlflow ModelVersion of a use case 
 
 def held_out_sql(use_case: UseCase, share: float) -> str:  # a SQL condition
     "Return the condition of rows without time that a version held out."
-    return f"{group_sql(use_case)} < {sql_double(share * GROUPS)}"
+    return f"{group_sql(use_case)} < {round(share * GROUPS)}"  # as `split_rows`
 
 def evaluated_sql(use_case: UseCase, shares: Mapping[int, float]) -> str:  # by version number; a SQL condition
     "Return the condition of predictions whose labels a monitor uses: with a time all of them."
