@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_ID', 'GROUP', 'GROUPS', 'CONTRACTS', 'BASELINE_VALUE', 'row_id_sql', 'group_sql', 'labelled', 'input_types',
            'check_text_features', 'as_input', 'latest_times', 'check_fresh_tables', 'training_set', 'lookup_outputs',
-           'labelled_training_set', 'row_columns', 'slice_columns', 'load_rows', 'labelled_rows', 'rows_with_features',
+           'labelled_training_set', 'row_columns', 'row_selection', 'load_rows', 'labelled_rows', 'rows_with_features',
            'baseline_value', 'baseline_predictions', 'baseline_sql', 'pin_tables']
 
 # %% ../../nbs/workflow/02_rows.ipynb #21164a23
@@ -119,18 +119,17 @@ def row_columns(use_case: UseCase) -> list[str]:
     times = [name for name in (use_case.day, use_case.prediction_time, use_case.label_known_at) if name]
     return list(dict.fromkeys([*use_case.key, *times, use_case.label, GROUP, *use_case.slices, *use_case.features]))
 
-def slice_columns(use_case: UseCase) -> list[str]:  # SQL expressions with their names
-    "Return the slices that are not features as columns."
-    return [f"{sql} AS {quoted(name)}" for name, sql in use_case.slices.items() if name not in use_case.features]
+def row_selection(use_case: UseCase) -> list[str]:  # SQL expressions
+    "Return the columns of loaded rows; a slice that is not a feature is computed."
+    slices = {name: sql for name, sql in use_case.slices.items() if name not in use_case.features}
+    return [f"{slices[name]} AS {quoted(name)}" if name in slices else quoted(name) for name in row_columns(use_case)]
 
 def load_rows(use_case: UseCase, training_set,
               rows) -> pd.DataFrame:  # DataFrame: what `labelled` returns; the result has `row_columns`
     "Load a training set, and join the columns that splitting and slicing need."
-    names, slices = row_columns(use_case), slice_columns(use_case)
     inputs = as_input(use_case, training_set.load_df(), [use_case.label, ROW_ID])
-    known = {use_case.label, *use_case.slices, *use_case.features}
-    others = rows.selectExpr(ROW_ID, *(quoted(name) for name in names if name not in known), *slices)
-    loaded = inputs.join(others, ROW_ID).select(*map(quoted, names)).toPandas()
+    others = [quoted(name) for name in rows.columns if name not in (use_case.label, *use_case.features)]
+    loaded = inputs.join(rows.select(*others), ROW_ID).selectExpr(*row_selection(use_case)).toPandas()
     order = [use_case.prediction_time, *use_case.key] if use_case.has_time else list(use_case.key)
     return loaded.sort_values(order, ignore_index=True)
 
