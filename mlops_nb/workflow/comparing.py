@@ -105,4 +105,4 @@ def plot_pair(pair: Pair) -> None:
 def finish_comparison(pair: Pair) -> None:
     "End the job with the change, the metrics and the file of the picture."
     table = pair_metrics(pair).set_axis(["first", "second"], axis=1)
-    task.exit(f"{pair.result.reason.partition(';')[0]}\n{table.to_string()}\n{pair_picture(pair)}")
+    task.exit(f"{pair.result.reason.partition(';')[0]})\n{table.to_string()}\n{pair_picture(pair)}")

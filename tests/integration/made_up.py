@@ -7,6 +7,7 @@ import numpy as np
 from mlops_nb.deployment import comparison, promotion
 from mlops_nb.env import Env, load_env
 from mlops_nb.models import registry
+from mlops_nb.models.problem_types import BINARY
 
 NAME = "dev.flights.late_arrival"
 RULE = dict(mode="compare", metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01,
@@ -27,12 +28,12 @@ def contender(number: int | None) -> comparison.Contender:
     "The predictions of a version, or of the baseline."
     name = f"v{number}" if number else "the baseline"
     probability = TRUE_CLASS[number]
-    return comparison.Contender(name, np.where(LABEL == 1, probability, 1 - probability), 0.5)
+    return comparison.Contender(name, np.where(LABEL == 1, probability, 1 - probability), {"threshold": 0.5})
 
 
 def meet(version, champion) -> promotion.Match:
     incumbent = contender(int(champion.version) if champion else None)
-    return promotion.Match(LABEL, DAYS, contender(int(version.version)), incumbent)
+    return promotion.Match(LABEL, DAYS, contender(int(version.version)), incumbent, BINARY)
 
 
 def three_versions(env: Env) -> None:

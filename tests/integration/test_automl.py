@@ -339,8 +339,9 @@ def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spar
     validation.validate_version(target, version.name, version.version, checks)
 
     def match(challenger, champion):
-        constant = promotion.Contender("a constant", np.full(len(later), 0.5), 0.5)
-        return promotion.Match(labels, later["at"].dt.date.to_numpy(), automl_contender(challenger, later), constant)
+        constant = promotion.Contender("a constant", np.full(len(later), 0.5), {"threshold": 0.5})
+        days, new = later["at"].dt.date.to_numpy(), automl_contender(challenger, later)
+        return promotion.Match(labels, days, new, constant, BINARY)
 
     rule = {"mode": "compare", "metric": "log_loss", "greater_is_better": False, "min_rows": 10,
             "min_relative_change": 0, "confidence": 0.8, "floor": 0.7}

@@ -1,5 +1,6 @@
 """Validation, deployment, comparison and approval of two small use cases: probabilities without a time, and numbers
 with one. Each has a version that knows how its rows were made and one that does not, on a store of their own."""
+import shutil
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,9 +78,10 @@ def register(use_case, spark, env, formula):
 
 
 @pytest.fixture(scope="module", params=[CUSTOMERS, DELIVERIES], ids=lambda use_case: use_case.model)
-def world(request, tmp_path_factory):
+def world(request, tmp_path_factory, empty_store):
     "A use case with its tables, and the versions 1 (a poor one) and 2 (a good one)."
     use_case, folder = request.param, tmp_path_factory.mktemp("gates")
+    shutil.copy(empty_store, folder / "mlflow.db")
     env, name = home_of(folder), use_case.model
     floor = {"cancelled": 0.69, "minutes": 20.0}[name]
     conf_files(folder, validation=rules(name, floor), governance=GOVERNANCE, train=TRAIN[name],

@@ -19,34 +19,36 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 from mlops_nb.models.day_resampling import number_days, ratio_statistic, relative_change, resample
 from mlops_nb.models.metrics import log_losses
+from mlops_nb.models.problem_types import BINARY
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
               pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 COSTS = dict(missed=5, false_warning=1)
 RULE = dict(mode="compare", metric="log_loss", greater_is_better=False, min_rows=100, min_relative_change=0.01,
             confidence=0.95, floor=0.9)
+POINT = {"threshold": 0.5}
 LABEL = np.tile([0, 0, 0, 1], 100)
 DAYS = np.repeat(np.arange(20), 20)
 
 
 def contender(name, p):
     "A contender that gives the true label the probability p."
-    return Contender(name, np.where(LABEL == 1, p, 1 - p), 0.5)
+    return Contender(name, np.where(LABEL == 1, p, 1 - p), POINT)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0.5, 0.99), st.floats(0.5, 0.99))
 def test_the_decision_is_that_of_the_arithmetic(new, old):
-    comparison = compare(LABEL, contender("v2", new), contender("v1", old), RULE, COSTS, DAYS, age=30)
+    comparison = compare(LABEL, contender("v2", new), contender("v1", old), RULE, COSTS, DAYS, BINARY, age=30)
     assert comparison.decision == ("promote" if np.log(new) / np.log(old) <= 0.99 + 1e-12 else "keep")
     assert comparison.rows == 400 and list(comparison.metrics) == ["v2", "v1"]
 
 
 def test_a_metric_for_which_greater_is_better():
     rule = RULE | {"metric": "roc_auc", "greater_is_better": True}
-    good, bad = contender("v2", 0.9), Contender("v1", np.tile([0.2, 0.2, 0.8, 0.8], 100), 0.5)
-    assert compare(LABEL, good, bad, rule, COSTS, DAYS, age=30).decision == "promote"
-    assert compare(LABEL, bad, good, rule, COSTS, DAYS, age=30).decision == "keep"
+    good, bad = contender("v2", 0.9), Contender("v1", np.tile([0.2, 0.2, 0.8, 0.8], 100), POINT)
+    assert compare(LABEL, good, bad, rule, COSTS, DAYS, BINARY, age=30).decision == "promote"
+    assert compare(LABEL, bad, good, rule, COSTS, DAYS, BINARY, age=30).decision == "keep"
 
 
 def errs_on(days, number):
@@ -62,10 +64,11 @@ def test_draws_in_which_the_champion_makes_no_error_count(metric):
     (label, day, steady), (_, _, once) = errs_on(range(14), 2), errs_on([3], 120)
     if metric != "business_cost": once = np.where(day == 3, once, label)
     rule = RULE | {"metric": metric}
-    comparison = compare(label, Contender("v2", steady, 0.5), Contender("v1", once, 0.5), rule, COSTS, day, age=30)
+    sides = Contender("v2", steady, POINT), Contender("v1", once, POINT)
+    comparison = compare(label, *sides, rule, COSTS, day, BINARY, age=30)
     assert comparison.change < -0.2 and comparison.bounds[1] > 1 and comparison.decision == "keep"
     assert len(comparison.drawn) == 20_000 and "% worse to " in comparison.reason
-    assert len(comparison_module.plot_change(comparison, metric, "v2 against v1").axes[0].patches) > 40
+    assert len(comparison_module.plot_change(comparison, metric, "v2 against v1", BINARY).axes[0].patches) > 40
 
 
 def test_a_logged_comparison_with_infinite_values_is_read_as_it_was():
@@ -81,30 +84,31 @@ def test_a_precision_without_warnings_is_zero_in_the_draws_too():
     label, day, old = errs_on(range(14), 20)
     new = np.where((day == 3) & (label == 1), 0.9, 0.1)  # warns on one day
     rule = RULE | {"metric": "precision_score", "greater_is_better": True}
-    comparison = compare(label, Contender("v2", new, 0.5), Contender("v1", old, 0.5), rule, COSTS, day, age=30)
+    sides = Contender("v2", new, POINT), Contender("v1", old, POINT)
+    comparison = compare(label, *sides, rule, COSTS, day, BINARY, age=30)
     assert comparison.change > 0.05 and comparison.bounds[0] <= -1 and comparison.decision == "keep"
 
 
 @pytest.mark.parametrize("new, old, decision", [(1.0, 1.0, "keep"), (0.9, 1.0, "keep"), (1.0, 0.9, "promote")])
 def test_models_without_any_loss(new, old, decision):
     rule = RULE | {"metric": "brier_score"}
-    comparison = compare(LABEL, contender("v2", new), contender("v1", old), rule, COSTS, DAYS, age=30)
+    comparison = compare(LABEL, contender("v2", new), contender("v1", old), rule, COSTS, DAYS, BINARY, age=30)
     assert comparison.decision == decision and "nan" not in comparison.reason
-    comparison_module.plot_change(comparison, "brier_score", "v2 against v1")
+    comparison_module.plot_change(comparison, "brier_score", "v2 against v1", BINARY)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 2.0])
 def test_a_prediction_that_is_no_probability_is_refused(wrong):
     prediction = np.where(np.arange(400) == 7, wrong, 0.5)
     with pytest.raises(MlopsError, match="between 0 and 1; 1 of 400 are not, such as"):
-        compare(LABEL, Contender("v2", prediction, 0.5), contender("v1", 0.6), RULE, COSTS, DAYS, age=30)
+        compare(LABEL, Contender("v2", prediction, POINT), contender("v1", 0.6), RULE, COSTS, DAYS, BINARY, age=30)
 
 
 @pytest.mark.parametrize("label", [np.array([]), np.zeros(500, int), LABEL[:99]])
 def test_insufficient_rows_give_no_decision(label):
     prediction = np.full(len(label), 0.3)
-    comparison = compare(label, Contender("v2", prediction, 0.5), Contender("v1", prediction, 0.5), RULE, COSTS,
-                         np.arange(len(label)) // 20, age=30)
+    comparison = compare(label, Contender("v2", prediction, POINT), Contender("v1", prediction, POINT), RULE, COSTS,
+                         np.arange(len(label)) // 20, BINARY, age=30)
     assert comparison.decision == "undecided" and comparison.metrics.empty
     assert f"{len(label)} rows to compare v2 and v1, " in comparison.reason and " needed" in comparison.reason
 
@@ -137,7 +141,8 @@ def test_the_interval_resamples_days_for_both_sides_at_once(level):
     "It contains the interval of independent days, and is not much wider for such days."
     label, day, new, old = noisy(3)
     rule = RULE | {"confidence": level}
-    comparison = compare(label, Contender("v2", new, 0.5), Contender("v1", old, 0.5), rule, COSTS, day, age=3)
+    sides = Contender("v2", new, POINT), Contender("v1", old, POINT)
+    comparison = compare(label, *sides, rule, COSTS, day, BINARY, age=3)
     expected = interval_by_loops(label, day, new, old, level)
     width = expected[1] - expected[0]
     assert comparison.bounds[0] < expected[0] and comparison.bounds[1] > expected[1], "days may be correlated"
@@ -149,17 +154,18 @@ def test_better_by_chance_is_not_better():
     even = np.where(LABEL == 1, 0.6, 0.4)
     lucky, slightly_worse = np.where(LABEL == 1, 0.99, 0.01), np.where(LABEL == 1, 0.595, 0.405)
     uneven = np.where(DAYS == 7, lucky, slightly_worse)
-    comparison = compare(LABEL, Contender("v2", uneven, 0.5), Contender("v1", even, 0.5), RULE, COSTS, DAYS, age=30)
+    sides = Contender("v2", uneven, POINT), Contender("v1", even, POINT)
+    comparison = compare(LABEL, *sides, RULE, COSTS, DAYS, BINARY, age=30)
     assert comparison.change < -0.01 and comparison.bounds[1] > 0 and comparison.decision == "keep"
 
 
 def test_against_an_old_champion_not_being_worse_may_suffice():
     same, rule = contender("v2", 0.7), RULE | {"champion_max_age_days": 90, "not_worse_than": 0.02}
-    def against(age, p): return compare(LABEL, same, contender("v1", p), rule, COSTS, DAYS, age=age)
+    def against(age, p): return compare(LABEL, same, contender("v1", p), rule, COSTS, DAYS, BINARY, age=age)
     assert [against(age, 0.7).decision for age in (90, 91)] == ["keep", "promote"]
     assert against(91, 0.75).decision == "keep" and "91 days older" in against(91, 0.7).reason
     assert "rows, unchanged (" in against(91, 0.7).reason
-    figure = comparison_module.plot_change(against(91, 0.69), "log_loss", "v2 against v1")
+    figure = comparison_module.plot_change(against(91, 0.69), "log_loss", "v2 against v1", BINARY)
     assert figure.axes[0].patches, "all draws are equal up to rounding, and are drawn as one bar"
 
 
@@ -192,7 +198,7 @@ def test_the_seed_does_not_decide():
     label, day, new, old = noisy(3)
     days = number_days(day)
     losses = [ratio_statistic(log_losses(label, side), np.ones(len(label)), days) for side in (new, old)]
-    statistic, rule = relative_change(*losses), comparison_module.check_deployment_rule(RULE)
+    statistic, rule = relative_change(*losses), comparison_module.check_deployment_rule(RULE, BINARY)
     exact = resample(statistic, days.count, 320_000, seed=5).high
     width = exact - resample(statistic, days.count).low
     for distance, multiple in ((0.5, 1), (0.05, 4), (0.0, 16)):
@@ -208,23 +214,23 @@ def test_a_bound_too_close_to_the_limit_keeps_the_champion(monkeypatch):
     label, day, new, old = noisy(3)
     monkeypatch.setattr(comparison_module, "settled_change", lambda statistic, days, draws, rule, limit: (
         replace(resample(statistic, days), high=-1e-9), False))
-    result = compare(label, Contender("v2", new, 0.5), Contender("v1", old, 0.5), RULE, COSTS, day, age=3)
+    result = compare(label, Contender("v2", new, POINT), Contender("v1", old, POINT), RULE, COSTS, day, BINARY, age=3)
     assert result.decision == "keep" and "too close to the limit to be decided by this number of draws" in result.reason
 
 
 def test_the_first_champion_needs_more_than_a_bad_baseline():
     baseline = contender("the baseline", 0.51)
     def decision(p, floor):
-        return compare(LABEL, contender("v1", p), baseline, RULE | {"floor": floor}, COSTS, DAYS).decision
+        return compare(LABEL, contender("v1", p), baseline, RULE | {"floor": floor}, COSTS, DAYS, BINARY).decision
     assert (decision(0.6, 0.6), decision(0.6, 0.5), decision(0.52, 0.9)) == ("promote", "keep", "promote")
     assert decision(0.51, 0.9) == "keep"  # it must also be better than the baseline
 
 
 def test_direct_promotes_what_is_worse_and_what_cannot_be_compared():
     direct = RULE | {"mode": "direct"}
-    worse = compare(LABEL, contender("v2", 0.6), contender("v1", 0.9), direct, COSTS, DAYS, age=1)
-    same = np.full(9, 0.3)
-    too_few = compare(LABEL[:9], Contender("v2", same, 0.5), Contender("v1", same, 0.5), direct, COSTS, DAYS[:9])
+    worse = compare(LABEL, contender("v2", 0.6), contender("v1", 0.9), direct, COSTS, DAYS, BINARY, age=1)
+    same = [Contender(name, np.full(9, 0.3), POINT) for name in ("v2", "v1")]
+    too_few = compare(LABEL[:9], *same, direct, COSTS, DAYS[:9], BINARY)
     assert (worse.decision, too_few.decision) == ("promote", "promote")
     assert "the rule is direct" in worse.reason and "worse" in worse.reason
 
@@ -236,7 +242,7 @@ def test_direct_promotes_what_is_worse_and_what_cannot_be_compared():
     ({"min_row": 3}, "no key 'min_row'"), ({"metric": "logloss"}, "no metric 'logloss'")])
 def test_an_invalid_rule_is_refused(change, message):
     with pytest.raises(MlopsError, match=message):
-        compare(LABEL, contender("v2", 0.7), contender("v1", 0.6), RULE | change, COSTS, DAYS, age=1)
+        compare(LABEL, contender("v2", 0.7), contender("v1", 0.6), RULE | change, COSTS, DAYS, BINARY, age=1)
 
 
 NAME = "dev.flights.late_arrival"
@@ -690,7 +696,7 @@ def promote(env, name, monkeypatch):
     def make_match(version, champion):
         new, old = int(version.version), int(champion.version) if champion else None
         return promotion.Match(LABEL, DAYS.astype("M8[D]"), contender(f"v{new}", certainty[new]),
-                               contender(f"v{old}" if old else "the baseline", certainty[old]))
+                               contender(f"v{old}" if old else "the baseline", certainty[old]), BINARY)
     def deploy_version(number, **rule):
         version = SimpleNamespace(name=name, version=number, tags={})  # as read before its validation
         return promotion.deploy(None, env, version, RULE | rule, COSTS, make_match)

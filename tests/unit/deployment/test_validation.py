@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlops_nb.deployment import validation
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
+from mlops_nb.models.problem_types import BINARY
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),  # MLflow's own, at import
               pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
@@ -39,7 +40,7 @@ def results_of(**changed):
     version = GOOD | changed
     return validation.run_checks({
         "schema": lambda: validation.signature_reasons(signature(version["signature"], version["outputs"]), FEATURES),
-        "example": lambda: validation.check_example(model(version["predict"]), version["example"]),
+        "example": lambda: validation.check_example(model(version["predict"]), version["example"], BINARY),
         "metrics": lambda: validation.threshold_reasons(version["metrics"], version["baseline"], RULES)})
 
 

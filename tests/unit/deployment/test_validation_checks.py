@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mlops_nb.deployment import validation, validation_checks
 from mlops_nb.errors import MlopsError
-from mlops_nb.models import intervals, metrics
+from mlops_nb.models import metrics, problem_types
 from mlops_nb.models.day_resampling import resample
+from mlops_nb.models.problem_types import BINARY
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")]
@@ -43,8 +44,9 @@ def held(rows=6000, days=20):
     truth = random.beta(1, 2, rows)
     origin = random.choice(["JFK", "EWR", "LGA"], rows, p=[0.5, 0.4, 0.1])
     frame = pd.DataFrame({"origin": origin, "truth": truth, "wind": random.normal(size=rows)})
-    label, day = (random.uniform(size=rows) < truth).astype(int), np.arange(rows) * days // rows
-    return validation_checks.HeldOut(frame, label, np.full(rows, label.mean()), day, ("origin",))
+    label = (random.uniform(size=rows) < truth).astype(int)
+    day = np.datetime64("2024-01-01") + np.arange(rows) * days // rows
+    return validation_checks.HeldOut(frame, label, np.full(rows, label.mean()), day, BINARY, ("origin",))
 
 
 def true_metrics(held_out, prediction):
@@ -62,7 +64,7 @@ TRUE_METRICS = true_metrics(HELD, informative(HELD.rows))
 def few_draws_and_calls(monkeypatch):
     "Fewer draws and calls, enough to detect an obvious fault."
     monkeypatch.setattr(validation_checks, "LATENCY_CALLS", 5)
-    monkeypatch.setattr(intervals, "resample", lambda *arguments: resample(*arguments[:2], times=100))
+    monkeypatch.setattr(problem_types, "resample", lambda *arguments: resample(*arguments[:2], times=100))
 
 
 def evidence(model=informative, held_out=HELD, **changed):
@@ -73,7 +75,7 @@ def evidence(model=informative, held_out=HELD, **changed):
         except Exception: logged = {}
     good = dict(types=TYPES, model=model, signature=signature(TYPES), spec=TYPES, size=900, tags=TAGS,
                 example=HELD.rows[list(TYPES)].head(3), recorded=TAGS, description="It forecasts.", card=CARD,
-                logged=logged, held_out=held_out, costs=COSTS, governance=GOVERNANCE)
+                logged=logged, held_out=held_out, problem=BINARY, costs=COSTS, governance=GOVERNANCE)
     return validation_checks.Evidence(**good | changed)
 
 
@@ -227,7 +229,7 @@ def test_logged_metrics_may_differ_by_at_most_the_tolerance(change):
     ({}, "no check is enabled"), (None, "no check is enabled"), (["predicts"], "no check is enabled"),
 ])
 def test_a_mistake_in_the_configuration_is_named(rules, message):
-    with pytest.raises(MlopsError, match=message): validation_checks.check_rules(rules)
+    with pytest.raises(MlopsError, match=message): validation_checks.check_rules(rules, BINARY)
 
 
 def test_a_model_that_ends_the_process_or_returns_a_ragged_list_has_no_predictions():

@@ -38,7 +38,9 @@ def draws_by_loops(count, length, times, size, generator):
 def test_days_are_numbered_in_order_of_time():
     days = resampling.number_days(np.array(["2013-02-01", "2013-01-31", "2013-02-03", "2013-02-02", "2013-02-10"]))
     assert (days.count, days.number.tolist()) == (5, [1, 0, 3, 2, 4])
-    with pytest.raises(MlopsError, match="rows of at least 5 days, not 4"): resampling.number_days(np.arange(4))
+    four = np.arange("2013-02-01", "2013-02-05", dtype="M8[D]")
+    with pytest.raises(MlopsError, match="rows of at least 5 days, not 4"): resampling.number_days(four)
+    with pytest.raises(MlopsError, match="rows of at least 5 groups, not 4"): resampling.number_days(np.arange(4))
 
 
 @pytest.mark.parametrize("length, size", [(1, 28), (4.5, 28), (3, 60)])

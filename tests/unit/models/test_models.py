@@ -13,6 +13,7 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.models import calibration, evidence, intervals, metrics, registry, slices
 from mlops_nb.models.day_resampling import number_days, resample
 from mlops_nb.models.fingerprint import code_digest, data_digest, find_run, register_run
+from mlops_nb.models.problem_types import BINARY, loss_change
 
 COSTS = dict(missed=5, false_warning=1)
 probabilities = st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])
@@ -244,18 +245,18 @@ def test_the_interval_of_a_paired_change():
     days, p = np.repeat(np.arange(28), 200), rng.beta(2, 6, 5600)
     label = (rng.random(5600) < p).astype(int)
     new, old = p, np.clip(p * 1.2, 0.001, 0.99)
-    change = intervals.log_loss_change(label, new, old, days)
+    change = loss_change(BINARY, label, new, old, days)
     assert change.low < change.value < change.high < 0
     assert change.value == pytest.approx(metrics.mean_log_loss(label, new) / metrics.mean_log_loss(label, old) - 1)
-    same = intervals.log_loss_change(label, p, p, days)
+    same = loss_change(BINARY, label, p, p, days)
     assert (same.value, same.low, same.high) == (0, 0, 0)
-    with pytest.raises(MlopsError, match="at least 5 days, not 1"): intervals.log_loss_change(label, p, p, days * 0)
+    with pytest.raises(MlopsError, match="at least 5 groups, not 1"): loss_change(BINARY, label, p, p, days * 0)
 
 
 def test_small_slices_are_listed_without_a_log_loss():
     rows = pd.DataFrame({"origin": ["JFK"] * 600 + ["LGA"] * 20 + [None] * 5})
     label, days = np.arange(625) % 2, np.arange(625) % 7
-    table = slices.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days).set_index("value")
+    table = slices.slice_metrics(rows, label, {"model": np.full(625, 0.5)}, days, 500, BINARY).set_index("value")
     assert table.rows.to_dict() == {"JFK": 600, "LGA": 20, "nan": 5}
     assert table.log_loss.notna().to_dict() == {"JFK": True, "LGA": False, "nan": False}
     assert table.log_loss["JFK"] == pytest.approx(np.log(2))
