@@ -113,10 +113,11 @@ def plot_summary(sample: Contributions, largest: int = 15) -> Any:  # matplotlib
     count = min(largest, sample.values.shape[1])
     first = " and ".join(shortened(name, 22) for name in strongest(sample, 2).index)
     figure, axes = canvas(f"Strongest influence on the prediction: {first}", size=(10, 0.34 * count + 1.8))
+    separator = " " if count > 7 else "\n"  # a low picture has a short colour bar
     colours = LinearSegmentedColormap.from_list("low to high", [BLUE, LINES[3], RED])
     shap.plots.beeswarm(shap_explanation(sample), max_display=count, group_remaining_features=False, show=False,
                         ax=axes, plot_size=None, s=9, color=colours,
-                        color_bar_label="value of the feature (grey: category or missing)")
+                        color_bar_label=f"value of the feature{separator}(grey: category or missing)")
     axes.set_title(f"{count} of {sample.values.shape[1]} features, {len(sample.rows):,} of {sample.total_rows:,} rows",
                    loc="left", fontsize=10, color=DARK)
     axes.set_xlabel(change_label(sample), fontsize=10)

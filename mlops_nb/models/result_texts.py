@@ -93,7 +93,7 @@ def metrics_text(metrics: pd.DataFrame,  # by metric: model, baseline, and a col
     shown = pd.DataFrame({name: row.map(partial(recorded_number, name)) for name, row in counted.iterrows()}).T
     for name in shown.index.intersection(bounds.index):
         low, high = (recorded_number(name, bounds.loc[name, end]) for end in ("low", "high"))
-        shown.loc[name, "model"] += f" ({low} to {high})"
+        if low != high: shown.loc[name, "model"] += f" ({low} to {high})"  # equal: the same in every draw
     others = "".join(f"\n\n{name}: {value:.4f}" for name, value in custom.items())
     return markdown_table(shown.where(counted.notna(), "").rename_axis("metric")) + others
 
