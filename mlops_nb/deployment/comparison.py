@@ -245,6 +245,7 @@ def plot_losses(days: Any,  # of each row
                 label: np.ndarray, contenders: tuple, title: str, problem: ProblemType) -> Any:  # matplotlib Figure
     "The loss by day for each contender."
     unit = group_unit(days)
+    if unit == "day": days = pd.to_datetime(days)
     figure, axes = pictures.canvas(f"{title}: {problem.loss_text} by {unit}", size=(10, 3.6))
     for contender in contenders:
         losses = daily_loss(label, contender.prediction, days, problem)

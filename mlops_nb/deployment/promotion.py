@@ -88,10 +88,10 @@ def log_comparison(experiment: str,  # the experiment's id
     import mlflow
     from matplotlib import pyplot
     sides = (match.challenger, match.incumbent)
-    title, unit = " against ".join(side.name for side in sides), group_unit(match.days)
-    days = pd.to_datetime(match.days) if unit == "day" else match.days
-    figures = {f"loss_by_{unit}.png": plot_losses(days, match.label, sides, title, match.problem),
-               "change.png": plot_change(comparison, rule["metric"], title, match.problem)}
+    title, problem = " against ".join(side.name for side in sides), match.problem
+    losses = plot_losses(match.days, match.label, sides, title, problem)
+    figures = {f"loss_by_{group_unit(match.days)}.png": losses,
+               "change.png": plot_change(comparison, rule["metric"], title, problem)}
     opponent = f"v{champion.version}" if champion else "baseline"
     tags = {"fingerprint": run_fingerprint} | run_tags(version, champion, comparison)
     name = f"comparison v{version.version} {opponent}"

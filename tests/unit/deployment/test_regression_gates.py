@@ -12,6 +12,7 @@ from sklearn import metrics as oracle
 from mlops_nb.deployment import comparison, promotion, validation, validation_checks
 from mlops_nb.deployment.comparison import Contender, compare
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import registry
 from mlops_nb.models.problem_types import BINARY, REGRESSION
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
@@ -182,16 +183,12 @@ def test_a_deployment_rule_that_does_not_fit_is_named(change, message):
         compare(PRICE, contender("v2", 1), contender("v1", 2), RULE | change, {}, DAYS, REGRESSION, age=1)
 
 
-def test_a_comparison_of_groups_is_logged_and_read_again(tmp_path):
-    import mlflow
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = mlflow.create_experiment("prices", artifact_location=tmp_path.as_uri())
+def test_a_comparison_of_groups_is_logged_and_read_again(env):
+    experiment, client = registry.experiment_id(env, "price"), registry.client(env)
     version, champion = (SimpleNamespace(name="dev.shop.price", version=number) for number in (2, 1))
     match = promotion.Match(PRICE, GROUPS, contender("v2", 20), contender("v1", 25, seed=2), REGRESSION)
     result = compare(PRICE, match.challenger, match.incumbent, RULE, {}, GROUPS, REGRESSION, age=30)
     run_id = promotion.log_comparison(experiment, "digest", version, champion, match, result, RULE)
-    client = mlflow.MlflowClient()
-    files = {file.path for file in client.list_artifacts(run_id)}
     logged = promotion.logged_comparison(client.get_run(run_id))
-    assert files == {"change.png", "loss_by_group.png", "rule.json"}
+    assert {file.path for file in client.list_artifacts(run_id)} == {"change.png", "loss_by_group.png", "rule.json"}
     assert (logged.decision, logged.change, logged.bounds) == ("promote", result.change, result.bounds)
