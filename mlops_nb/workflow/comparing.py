@@ -23,7 +23,7 @@ from ..deployment.promotion import Match
 from ..env import Env, load_env
 from ..errors import MlopsError
 from ..models import registry
-from ..models.day_resampling import MIN_DAYS, group_unit
+from ..models.day_resampling import MIN_DAYS
 from .deploying import contender, deployment_settings, unlearnt_rows
 from .rows import GROUP
 from .use_case import UseCase
@@ -96,8 +96,7 @@ def plot_pair(pair: Pair) -> None:
     "Draw the loss of both versions by day, or by group of rows without a time, and keep the picture."
     sides = (pair.match.challenger, pair.match.incumbent)
     title = " against ".join(side.name for side in sides)
-    days = pd.to_datetime(pair.match.days) if group_unit(pair.match.days) == "day" else pair.match.days
-    figure = comparison.plot_losses(days, pair.match.label, sides, title, pair.match.problem)
+    figure = comparison.plot_losses(pair.match.days, pair.match.label, sides, title, pair.match.problem)
     picture = pair_picture(pair)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
