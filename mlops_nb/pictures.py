@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'RED', 'GREEN', 'GREY', 'DARK', 'LINES', 'NOTE_STYLE', 'plain_figure', 'canvas', 'legend',
-           'reference_line', 'percent_axis', 'thousands_axis', 'date_axis', 'percent_change']
+           'reference_line', 'percent_axis', 'thousands_axis', 'date_axis', 'percent_change', 'significant']
 
 # %% ../nbs/08_pictures.ipynb #50198f7d
 from functools import cache
+from math import floor, isfinite, log10
 from typing import Any
 
 # %% ../nbs/08_pictures.ipynb #5efa4879
@@ -90,3 +91,10 @@ def percent_change(new: float, old: float, decimals: int = 1) -> str:
     "The relative change of a number that is not zero, as text with a sign; `unchanged` where it rounds to zero."
     change = f"{new / old - 1:+.{decimals}%}"
     return "unchanged" if float(change.rstrip("%")) == 0 else change.replace("inf", "∞")
+
+# %% ../nbs/08_pictures.ipynb #fc816994
+def significant(value: float, digits: int = 3) -> str:
+    "A number with at least `digits` significant digits, without an exponent."
+    if not isfinite(value) or value == 0: return f"{value:g}"
+    decimals = digits - 1 - floor(log10(abs(value)))
+    return f"{value:,.{max(decimals, 0)}f}"

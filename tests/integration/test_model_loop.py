@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,6 @@ import pytest
 from states import MODEL as NAME
 from states import copy_state, env_of, table
 
-from mlops_nb.conf import read_conf
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases as deployment
 from mlops_nb.deployment import validation
@@ -27,33 +27,34 @@ MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # as_of of version 1, and of
 
 def train_again(loop, as_of, rows=None, **conf):
     "Return the version as of a day, with settings that may differ from those in conf."
-    from mlops_nb.features.client import feature_client
-    from mlops_nb.flights import learning, train
-    settings = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | conf
-    env = train.pin_tables(loop.spark, loop.env)
-    flights = learning.labelled_flights(loop.spark, env, as_of)
-    training_set = learning.labelled_training_set(loop.spark, env, flights)
-    if rows is None: rows = learning.load_rows(training_set, flights)
-    periods = learning.Periods(as_of, settings["held_out_days"])
-    return train.find_or_train(env, rows, periods, settings, feature_client(loop.spark, env), training_set)
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import training
+    from mlops_nb.workflow.learning import read_train
+    from mlops_nb.workflow.rows import pin_tables
+    from mlops_nb.workflow.splits import split_of
+    settings = read_train(FLIGHTS, loop.env.root) | conf
+    env, split = pin_tables(FLIGHTS, loop.spark, loop.env), split_of(FLIGHTS, as_of, settings)
+    data = training.read_training_data(FLIGHTS, loop.spark, env, split, settings)
+    return training.find_or_train(data if rows is None else replace(data, rows=rows))
 
 
 def validated(loop, version, **metrics):
     "The results of all checks, or of the metrics alone with other rules."
     from mlops_nb.deployment import validation_checks
-    from mlops_nb.flights import validate
-    conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["checks"]
-    evidence = validate.gather(loop.spark, loop.env, registry.get_version(loop.env, version.name, version.version))
-    checks = validation_checks.checks({"metrics": metrics} if metrics else conf, evidence)
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import validating
+    rules = {"metrics": metrics} if metrics else validating.read_checks(FLIGHTS, loop.env.root)
+    current = registry.get_version(loop.env, version.name, version.version)
+    checks = validation_checks.checks(rules, validating.gather_evidence(FLIGHTS, loop.spark, loop.env, current))
     return validation.validate_version(loop.env, version.name, version.version, checks)
 
 
 def deployed(loop, version, **rule):
-    from mlops_nb.flights import deploy, train, validate
-    conf = read_conf(loop.env.root, "validation.yml", validate.RULE_SECTIONS)["deployment"] | rule
-    costs = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS)["costs"]
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import deploying
+    of_project, costs = deploying.deployment_settings(FLIGHTS, loop.env)
     current = registry.get_version(loop.env, NAME, version.version)
-    return deploy.deploy_version(loop.spark, loop.env, current, conf, costs)[0]
+    return deploying.deploy_version(FLIGHTS, loop.spark, loop.env, current, of_project | rule, costs)[0]
 
 
 def aliases(env):
@@ -76,8 +77,9 @@ def loop(own_trained):
 @pytest.fixture(scope="module")
 def march(loop) -> pd.DataFrame:
     "The labelled flights from which version 1 was trained and evaluated."
-    from mlops_nb.flights import learning
-    return learning.labelled_rows(loop.spark, loop.env, MARCH)
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow.rows import labelled_rows
+    return labelled_rows(FLIGHTS, loop.spark, loop.env, MARCH)
 
 
 def test_a_version_records_its_dates_and_its_sources(loop):
@@ -101,25 +103,26 @@ def test_a_version_records_its_dates_and_its_sources(loop):
 def test_the_model_has_the_spec_of_the_training_set_that_it_learnt_from(loop, march):
     "What load_df returns is the model's input, the label and the identifier; the rows are its rows, in another order."
     from mlops_nb.features.client import spec_of
-    from mlops_nb.flights import learning, train
-    flights = learning.labelled_flights(loop.spark, loop.env, MARCH)
-    training_set = learning.labelled_training_set(loop.spark, loop.env, flights)
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import rows as rows_of
+    flights = rows_of.labelled(FLIGHTS, loop.spark, loop.env, MARCH)
+    training_set = rows_of.labelled_training_set(FLIGHTS, loop.spark, loop.env, flights)
     loaded = training_set.load_df()
-    assert set(loaded.columns) == {*train.FEATURES, "late_arrival", "flight_id"}
+    assert set(loaded.columns) == {*FLIGHTS.features, "late_arrival", rows_of.ROW_ID}
     assert spec_of(f"models:/{NAME}/1") == training_set.feature_spec
-    assert set(training_set.feature_spec.inputs) == set(train.FEATURES)
+    assert set(training_set.feature_spec.inputs) == set(FLIGHTS.features)
     def key_of(frame):
-        first, *others = (frame[column].astype(str) for column in learning.FLIGHT_KEY)
+        first, *others = (frame[column].astype(str) for column in FLIGHTS.key)
         return first.str.cat(others, sep="/")
     key = key_of(march)
-    rows = loaded.toPandas().set_index("flight_id").loc[key]
+    rows = loaded.toPandas().set_index(rows_of.ROW_ID).loc[key]
     assert len(rows) == len(march) and (rows.late_arrival.to_numpy() == march.late_arrival.to_numpy()).all()
     bronze = table(loop.folder, "bronze_flights")
     delays = bronze.set_index(key_of(bronze)).arr_delay.loc[key]
     assert (march.late_arrival.to_numpy(bool) == (delays >= 15).to_numpy(bool)).all(), "labels of the source"
-    for name in train.FEATURES:
+    for name in FLIGHTS.features:
         ours, theirs = march[name], rows[name].reset_index(drop=True)
-        if name not in train.CATEGORICAL: theirs = theirs.astype("float64")
+        if name not in FLIGHTS.categorical: theirs = theirs.astype("float64")
         pd.testing.assert_series_equal(ours, theirs, check_exact=True)
 
 
@@ -144,24 +147,26 @@ def test_the_explanation_adds_up_to_the_prediction(loop, march):
     import lightgbm
     import mlflow
 
-    from mlops_nb.flights import feature_engineering, learning, model, train
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.models import fitted_model
+    from mlops_nb.workflow.evaluation import contributions
+    from mlops_nb.workflow.learning import TrainedModel
     inside = mlflow.pyfunc.load_model(f"models:/{NAME}/1").get_raw_model().unwrap_python_model()
-    trained = learning.TrainedModel(inside.booster, inside.encoding, 0.2, 0.2)
-    sample = train.contributions(trained, march.tail(300))
+    sample = contributions(FLIGHTS, TrainedModel(inside.fitted, inside.encoding, {}, {}, None), march.tail(300))
     odds = sample.values.sum(1) + sample.base
-    assert isinstance(inside.booster, lightgbm.Booster) and len(sample.rows) == sample.total_rows == 300
-    shown = sample.shown[feature_engineering.FEATURES]
-    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), model.probabilities(inside.booster, inside.encoding, shown))
+    assert isinstance(inside.fitted, lightgbm.Booster) and len(sample.rows) == sample.total_rows == 300
+    predictions = fitted_model.predictions(inside.fitted, inside.encoding, sample.shown)
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), predictions)
 
 
 def test_the_metrics_equal_an_independent_computation(loop, march):
     "Held-out rows selected by pandas, metrics by their formulas."
     import mlflow
 
-    from mlops_nb.flights import feature_engineering
+    from mlops_nb.flights.use_case import FLIGHTS
     held_out = march[(march.flight_day >= date(2013, 2, 15)) & (march.flight_day <= date(2013, 3, 14))]
     run = registry.client(loop.env).get_run(loop.version.run_id).data
-    p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held_out[feature_engineering.FEATURES])
+    p = mlflow.pyfunc.load_model(f"models:/{NAME}/1").predict(held_out[list(FLIGHTS.features)])
     late, b, metrics = held_out.late_arrival, held_out.route_late_share, run.metrics
     assert metrics["example_count"] == len(held_out)
     assert metrics["log_loss"] == pytest.approx(-np.log(np.where(late, p, 1 - p)).mean(), abs=1e-9)
@@ -204,13 +209,15 @@ def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_p
 
 @pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkeypatch):
-    from mlops_nb.flights import learning, model, train
-    conf = read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 20}
-    rows = learning.split(march, learning.Periods(MARCH, 28))[0]
-    encoding = {"features": train.FEATURES, "categories": model.learn_categories(rows, train.CATEGORICAL)}
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow import learning
+    from mlops_nb.workflow.splits import Split, split_rows
+    conf = learning.read_train(FLIGHTS, loop.env.root) | {"rounds": 20}
+    rows = split_rows(FLIGHTS, march, Split(MARCH, 28))[0]
+    encoding, label = learning.uncalibrated_encoding(FLIGHTS, rows), learning.labels_of(FLIGHTS, rows)
     def trees(threads: int) -> str:
         monkeypatch.setattr(os, "cpu_count", lambda: threads)
-        return learning.fit_booster(rows, encoding, conf).model_to_string().split("parameters:")[0]
+        return FLIGHTS.learner.fit(rows, label, encoding, conf).model_to_string().split("parameters:")[0]
     assert trees(1) == trees(2)
 
 
@@ -221,7 +228,7 @@ def test_training_again_returns_the_version_of_the_job(loop, march):
 
 @pytest.mark.slow
 def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
-    with pytest.raises(MlopsError, match="0 labelled flights to learn from; at least 5,000"):
+    with pytest.raises(MlopsError, match="0 labelled rows to learn from; at least 5,000"):
         train_again(loop, date(2013, 1, 20))
     client, experiment = registry.client(loop.env), registry.experiment_id(loop.env, "late_arrival")
     assert not client.search_runs([experiment], "tags.as_of = '2013-01-20'")
@@ -230,17 +237,18 @@ def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
 @pytest.mark.slow
 def test_odd_rows_are_trained_on_and_predicted(loop):
     "Infinities and columns that are all null or constant give a finite probability for each row."
-    from mlops_nb.flights import learning, model, train
-    rows = learning.labelled_rows(loop.spark, loop.env, date(2013, 1, 20)).copy()
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.workflow.learning import learn, predict, read_train
+    from mlops_nb.workflow.rows import labelled_rows
+    rows = labelled_rows(FLIGHTS, loop.spark, loop.env, date(2013, 1, 20)).copy()
     rows.loc[rows.index[::50], "temperature"] = np.inf
     rows.loc[rows.index[1::50], "wind_gust"] = -np.inf
     rows = rows.assign(pressure=np.nan, visibility=10.0, plane_maker=None)
-    trained = learning.learn(rows, read_conf(loop.env.root, "train.yml", train.TRAIN_KEYS) | {"rounds": 10})
-    prediction = model.probabilities(trained.booster, trained.encoding, rows)
+    conf = read_train(FLIGHTS, loop.env.root) | {"rounds": 10}
+    prediction = predict(FLIGHTS, learn(FLIGHTS, rows, conf), rows)
     assert np.isfinite(prediction).all() and prediction.std() > 0.01
-    conf = {"blocks": 2, "rounds": 2, "parameters": {}, "costs": {}}
     with pytest.raises(MlopsError, match="both must occur; there are: 1"):
-        learning.learn(rows.assign(late_arrival=True), conf)
+        learn(FLIGHTS, rows.assign(late_arrival=True), conf)
 
 
 # ---- more versions

@@ -16,10 +16,11 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.features import client, training_set
 from mlops_nb.features import spec as feature_spec
 from mlops_nb.features.spec import TRAINING_DATA, Column, FeatureSpec
-from mlops_nb.flights import deploy, train, validate
-from mlops_nb.flights.feature_engineering import FEATURES, SLICES
+from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import metrics, model_card, registry
-from mlops_nb.models.problem_types import BINARY
+from mlops_nb.workflow import deploying, validating
+from mlops_nb.workflow.rows import input_types
+from mlops_nb.workflow.training import signature
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*type hint")]
@@ -73,13 +74,14 @@ BODIES = {
 def held_out():
     random, count = np.random.default_rng(5), 8000
     rows = pd.DataFrame({name: ["x"] * count if kind == "string" else np.zeros(count)
-                         for name, kind in train.input_types().items()})
+                         for name, kind in input_types(FLIGHTS).items()})
     rows = rows.assign(temperature=random.normal(-1, 1.3, count), wind_gust=random.normal(size=count),
                        origin=random.choice(["JFK", "EWR", "LGA"], count),
                        carrier=random.choice(["AA", "UA", "MQ"], count, p=[0.5, 0.42, 0.08]),
                        hour_band="9-12", distance_band="2000+")
     label = (random.uniform(size=count) < 1 / (1 + np.exp(-rows.temperature))).astype(int).to_numpy()
-    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 320, BINARY, SLICES)
+    return validation_checks.HeldOut(rows, label, np.full(count, label.mean()), np.arange(count) // 320,
+                                     FLIGHTS.problem, FLIGHTS.slice_columns)
 
 
 HELD = held_out()
@@ -107,9 +109,9 @@ def logged_model(folder, body):  # -> mlflow ModelInfo
     import mlflow
     code = folder / "example_model.py"
     code.write_text(CODE.replace("{body}", body))
-    examples = training_set.TrainingSet(None, None, None, spec(train.input_types()), ())
-    return client.log_model(examples, code, "late_arrival", mlflow.pyfunc, signature=train.signature(),
-                            input_example=HELD.rows[FEATURES].head(3), pip_requirements=["mlflow"])
+    examples = training_set.TrainingSet(None, None, None, spec(input_types(FLIGHTS)), ())
+    return client.log_model(examples, code, "late_arrival", mlflow.pyfunc, signature=signature(FLIGHTS),
+                            input_example=HELD.rows[list(FLIGHTS.features)].head(3), pip_requirements=["mlflow"])
 
 
 def version_of(world, body="good", tags=None, card=None, logged=None, description="It forecasts.", change=None,
@@ -143,8 +145,9 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.setenv("GIT_PYTHON_REFRESH", "quiet")
-        def held_out(spark, env, tags, recorded): return HELD if validate.periods_of(tags, recorded) else None
-        patch.setattr(validate, "held_out", held_out)
+        def held_out(use_case, spark, env, tags, recorded):
+            return HELD if validating.recorded_split(use_case, tags, recorded) else None
+        patch.setattr(validating, "held_out", held_out)
         for name in (NAME, NAME.replace("dev.", "prod.")): registry.client(env).create_registered_model(name)
         card = model_card.model_card("late_arrival", governance, sections)
         yield SimpleNamespace(env=env, folder=folder, models={}, card=card, governance=governance)
@@ -154,7 +157,7 @@ def validated(world, version, env=None):
     "The results of the validation job, and the version after it."
     env = env or world.env
     pending = validation.begin_validation(env, version.name, version.version)
-    checks = validation_checks.checks(RULES, validate.gather(None, env, pending))
+    checks = validation_checks.checks(RULES, validating.gather_evidence(FLIGHTS, None, env, pending))
     results = validation.validate_version(env, pending.name, pending.version, checks)
     return results, registry.get_version(env, version.name, version.version)
 
@@ -172,7 +175,7 @@ def with_signature(**parts):
 def without_spec(folder): (folder / "data/feature_store/feature_spec.yaml").unlink()
 def without_file(folder): (folder / "data/feature_store/raw_model/MLmodel").unlink()
 def other_spec(folder):
-    other = feature_spec.to_dict(spec({**train.input_types(), "tailnum": "string"}))
+    other = feature_spec.to_dict(spec({**input_types(FLIGHTS), "tailnum": "string"}))
     (folder / "data/feature_store/feature_spec.yaml").write_text(yaml.safe_dump(other))
 def without(*names): return {tag: value for tag, value in TAGS.items() if tag not in names}
 def large(folder): (folder / "more.bin").write_bytes(bytes(1_000_000))
@@ -188,7 +191,7 @@ FAULTS = [
     ("signature", "the model has no signature", dict(change=with_signature())),
     ("signature", "inputs that are not features: tailnum",
      dict(change=with_signature(inputs='[{"type": "string", "name": "tailnum", "required": false}, '
-                                       + train.signature().inputs.to_json()[1:]))),
+                                       + signature(FLIGHTS).inputs.to_json()[1:]))),
     ("signature", "no readable feature spec", dict(change=without_spec)),
     ("signature", "tailnum (string in the spec stored with the model, absent among the inputs)",
      dict(change=other_spec)),
@@ -254,7 +257,7 @@ def test_forged_tags_and_metrics_do_not_change_the_verdict_and_a_refusal_moves_n
 def test_a_job_that_cannot_read_its_tables_leaves_no_earlier_pass(world, monkeypatch):
     version = version_of(world, tags=TAGS | {validation.STATUS: "PASSED"})
     def missing_table_version(*_): raise MlopsError("no version 3 of dev.flights.bronze_flights")
-    monkeypatch.setattr(validate, "held_out", missing_table_version)
+    monkeypatch.setattr(validating, "held_out", missing_table_version)
     with pytest.raises(MlopsError, match="no version 3"): validated(world, version)
     assert registry.get_version(world.env, NAME, version.version).tags[validation.STATUS] == "PENDING"
 
@@ -271,7 +274,7 @@ def test_dev_can_read_the_verdict_of_prod(world):
 
 
 def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
-    evidence = validate.gather(None, world.env, version_of(world))
+    evidence = validating.gather_evidence(FLIGHTS, None, world.env, version_of(world))
     evidence = replace(evidence, governance=world.governance | {"forbidden_features": ["wind_gust"]})
     failures = validation.failures(validation.run_checks(validation_checks.checks(RULES, evidence)))
     assert failures == ["forbidden: feature 'wind_gust' is forbidden: its name contains 'wind_gust'"]
@@ -279,8 +282,8 @@ def test_a_forbidden_feature_is_refused_by_that_check_alone(world):
 
 def test_too_few_held_out_flights_are_refused_by_that_check_alone(world, monkeypatch):
     too_few = validation_checks.HeldOut(HELD.rows.head(4800), HELD.label[:4800], HELD.baseline[:4800],
-                                        HELD.days[:4800], BINARY, SLICES)
-    monkeypatch.setattr(validate, "held_out", lambda *_: too_few)
+                                        HELD.days[:4800], FLIGHTS.problem, FLIGHTS.slice_columns)
+    monkeypatch.setattr(validating, "held_out", lambda *_: too_few)
     results, version = validated(world, version_of(world, logged=true_metrics(BODIES["good"], too_few)))
     assert validation.failures(results) == ["held_out: 4,800 held-out rows, at least 5,000 are needed"]
     assert version.tags[validation.STATUS] == "FAILED"
@@ -291,7 +294,7 @@ def test_a_model_not_better_than_the_heuristic_is_refused_by_that_check_alone(wo
     namespace = {}
     exec(CODE.replace("{body}", BODIES["good"]), namespace)
     prediction = namespace["predict"](HELD.rows)
-    monkeypatch.setattr(validate, "held_out", lambda *_: replace(HELD, baseline=prediction))
+    monkeypatch.setattr(validating, "held_out", lambda *_: replace(HELD, baseline=prediction))
     baseline = metrics.binary_metrics(HELD.label, prediction, 0.9, COSTS)
     logged = true_metrics(BODIES["good"]) | {f"baseline_{name}": value for name, value in baseline.items()}
     results, _ = validated(world, version_of(world, logged=logged))
@@ -396,13 +399,13 @@ def test_a_version_that_another_program_registered_fails_with_reasons(world, fau
     assert list(results) == list(RULES) and version.tags[validation.STATUS] == "FAILED"
     for check, reason in expected.items(): assert reason in " ".join(results[check]), results[check]
     assert not any("AttributeError" in reason or "KeyError" in reason for reason in sum(results.values(), []))
-    evidence = validate.gather(None, world.env, version)
+    evidence = validating.gather_evidence(FLIGHTS, None, world.env, version)
     for shown in (lambda: validation_checks.plot_metrics(evidence, RULES["metrics"]),  # the next cells of the notebook
                   lambda: validation_checks.slice_changes(evidence, 500)):
         with suppress(validation.NotEvaluated): shown()
     with pytest.raises(MlopsError, match="failed its validation, for"):
         validation.require_passed(NAME, version.version, results)
     assert lineage.lineage(world.env, version)["version"]["validation"] == "FAILED"
-    if fault in PREDICTS: assert deploy.contender(version, HELD.rows).threshold == 0.2
+    if fault in PREDICTS: assert deploying.contender(FLIGHTS, version, HELD.rows).point == {"threshold": 0.2}
     else:
-        with pytest.raises(MlopsError): deploy.contender(version, HELD.rows)  # of a comparison
+        with pytest.raises(MlopsError): deploying.contender(FLIGHTS, version, HELD.rows)  # of a comparison

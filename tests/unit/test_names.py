@@ -18,6 +18,8 @@ SHARED = {
     "approve": "the command `mlops approve`, and the function that it calls",
     "list_runs": "the command `mlops runs`, and the query that it shows",
     "rollback": "the command `mlops rollback`, and the function that it calls",
+    "REGRESSION": "the problem type, and its name in Databricks' monitors",
+    "PROBLEM_TYPES": "the problem types, and their names in Databricks' monitors",
 }
 RIDDLES = {"found", "there", "said", "told", "asked", "who"}  # they do not say what the thing is
 

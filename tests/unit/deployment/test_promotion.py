@@ -2,7 +2,6 @@
 import itertools
 from copy import deepcopy
 from dataclasses import replace
-from datetime import date
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +16,6 @@ from mlops_nb.deployment import comparison as comparison_module
 from mlops_nb.deployment import promotion
 from mlops_nb.deployment.comparison import Contender, compare
 from mlops_nb.errors import MlopsError
-from mlops_nb.flights import compare as compare_notebook
-from mlops_nb.flights import deploy as deploy_notebook
 from mlops_nb.models import registry
 from mlops_nb.models.day_resampling import number_days, ratio_statistic, relative_change, resample
 from mlops_nb.models.metrics import log_losses
@@ -684,19 +681,6 @@ def test_the_user_who_finishes_an_interrupted_move_does_not_become_its_author(en
     aliases_module.write_log(spark, env, {"model_name": name, "move": 1})
     assert rows[0]["moved_by"] == "ann" and rows[0]["run_id"] == "4f1c"
     assert rows[1]["moved_by"] and rows[1]["run_id"] is None
-
-
-def test_two_versions_are_compared_on_the_same_flights_whichever_is_the_champion(monkeypatch):
-    "An older version is compared with the Champion on the flights after the Champion's training data."
-    def version(number, as_of, through):
-        return SimpleNamespace(name=NAME, version=number, tags={"as_of": as_of, "trained_through": through})
-    april, july = version(1, "2013-04-01", "2013-03-03"), version(2, "2013-07-01", "2013-06-02")
-    monkeypatch.setattr(deploy_notebook, "labelled_rows", lambda spark, env, as_of, after: (after, as_of))
-    june = (date(2013, 6, 2), date(2013, 7, 1))
-    assert deploy_notebook.comparable_rows(None, None, july, april) == june
-    assert deploy_notebook.comparable_rows(None, None, april, july) == june
-    assert deploy_notebook.comparable_rows(None, None, april, None) == (date(2013, 3, 3), date(2013, 4, 1))
-    assert compare_notebook.day_of(april, july) == compare_notebook.day_of(july, april) == june[1]
 
 
 @pytest.fixture

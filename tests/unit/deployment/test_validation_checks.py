@@ -7,11 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.conf import read_conf
 from mlops_nb.deployment import validation, validation_checks
-from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.flights import validate
 from mlops_nb.models import metrics, problem_types
 from mlops_nb.models.day_resampling import resample
 from mlops_nb.models.problem_types import BINARY
@@ -233,35 +230,6 @@ def test_logged_metrics_may_differ_by_at_most_the_tolerance(change):
 ])
 def test_a_mistake_in_the_configuration_is_named(rules, message):
     with pytest.raises(MlopsError, match=message): validation_checks.check_rules(rules, BINARY)
-
-
-def test_this_project_enables_every_check_and_each_has_a_docstring():
-    conf = read_conf(load_env("dev").root, "validation.yml", validate.RULE_SECTIONS)
-    assert list(validation_checks.check_rules(conf["checks"], BINARY)) == list(validation_checks.CHECKS)
-    assert all(check.__doc__ for check in validation_checks.CHECKS.values())
-
-
-def test_date_tags_count_only_with_their_recorded_values():
-    tags = {"as_of": "2013-04-01", "read_versions": "{}", "owner": "us"}
-    recorded = validate.recorded_of(tags, {"held_out_days": "28"})
-    assert recorded == {"as_of": "2013-04-01", "read_versions": "{}", "owner": "us", "trained_through": "2013-03-03",
-                        "held_out_from": "2013-03-04", "held_out_to": "2013-03-31"}
-    assert validate.periods_of(recorded, recorded).held_out_days == 28
-    for tag in ("as_of", "trained_through", "held_out_from", "held_out_to", "read_versions"):
-        assert validate.periods_of({k: v for k, v in recorded.items() if k != tag}, recorded) is None
-        assert validate.periods_of(recorded | {tag: "2013-03-20"}, recorded) is None
-
-
-@settings(max_examples=60)
-@given(st.dictionaries(st.sampled_from(["as_of", "trained_through", "held_out_from", "read_versions", "owner"]),
-                       st.one_of(st.text(max_size=12), st.dates().map(str), st.sampled_from(["{}", "[1]"]))),
-       st.one_of(st.text(max_size=5), st.integers(-400, 10**12).map(str)))
-def test_tags_and_parameters_of_any_text_define_periods_or_none(tags, days):
-    recorded = validate.recorded_of(tags, {"held_out_days": days})
-    periods = validate.periods_of(tags | recorded, recorded)
-    if periods is None: return
-    assert periods.held_out_days == int(days) >= 1 and tags["read_versions"] == "{}"
-    assert str(periods.as_of) == recorded["as_of"]
 
 
 def test_a_model_that_ends_the_process_or_returns_a_ragged_list_has_no_predictions():
