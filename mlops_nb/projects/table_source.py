@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DAY', 'PREDICTION_TIME', 'LABEL_KNOWN_AT', 'FILE_SUFFIXES', 'TableSource', 'is_table_name', 'read_rows', 'label_sql',
-           'known_at_sql', 'bronze_columns', 'known_rows', 'check_source_columns', 'check_keys', 'is_changed', 'ingest',
-           'feature_query', 'question_columns', 'table_use_case', 'Ingest', 'ingest_in', 'first_rows']
+           'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns', 'check_source_keys',
+           'is_changed', 'ingest', 'feature_query', 'question_columns', 'table_use_case', 'Ingest', 'ingest_in',
+           'first_rows']
 
 # %% ../../nbs/projects/10_table_source.ipynb #214df2e9
 import re
@@ -93,7 +94,7 @@ def bronze_columns(table_source: TableSource) -> list[str]:  # SQL expressions o
         columns.append(f"{value} AS {quoted(name)}")
     return columns
 
-def known_rows(table_source: TableSource, rows, cut: datetime):  # DataFrames
+def rows_known_before(table_source: TableSource, rows, cut: datetime):  # DataFrames
     "Return the rows whose question was before the cut, without labels that became known later."
     if table_source.time is None: return rows
     label, moment = quoted(table_source.label), sql_moment(cut)
@@ -108,7 +109,7 @@ def check_source_columns(table_source: TableSource, columns: Sequence[str], sour
         column = table_source.names.get(name, name)
         if column not in columns: raise unknown("column", column, columns, where=source)
 
-def check_keys(table_source: TableSource, rows, source: str) -> None:  # rows: DataFrame
+def check_source_keys(table_source: TableSource, rows, source: str) -> None:  # rows: DataFrame
     "Raise MlopsError for rows without a key, and for rows that share one."
     names, total = ", ".join(table_source.key), rows.count()
     is_missing = " OR ".join(f"{quoted(name)} IS NULL" for name in table_source.key)
@@ -129,8 +130,8 @@ def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetim
     "Merge the rows of a source that were known before the cut into the bronze table."
     rows = read_rows(spark, env, table_source, source)
     check_source_columns(table_source, rows.columns, source)
-    rows = known_rows(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
-    check_keys(table_source, rows, source)
+    rows = rows_known_before(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
+    check_source_keys(table_source, rows, source)
     return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key), is_changed(table_source))
 
 # %% ../../nbs/projects/10_table_source.ipynb #5d9c7594

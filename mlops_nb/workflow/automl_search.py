@@ -19,7 +19,7 @@ from ..automl.dataset import SPLIT
 from ..automl.trials import metric_name
 from ..data.session import get_spark
 from ..env import Env, load_env
-from .rows import GROUP, labelled_rows
+from .rows import ROW_GROUP, labelled_rows
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/16_automl_search.ipynb #37d68b1e
@@ -27,10 +27,10 @@ def recent_rows(use_case: UseCase, rows: pd.DataFrame,  # what `labelled_rows` r
                 most: int,  # maximum number of rows; only whole days, or groups, are kept
                 ) -> pd.DataFrame:  # the day, the features, the label
     "Return the rows of the latest days, or without time of the last groups, that have at most this many rows."
-    size = rows.groupby(GROUP).size().sort_index(ascending=False).cumsum()
+    size = rows.groupby(ROW_GROUP).size().sort_index(ascending=False).cumsum()
     first = size[size <= most].index.min()
     columns = [*([use_case.day] if use_case.has_time else []), *use_case.features, use_case.label]
-    return rows.loc[rows[GROUP] >= first, list(dict.fromkeys(columns))].reset_index(drop=True)
+    return rows.loc[rows[ROW_GROUP] >= first, list(dict.fromkeys(columns))].reset_index(drop=True)
 
 # %% ../../nbs/workflow/16_automl_search.ipynb #e7dfdd0e
 PRIMARY_METRICS = {"log_loss": "log_loss", "root_mean_squared_error": "rmse"}  # AutoML's names, by the loss

@@ -25,7 +25,7 @@ from ..errors import MlopsError
 from ..models import registry
 from ..models.day_resampling import MIN_DAYS
 from .deploying import contender, deployment_settings, unlearnt_rows
-from .rows import GROUP
+from .rows import ROW_GROUP
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/12_comparing.ipynb #3524ec59
@@ -39,7 +39,7 @@ def comparison_day(first: Any, second: Any,  # mlflow ModelVersions
 # %% ../../nbs/workflow/12_comparing.ipynb #8ebedbde
 def require_groups(use_case: UseCase, rows: pd.DataFrame, as_of: date, versions: tuple) -> None:
     "Raise MlopsError if the rows are too few days, or too few groups, to resample them."
-    if rows[GROUP].nunique() >= MIN_DAYS: return
+    if rows[ROW_GROUP].nunique() >= MIN_DAYS: return
     if not use_case.has_time:
         raise MlopsError(f"{len(rows):,} rows that are held out from both versions: too few to compare",
                          "give a later day with --as-of, or train with a larger held_out_share")
@@ -55,8 +55,9 @@ def match_versions(use_case: UseCase, spark, env: Env, first: Any, second: Any, 
     "The rows that neither version has learnt from, with the predictions of both."
     rows = unlearnt_rows(use_case, spark, env, (first, second), as_of)
     require_groups(use_case, rows, as_of, (first, second))
-    return Match(rows[use_case.label].to_numpy(float), rows[GROUP].to_numpy(), named_contender(use_case, first, rows),
-                 named_contender(use_case, second, rows), use_case.problem)
+    label, groups = rows[use_case.label].to_numpy(float), rows[ROW_GROUP].to_numpy()
+    sides = [named_contender(use_case, version, rows) for version in (first, second)]
+    return Match(label, groups, *sides, use_case.problem)
 
 def compare_predictions(match: Match, rule: Mapping, costs: Mapping) -> Comparison:
     "The comparison by the metric of the rule, for any number of rows; it decides nothing."

@@ -28,7 +28,7 @@ from ..errors import MlopsError
 from ..models import registry, scoring
 from ..models.problem_types import operating_point
 from .learning import read_train
-from .rows import GROUP, baseline_predictions, labelled_rows
+from .rows import ROW_GROUP, baseline_predictions, labelled_rows
 from .splits import Split, split_rows
 from .use_case import UseCase
 from .validating import RULE_SECTIONS
@@ -93,7 +93,8 @@ def match_champion(use_case: UseCase, spark, env: Env, version: Any, champion: A
     rows = comparable_rows(use_case, spark, env, version, champion)
     challenger = contender(use_case, version, rows)
     incumbent = contender(use_case, champion, rows) if champion else baseline_contender(use_case, version, rows)
-    return Match(rows[use_case.label].to_numpy(float), rows[GROUP].to_numpy(), challenger, incumbent, use_case.problem)
+    label, groups = rows[use_case.label].to_numpy(float), rows[ROW_GROUP].to_numpy()
+    return Match(label, groups, challenger, incumbent, use_case.problem)
 
 def deploy_version(use_case: UseCase, spark, env: Env, version: Any, rule: Mapping, costs: Mapping,
                    ) -> tuple[str, Comparison | None, str | None]:  # as `promotion.deploy`

@@ -22,7 +22,7 @@ from ..models.scoring import load_pyfunc
 from ..models.slices import slice_metrics
 from ..pictures import significant
 from .learning import TrainedModel, labels_of, predict
-from .rows import GROUP, baseline_predictions
+from .rows import ROW_GROUP, baseline_predictions
 from .splits import Split
 from .use_case import UseCase
 
@@ -90,7 +90,7 @@ def evaluate_model(use_case: UseCase, held_out: pd.DataFrame,
                    conf: Mapping) -> Evaluation:
     "Evaluate a model beside the baseline and the Champions."
     problem, costs = use_case.problem, conf["costs"]
-    label, groups = labels_of(use_case, held_out), held_out[GROUP].to_numpy()
+    label, groups = labels_of(use_case, held_out), held_out[ROW_GROUP].to_numpy()
     predictions = {name: prediction for name, (prediction, _) in predictors.items()}
     prediction, point = predictors["model"]
     functions = custom_metrics(conf["custom_metrics"])

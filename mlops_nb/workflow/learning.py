@@ -26,12 +26,12 @@ from ..errors import MlopsError
 from ..models import calibration, fitted_model
 from ..models.metrics import cheapest_threshold
 from ..models.tuning import check_tuning
-from .rows import GROUP, GROUPS
+from .rows import GROUPS, ROW_GROUP
 from .splits import split_key
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/05_learning.ipynb #8915bd7d
-def blocks_of(groups: pd.Series,  # the GROUP of each row: a day or a number
+def blocks_of(groups: pd.Series,  # the ROW_GROUP of each row: a day or a number
               count: int) -> np.ndarray:  # for each row the number of its block
     "Divide the groups, in order, into blocks of about as many groups each; raise MlopsError if they are too few."
     values = np.sort(groups.unique())
@@ -119,7 +119,7 @@ def learn(use_case: UseCase,
     "Fit a model and its operating point to training rows alone."
     use_case.learner.check(use_case.problem.name, conf)
     encoding, label = uncalibrated_encoding(use_case, rows), labels_of(use_case, rows)
-    block = blocks_of(rows[GROUP], conf["blocks"])
+    block = blocks_of(rows[ROW_GROUP], conf["blocks"])
     unseen = unseen_predictions(use_case, rows, encoding, conf, block)
     point, baseline_point = {}, {}
     if use_case.problem.name == "binary":
@@ -151,7 +151,7 @@ def objective(use_case: UseCase, rows: pd.DataFrame,
               conf: Mapping) -> Callable:  # of the parameters and of a function that reports
     "Return the function that a search minimises: the loss of out-of-sample predictions."
     encoding, label = uncalibrated_encoding(use_case, rows), labels_of(use_case, rows)
-    block = blocks_of(rows[GROUP], conf["blocks"])
+    block = blocks_of(rows[ROW_GROUP], conf["blocks"])
     def loss(parameters: dict, report: Callable[[float], None]) -> float:
         def report_loss(prediction: np.ndarray, is_known: np.ndarray) -> None:
             report(use_case.problem.mean_loss(label[is_known], prediction[is_known]))

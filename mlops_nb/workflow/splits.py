@@ -13,7 +13,7 @@ from datetime import date, timedelta
 import pandas as pd
 
 from ..errors import MlopsError
-from .rows import GROUP, GROUPS
+from .rows import GROUPS, ROW_GROUP
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/04_splits.ipynb #8d34fe2c
@@ -56,11 +56,11 @@ def split_of(use_case: UseCase, as_of: date, conf: Mapping) -> Split:  # conf: c
 
 # %% ../../nbs/workflow/04_splits.ipynb #deb5cd1d
 def split_rows(use_case: UseCase,
-               rows: pd.DataFrame,  # labelled rows, with GROUP, and with time the day and label_known_at
+               rows: pd.DataFrame,  # labelled rows, with ROW_GROUP, and with time the day and label_known_at
                split: Split) -> tuple[pd.DataFrame, pd.DataFrame]:  # training, held out
     "Return the rows whose label was known when the held-out days began, and the held-out rows."
     if not use_case.has_time:
-        is_held_out = rows[GROUP] < round(split.held_out_share * GROUPS)
+        is_held_out = rows[ROW_GROUP] < round(split.held_out_share * GROUPS)
         return rows[~is_held_out], rows[is_held_out]
     begin, end = (use_case.calendar.naive_midnight(day) for day in (split.held_out_from, split.as_of))
     day, known_at = rows[use_case.day], rows[use_case.label_known_at]

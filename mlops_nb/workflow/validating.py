@@ -24,7 +24,7 @@ from ..errors import MlopsError
 from ..features.client import spec_of
 from ..models import model_card, registry
 from .learning import read_train
-from .rows import GROUP, baseline_predictions, input_types, labelled_rows
+from .rows import ROW_GROUP, baseline_predictions, input_types, labelled_rows
 from .splits import Split, split_rows
 from .training import SPLIT_TAGS, version_tags
 from .use_case import UseCase
@@ -75,7 +75,7 @@ def held_out(use_case: UseCase, spark, env: Env, tags: Mapping[str, str],
     after = split.trained_through if use_case.has_time else None
     rows = split_rows(use_case, labelled_rows(use_case, spark, pinned, split.as_of, after=after), split)[1]
     return HeldOut(rows, rows[use_case.label].to_numpy(float), baseline_predictions(use_case, rows, tags),
-                   rows[GROUP].to_numpy(), use_case.problem, use_case.slice_columns)
+                   rows[ROW_GROUP].to_numpy(), use_case.problem, use_case.slice_columns)
 
 # %% ../../nbs/workflow/10_validating.ipynb #f8c18dda
 def spec_types(uri: str) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
 from mlops_nb.workflow import automl_search, batch_scoring, monitoring
-from mlops_nb.workflow.rows import GROUP, group_sql, labelled_rows
+from mlops_nb.workflow.rows import ROW_GROUP, group_sql, labelled_rows
 
 # MLflow warns of its own type hints, and of models without examples
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
@@ -257,7 +257,7 @@ def test_the_heuristic_of_a_search_is_judged_on_its_test_rows(home):
         is_test = recent.delivery_day.to_numpy() >= date(2021, 3, 28)
         expected = np.sqrt(((recent.minutes - recent.area_minutes)[is_test] ** 2).mean())
     else:
-        assert not set(recent) & {"customer_id", GROUP}
+        assert not set(recent) & {"customer_id", ROW_GROUP}
         is_test = np.arange(len(recent)) % 5 == 0
         label = recent.cancelled.astype(int)
         expected = log_loss(label[is_test], np.full(is_test.sum(), label[~is_test].mean()), labels=[0, 1])

@@ -16,7 +16,7 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models.problem_types import BINARY, REGRESSION
 from mlops_nb.workflow import comparing, deploying, validating
-from mlops_nb.workflow.rows import GROUP
+from mlops_nb.workflow.rows import ROW_GROUP
 from mlops_nb.workflow.splits import Split
 from mlops_nb.workflow.use_case import UseCase
 
@@ -107,11 +107,11 @@ def test_two_versions_are_compared_on_the_same_rows_whichever_is_the_champion(mo
 
 def test_without_a_time_they_are_compared_on_the_rows_that_both_hold_out(monkeypatch):
     "A row is held out if its group is below the share of 200 groups: the rows of the smaller share are in both."
-    customers = pd.DataFrame({"customer_id": np.arange(2000), GROUP: np.arange(2000) % 200})
+    customers = pd.DataFrame({"customer_id": np.arange(2000), ROW_GROUP: np.arange(2000) % 200})
     monkeypatch.setattr(deploying, "labelled_rows", lambda use_case, spark, env, as_of: customers)
     wide = version(1, as_of="2013-04-01", held_out_share="0.25")
     narrow = version(2, as_of="2013-07-01", held_out_share="0.1")
-    def groups(*versions): return set(deploying.comparable_rows(CUSTOMERS, None, None, *versions)[GROUP])
+    def groups(*versions): return set(deploying.comparable_rows(CUSTOMERS, None, None, *versions)[ROW_GROUP])
     assert groups(wide, narrow) == groups(narrow, wide) == set(range(20))
     assert groups(wide, None) == set(range(50))
     with pytest.raises(MlopsError, match="version 3 .* has no tag 'held_out_share' that is a number"):
@@ -122,7 +122,7 @@ def test_without_a_time_they_are_compared_on_the_rows_that_both_hold_out(monkeyp
     (DELIVERIES, "2 rows from after 2013-03-03 until 2013-07-01: too few days to compare"),
     (CUSTOMERS, "2 rows that are held out from both versions: too few to compare")])
 def test_too_few_rows_to_compare_are_named(use_case, message):
-    rows, april = pd.DataFrame({GROUP: [1, 2]}), version(1, trained_through="2013-03-03")
+    rows, april = pd.DataFrame({ROW_GROUP: [1, 2]}), version(1, trained_through="2013-03-03")
     with pytest.raises(MlopsError, match=message):
         comparing.require_groups(use_case, rows, date(2013, 7, 1), (april, april))
 

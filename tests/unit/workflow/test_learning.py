@@ -18,7 +18,7 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.models.learners import function_learner, sklearn_learner
 from mlops_nb.models.problem_types import BINARY, REGRESSION
 from mlops_nb.workflow import learning, splits
-from mlops_nb.workflow.rows import GROUP, GROUPS
+from mlops_nb.workflow.rows import GROUPS, ROW_GROUP
 from mlops_nb.workflow.splits import Split
 from mlops_nb.workflow.use_case import UseCase
 
@@ -26,7 +26,7 @@ rng = np.random.default_rng(8)
 COUNT = 3000
 DAY = np.sort([date(2024, 1, 1) + timedelta(days=int(day)) for day in rng.integers(0, 50, COUNT)])
 PARCELS = pd.DataFrame({
-    "weight": np.where(rng.random(COUNT) < 0.05, np.nan, rng.normal(size=COUNT)), "sent_on": DAY, GROUP: DAY,
+    "weight": np.where(rng.random(COUNT) < 0.05, np.nan, rng.normal(size=COUNT)), "sent_on": DAY, ROW_GROUP: DAY,
     "city": rng.choice(["Oslo", "Bergen", None], COUNT), "usual": rng.beta(2, 6, COUNT)})
 PARCELS["late"] = rng.random(COUNT) < 1 / (1 + np.exp(1 - PARCELS.weight.fillna(0) - (PARCELS.city == "Oslo")))
 PARCELS["hours"] = 5 + 2 * PARCELS.weight.fillna(0) + rng.exponential(2, COUNT)
@@ -131,7 +131,7 @@ def test_predictions_that_are_no_numbers_name_the_learner():
 @given(st.integers(1, GROUPS - 1), st.integers(1, GROUPS - 1))
 def test_without_time_a_smaller_share_is_part_of_a_larger_one(first, second):
     use_case = replace(LATE, day=None, prediction_time=None, label_known_at=None)
-    rows = pd.DataFrame({GROUP: range(GROUPS)})
+    rows = pd.DataFrame({ROW_GROUP: range(GROUPS)})
     small, large = (splits.split_rows(use_case, rows, Split(date(2024, 4, 1), None, count / GROUPS))
                     for count in sorted([first, second]))
     assert set(small[1].index) <= set(large[1].index) and len(small[1]) == min(first, second)
