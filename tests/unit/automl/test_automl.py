@@ -400,7 +400,7 @@ def test_a_wheel_contains_the_notebooks():
     packed = {p for pattern in setuptools["package-data"]["mlops_nb.automl.templates"] for p in folder.glob(pattern)}
     assert packed >= {folder / "trial.ipynb", folder / "exploration.ipynb", *(folder / "families").glob("*.py")}
     packages = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "mlops_nb").rglob("*.py")}
-    expected = packages | {"mlops_nb.automl.templates"}
+    expected = packages | {"mlops_nb.automl.templates", "mlops_nb.projects.template"}
     assert set(setuptools["packages"]) == expected, "pyproject.toml lists the packages of a wheel"
 
 
