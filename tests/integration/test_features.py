@@ -24,7 +24,6 @@ from mlops_nb.flights.feature_engineering import FEATURE_TABLES, daily_query
 from mlops_nb.flights.use_case import (
     CATEGORICAL,
     FEATURES,
-    FLIGHT_KEY,
     FLIGHTS,
     SCHEDULE,
     labelled_flights,
@@ -35,6 +34,7 @@ from mlops_nb.workflow.feature_jobs import feature_rows, write_features
 from mlops_nb.workflow.rows import rows_with_features, training_set
 
 ROOT = Path(__file__).parents[2]
+FLIGHT_KEY = list(FLIGHTS.key)
 TABLE_KEYS = {table.name: (list(table.key), table.timeseries_column) for table in FEATURE_TABLES}
 CUT = CALENDAR.cut_of(date.fromisoformat(TABLES_AS_OF))  # after the clocks changed
 MEASURED = ["departure_known_at", "arrival_known_at", "dep_delay", "arr_delay"]

@@ -55,6 +55,12 @@ def monitoring_conf(use_case) -> dict:
             "sliced_columns": [], "thresholds": thresholds}
 
 
+# A fixture gets the use cases of a test's own mark, or both
+OF_CUSTOMERS, OF_DELIVERIES = (
+    pytest.mark.parametrize("home", [use_case], ids=[use_case.model], indirect=True, scope="module")
+    for use_case in (small.CUSTOMERS, small.DELIVERIES))
+
+
 @pytest.fixture(scope="module", params=[small.CUSTOMERS, small.DELIVERIES], ids=lambda use_case: use_case.model)
 def home(request, tmp_path_factory):
     "A use case with its tables and a Champion that is a formula; three days, or a snapshot, scored."
@@ -103,9 +109,9 @@ def test_predictions_have_the_declared_columns_and_the_values_of_the_model(home)
     assert set(json.loads(rows.read_versions[0])) == {env.table(name) for name in use_case.tables}
 
 
+@OF_DELIVERIES
 def test_the_baseline_of_a_regression_is_what_was_known_at_the_time(home):
     use_case, spark, env, _ = home
-    if not use_case.has_time: pytest.skip("the baseline of customers is a constant")
     source, rows = small.deliveries(), rows_of(use_case, spark, env)
     for row in rows.itertuples():
         midnight = pd.Timestamp(row.delivery_day, tz="UTC")
@@ -157,9 +163,9 @@ def run(home):
     return run
 
 
+@OF_DELIVERIES
 def test_a_monitor_measures_the_labels_that_were_known(home, run):
     use_case, spark, env, _ = home
-    if not use_case.has_time: pytest.skip("labels of a snapshot have no time")
     windows, source = run.measured.part("INPUT", "1"), expected_rows(use_case)
     heuristic = rows_of(use_case, spark, env).set_index("delivery_id").heuristic
     assert len(windows) == 3
@@ -175,9 +181,9 @@ def test_a_monitor_measures_the_labels_that_were_known(home, run):
         assert window.loss_ratio == pytest.approx(squares.sum() / expected.sum()) and window.loss_ratio < 0.4
 
 
+@OF_CUSTOMERS
 def test_a_monitor_leaves_out_labels_of_rows_that_the_version_learned_from(home, run):
     use_case, spark, env, _ = home
-    if use_case.has_time: pytest.skip("a version does not predict days that it learned from")
     window, source = run.measured.part("INPUT", "1").iloc[0], expected_rows(use_case)
     rows = source[source.customer_id.isin(held_out(use_case, spark, env)) & source.cancelled.notna()]
     assert (window["count"], window.labelled) == (400, len(rows))
@@ -197,9 +203,9 @@ def test_a_rate_without_enough_days_is_not_compared_and_a_fixed_limit_is(home, r
     else: assert run.flagged == [] and summary.startswith("none of 1 windows with 400 predictions")
 
 
+@OF_DELIVERIES
 def test_labels_that_become_known_later_join_later(home):
     use_case, spark, env, _ = home
-    if not use_case.has_time: pytest.skip("labels of a snapshot have no time")
     days = [date(2021, 4, 2), date(2021, 4, 3)]
     rows = [monitoring.watched(use_case, spark, env, day).toPandas() for day in days]
     assert [len(frame) for frame in rows] == [10, 20] and [frame.minutes.isna().sum() for frame in rows] == [1, 1]

@@ -163,8 +163,8 @@ def test_a_version_is_reproduced_to_the_last_digit(world, capsys):
     assert "v1 reproduced: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("world", USE_CASES[:1], ids=lambda use_case: use_case.model, indirect=True, scope="module")
 def test_tuning_returns_the_parameters_of_the_best_trial(world):
-    if world.use_case.has_time: pytest.skip("the same code searches for both problems")
     data = world.data
     conf = training.tune_parameters(data.use_case, data.env, data.rows, data.split, data.conf,
                                     {"source": "search", "trials": 2, "rows": 100})
