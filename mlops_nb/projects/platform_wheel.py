@@ -52,7 +52,7 @@ def built_wheel(root: Path, folder: Path) -> Path:
     if process.returncode == 0 and wheels: return wheels[-1]
     reason = (process.stderr or process.stdout).strip().splitlines() or ["no wheel was written"]
     raise MlopsError(f"the wheel of the platform cannot be built from {root}: {reason[-1]}",
-                     "install the packages of requirements.lock, which has setuptools; or install mlops_nb from a wheel")
+                     "install the packages of requirements.lock, or install mlops_nb from a wheel")
 
 # %% ../../nbs/projects/13_platform_wheel.ipynb #5ed845ab
 NOT_PACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")  # the installer writes them
