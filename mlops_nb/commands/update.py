@@ -31,8 +31,8 @@ def show_update(update: Any) -> None:  # a PlatformUpdate
         show(f"[yellow]warning[/] the modules were not exported, run make tidy: {escape(update.export_failure)}")
     if update.paths("conflict"):
         show("resolve the conflicts: search for <<<<<<<, and compare each file NAME.new with NAME, then delete it")
-    show("next: git diff, make check, make test, then git add . && git commit")
-    show("or go back: git checkout . && git clean -di")
+    show("next: git diff, git add ., make check test, git commit")
+    show("or go back: git reset --hard && git clean -di")
 
 # %% ../../nbs/commands/07_update.ipynb #8f7bbe15
 def update(wheel: Annotated[Path, typer.Argument(help="The file of a wheel of mlops_nb.")],

@@ -310,6 +310,21 @@ def test_the_command_ends_with_1_for_a_conflict(edited, wheel, tmp_path, monkeyp
     assert "# Case" in (project / "nbs/01_use_case.ipynb.new").read_text()
 
 
+@pytest.mark.parametrize(("target", "exclude"), [("dev", []), ("staging", ["data/**"]), ("prod", ["data/**"])])
+def test_what_databricks_gets(written, target, exclude):
+    bundle = load_bundle(written, target, {"source": f"/Volumes/{target}/club/landing/customers.csv"})
+    assert bundle.data.get("sync", {}).get("exclude", []) == exclude
+    parameters = {entry["name"]: entry["default"] for entry in bundle.jobs["features"]["parameters"]}
+    assert parameters["source"] == f"/Volumes/{target}/club/landing/customers.csv"
+    for name, job in bundle.jobs.items():
+        keys = {task["environment_key"] for task in job["tasks"] if "notebook_task" in task}
+        packages = [entry["spec"]["dependencies"] for entry in job.get("environments", [])]
+        assert keys <= {entry["environment_key"] for entry in job.get("environments", [])}, name
+        assert all(listed == ["./vendor/*.whl", "./dist/*.whl"] for listed in packages)
+    assert len(list(written.glob("vendor/*.whl"))) == 1 and bundle.data["artifacts"]["wheel"]["build"].split()[:2] == [
+        "pip", "wheel"]
+
+
 def test_the_wheel_of_a_clone_has_its_files(wheel):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folders = {"mlops_nb": "mlops_nb", **{name.replace(".", "/"): folder for name, folder
