@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RENDER', 'EXPORTED', 'SUFFIX', 'PlatformWheel', 'named_version', 'read_wheel', 'last_message', 'rendered_by',
            'read_record', 'vendored_wheel', 'check_is_committed', 'check_is_later', 'text_of', 'merges', 'plan_folder',
-           'make_plan', 'write_plan', 'replace_file', 'write_planned', 'export_failure', 'PlatformUpdate',
+           'plan_update', 'write_plan', 'replace_file', 'write_planned', 'export_failure', 'PlatformUpdate',
            'finish_plan', 'update_project']
 
 # %% ../../nbs/projects/16_update.ipynb #c817149b
@@ -151,7 +151,7 @@ def plan_folder(root: Path) -> Path:
     "Return the folder of the plan, within that of git."
     return root / git(root, "rev-parse", "--git-path", f"mlops-update-{root.resolve().name}")
 
-def make_plan(root: Path, old: PlatformWheel, new: PlatformWheel, values: Mapping[str, Any]) -> dict[str, Any]:
+def plan_update(root: Path, old: PlatformWheel, new: PlatformWheel, values: Mapping[str, Any]) -> dict[str, Any]:
     "Compute an update: states and texts by path, and the two versions."
     later = {**values, "platform_version": str(new.version)}
     results = merges(root, rendered_by(old, values), rendered_by(new, later), MergeNames(old.name, new.name))
@@ -234,5 +234,5 @@ def update_project(root: Path, path: Path,  # of the later wheel
     if cmp(old.path, new.path, shallow=False): return PlatformUpdate(str(old.version), str(new.version), {})
     if not force: check_is_later(new, values["platform_version"])
     check_is_committed(root)
-    write_plan(folder, make_plan(root, old, new, values), path)
+    write_plan(folder, plan_update(root, old, new, values), path)
     return finish_plan(root, folder, was_interrupted=False)
