@@ -340,6 +340,18 @@ def test_the_wheel_of_a_clone_has_its_files(wheel):
     assert sorted(requirements) == sorted(re.match(r"[\w.-]+", text)[0] for text in project["project"]["dependencies"])
 
 
+def test_an_installed_wheel_is_packed_again(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive: archive.extractall(tmp_path / "installed")
+    code = ("from pathlib import Path; from mlops_nb.projects.platform_wheel import platform_wheel, source_root; "
+            "assert source_root() is None; platform_wheel(Path('.'))")
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                             env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")})
+    assert process.returncode == 0, process.stderr
+    files = [{name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+             for archive in map(zipfile.ZipFile, (wheel, tmp_path / wheel.name))]
+    assert files[0] == files[1]
+
+
 def test_equal_sources_give_equal_wheels_and_an_untouched_clone(wheel, tmp_path):
     before = git(ROOT, "status", "--porcelain", "--ignored")
     assert built_wheel(ROOT, tmp_path).read_bytes() == wheel.read_bytes()
