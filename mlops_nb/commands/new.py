@@ -53,8 +53,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or emp
     """Make a complete project on your own table: notebooks, jobs, configuration, tests.
 
     Example: [bold]mlops new churn --data customers.csv --label churned --key customer_id[/]"""
-    from importlib.metadata import version
-
+    import mlops_nb
     from mlops_nb.projects import new_project
     from mlops_nb.projects.data_files import Dialect, read_data
     folder = folder.expanduser()
@@ -63,7 +62,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or emp
     dialect = Dialect(delimiter, encoding, decimal=decimal)
     options = new_project.Options(data, label, tuple(key or ()), time, known_at, problem, dialect)
     with out.status(f"reading {escape(data)}"): table = read_data(data, dialect)
-    project = new_project.plan_project(folder, options, table, date.today(), version("mlops_nb"),
+    project = new_project.plan_project(folder, options, table, date.today(), mlops_nb.__version__,
                                        ask_for if is_interactive() else None)
     for line in project.report: show(escape(line))
     os.umask(0o022)  # a project is shared, unlike the state

@@ -25,9 +25,9 @@ from .column_names import column_names, column_of, renamed
 from .data_files import DataFile, Dialect
 from .demo_dates import demo_dates
 from .inspection import Inspection, inspect_table
-from .platform_wheel import constraints, platform_wheel
-from .project_values import NewProject, cell_code, settings, spark_type
-from .rendering import render_project, template_folder
+from .platform_wheel import platform_wheel
+from .project_values import NewProject, settings, spark_type
+from .rendering import RECORD, record_text, render_project, template_folder
 from .report import Question, missing_options, questions, report
 from .table_source import DAY, LABEL_KNOWN_AT, PREDICTION_TIME
 
@@ -125,13 +125,13 @@ def plan_project(folder: Path, options: Options, data: DataFile, today: date, pl
 
 def write_files(folder: Path, project: NewProject, data: DataFile) -> None:
     "Write the files of a project into an empty folder."
-    for path, text in render_project(template_folder(), settings(project), cell_code(project)).items():
+    values = settings(project)
+    for path, text in {**render_project(template_folder(), values), Path(RECORD): record_text(values)}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
+        (folder / path).write_text(text, encoding="utf-8")
     for name in ("data", "vendor"): (folder / name).mkdir()
     shutil.copyfile(data.path, folder / project.source)
     platform_wheel(folder / "vendor")
-    (folder / "requirements.lock").write_text(constraints())
 
 def write_project(folder: Path, project: NewProject, data: DataFile) -> None:
     "Write a project into a new or empty folder; after an error the folder is as before."
