@@ -36,7 +36,7 @@ def recent_rows(use_case: UseCase, rows: pd.DataFrame,  # training rows of `spli
     size = rows.groupby(ROW_GROUP).size().sort_index(ascending=False).cumsum()
     if size.iloc[0] > most:
         raise MlopsError(f"the last day or group has {size.iloc[0]:,} rows; the search uses at most {most:,}",
-                         f"set the parameter rows of the job to {size.iloc[0]} or more")
+                         f"set rows, a parameter of the notebook, to {size.iloc[0]} or more")
     first = size[size <= most].index.min()
     columns = [*([use_case.day] if use_case.has_time else []), *use_case.features, use_case.label]
     return rows.loc[rows[ROW_GROUP] >= first, list(dict.fromkeys(columns))].reset_index(drop=True)
