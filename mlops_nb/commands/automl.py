@@ -62,7 +62,7 @@ def verdict(proposal: Any, writes: bool, is_forced: bool) -> tuple[bool, str]:  
     if proposal.is_present: return False, f"{TRAIN_FILE} has these settings already; nothing is changed"
     before, after = proposal.present_losses["training"], proposal.proposed_losses["training"]
     comparison = f"the {proposal.loss} of out-of-sample predictions of the training rows is {after:.5f} with the " \
-                 f"settings of the search, and {before:.5f} with the present ones (on the held-out rows, which decide " \
+                 f"settings of the search, and {before:.5f} with the present ones (on held-out rows, which decide " \
                  f"nothing, {proposal.proposed_losses['held_out']:.5f} and {proposal.present_losses['held_out']:.5f})"
     if not proposal.is_better and not (writes and is_forced):
         return False, f"{comparison}: the search is not better, and {TRAIN_FILE} stays as it is (--force writes it)"
