@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from .commands import jobs, machine, models, new, runs, tables, update
+from .commands import automl, jobs, machine, models, new, runs, tables, update
 from .commands.console import err
 from .errors import MlopsError, shorten
 from .output import code_after_output, steady_streams
@@ -25,6 +25,7 @@ for command in (runs.run, runs.repair, models.rollback, models.approve, jobs.val
 app.command("clean")(machine.clean_state)
 app.command()(new.new)
 app.command()(update.update)
+app.command()(automl.automl)
 app.add_typer(runs.runs_app, name="runs")
 app.add_typer(jobs.jobs_app, name="jobs")
 app.add_typer(models.models_app, name="models")

@@ -52,10 +52,11 @@ class Settings:
     experiment_name: str | None = None  # an existing search of this name is resumed; None for a new name
     experiment_dir: str | Path | None = None  # parent of the search's folder; None for the project's state
     seed: int = 0
+    repeatable: bool = False  # the same rows give the same trials: one at a time, each to its end
     env: Env | None = None
 
     @property
-    def parallel(self) -> int: return min(self.max_parallel, os.cpu_count() or 1)
+    def parallel(self) -> int: return 1 if self.repeatable else min(self.max_parallel, os.cpu_count() or 1)
 
     @property
     def threads(self) -> int: return max(1, (os.cpu_count() or 1) // self.parallel)
@@ -136,11 +137,14 @@ def quiet() -> Iterator[None]:
             yield
     finally: optuna.logging.set_verbosity(before)
 
-def open_study(file: Path, direction: str, seed: int) -> Any:  # optuna Study
-    "Open the study in a SQLite file; it prunes a trial that is worse than the median of the others at the same step."
+def open_study(file: Path, direction: str, seed: int,
+               prunes: bool = True,  # whether it stops a trial that is worse than the median at the same step
+               ) -> Any:  # optuna Study
+    "Open the study in a SQLite file."
     import optuna
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # so that parallel trials differ
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=30, n_min_trials=4)
+    if prunes: pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=30, n_min_trials=4)
+    else: pruner = optuna.pruners.NopPruner()
     return optuna.create_study(storage=f"sqlite:///{file}", study_name="search", load_if_exists=True,
                                direction=direction, sampler=sampler, pruner=pruner)
 
@@ -367,7 +371,7 @@ def open_search(dataset: Dataset, primary_metric: str, settings: Settings, env: 
     check_path_part(name, "search", "experiment_name")
     folder = Path(settings.experiment_dir or default_folder(env)).absolute() / name
     open_folder(folder, search_identity(dataset, primary_metric, settings, families), dataset)
-    study = open_study(folder / "optuna.db", DIRECTIONS[primary_metric], settings.seed)
+    study = open_study(folder / "optuna.db", DIRECTIONS[primary_metric], settings.seed, not settings.repeatable)
     return Search(env, folder, dataset, primary_metric, settings, families, registry.experiment_id(env, name), study,
                   time.monotonic() + 60 * settings.timeout_minutes)
 

@@ -1,6 +1,7 @@
 """Two small use cases, scored and monitored: binary without a time, regression with a time; compared with pandas."""
 import json
 from datetime import date, timedelta
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,11 @@ import pytest
 import small_use_cases as small
 from sklearn.metrics import log_loss
 
+from mlops_nb.commands import automl as automl_command
 from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
-from mlops_nb.workflow import automl_search, batch_scoring, monitoring
+from mlops_nb.workflow import automl_search, automl_settings, batch_scoring, learning, monitoring
 from mlops_nb.workflow.rows import ROW_GROUP, group_sql, labelled_rows
 
 # MLflow warns of its own type hints, and of models without examples
@@ -268,3 +270,43 @@ def test_the_heuristic_of_a_search_is_judged_on_its_test_rows(home):
         label = recent.cancelled.astype(int)
         expected = log_loss(label[is_test], np.full(is_test.sum(), label[~is_test].mean()), labels=[0, 1])
     assert automl_search.heuristic_loss(use_case, recent, is_test) == pytest.approx(expected)
+
+
+def test_a_search_sees_training_rows_only_and_its_settings_train(home, monkeypatch, task_folder):
+    use_case, _, env, _ = home
+    monkeypatch.setattr(automl_search, "load_env", lambda target: env)
+    for name in ("classify", "regress"):  # one family, and no exploration: the test takes seconds
+        search_one = partial(getattr(automl_search.automl, name), families=["lightgbm"], explore=False)
+        monkeypatch.setattr(automl_search.automl, name, search_one)
+    file = env.root / automl_command.TRAIN_FILE
+    before = file.read_text()
+
+    def proposal() -> automl_settings.SettingsProposal:
+        "Run the cells of the job."
+        search = automl_search.load_search(use_case, "dev", str(AS_OF), 1000)
+        automl_search.run_trials_of(search, max_trials=1, timeout_minutes=5)
+        automl_settings.propose_settings(search)
+        automl_search.finish_search(search)
+        seen = pd.read_parquet(search.summary.folder / "dataset.parquet")
+        assert len(seen) == len(search.training) and len(search.held_out) >= 20
+        if use_case.has_time:
+            assert seen.delivery_day.max() == pd.Timestamp("2021-03-21")
+            assert search.held_out.delivery_day.min() == date(2021, 3, 22)
+        else: assert not search.training.customer_id.isin(search.held_out.customer_id).any()
+        label = search.training[use_case.label].astype(float)
+        assert seen[use_case.label].astype(float).tolist() == label.tolist()
+        value = json.loads((task_folder / "values.json").read_text())[automl_settings.SETTINGS_VALUE]
+        return automl_settings.SettingsProposal(**value)
+
+    try:
+        first = proposal()
+        assert first.proposed["rounds"] == 100 and first.present["rounds"] == 20  # the first trial has the defaults
+        automl_command.write_settings(env.root, first)
+        written = file.read_text()
+        assert first.run_id in written and str(AS_OF) in written
+        conf = learning.read_train(use_case, env.root)
+        assert automl_settings.present_settings(conf, list(first.proposed)) == first.proposed
+        second = proposal()
+        assert second.is_present and second.run_id == first.run_id and file.read_text() == written
+        assert second.present_losses == second.proposed_losses == pytest.approx(first.proposed_losses)
+    finally: file.write_text(before)

@@ -499,6 +499,25 @@ def test_a_search_with_other_rows_needs_another_name(tmp_path):
     assert set(pd.read_parquet(tmp_path / "a/dataset.parquet")[SPLIT]) == set(PARTS)
 
 
+def test_a_repeatable_search_proposes_the_same_trials_again(tmp_path):
+    families = trials.find_families(["lightgbm", "linear"])
+
+    def proposals(name: str) -> list:
+        "The family and the parameters of 14 trials, four of them after the random ones."
+        study = search.open_study(tmp_path / name, "minimize", 0, prunes=False)
+        proposed = []
+        for number in range(14):
+            trial = study.ask()
+            proposed.append(trials.propose(trial, families))
+            for step in (10, 50, 100): trial.report(float(number), step)
+            assert not trial.should_prune()
+            study.tell(trial, abs(len(proposed[-1][1]) - 6) + number % 3)
+        return [(family.name, parameters) for family, parameters in proposed]
+
+    assert proposals("a.db") == proposals("b.db")
+    assert search.Settings(repeatable=True, max_parallel=8).parallel == 1
+
+
 def test_a_search_ends_when_all_trials_fail(tmp_path):
     study = search.open_study(tmp_path / "optuna.db", "maximize", 0)
     settings, families = search.Settings(max_trials=50), {"linear": None}
