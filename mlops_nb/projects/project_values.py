@@ -7,7 +7,6 @@ __all__ = ['CODE_WIDTH', 'MAX_SLICES', 'MAX_SLICE_VALUES', 'wrapped_code', 'mapp
            'source_code', 'sliced', 'use_case_code', 'cell_code', 'rounded_down', 'settings', 'contract']
 
 # %% ../../nbs/projects/11_project_values.ipynb #77bb4c0c
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -28,14 +27,18 @@ def wrapped_code(first: str,  # the beginning of the line, such as `features=[`
                  items: Iterable[str],  # as code
                  last: str,  # the end, such as `],`
                  ) -> list[str]:  # lines
-    "Return a list of items as lines of code, indented to the opening bracket."
-    text = f"{first}{', '.join(items)}{last}"
-    return textwrap.wrap(text, CODE_WIDTH, subsequent_indent=" " * len(first), break_long_words=False,
-                         break_on_hyphens=False)
+    "Return a list of items as lines of code, indented to the opening bracket; an item is never broken."
+    *others, end = [*items] or [""]
+    lines, indent = [first], " " * len(first)
+    for piece in (*(f"{item}," for item in others), f"{end}{last}"):
+        gap = "" if lines[-1] in (first, indent) else " "
+        if gap and len(lines[-1]) + 1 + len(piece) > CODE_WIDTH: lines.append(indent + piece)
+        else: lines[-1] += gap + piece
+    return lines
 
 def mapping_code(first: str, values: Mapping[str, str], last: str) -> list[str]:
     "Return a mapping of texts as lines of code."
-    return wrapped_code(first + "{", [f"{name!r}:\u00a0{value!r}" for name, value in values.items()], "}" + last)
+    return wrapped_code(first + "{", [f"{name!r}: {value!r}" for name, value in values.items()], "}" + last)
 
 # %% ../../nbs/projects/11_project_values.ipynb #9775953b
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def source_code(project: NewProject) -> str:
     if names: lines += mapping_code(f"{indent}names=", names, ",")
     if project.dialect != Dialect(): lines.append(f"{indent}dialect={project.dialect!r},")
     types = {name: project.types[name] for name in project.used_columns}
-    return "\n".join([*lines, *mapping_code(f"{indent}columns=", types, ")")]).replace("\u00a0", " ")
+    return "\n".join([*lines, *mapping_code(f"{indent}columns=", types, ")")])
 
 MAX_SLICES, MAX_SLICE_VALUES = 3, 10
 
@@ -103,7 +106,7 @@ def use_case_code(project: NewProject) -> str:
     if inspection.categorical:
         lines += wrapped_code(f"{indent}categorical=(", map(repr, inspection.categorical), ",),")
     slices = {name: name for name in sliced(inspection)}
-    return "\n".join([*lines, *mapping_code(f"{indent}slices=", slices, ")")]).replace("\u00a0", " ")
+    return "\n".join([*lines, *mapping_code(f"{indent}slices=", slices, ")")])
 
 # %% ../../nbs/projects/11_project_values.ipynb #9a713978
 def cell_code(project: NewProject) -> dict[str, str]:  # by tag of the cell
