@@ -155,7 +155,7 @@ def plan_project(folder: Path, options: Options, data: DataFile, today: date, pl
     types = {names[column.name]: spark_type(column.type) for column in data.table.schema}
     return NewProject(package, inspection, types, {new: old for old, new in renamed(names).items()}, dates,
                       rounded_up(loss), f"data/{data.path.name}", tuple(lines), platform_version, today,
-                      options.dialect)
+                      options.dialect, "" if data.path.is_file() else options.data)
 
 def write_files(folder: Path, project: NewProject, data: DataFile) -> None:
     "Write the files of a project into an empty folder."

@@ -29,7 +29,8 @@ def template_conf(name: str, binary: bool, has_time: bool) -> dict:
     "A file of conf/ as `mlops new` writes it."
     values = {"binary": binary, "regression": not binary, "has_time": has_time, "has_no_time": not has_time,
               "label": "sold", "slices": "[]", "min_slice_rows": 30, "min_rows": 30, "held_out_days": 14,
-              "min_data_in_leaf": 5, "floor": 0.5, "package": "shop", "key": "id", "table": "shop"}
+              "min_data_in_leaf": 5, "floor": 0.5, "max_calibration_error": 0.2, "package": "shop",
+              "key": "id", "table": "shop"}
     return yaml.safe_load(render_text((ROOT / f"template/conf/{name}.jinja").read_text(), values))
 
 
