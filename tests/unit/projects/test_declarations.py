@@ -57,3 +57,9 @@ def test_every_key_of_the_template_is_documented(binary, has_time):
     thresholds = {key for threshold in monitoring["thresholds"] for key in threshold}
     assert {*monitoring, *monitor, *monitor["inference_log"], *thresholds} <= documented("conf/monitoring.yml")
     assert template_conf("governance.yml", binary, has_time).keys() == documented("conf/governance.yml")
+
+
+def test_the_readme_names_pages_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("your-own-table.md", "declarations.md"):
+        assert f"(docs/{name})" in readme and (ROOT / "docs" / name).is_file()
