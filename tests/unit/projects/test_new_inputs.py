@@ -135,6 +135,7 @@ def test_a_person_is_asked_and_control_c_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv"]
 
 
+@pytest.mark.slow  # builds the wheel of the platform
 def test_answers_make_the_project(tmp_path):
     shop().to_csv(tmp_path / "rows.csv", index=False)
     text, code = on_terminal(tmp_path, ["new", "store", "--data", "rows.csv"], [b"sold\n", b"1\n"])
