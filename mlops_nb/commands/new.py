@@ -62,7 +62,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or emp
     new_project.package_name(folder)
     dialect = Dialect(delimiter, encoding, decimal=decimal)
     options = new_project.Options(data, label, tuple(key or ()), time, known_at, problem, dialect)
-    with out.status(f"reading {escape(data)}"): table = new_project.read_source(data, dialect)
+    with out.status(f"reading {escape(data)}"): table = new_project.rows_of_data(data, dialect)
     project = new_project.plan_project(folder, options, table, date.today(), version("mlops_nb"),
                                        ask_for if is_interactive() else None)
     for line in project.report: show(escape(line))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'package_name', 'check_is_new', 'Options', 'separate_names', 'with_project_names', 'complete',
-           'read_table', 'read_source', 'write_rows', 'mean_label_loss', 'rounded_up', 'plan_project', 'write_files',
+           'read_table', 'rows_of_data', 'write_rows', 'mean_label_loss', 'rounded_up', 'plan_project', 'write_files',
            'write_project']
 
 # %% ../../nbs/projects/14_new_project.ipynb #77601137
@@ -118,7 +118,7 @@ def read_table(name: str) -> DataFile:  # name: catalog.schema.table
     path = Path(f"{name.split('.')[-1]}.parquet")
     return DataFile(path, table, (*notes, f"The rows of {name} are copied into data/{path.name}."))
 
-def read_source(data: str, dialect: Dialect) -> DataFile:
+def rows_of_data(data: str, dialect: Dialect) -> DataFile:
     "Return the rows of a file or of a table."
     is_table = is_table_name(data) and not Path(data).exists()
     return read_table(data) if is_table else read_data(data, dialect)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY', 'PREDICTION_TIME', 'LABEL_KNOWN_AT', 'FILE_SUFFIXES', 'TableSource', 'is_table_name', 'read_rows', 'label_sql',
-           'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns', 'check_source_keys', 'any_of',
+           'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns', 'check_source_keys',
            'is_changed', 'ingest', 'feature_query', 'question_columns', 'table_use_case', 'Ingest', 'ingest_in',
            'first_rows']
 
@@ -121,16 +121,10 @@ def check_source_keys(table_source: TableSource, rows, source: str) -> None:  # 
         raise MlopsError(f"{count:,} values of {names} are those of several rows of {source}, such as {shown}",
                          "keep one row of each key")
 
-def any_of(conditions: Sequence[str]) -> str:
-    "Return the SQL condition that one holds, as nested halves: a chain of 500 overflows the stack of an engine."
-    if len(conditions) == 1: return conditions[0]
-    middle = len(conditions) // 2
-    return f"({any_of(conditions[:middle])} OR {any_of(conditions[middle:])})"
-
 def is_changed(table_source: TableSource) -> str:  # a SQL condition over `t` and `s`
     "Return the condition that a row differs from the stored one."
     others = [name for name in table_source.columns if name not in table_source.key]
-    return any_of([f"NOT (t.{quoted(name)} <=> s.{quoted(name)})" for name in others])
+    return " OR ".join(f"NOT (t.{quoted(name)} <=> s.{quoted(name)})" for name in others)
 
 def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetime) -> int:  # the number of rows changed
     "Merge the rows of a source that were known before the cut into the bronze table."
