@@ -53,9 +53,9 @@ def search_settings(folder: Path, as_of: date) -> None:
     project_command(folder, "automl", "--write", "-p", f"as_of={as_of}")
 
 # %% ../../nbs/commands/06_new.ipynb #eb7105b9
-Data = Annotated[str, typer.Option(help="The table: a CSV or parquet file.")]
+Data = Annotated[str, typer.Option(help="The rows: a CSV or parquet file, or catalog.schema.table of this bundle.")]
 LabelColumn = Annotated[str | None, typer.Option(help="The column to predict.")]
-Key = Annotated[list[str] | None, typer.Option(help="The column that identifies a row. Repeatable.")]
+Key = Annotated[list[str] | None, typer.Option(help="The columns that identify a row: one,two.")]
 Time = Annotated[str | None, typer.Option(help="The column with the time of the question.")]
 KnownAt = Annotated[str | None, typer.Option(help="The column with the time from which the label is known.")]
 ProblemName = Annotated[str | None, typer.Option("--problem", help="binary or regression. Default: what fits.")]
@@ -73,13 +73,13 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or emp
     Example: [bold]mlops new churn --data customers.csv --label churned --key customer_id[/]"""
     import mlops_nb
     from mlops_nb.projects import new_project
-    from mlops_nb.projects.data_files import Dialect, read_data
+    from mlops_nb.projects.data_files import Dialect
     folder = folder.expanduser()
     new_project.check_is_new(folder)
     new_project.package_name(folder)
     dialect = Dialect(delimiter, encoding, decimal=decimal)
     options = new_project.Options(data, label, tuple(key or ()), time, known_at, problem, dialect)
-    with out.status(f"reading {escape(data)}"): table = read_data(data, dialect)
+    with out.status(f"reading {escape(data)}"): table = new_project.rows_of_data(data, dialect)
     project = new_project.plan_project(folder, options, table, date.today(), mlops_nb.__version__,
                                        ask_for if is_interactive() else None)
     for line in project.report: show(escape(line))

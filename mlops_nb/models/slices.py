@@ -53,4 +53,5 @@ def slice_loss(label: np.ndarray, prediction: np.ndarray, groups: np.ndarray, mi
         return dict.fromkeys((problem.loss, "low", "high"), np.nan)
     days = number_days(groups)
     result = resample(loss_statistic(problem, label, prediction, days), days.count, SLICE_DRAWS)
-    return {problem.loss: result.value, "low": result.low, "high": result.high}
+    low, high = np.clip((result.low, result.high), *problem.bounds[problem.loss])
+    return {problem.loss: result.value, "low": low, "high": high}

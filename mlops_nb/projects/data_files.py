@@ -80,7 +80,9 @@ def fitting_encoding(data: bytes) -> str:
 def _first_foreign_line(data: bytes, encoding: str) -> str:
     "The first line with other characters than ASCII, and how an encoding reads it."
     for number, line in enumerate(data.decode(encoding, errors="replace").splitlines(), 1):
-        if not line.isascii(): return f"line {number} reads {line[:40]!r} in {encoding}"
+        if line.isascii(): continue
+        start = max(next(i for i, character in enumerate(line) if not character.isascii()) - 20, 0)
+        return f"line {number} reads {line[start:start + 40]!r} in {encoding}"
     return f"it is read by {encoding}"
 
 def decoded(data: bytes, dialect: Dialect, where: str) -> str:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CODE_WIDTH', 'MAX_SLICES', 'MAX_SLICE_VALUES', 'wrapped_code', 'mapping_code', 'NewProject', 'spark_type',
-           'source_code', 'sliced', 'use_case_code', 'cell_code', 'rounded_down', 'settings', 'contract']
+           'source_code', 'sliced', 'use_case_code', 'cell_code', 'rounded_down', 'calibration_limit', 'settings',
+           'contract']
 
 # %% ../../nbs/projects/11_project_values.ipynb #77bb4c0c
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -28,14 +28,18 @@ def wrapped_code(first: str,  # the beginning of the line, such as `features=[`
                  items: Iterable[str],  # as code
                  last: str,  # the end, such as `],`
                  ) -> list[str]:  # lines
-    "Return a list of items as lines of code, indented to the opening bracket."
-    text = f"{first}{', '.join(items)}{last}"
-    return textwrap.wrap(text, CODE_WIDTH, subsequent_indent=" " * len(first), break_long_words=False,
-                         break_on_hyphens=False)
+    "Return a list of items as lines of code, indented to the opening bracket; an item is never broken."
+    *others, end = [*items] or [""]
+    lines, indent = [first], " " * len(first)
+    for piece in (*(f"{item}," for item in others), f"{end}{last}"):
+        gap = "" if lines[-1] in (first, indent) else " "
+        if gap and len(lines[-1]) + 1 + len(piece) > CODE_WIDTH: lines.append(indent + piece)
+        else: lines[-1] += gap + piece
+    return lines
 
 def mapping_code(first: str, values: Mapping[str, str], last: str) -> list[str]:
     "Return a mapping of texts as lines of code."
-    return wrapped_code(first + "{", [f"{name!r}:\u00a0{value!r}" for name, value in values.items()], "}" + last)
+    return wrapped_code(first + "{", [f"{name!r}: {value!r}" for name, value in values.items()], "}" + last)
 
 # %% ../../nbs/projects/11_project_values.ipynb #9775953b
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class NewProject:
     platform_version: str
     made_on: date
     dialect: Dialect = Dialect()
+    source_table: str = ""  # the full name of the table from which the source was copied
 
     @property
     def table(self) -> str:
@@ -84,7 +89,7 @@ def source_code(project: NewProject) -> str:
     if names: lines += mapping_code(f"{indent}names=", names, ",")
     if project.dialect != Dialect(): lines.append(f"{indent}dialect={project.dialect!r},")
     types = {name: project.types[name] for name in project.used_columns}
-    return "\n".join([*lines, *mapping_code(f"{indent}columns=", types, ")")]).replace("\u00a0", " ")
+    return "\n".join([*lines, *mapping_code(f"{indent}columns=", types, ")")])
 
 MAX_SLICES, MAX_SLICE_VALUES = 3, 10
 
@@ -103,7 +108,7 @@ def use_case_code(project: NewProject) -> str:
     if inspection.categorical:
         lines += wrapped_code(f"{indent}categorical=(", map(repr, inspection.categorical), ",),")
     slices = {name: name for name in sliced(inspection)}
-    return "\n".join([*lines, *mapping_code(f"{indent}slices=", slices, ")")]).replace("\u00a0", " ")
+    return "\n".join([*lines, *mapping_code(f"{indent}slices=", slices, ")")])
 
 # %% ../../nbs/projects/11_project_values.ipynb #9a713978
 def cell_code(project: NewProject) -> dict[str, str]:  # by tag of the cell
@@ -120,18 +125,25 @@ def rounded_down(number: float, digits: int = 1) -> int:
     step = 10 ** max(int(np.log10(number)) + 1 - digits, 0)
     return int(number // step * step)
 
+def calibration_limit(positive_share: float, held_out_rows: float) -> float:
+    "Return the maximum calibration error of a usable model: 0.15, or three times the noise of ten bins."
+    noise = np.sqrt(2 / np.pi) * np.sqrt(10 * positive_share * (1 - positive_share) / held_out_rows)
+    return round(max(0.15, 3 * float(noise)), 2)
+
 def settings(project: NewProject) -> dict[str, Any]:
     "Return the values of the template."
     inspection, dates = project.inspection, project.dates
     rows = inspection.labelled_rows
     return {
         "package": project.package, "source": project.source, "table": project.table, "model": inspection.label,
+        "source_table": project.source_table,
         "label": inspection.label, "key": ", ".join(inspection.key), "binary": inspection.problem == "binary",
         "has_time": inspection.time is not None, "has_no_time": inspection.time is None,
         "regression": inspection.problem == "regression", "slices": f"[{', '.join(sliced(inspection))}]",
         "first_day": str(dates.first_day), "retrain_day": str(dates.retrain_day), "end": str(dates.end),
         "replay_days": (dates.end - dates.first_day).days, "granularity": dates.granularity,
         "held_out_days": dates.held_out_days, "min_rows": rounded_down(rows / 50), "floor": project.label_loss,
+        "max_calibration_error": calibration_limit(inspection.positive_rows / rows, rows / 5),
         "min_slice_rows": rounded_down(max(rows / 50, 30)),
         "min_data_in_leaf": rounded_down(min(max(rows / 200, 5), 100)),
         "contract": contract(project), "report": "\n".join(["```", *project.report, "```"]),
