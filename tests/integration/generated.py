@@ -78,7 +78,8 @@ def run_in(project: Path, *words, code: int = 0) -> str:
 
 def commit(project: Path) -> None:
     "Make the project a repository with one commit."
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "a"]):
+    name = ["-c", "user.name=Ann Smith", "-c", "user.email=ann@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*name, "commit", "-q", "-m", "start"]):
         subprocess.run(["git", *words], cwd=project, check=True)
 
 
