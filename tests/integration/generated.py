@@ -60,10 +60,10 @@ def write(folder: Path, frame: pd.DataFrame, monkeypatch, options: new_project.O
     return folder
 
 
-def environment_of(project: Path) -> dict[str, str]:
-    "The environment in which a project runs on the platform of this repository, with the state in the project."
+def environment_of(project: Path, platform: Path = ROOT) -> dict[str, str]:
+    "The environment in which a project runs on a copy of the platform, with the state in the project."
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
-    paths = [str(project), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(project), str(platform), *filter(None, [os.environ.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "250", "PATH": f"{BIN}{os.pathsep}{kept['PATH']}"}
 
 

@@ -153,7 +153,8 @@ def test_the_project_has_the_wheel_that_is_installed(wheel, project, tmp_path):
     assert vendored.name == wheel.name and set(ours) == set(theirs)
     assert [name for name in ours if ours[name] != theirs[name] and name != record] == []
     assert sorted(ours[record].decode().splitlines()) == sorted(theirs[record].decode().splitlines())
-    run([generated.BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", vendored], tmp_path)
+    words = ["pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", vendored]
+    run([generated.BIN / "uv", *words], tmp_path)
     installed = tmp_path / "site/mlops_nb/env.py"
     assert installed.read_bytes() == ours["mlops_nb/env.py"]
 
