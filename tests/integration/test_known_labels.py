@@ -64,11 +64,11 @@ def late(tmp_path_factory):
 
 def test_a_label_that_is_known_later_is_not_in_the_bronze_table(late):
     project, frame, as_of = late
-    asked = frame[frame.ordered_at < pd.Timestamp(as_of)]
-    expected = asked.days.where(asked.known_on < pd.Timestamp(as_of))
+    questions = frame[frame.ordered_at < pd.Timestamp(as_of)]
+    expected = questions.days.where(questions.known_on < pd.Timestamp(as_of))
     assert 0 < expected.isna().sum() < len(expected)
     bronze = rows(project, "bronze_orders")
-    assert bronze.order_id.tolist() == asked.order_id.tolist()
+    assert bronze.order_id.tolist() == questions.order_id.tolist()
     np.testing.assert_array_equal(bronze.days.to_numpy(float), expected.to_numpy(float))
 
 
