@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'RUNTIME_FILE', 'ENGINES', 'check_name', 'full_name', 'on_databricks', 'choose_engine', 'private_folder',
-           'make_store', 'create_store', 'quiet_mlflow', 'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env']
+           'make_store', 'create_store', 'quiet_mlflow', 'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env',
+           'folder_env', 'env_here']
 
 # %% ../nbs/06_env.ipynb #07753e62
 import logging
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import addresses
-from .bundle.load import load_bundle
+from .bundle.load import FILE, load_bundle
 from .errors import MlopsError, shorten, unknown
 from .local_stores import check_mlflow_store, store_errors
 from .yaml_files import check_path_part
@@ -235,3 +236,19 @@ def load_env(target: str | None = None,  # None: the default target of databrick
     return Env(root=bundle.root, target=bundle.target, variables=dict(bundle.variables), engine=engine,
                home="databricks" if on_databricks() else "local",
                **catalogs_of(bundle.variables, bundle.target), **locations(bundle.root, engine))
+
+# %% ../nbs/06_env.ipynb #a2a21bef
+def folder_env(folder: Path | None = None,  # the base of relative paths; None: the working directory
+               catalog: str = "dev", schema: str = "default") -> Env:
+    "Return the settings of a folder without databricks.yml: a target dev that reads and writes one catalog."
+    root, engine = Path(folder or Path.cwd()).resolve(), choose_engine()
+    variables = dict(catalog=check_name(catalog), schema=check_name(schema))
+    return Env(root=root, target="dev", variables=variables, engine=engine,
+               home="databricks" if on_databricks() else "local", **catalogs_of(variables, "dev"),
+               **locations(root, engine))
+
+def env_here() -> Env:
+    "Return the settings of the project that holds the working directory; without a project those of the directory."
+    here = Path.cwd().resolve()
+    is_project = any((folder / FILE).is_file() for folder in (here, *here.parents))
+    return load_env() if is_project else folder_env(here)

@@ -20,7 +20,7 @@ import pandas as pd
 from .dataset import Dataset, prepare, read_dataset
 from .search import Search, check_metric, read_settings, run_search
 from .trials import DIRECTIONS, metric_name
-from ..env import Env, load_env
+from ..env import Env, env_here
 from ..errors import MlopsError, unknown
 from ..models import registry
 from ..pictures import DARK, LINES, canvas, legend
@@ -188,7 +188,7 @@ def run_automl(dataset: Any, target_col: str, kind: str, primary_metric: str, op
     "Check the settings, prepare the dataset, run the search and return its summary."
     check_metric(kind, primary_metric)
     settings = read_settings(options)
-    settings.env = settings.env or load_env()
+    settings.env = settings.env or env_here()
     rows = read_dataset(dataset, settings.env)
     ready = prepare(rows, target_col, kind, settings.time_col, settings.exclude_cols)
     settings.pos_label = find_class(ready, settings.pos_label)

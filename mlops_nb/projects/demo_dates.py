@@ -7,11 +7,13 @@ __all__ = ['HELD_OUT_SHARE', 'MIN_HELD_OUT_ROWS', 'WINDOW_DAYS', 'MIN_WINDOWS', 
            'granularity', 'first_day', 'demo_dates', 'check_training_rows']
 
 # %% ../../nbs/projects/05_demo_dates.ipynb #5c98028b
+import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 from ..errors import MlopsError
+from ..models.day_resampling import MIN_DECISION_DAYS
 from .inspection import MIN_CLASS_ROWS, MIN_LABELLED_ROWS, DayCount, Inspection
 
 # %% ../../nbs/projects/05_demo_dates.ipynb #28c17ac5
@@ -35,14 +37,13 @@ def known_rows(days: tuple[DayCount, ...], as_of: date) -> Counter:  # labelled 
     return rows
 
 def held_out_days(days: tuple[DayCount, ...], as_of: date) -> int:
-    "Return the number of days before as_of that hold a fifth of its labelled rows; whole weeks from two weeks on."
+    "Return the number of days before as_of that hold a fifth of its labelled rows, on at least 14 days; whole weeks."
     rows, held_out = known_rows(days, as_of), 0
     needed = max(HELD_OUT_SHARE * rows.total(), MIN_HELD_OUT_ROWS)
-    for day in sorted(rows, reverse=True):
+    for number, day in enumerate(sorted(rows, reverse=True), 1):
         held_out += rows[day]
-        if held_out >= needed: break
-    length = (as_of - day).days
-    return length if length < 14 else -(-length // 7) * 7
+        if held_out >= needed and number >= MIN_DECISION_DAYS: break
+    return math.ceil((as_of - day).days / 7) * 7
 
 # %% ../../nbs/projects/05_demo_dates.ipynb #f5305567
 WINDOW_DAYS = {"1 month": 30, "1 week": 7, "1 day": 1}

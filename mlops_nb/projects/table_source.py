@@ -95,12 +95,15 @@ def bronze_columns(table_source: TableSource) -> list[str]:  # SQL expressions o
     return columns
 
 def rows_known_before(table_source: TableSource, rows, cut: datetime):  # DataFrames
-    "Return the rows whose question was before the cut, without labels that became known later."
+    "Return the rows whose question was before the cut, without labels, and their times, that became known later."
     if table_source.time is None: return rows
-    label, moment = quoted(table_source.label), sql_moment(cut)
+    moment, known_at = sql_moment(cut), known_at_sql(table_source)
     rows = rows.where(f"CAST({quoted(table_source.time)} AS TIMESTAMP) < {moment}")
-    kept = [quoted(name) for name in table_source.columns if name != table_source.label]
-    return rows.selectExpr(*kept, f"CASE WHEN {known_at_sql(table_source)} < {moment} THEN {label} END AS {label}")
+    late = [name for name in table_source.columns
+            if name in (table_source.label, table_source.known_at) and name != table_source.time]
+    kept = [quoted(name) for name in table_source.columns if name not in late]
+    known = [f"CASE WHEN {known_at} < {moment} THEN {quoted(name)} END AS {quoted(name)}" for name in late]
+    return rows.selectExpr(*kept, *known)
 
 # %% ../../nbs/projects/10_table_source.ipynb #c48f5bf1
 def check_source_columns(table_source: TableSource, columns: Sequence[str], source: str) -> None:

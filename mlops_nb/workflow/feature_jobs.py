@@ -146,6 +146,10 @@ def plot_coverage(run: FeatureRun) -> Any:  # matplotlib Figure
     "Draw the share of rows that have a value of each feature."
     import seaborn as sns
     shares = coverage(run)
+    if shares.shape[1] == 0:  # the newest row is older
+        figure, axes = pictures.canvas(f"There are no rows of the year before {run.day}", size=(10, 1))
+        axes.set_axis_off()
+        return figure
     lowest = shares.mean(axis=1).idxmin()
     figure, axes = pictures.canvas(f"Lowest coverage: {lowest}, {shares.loc[lowest].mean():.0%} of the rows",
                                    size=(10 if shares.shape[1] > 1 else 5, 0.2 * len(shares) + 1.4))
