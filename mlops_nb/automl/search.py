@@ -30,7 +30,7 @@ from . import trials
 from .dataset import Dataset
 from .trials import DIRECTIONS, TRIAL_METRICS, Family, Result, RunningTrial, metric_name
 from ..conf import is_number
-from ..env import Env, check_name, load_env
+from ..env import Env, check_name, env_here
 from ..errors import MlopsError, unknown
 from ..models import fingerprint, registry
 from ..task import attempt_folder, write_atomically
@@ -378,7 +378,7 @@ def open_search(dataset: Dataset, primary_metric: str, settings: Settings, env: 
 def run_search(dataset: Dataset, primary_metric: str, settings: Settings) -> tuple[Search, list[str]]:  # and warnings
     "Run or resume a search; a file lock allows one process per search. The warnings are those of the exploration."
     from filelock import FileLock, Timeout
-    env = settings.env or load_env()
+    env = settings.env or env_here()
     families = trials.find_families(settings.families, settings.exclude_frameworks)
     with trials.warm_process(settings.threads) as warm, quiet():  # it imports while the study is opened
         search = open_search(dataset, primary_metric, settings, env, families)

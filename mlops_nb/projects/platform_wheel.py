@@ -55,7 +55,8 @@ def built_wheel(root: Path, folder: Path) -> Path:
                      "install the packages of requirements.lock, or install mlops_nb from a wheel")
 
 # %% ../../nbs/projects/13_platform_wheel.ipynb #5ed845ab
-NOT_PACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")  # the installer writes them
+NOT_PACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json",
+              "uv_cache.json", "uv_build.json")  # pip and uv write them beside what the wheel has
 
 def packed_files(distribution: metadata.Distribution) -> dict[str, bytes]:  # content by path in the wheel
     "Return the files of an installed wheel."
