@@ -169,7 +169,9 @@ def test_demo_dates_use_only_labels_that_are_known():
     known = frame[(frame["decided_at"] < pd.Timestamp(dates.first_day))]
     assert 0.45 < len(known) / len(frame) < 0.55
     first_held_out = pd.Timestamp(dates.first_day) - pd.Timedelta(days=dates.held_out_days)
-    assert 0.15 < (known["called_at"] >= first_held_out).mean() < 0.4
+    held_out = known[known["called_at"] >= first_held_out]
+    assert len(held_out) >= 0.2 * len(known) and held_out["called_at"].dt.date.nunique() >= 14
+    assert len(known) - len(held_out) > 100
     assert dates.first_day < dates.retrain_day < dates.end == pd.Timestamp("2024-03-01").date()
     with pytest.raises(MlopsError, match="pass as_of"): demo_dates(inspection_of(time=None, known_at=None))
 

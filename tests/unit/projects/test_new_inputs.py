@@ -70,7 +70,7 @@ def test_a_table_gives_declarations_and_files(tmp_path, name):
     assert {source.names.get(column, column) for column in source.columns} <= set(frame.columns)
     assert use_case.problem.name == ("regression" if options.get("label") == "size" else "binary")
     assert use_case.has_time == ("time" in options)
-    files = render_project(template_folder(), settings(project), cell_code(project))
+    files = render_project(template_folder(), settings(project))
     modules = [text for path, text in files.items() if str(path).endswith("use_case.py")]
     assert len(modules) == 1 and compile(modules[0], "use_case.py", "exec")
 
