@@ -69,7 +69,7 @@ def test_no_month_exceeds_the_noise_of_four_held_out_weeks(demo):
 
 def test_the_output_summarises_the_year(demo):
     _, printed = demo
-    for words in ("255,987 flights", "log loss", "mlops runs show 1", "mlflow ui"): assert words in printed, printed
+    for words in ("255,987 rows", "log loss", "mlops runs show 1", "mlflow ui"): assert words in printed, printed
 
 
 def test_its_results_open_as_one_page(demo):
@@ -77,7 +77,7 @@ def test_its_results_open_as_one_page(demo):
     text = page.read_text()
     assert page == demo[0] / "runs/1/page.html"
     assert text.index("data:image/png") < text.index("Definitions and examples")
-    assert "Run 1: demo, target dev" in text and "255,987 flights" in text
+    assert "Run 1: demo, target dev" in text and "255,987 rows" in text
 
 
 def test_two_versions_are_compared_by_a_command(demo, tmp_path):
