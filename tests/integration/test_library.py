@@ -159,10 +159,6 @@ def test_the_project_has_the_wheel_that_is_installed(wheel, project, tmp_path):
     assert installed.read_bytes() == ours["mlops_nb/env.py"]
 
 
-def test_the_constraints_of_the_project_are_the_installed_versions(python, project):
-    "An installation of the project keeps to the versions with which it was made."
-    printed = run([generated.BIN / "uv", "pip", "freeze", "--python", python], project)
-    installed = {line.lower().replace("_", "-") for line in printed.splitlines()}
-    lines = (project / "requirements.lock").read_text().splitlines()
-    pins = {line for line in lines if not line.startswith("#")}
-    assert len(pins) > 50 and pins <= installed, pins - installed
+def test_the_project_has_the_lock_of_the_platform(project):
+    "An installation of the project takes the versions with which the platform is tested."
+    assert (project / "requirements.lock").read_bytes() == (ROOT / "requirements.lock").read_bytes()

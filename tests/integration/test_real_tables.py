@@ -114,6 +114,7 @@ def test_two_versions_have_met_and_the_log_says_how(loop):
     assert champions.to_version.tolist() == expected and set(champions.state) == {"done"}
 
 
+@pytest.mark.full
 def test_a_second_demo_trains_nothing_and_changes_no_row(loop):
     before = loop.tables()
     assert {"predictions", "predictions_profile_metrics", "predictions_drift_metrics", "deployment_log"} < set(before)

@@ -30,6 +30,8 @@ TEMPLATE = "mlops_nb/projects/template/"
 DAMPED = "  lambda_l2: 5\n"
 NEW_TASK_NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
+pytestmark = pytest.mark.slow
+
 
 def git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@example.com", *words]

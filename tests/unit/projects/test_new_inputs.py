@@ -127,6 +127,7 @@ def on_terminal(folder, arguments: list[str], answers: list[bytes]) -> tuple[str
     return text, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_person_is_asked_and_control_c_leaves_nothing(tmp_path):
     shop().to_csv(tmp_path / "rows.csv", index=False)
     text, code = on_terminal(tmp_path, ["new", "store", "--data", "rows.csv"], [b"sold\n", b"\x03"])
