@@ -17,7 +17,7 @@ from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 from mlops_nb.workflow import approving, comparing, deploying, rows, validating
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*type hint")]
 POOR = {"cancelled": "np.full(len(model_input), 0.3)", "minutes": "34 + 2 * model_input['distance']"}
 CODE = """

@@ -24,7 +24,7 @@ from mlops_nb.models import model_card, registry
 from mlops_nb.models.learners import sklearn_learner
 from mlops_nb.workflow import reproduction, training
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*IProgress not found"),
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*IProgress not found"),
               pytest.mark.filterwarnings("ignore:.*type hint")]
 
 

@@ -201,6 +201,7 @@ def test_lightgbm_refuses_settings_that_it_would_misread(problem, conf, message)
     with pytest.raises(MlopsError, match=message): LIGHTGBM.check(problem, conf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logistic", "trees"])
 def test_estimated_contributions_add_up_to_each_prediction(name):
     problem, make = ESTIMATORS[name]
