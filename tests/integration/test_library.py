@@ -27,7 +27,8 @@ def run(words: list, folder: Path, **variables: str) -> str:
 def wheel(tmp_path_factory) -> Path:
     "The wheel of this repository, built from a copy of its tracked files: setuptools writes beside them."
     folder = tmp_path_factory.mktemp("wheel")
-    names = run(["git", "ls-files", "mlops_nb", "nbs", "template", "pyproject.toml", "README.md", "LICENSE", "requirements.lock"], ROOT)
+    sources = ["mlops_nb", "nbs", "template", "pyproject.toml", "README.md", "LICENSE", "requirements.lock"]
+    names = run(["git", "ls-files", *sources], ROOT)
     for name in names.splitlines():
         path = folder / "source" / name
         path.parent.mkdir(parents=True, exist_ok=True)
