@@ -17,14 +17,14 @@ TODAY = date(2022, 3, 1)  # first day of the projects without a time
 
 
 def made_up(problem: str, has_time: bool, is_late: bool = False) -> pd.DataFrame:
-    """A table of orders, 8 a day: days, weight, carrier, and a label that depends on them.
+    """A table of orders, 6 a day: days, weight, carrier, and a label that depends on them.
 
     is_late: the label of an order is known three days after it."""
     random, number = np.random.default_rng(5), np.arange(ROWS)
     carrier, weight = random.choice(["north", "south", "west"], ROWS), random.uniform(1, 20, ROWS).round(2)
     days = 2 + 0.4 * weight + np.where(carrier == "west", 3, 0) + random.normal(0, 1, ROWS)
     frame = pd.DataFrame({"order_id": number, "carrier": carrier, "weight": weight})
-    if has_time: frame["ordered_at"] = pd.Timestamp("2021-05-03 09:30") + pd.to_timedelta(number // 8, unit="D")
+    if has_time: frame["ordered_at"] = pd.Timestamp("2021-05-03 09:30") + pd.to_timedelta(number // 6, unit="D")
     if is_late: frame["known_on"] = frame.ordered_at + pd.Timedelta(days=3)
     frame["days"] = days.round(3)
     return frame if problem == "regression" else frame.assign(days=np.where(days > 6, "yes", "no"))

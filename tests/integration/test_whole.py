@@ -129,7 +129,7 @@ def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(train
     for alias in ("champion", "challenger"): client_of(state).delete_registered_model_alias(MODEL, alias)
     shutil.rmtree(state / "lakehouse/dev/flights/deployment_log")
     words = ["run", "deploy", "--param", f"model_name={MODEL}", "--param", "model_version=1"]
-    cell = cell_with("deploy", "= deploy_version(")
+    cell = cell_with("deploy", "decide_deployment(")
     run = run_and_kill(state, words, "deploy", cell, ALIAS_EXISTS.format("challenger"))
     assert registered(state)[1] == {"challenger": 1}
     assert "v1 is Champion" in mlops(state, "repair", run)
@@ -137,17 +137,17 @@ def test_a_deployment_killed_between_its_two_moves_is_finished_by_a_repair(train
     assert_equal_states(state, trained)
 
 
-KILLS = {"before the training": ("train", "load_rows(", ""),
-         "while it trains": ("train", "find_or_train(", "SELECT 1 FROM runs WHERE status = 'RUNNING'"),
-         "when the version is registered": ("train", "find_or_train(", "SELECT 1 FROM model_versions"),
-         "when the version is handed over": ("train", "set_value", ""),
-         "while it is validated": ("validate", "validation.validate_version(",
+KILLS = {"before the training": ("train", "training.load(", ""),
+         "while it trains": ("train", "training.train(", "SELECT 1 FROM runs WHERE status = 'RUNNING'"),
+         "when the version is registered": ("train", "training.train(", "SELECT 1 FROM model_versions"),
+         "when the version is handed over": ("train", "training.hand_over(", ""),
+         "while it is validated": ("validate", "validate_candidate(",
                                    "SELECT 1 FROM model_version_tags WHERE value = 'PENDING'"),
-         "when it is validated": ("validate", "require_passed(", ""),
-         "before it is compared with the Champion": ("deploy", "get_spark", ""),
-         "when it is Challenger": ("deploy", "= deploy_version(", ALIAS_EXISTS.format("challenger")),
-         "when it is Champion": ("deploy", "= deploy_version(", ALIAS_EXISTS.format("champion")),
-         "when the result is handed over": ("deploy", "set_value", "")}
+         "when it is validated": ("validate", "finish_validation(", ""),
+         "before it is compared with the Champion": ("deploy", "validated_version(", ""),
+         "when it is Challenger": ("deploy", "decide_deployment(", ALIAS_EXISTS.format("challenger")),
+         "when it is Champion": ("deploy", "decide_deployment(", ALIAS_EXISTS.format("champion")),
+         "when the result is handed over": ("deploy", "finish_deployment(", "")}
 
 
 @pytest.mark.slow
