@@ -179,7 +179,7 @@ def test_every_customer_is_scored_once_by_the_champion(churn):
 def test_a_second_version_meets_the_first_on_the_customers_that_are_held_out_from_both(churn):
     "It was tuned; the decision follows from the metrics of both and from the interval."
     decision = churn.version(2)[0].tags["deployment_decision"]
-    first, second = (churn.version(number)[1].metrics["log_loss"] for number in (1, 2))
+    first, second = (churn.version(number)[1]["log_loss"] for number in (1, 2))
     held_out = is_held_out(churn.frame.rownames).sum()
     assert f"log_loss {second:.4f} against {first:.4f} of v1 on {held_out:,} rows" in decision
     if second > 0.995 * first: assert decision.startswith("keep: ")
