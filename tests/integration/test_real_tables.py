@@ -125,6 +125,7 @@ def test_a_second_demo_trains_nothing_and_changes_no_row(loop):
     assert sorted(int(version.version) for version in versions) == [1, 2]
 
 
+@pytest.mark.full
 def test_the_notebooks_and_the_own_tests_pass_after_the_demo(loop):
     generated.run_in(loop.folder, "nbdev_test", "--path", "nbs", "--n_workers", "1", "--do_print")
     assert "7 passed" in generated.run_in(loop.folder, "pytest", "-q", "-p", "no:cacheprovider")

@@ -273,6 +273,7 @@ def test_the_heuristic_of_a_search_is_judged_on_its_test_rows(home):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_search_sees_training_rows_only_and_its_settings_train(home, monkeypatch, task_folder):
     use_case, _, env, _ = home
     monkeypatch.setattr(automl_search, "load_env", lambda target: env)

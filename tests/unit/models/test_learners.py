@@ -202,6 +202,7 @@ def test_lightgbm_refuses_settings_that_it_would_misread(problem, conf, message)
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["logistic", "trees"])
 def test_estimated_contributions_add_up_to_each_prediction(name):
     problem, make = ESTIMATORS[name]
