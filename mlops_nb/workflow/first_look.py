@@ -71,7 +71,7 @@ def single_signals(view: FirstLook, largest: int = 12) -> pd.DataFrame:  # featu
                     for name in numbers}
         column = "AUC alone"
     else:
-        correlations = counts.rank_correlations(view.rows.sample(1.0), [*numbers, label.column])
+        correlations = counts.rank_correlations(view.rows, [*numbers, label.column])
         strength, column = correlations[label.column].drop(label.column).to_dict(), "rank correlation"
     table = pd.DataFrame({column: strength, "missing": missing.reindex(numbers).astype(float)})
     order = (table[column] - (0.5 if label.is_share else 0)).abs().sort_values(ascending=False).index
