@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONFLICT', 'table_names', 'exists', 'find', 'short_error', 'NotWritten', 'is_conflict', 'retry', 'check_statistics',
-           'create_or_extend', 'create', 'remove_old', 'staged', 'key_columns', 'check_row_keys', 'merge_conditions',
-           'merge_statement', 'count_pending', 'condition_sql', 'condition_errors', 'merge', 'differs', 'check_inside',
-           'select_columns', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'resolved', 'read', 'pin',
-           'without_statistics', 'snapshot']
+           'create_or_extend', 'create', 'remove_old', 'staged', 'key_columns', 'check_row_keys', 'any_of',
+           'match_condition', 'pending_rows', 'merge_statement', 'count_rows', 'condition_sql', 'condition_errors',
+           'merge', 'differs', 'check_inside', 'select_columns', 'replace', 'same_columns', 'overwrite', 'history',
+           'version', 'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
 import random
@@ -197,30 +197,38 @@ def check_row_keys(spark, view: str, full: str, keys: tuple[str, ...]):
                      f"the key of a row is: {', '.join(keys)}")
 
 # %% ../../nbs/data/04_tables.ipynb #9162bc0a
-def merge_conditions(columns: list, keys: tuple[str, ...], update_when: str | None) -> tuple[str, str]:
-    "Return the conditions, in SQL, under which rows `s` and `t` match, and under which `s` replaces `t`."
-    match = " AND ".join(f"t.{quoted(key)} = s.{quoted(key)}" for key in keys)
-    differences = [f"NOT ({comparable_value(c, 't.')} <=> {comparable_value(c, 's.')})"
-                   for c in columns if c.name not in keys]
-    return match, f"({' OR '.join(differences) or 'false'})" + (f" AND ({update_when})" if update_when else "")
+def any_of(conditions: list[str]) -> str:
+    "Join conditions by OR, as a balanced tree: a chain of several hundred overflows the stack of Sail's planner."
+    if len(conditions) < 3: return " OR ".join(conditions) or "false"
+    middle = len(conditions) // 2
+    return f"({any_of(conditions[:middle])}) OR ({any_of(conditions[middle:])})"
 
-def merge_statement(table: str, view: str, columns: list, keys: tuple[str, ...], update_when: str | None) -> str:
-    "Return the statement that merges a view into a table."
-    match, is_outdated = merge_conditions(columns, keys, update_when)
+def match_condition(keys: tuple[str, ...]) -> str:
+    "Return the SQL condition under which rows `s` and `t` have the same key."
+    return " AND ".join(f"t.{quoted(key)} = s.{quoted(key)}" for key in keys)
+
+def pending_rows(table: str, view: str, keys: tuple[str, ...],
+                 compared: list,  # the StructFields whose difference makes a row outdated
+                 update_when: str | None) -> str:
+    "Return the query of a view's rows that a MERGE would insert or update."
+    differences = [f"NOT ({comparable_value(c, 't.')} <=> {comparable_value(c, 's.')})" for c in compared]
+    is_outdated = f"({any_of(differences)})" + (f" AND ({update_when})" if update_when else "")
+    return (f"SELECT s.* FROM {view} AS s LEFT JOIN {table} AS t ON {match_condition(keys)} "
+            f"WHERE t.{quoted(keys[0])} IS NULL OR ({is_outdated})")
+
+def merge_statement(table: str, pending: str, columns: list, keys: tuple[str, ...], update_when: str | None) -> str:
+    "Return the statement that merges the rows of a query into a table."
     listed = [quoted(c.name) for c in columns]
     assignments = ", ".join(f"t.{quoted(c.name)} = s.{quoted(c.name)}" for c in columns if c.name not in keys)
-    update = f" WHEN MATCHED AND {is_outdated} THEN UPDATE SET {assignments}" if assignments else ""
+    matched = "WHEN MATCHED" + (f" AND ({update_when})" if update_when else "")
+    update = f" {matched} THEN UPDATE SET {assignments}" if assignments else ""
     values = ", ".join(f"s.{name}" for name in listed)
-    return (f"MERGE INTO {table} AS t USING {view} AS s ON {match}{update}"
+    return (f"MERGE INTO {table} AS t USING ({pending}) AS s ON {match_condition(keys)}{update}"
             f" WHEN NOT MATCHED THEN INSERT ({', '.join(listed)}) VALUES ({values})")
 
-def count_pending(spark, table: str, view: str, columns: list, keys: tuple[str, ...],
-                  update_when: str | None) -> int:
-    "Count the rows that a MERGE would insert or update."
-    match, is_outdated = merge_conditions(columns, keys, update_when)
-    query = (f"SELECT count(*) FROM {view} AS s LEFT JOIN {table} AS t ON {match} "
-             f"WHERE t.{quoted(keys[0])} IS NULL OR ({is_outdated})")
-    with condition_errors(update_when): return spark.sql(query).collect()[0][0]
+def count_rows(spark, query: str, update_when: str | None) -> int:
+    "Count the rows of a query that contains the caller's condition."
+    with condition_errors(update_when): return spark.sql(f"SELECT count(*) FROM ({query})").collect()[0][0]
 
 def condition_sql(condition: str, columns: list) -> str:  # StructFields of the rows
     "Return a caller's condition with double literals where it is about doubles."
@@ -241,18 +249,21 @@ def condition_errors(condition: str | None):
 def merge(spark, env: Env, name: str, df,
           keys: Iterable[str],  # columns that identify a row
           update_when: str | None = None,  # a SQL condition over `t` (table) and `s` (new row); default: always
+          ignore: Iterable[str] = (),  # columns whose difference alone is no reason to update a row
           ) -> int:  # the number of inserted and updated rows
     "Insert rows with a new key and update rows that differ; create the table or add columns if needed."
     full, columns, keys = env.check_write(name), df.schema.fields, key_columns(df.columns, keys)
     check_columns(full, columns)
+    compared = [c for c in columns if c.name not in {*keys, *ignore}]
     def write():
         create_or_extend(spark, env, full, columns, keys=keys)
-        condition = update_when and condition_sql(update_when, spark.table(sql_name(env, full)).schema.fields)
-        statement_parts = (sql_name(env, full), view, columns, keys, condition)
-        count = count_pending(spark, *statement_parts)
+        table = sql_name(env, full)
+        condition = update_when and condition_sql(update_when, spark.table(table).schema.fields)
+        pending = pending_rows(table, view, keys, compared, condition)
+        count = count_rows(spark, pending, condition)
         if not count: return 0
-        spark.sql(merge_statement(*statement_parts)).collect()
-        missing = count_pending(spark, *statement_parts)
+        spark.sql(merge_statement(table, pending, columns, keys, condition)).collect()
+        missing = count_rows(spark, pending, condition)
         if missing: raise NotWritten(f"{missing} of {count} rows are missing in the table")
         return count
     with table_errors(full, "written"), staged(spark, env, df) as view:

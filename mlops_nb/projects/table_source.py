@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAY', 'PREDICTION_TIME', 'LABEL_KNOWN_AT', 'FILE_SUFFIXES', 'TableSource', 'is_table_name', 'read_rows', 'label_sql',
-           'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns', 'check_source_keys',
-           'is_changed', 'ingest', 'feature_query', 'question_columns', 'table_use_case', 'Ingest', 'ingest_in',
-           'first_rows']
+           'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns', 'check_source_keys', 'ingest',
+           'feature_query', 'question_columns', 'table_use_case', 'Ingest', 'ingest_in', 'first_rows']
 
 # %% ../../nbs/projects/10_table_source.ipynb #214df2e9
 import re
@@ -124,18 +123,13 @@ def check_source_keys(table_source: TableSource, rows, source: str) -> None:  # 
         raise MlopsError(f"{count:,} values of {names} are those of several rows of {source}, such as {shown}",
                          "keep one row of each key")
 
-def is_changed(table_source: TableSource) -> str:  # a SQL condition over `t` and `s`
-    "Return the condition that a row differs from the stored one."
-    others = [name for name in table_source.columns if name not in table_source.key]
-    return " OR ".join(f"NOT (t.{quoted(name)} <=> s.{quoted(name)})" for name in others)
-
 def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetime) -> int:  # the number of rows changed
     "Merge the rows of a source that were known before the cut into the bronze table."
     rows = read_rows(spark, env, table_source, source)
     check_source_columns(table_source, rows.columns, source)
     rows = rows_known_before(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
     check_source_keys(table_source, rows, source)
-    return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key), is_changed(table_source))
+    return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key))
 
 # %% ../../nbs/projects/10_table_source.ipynb #5d9c7594
 def feature_query(table_source: TableSource, features: Sequence[str]) -> FeatureQuery:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'PROVENANCE_COLUMNS', 'PAST', 'LONG', 'MOST_SLICES', 'prediction_columns', 'prediction_key',
-           'added_columns', 'predict_rows', 'is_new', 'no_rows', 'write_predictions', 'shown_columns', 'count_scores',
-           'means_by', 'plot_days', 'plot_slice_means', 'plot_score_means', 'Scoring', 'load_scoring', 'scored_means',
-           'means_text', 'threshold_text', 'actions_of', 'score_rows', 'plot_scores', 'finish_scoring']
+           'added_columns', 'predict_rows', 'no_rows', 'write_predictions', 'shown_columns', 'count_scores', 'means_by',
+           'plot_days', 'plot_slice_means', 'plot_score_means', 'Scoring', 'load_scoring', 'scored_means', 'means_text',
+           'threshold_text', 'actions_of', 'score_rows', 'plot_scores', 'finish_scoring']
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #6ce25777
 from collections.abc import Mapping
@@ -76,11 +76,6 @@ def predict_rows(use_case: UseCase, spark, env: Env,  # with pinned table versio
     return frame.select(*map(quoted, names))
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #35942d51
-def is_new(columns: list[str], key: list[str]) -> str:  # a SQL condition over `t` and `s`
-    "Whether a prediction differs from the stored one in anything but the table versions that it was made from."
-    compared = [quoted(column) for column in columns if column not in (*key, "read_versions")]
-    return " OR ".join(f"NOT (t.{column} <=> s.{column})" for column in compared)
-
 def no_rows(use_case: UseCase, first: date, days: int) -> MlopsError:
     "Return the error for days, or a snapshot, without rows."
     what = f"no rows in the {days} day(s) from {first} on" if use_case.has_time else "no rows to score"
@@ -93,7 +88,7 @@ def write_predictions(use_case: UseCase, spark, env: Env, version, first: date, 
     rows = use_case.rows(spark, env, first, days)
     if not rows.head(1): raise no_rows(use_case, first, days)
     predictions, key = predict_rows(use_case, spark, env, rows, version, first), prediction_key(use_case)
-    return tables.merge(spark, env, PREDICTIONS, predictions, key, is_new(predictions.columns, key))
+    return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"])
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #22daabaa
 PAST = 28  # days before the first scored one

@@ -106,11 +106,12 @@ def table_contents(run: FeatureRun, declaration: FeatureQuery) -> tuple:  # name
     "Describe a feature table."
     table, time_column = tables.read(run.spark, run.env, declaration.name), declaration.timeseries_column
     values = [quoted(column) for column in table.columns if column not in declaration.primary_keys]
-    missing = " + ".join(f"avg(CAST({column} IS NULL AS INT))" for column in values)
+    missing = ", ".join(f"avg(CAST({column} IS NULL AS INT))" for column in values)
     column = quoted(time_column) if time_column else ""
     span = f"CAST(min({column}) AS STRING), CAST(max({column}) AS STRING)" if time_column else "NULL, NULL"
-    query = f"SELECT count(*), {span}, ({missing}) / {len(values)} FROM {{table}}"
-    return (declaration.name, *run.spark.sql(query, table=table).collect()[0])
+    count, first, last, *shares = run.spark.sql(f"SELECT count(*), {span}, {missing} FROM {{table}}",
+                                                table=table).collect()[0]
+    return declaration.name, count, first, last, sum(shares) / len(shares) if count else None
 
 def contents_of(run: FeatureRun) -> Any:  # pandas Styler
     "Describe the feature tables of a run."

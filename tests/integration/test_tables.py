@@ -94,6 +94,27 @@ def check_writes(spark, env, writes):
         assert rows(spark, env, name, version) == sorted(earlier.items(), key=repr)
 
 
+def test_a_table_of_500_columns_is_merged(spark, env, name):
+    "A condition that compares 500 columns one after the other ended the process of Sail."
+    def wide(changed=0):
+        numbers = [f"{number + (changed if number == 498 else 0)} AS c{number}" for number in range(499)]
+        return spark.sql(f"SELECT id AS k, {', '.join(numbers)} FROM range(3)")
+    assert tables.merge(spark, env, name, wide(), ["k"]) == 3
+    assert tables.merge(spark, env, name, wide(), ["k"]) == 0
+    assert tables.merge(spark, env, name, wide(changed=1), ["k"]) == 3
+    assert {row[0] for row in tables.read(spark, env, name).select("c498").collect()} == {499}
+
+
+def test_a_difference_in_ignored_columns_alone_updates_no_row(spark, env, name):
+    def merge(values):
+        df = spark.sql(f"SELECT * FROM VALUES {values} AS v(k, v, source)")
+        return tables.merge(spark, env, name, df, ["k"], ignore=["source"])
+    assert merge("(1, 'a', 'first'), (2, 'b', 'first')") == 2
+    assert merge("(1, 'a', 'second'), (2, 'c', 'second')") == 1
+    rows = tables.read(spark, env, name).orderBy("k").collect()
+    assert [tuple(row) for row in rows] == [(1, "a", "first"), (2, "c", "second")]
+
+
 def test_values_of_every_type_are_compared_and_kept(spark, env, name):
     def all_kinds(number="1.5", text="'Ünïted ''\"\\\\n'", m="map('b', 1, 'a', null)"):
         return spark.sql(f"""
