@@ -70,8 +70,9 @@ def mover(old: Path, new: Path) -> Callable[[str], str]:
     "Return a function that replaces the folder `old` by `new` in a text."
     pairs = list(zip(spellings(old), spellings(new), strict=True))
     changes = dict(reversed(pairs))  # of equal texts of `old`, the first in the list of spellings counts
-    # `new` can be below `old`: an address that is already new stays as it is
-    choices = [f"(?!{re.escape(changes[text])}{END}){re.escape(text)}" for text in changes]
+    # One folder can be inside the other: an address that is already new stays as it is
+    is_nested = new.is_relative_to(old) or old.is_relative_to(new)
+    choices = [(f"(?!{re.escape(changes[text])}{END})" if is_nested else "") + re.escape(text) for text in changes]
     pattern = re.compile(rf"{START}({'|'.join(choices)}){END}")
 
     def moved(text: str) -> str:

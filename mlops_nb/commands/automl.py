@@ -67,7 +67,7 @@ def verdict(proposal: Any, writes: bool, is_forced: bool) -> tuple[bool, str]:  
     if not proposal.is_better and not (writes and is_forced):
         return False, f"{comparison}: the search is not better, and {TRAIN_FILE} stays as it is (--force writes it)"
     if not writes: return False, f"{comparison}; write them: mlops automl --write"
-    return True, f"{comparison}; they are written into {TRAIN_FILE}: look at them with git diff, and train: " \
+    return True, f"{comparison}; they are written into {TRAIN_FILE}; train with them: " \
                  "mlops run train"
 
 def settings_table(proposal: Any) -> Any:  # rich Table

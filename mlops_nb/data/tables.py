@@ -42,7 +42,7 @@ from mlops_nb.data.schemas import (
 )
 from .sql import quoted, sql_name, sql_type, with_double_literals
 from ..env import Env
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, counted, unknown
 
 # %% ../../nbs/data/04_tables.ipynb #8c1a7582
 def table_names(spark, env: Env,
@@ -192,8 +192,7 @@ def check_row_keys(spark, view: str, full: str, keys: tuple[str, ...]):
         key_text = ", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
         examples.append(f"{key_text} ({count} rows)")
     if key_count > 3: examples.append("...")
-    noun = "key" if key_count == 1 else "keys"
-    raise MlopsError(f"{key_count} duplicate {noun} for {full}, in {row_count} rows: {'; '.join(examples)}",
+    raise MlopsError(f"{counted(key_count, 'duplicate key')} for {full}, in {row_count} rows: {'; '.join(examples)}",
                      f"the key of a row is: {', '.join(keys)}")
 
 # %% ../../nbs/data/04_tables.ipynb #9162bc0a

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from ..data.contracts import NUMBER_TYPES
 from ..data.sql import names_in
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, counted, unknown
 from mlops_nb.models.day_resampling import (
     DRAWS,
     Statistic,
@@ -269,8 +269,7 @@ def no_limit_reason(count: int, granularity: str) -> str:  # empty if there can 
     if is_short: return f"windows of {granularity} are shorter than a day"
     if not count: return NO_BASELINE
     if count >= MIN_BASELINE_DAYS: return ""
-    days = "1 day" if count == 1 else f"{count} days"
-    return f"the baseline has {days}, and the noise needs {MIN_BASELINE_DAYS}"
+    return f"the baseline has {counted(count, 'day')}, and the noise needs {MIN_BASELINE_DAYS}"
 
 def drift_limits(days: BaselineDays, threshold: Threshold, version: str | None, size: int) -> dict:  # low, high, reason
     "Compute the limits of a metric of drift for a version's windows with this number of days."

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..conf import is_number
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, counted, unknown
 from .metric_paths import check_has_values, check_metric_path, check_not_of_slices, metric_of
 from .metric_tables import Measured, watched_columns
 from .quality import EVALUATED_METRICS, LABEL_METRICS, REGRESSION_METRICS
@@ -231,8 +231,9 @@ def unchecked(measured: Measured, thresholds: Iterable[Threshold], noise: NoiseL
     for t in thresholds:
         reasons = compare_windows(measured, t, noise).reason.dropna()
         for reason, rows in reasons.groupby(reasons):
-            windows = "1 window is" if len(rows) == 1 else f"{len(rows)} windows are"
-            texts.append(f"{windows} not compared with the limit of {t.metric.replace('_', ' ')}: {reason}")
+            verb = "is" if len(rows) == 1 else "are"
+            texts.append(f"{counted(len(rows), 'window')} {verb} not compared with the limit of "
+                         f"{t.metric.replace('_', ' ')}: {reason}")
     return texts
 
 # %% ../../nbs/monitoring/07_thresholds.ipynb #3fe8ae31
@@ -247,12 +248,13 @@ def windows_title(names: list[str],  # of all windows
     "Return the title of a picture of windows: how many violate a threshold, of which metrics, and which windows."
     flagged = set().union(*violated.values())
     broken = [name for name in names if name in flagged]
-    if not violated: return f"{len(names)} windows, without a threshold"
-    if not broken: return f"None of {len(names)} windows violates a threshold"
+    windows = counted(len(names), "window")
+    if not violated: return f"{windows}, without a threshold"
+    if not broken: return f"None of {windows} violates a threshold"
     listed = ", ".join(broken[:4]) + (", ..." if len(broken) > 4 else "")
     metrics = " or ".join(metric for metric, windows in violated.items() if windows)
     verb = "violates" if len(broken) == 1 else "violate"
-    return f"{len(broken)} of {len(names)} windows {verb} the threshold of {metrics}:\n{listed}"
+    return f"{len(broken)} of {windows} {verb} the threshold of {metrics}:\n{listed}"
 
 # %% ../../nbs/monitoring/07_thresholds.ipynb #835d848a
 MANY = 16  # with more windows, numbers are left out and labels are rotated

@@ -22,7 +22,7 @@ from ..data import tables
 from ..data.session import get_spark
 from ..data.sql import quoted, sql_text
 from ..env import Env, load_env
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, counted, unknown
 from ..features.spec import FeatureLookup
 from ..models.problem_types import BINARY, ProblemType
 from .data_files import Dialect, read_data
@@ -186,12 +186,14 @@ class Ingest:
     rows: int  # of the bronze table
     labelled: int  # rows with a label
     changed: int
+    has_time: bool
 
     @property
     def text(self) -> str:
         "What was read, in a sentence."
-        return (f"{self.rows:,} rows in {self.table}, {self.labelled:,} of them with a label known before "
-                f"{self.cut:%Y-%m-%d %H:%M} UTC; {self.changed:,} rows changed")
+        before = f" known before {self.cut:%Y-%m-%d %H:%M} UTC" if self.has_time else ""
+        return (f"{counted(self.rows, 'row')} in {self.table}, {self.labelled:,} of them with a label{before}; "
+                f"{counted(self.changed, 'row')} changed")
 
 def ingest_in(target: str, table_source: TableSource, source: str, as_of: str, replay_days: int = 0) -> Ingest:
     "Ingest a source into a target, up to `as_of` or to the end of the replayed days."
@@ -201,7 +203,8 @@ def ingest_in(target: str, table_source: TableSource, source: str, as_of: str, r
     changed = ingest(table_source, spark, env, source, cut)
     bronze = tables.read(spark, env, table_source.bronze)
     total, labelled = bronze.selectExpr("count(*)", f"count({quoted(table_source.label)})").collect()[0]
-    return Ingest(env, env.table(table_source.bronze), source, cut, total, labelled, changed)
+    return Ingest(env, env.table(table_source.bronze), source, cut, total, labelled, changed,
+                  table_source.time is not None)
 
 def first_rows(run: Ingest, count: int = 5) -> pd.DataFrame:
     "Return some rows of the bronze table."

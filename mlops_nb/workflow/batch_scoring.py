@@ -21,7 +21,7 @@ from ..data import tables
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, counted, unknown
 from ..features.client import feature_client
 from ..inference.batch import check_trained_before, with_origin
 from ..models.problem_types import operating_point
@@ -78,7 +78,7 @@ def predict_rows(use_case: UseCase, spark, env: Env,  # with pinned table versio
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #35942d51
 def no_rows(use_case: UseCase, first: date, days: int) -> MlopsError:
     "Return the error for days, or a snapshot, without rows."
-    what = f"no rows in the {days} day(s) from {first} on" if use_case.has_time else "no rows to score"
+    what = f"no rows in the {counted(days, 'day')} from {first} on" if use_case.has_time else "no rows to score"
     return MlopsError(what, "run the tasks ingest and features first: mlops run batch_inference")
 
 def write_predictions(use_case: UseCase, spark, env: Env, version, first: date, days: int) -> int:  # rows changed

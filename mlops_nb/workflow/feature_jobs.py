@@ -23,6 +23,7 @@ from ..data.contracts import Contract, check_contract, check_declared, read_cont
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
+from ..errors import counted
 from ..features import functions as feature_functions
 from ..features.client import feature_client
 from .rows import CONTRACTS, row_id_sql, rows_with_features
@@ -49,7 +50,7 @@ def registration_text(functions: pd.DataFrame) -> str:  # what `register_in` ret
     if functions.empty: return "the use case has no feature functions"
     schema, _, _ = functions.function[0].rpartition(".")
     names = ", ".join(name.split(".")[-1] for name in functions.function)
-    return f"{len(functions)} feature functions in {schema}: {names}"
+    return f"{counted(len(functions), 'feature function')} in {schema}: {names}"
 
 # %% ../../nbs/workflow/03_feature_jobs.ipynb #d5740901
 def merge_feature_rows(spark, env: Env, client: Any, declaration: FeatureQuery, rows,  # DataFrame
@@ -165,7 +166,9 @@ def finish_features(run: FeatureRun) -> None:
     "End the task with the number of rows that were written."
     names = [declaration.name for declaration in run.use_case.feature_tables]
     total = sum(tables.read(run.spark, run.env, name).count() for name in names)
-    task.exit(f"{total:,} rows in {len(names)} feature tables, for times before {run.cut:%Y-%m-%d %H:%M} UTC; "
+    has_time = any(declaration.timeseries_column for declaration in run.use_case.feature_tables)
+    times = f", for times before {run.cut:%Y-%m-%d %H:%M} UTC" if has_time else ""
+    task.exit(f"{counted(total, 'row')} in {counted(len(names), 'feature table')}{times}; "
               f"{run.written.changed.sum():,} of them new or changed: {', '.join(names)}")
 
 # %% ../../nbs/workflow/03_feature_jobs.ipynb #ca1ac8f8
@@ -190,8 +193,8 @@ class Publication:
     @property
     def text(self) -> str:
         "What was published, in a sentence."
-        return (f"{self.table.written.sum():,} rows written and {self.table.deleted.sum():,} deleted "
-                f"in {len(self.table)} tables of {self.store.name}")
+        return (f"{counted(self.table.written.sum(), 'row')} written and {self.table.deleted.sum():,} deleted "
+                f"in {counted(len(self.table), 'table')} of {self.store.name}")
 
     @property
     def shown(self) -> Any:  # pandas Styler

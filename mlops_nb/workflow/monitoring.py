@@ -24,7 +24,7 @@ from ..data import tables
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
-from ..errors import MlopsError
+from ..errors import MlopsError, counted
 from ..models import registry
 from ..monitoring import thresholds as limits
 from ..monitoring.custom_metrics import check_definitions
@@ -157,7 +157,7 @@ def windows_sentence(measured: Measured, broken: list[dict]) -> str:  # what `vi
     inputs, reasons = measured.part("INPUT"), {}
     for violation in broken:
         reasons.setdefault(violation["window"], []).append(limits.violation_text(violation))
-    windows = f"of {len(inputs)} windows with {inputs['count'].sum():,} predictions"
+    windows = f"of {counted(len(inputs), 'window')} with {counted(inputs['count'].sum(), 'prediction')}"
     if measured.without_time: windows += f" ({measured.without_time:,} more have no time)"
     if not reasons: return f"none {windows} violates a threshold"
     listed = "; ".join(f"{window} ({' and '.join(dict.fromkeys(texts))})" for window, texts in reasons.items())

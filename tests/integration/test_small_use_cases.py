@@ -202,7 +202,7 @@ def test_a_rate_without_enough_days_is_not_compared_and_a_fixed_limit_is(home, r
     if use_case.has_time:
         errors = run.measured.part("INPUT").root_mean_squared_error
         assert len(errors) == 3 and len(run.flagged) == (errors > 4).sum() > 0
-    else: assert run.flagged == [] and summary.startswith("none of 1 windows with 400 predictions")
+    else: assert run.flagged == [] and summary.startswith("none of 1 window with 400 predictions")
 
 
 @OF_DELIVERIES

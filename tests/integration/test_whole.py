@@ -62,7 +62,7 @@ def test_the_jobs_batch_inference_and_monitor(trained, tmp_path):
     assert f"scored by {MODEL} v1" in printed and f"{len(predictions):,} " in printed and len(predictions) > 2500
     assert (str(predictions.flight_day.min()), str(predictions.flight_day.max())) == ("2013-03-15", "2013-03-17")
     printed = mlops(state, "run", "monitor", "--param", "as_of=2013-03-18")
-    assert "of 1 windows with" in printed
+    assert "of 1 window with" in printed
     profile = table(state, "predictions_profile_metrics")
     assert {"INPUT", "BASELINE"} <= set(profile.log_type)
 

@@ -181,6 +181,7 @@ FOLDERS = st.lists(PARTS, min_size=1, max_size=3).map(lambda parts: Path("/", *p
 @example(Path("/a"), Path("/a/b"), Path("/a/b/b"), True)  # the new folder is below the old one
 @example(Path("/a"), Path("/b"), Path("/aa"), False)
 @example(Path("/home/o'neill/state"), Path("/b"), Path("/a"), True)
+@example(Path("/a'a"), Path("/a"), Path("/a"), True)  # the new folder, a quote, and the rest of the old name
 def test_an_address_below_the_old_folder_names_the_new_one(old, new, address, is_below):
     assume(old != new)
     if is_below: address = old / address.relative_to("/")
