@@ -7,7 +7,7 @@ __all__ = ['COMPARISON_KEYS', 'RULE_DEFAULTS', 'MODES', 'RULE_PLACE', 'MORE_DRAW
            'learnt_through', 'known_until', 'Contender', 'Comparison', 'check_deployment_rule', 'check_rule_keys',
            'worst_bound', 'is_old', 'deciding_limit', 'settled_change', 'is_proven_better', 'accepted_losses',
            'old_champion_requirement', 'apply_rule', 'missing_rows', 'compare', 'change_text', 'change_interval',
-           'interval_reason', 'compare_metric', 'daily_loss', 'plot_losses', 'percent_decimals', 'histogram_bins',
+           'interval_reason', 'compare_metric', 'daily_loss', 'plot_losses', 'percent_decimals', 'histogram_edges',
            'plot_change']
 
 # %% ../../nbs/deployment/03_comparison.ipynb #13a6a3c0
@@ -243,15 +243,19 @@ def daily_loss(label: np.ndarray, prediction: np.ndarray, days: Any, problem: Pr
 
 def plot_losses(days: Any,  # of each row
                 label: np.ndarray, contenders: tuple, title: str, problem: ProblemType) -> Any:  # matplotlib Figure
-    "The loss by day for each contender."
+    "The loss by day for each contender; groups have no order of their own, and follow the loss of the second one."
     unit = group_unit(days)
     if unit == "day": days = pd.to_datetime(days)
+    losses = pd.DataFrame({contender.name: daily_loss(label, contender.prediction, days, problem)
+                           for contender in contenders})
+    if unit == "group": losses = losses.sort_values(contenders[-1].name, ignore_index=True)
     figure, axes = pictures.canvas(f"{title}: {problem.loss_text} by {unit}", size=(10, 3.6))
-    for contender in contenders:
-        losses = daily_loss(label, contender.prediction, days, problem)
-        axes.plot(losses.index.to_numpy(), losses.to_numpy(), marker="o", markersize=4, label=contender.name)
-    if isinstance(losses.index, pd.DatetimeIndex): pictures.date_axis(axes.xaxis)
-    axes.set(ylabel=f"{problem.loss_text}, lower is better", xlabel=unit)
+    for name, values in losses.items():
+        axes.plot(losses.index.to_numpy(), values.to_numpy(), marker="o", markersize=4, label=name,
+                  linestyle="-" if unit == "day" else "")
+    if unit == "day": pictures.date_axis(axes.xaxis)
+    order = "day" if unit == "day" else f"groups of held-out rows, in the order of the loss of {contenders[-1].name}"
+    axes.set(ylabel=f"{problem.loss_text}, lower is better", xlabel=order)
     pictures.legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(contenders), borderaxespad=0)
     return figure
 
@@ -261,9 +265,11 @@ def percent_decimals(low: float, high: float) -> int:
     span = 100 * abs(high - low)
     return max(0, math.ceil(1 - math.log10(span))) if span else 0
 
-def histogram_bins(values: np.ndarray) -> int:
-    "Return 40 bins, or 1 for values that are equal up to rounding, such as the draws of equal models."
-    return 40 if np.ptp(values) > 1e-9 * max(1, np.abs(values).max()) else 1
+def histogram_edges(values: np.ndarray) -> np.ndarray:
+    "Return the edges of 40 bins; around values that are equal up to rounding, such as the draws of equal models."
+    low, high = values.min(), values.max()
+    if high - low <= 1e-9 * max(1, np.abs(values).max()): low, high = low - 0.005, high + 0.005
+    return np.linspace(low, high, 41)
 
 def plot_change(comparison: Comparison, metric: str, title: str, problem: ProblemType) -> Any:  # matplotlib Figure
     "The change of the metric in each draw of days, its interval, and the change on all rows."
@@ -272,7 +278,7 @@ def plot_change(comparison: Comparison, metric: str, title: str, problem: Proble
     figure, axes = pictures.canvas(heading, size=(10, 3.4))
     drawn = comparison.drawn[np.isfinite(comparison.drawn)]
     label = f"draws of {comparison.unit}s"
-    if len(drawn): axes.hist(drawn, bins=histogram_bins(drawn), color=pictures.GREY, label=label)
+    if len(drawn): axes.hist(drawn, bins=histogram_edges(drawn), color=pictures.GREY, label=label)
     if np.isfinite(comparison.change):
         axes.axvline(comparison.change, color=pictures.BLUE, linewidth=2, label="all rows")
     pictures.reference_line(axes, x=0, label="no change", zorder=3)

@@ -69,7 +69,8 @@ def run_tags(version: Any, champion: Any | None, comparison: Comparison) -> dict
     "The tags of a comparison's run."
     return {"challenger": f"{version.name} v{version.version}",
             "champion": f"{champion.name} v{champion.version}" if champion else "none",
-            "decision": comparison.decision, "reason": comparison.reason, "rows": str(comparison.rows)}
+            "decision": comparison.decision, "reason": comparison.reason, "rows": str(comparison.rows),
+            "unit": comparison.unit}
 
 def run_metrics(comparison: Comparison) -> dict[str, float]:
     "The metrics of a comparison's run: of both sides, and the change with its interval."
@@ -119,7 +120,7 @@ def logged_comparison(run: Any) -> Comparison:  # of an mlflow Run
     keys = ("change", "change_low", "change_high", ACCEPTED_LOSS)
     change, low, high, accepted = (metrics[key] if key in metrics else float(tags[key]) for key in keys)
     return Comparison(tags["decision"], tags["reason"], int(tags["rows"]), logged_metrics(metrics), change,
-                      bounds=(low, high), accepted=accepted)
+                      bounds=(low, high), accepted=accepted, unit=tags.get("unit", "day"))
 
 # %% ../../nbs/deployment/05_promotion.ipynb #a87cffa0
 def compare_once(env: Env, version: Any, champion: Any | None, rule: Mapping, costs: Mapping,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PICTURE_ROWS', 'register_functions', 'register_in', 'registration_text', 'merge_feature_rows', 'feature_rows',
            'write_features', 'FeatureRun', 'run_features', 'table_contents', 'contents_of', 'sampled', 'coverage',
-           'plot_coverage', 'finish_features', 'publish_tables', 'Publication', 'publish_in', 'time_lookups']
+           'coverage_title', 'plot_coverage', 'finish_features', 'publish_tables', 'Publication', 'publish_in',
+           'time_lookups']
 
 # %% ../../nbs/workflow/03_feature_jobs.ipynb #4afbdad3
 import math
@@ -144,6 +145,12 @@ def coverage(run: FeatureRun) -> pd.DataFrame:  # by feature; a column for each 
     if use_case.has_time: table.index = pd.to_datetime(table.index).strftime("%-d %b")
     return table.T
 
+def coverage_title(shares: pd.Series) -> str:  # the share of rows with a value, by feature
+    "Return the feature that most rows lack."
+    lowest = shares.idxmin()
+    if shares[lowest] == 1: return "Every row has a value of every feature"
+    return f"Lowest coverage: {lowest}, {shares[lowest]:{'.1%' if shares[lowest] > 0.99 else '.0%'}} of the rows"
+
 def plot_coverage(run: FeatureRun) -> Any:  # matplotlib Figure
     "Draw the share of rows that have a value of each feature."
     import seaborn as sns
@@ -152,8 +159,7 @@ def plot_coverage(run: FeatureRun) -> Any:  # matplotlib Figure
         figure, axes = pictures.canvas(f"There are no rows of the year before {run.day}", size=(10, 1))
         axes.set_axis_off()
         return figure
-    lowest = shares.mean(axis=1).idxmin()
-    figure, axes = pictures.canvas(f"Lowest coverage: {lowest}, {shares.loc[lowest].mean():.0%} of the rows",
+    figure, axes = pictures.canvas(coverage_title(shares.mean(axis=1)),
                                    size=(10 if shares.shape[1] > 1 else 5, 0.2 * len(shares) + 1.4))
     sns.heatmap(shares, vmin=0, vmax=1, cmap="Blues", linewidths=0.3, ax=axes, yticklabels=True,
                 cbar_kws={"label": "rows with a value", "shrink": 0.5, "format": "{x:.0%}"})

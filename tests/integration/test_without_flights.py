@@ -83,6 +83,11 @@ def test_the_copy_exports_and_its_bundle_is_valid(copy):
 
 
 @pytest.mark.slow
+def test_the_tour_of_the_copy_runs(copy):
+    generated.run_in(copy, "nbdev_test", "--path", "nbs/index.ipynb")
+
+
+@pytest.mark.slow
 @pytest.mark.full
 def test_the_unit_tests_of_the_platform_pass_in_the_copy(copy):
     "Those of the areas that a use case uses directly; the others take minutes."
