@@ -37,7 +37,8 @@ def is_valid(name: str,
     "Whether a name can be used everywhere as it is."
     lower = name.lower()
     is_word = lower in SQL_WORDS or lower in reserved or keyword.iskeyword(name) or keyword.iskeyword(lower)
-    return bool(VALID_NAME.fullmatch(name)) and len(name) <= LONGEST_COLUMN_NAME and not is_word
+    is_temporary = name.endswith("__")  # online stores, and queries, give such names to columns of their own
+    return bool(VALID_NAME.fullmatch(name)) and len(name) <= LONGEST_COLUMN_NAME and not (is_word or is_temporary)
 
 def in_ascii(name: str) -> str:
     "Return a name in lower-case ASCII words, joined by _; empty if none of its characters has an ASCII form."
