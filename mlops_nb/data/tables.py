@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CONFLICT', 'table_names', 'exists', 'find', 'short_error', 'NotWritten', 'is_conflict', 'retry', 'check_statistics',
            'create_or_extend', 'create', 'remove_old', 'staged', 'key_columns', 'check_row_keys', 'any_of',
-           'match_condition', 'pending_rows', 'merge_statement', 'count_rows', 'condition_sql', 'condition_errors',
-           'merge', 'differs', 'check_inside', 'select_columns', 'replace', 'same_columns', 'overwrite', 'history',
-           'version', 'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
+           'match_condition', 'pending_rows', 'merge_statement', 'count_rows', 'condition_sql', 'is_sql_error',
+           'condition_errors', 'merge', 'differs', 'check_inside', 'select_columns', 'replace', 'same_columns',
+           'overwrite', 'history', 'version', 'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
 import random
@@ -233,13 +233,16 @@ def condition_sql(condition: str, columns: list) -> str:  # StructFields of the 
     "Return a caller's condition with double literals where it is about doubles."
     return with_double_literals(condition, {c.name: sql_type(c) for c in columns})
 
+def is_sql_error(error: Exception) -> bool:
+    "Whether an engine has refused a query that it cannot parse or resolve."
+    return type(error).__name__ in ("AnalysisException", "ParseException", "IllegalArgumentException")  # of all engines
+
 @contextmanager
 def condition_errors(condition: str | None):
     "Raise MlopsError if the engine rejects the caller's condition."
     try: yield
     except Exception as error:
-        sql_errors = ("AnalysisException", "ParseException", "IllegalArgumentException")  # of all engines
-        if not condition or is_conflict(error) or type(error).__name__ not in sql_errors: raise
+        if not condition or is_conflict(error) or not is_sql_error(error): raise
         first_line = short_error(error).splitlines()[0]
         raise MlopsError(f"the condition {condition!r} is not valid SQL for this table: {first_line}",
                          "correct the condition") from error

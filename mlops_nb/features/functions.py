@@ -182,4 +182,6 @@ def get_function(env: Env, name: str) -> Function:
     try:
         with filesystem.open_input_file(path) as file: return Function(**json.loads(file.read()))
     except FileNotFoundError:
-        raise unknown("function", env.table(name), function_names(env, name), "the catalog") from None
+        error = unknown("function", env.table(name), function_names(env, name), "the catalog")
+        raise MlopsError(error.message, f"{error.hint}; the job features registers the functions of the use case: "
+                                        "mlops run features") from None

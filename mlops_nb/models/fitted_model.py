@@ -36,12 +36,14 @@ def encode(frame: pd.DataFrame,  # at least the features; any number of rows
 # %% ../../nbs/models/16_fitted_model.ipynb #fb3473c7
 def feature_columns(frame: pd.DataFrame,  # at least the features; any number of rows
                     encoding: Mapping) -> pd.DataFrame:  # the features in order, with the index 0, 1, ...
-    "Return the features as columns: text as objects, all others as float64, NaN for nulls."
-    columns = {}
+    "Return the features as columns: text as objects, all others as float64 in the range of float32, NaN for nulls."
+    columns, largest = {}, float(np.finfo("float32").max)
     for name in encoding["features"]:
         if name in encoding["categories"]:
             columns[name] = [np.nan if pd.isna(value) else str(value) for value in frame[name]]
-        else: columns[name] = pd.to_numeric(frame[name]).to_numpy("float64", na_value=np.nan)
+        else:
+            numbers = pd.to_numeric(frame[name]).to_numpy("float64", na_value=np.nan)
+            columns[name] = numbers.clip(-largest, largest)
     types = {name: object for name in encoding["categories"]}
     return pd.DataFrame(columns, columns=encoding["features"]).astype(types)
 

@@ -6,7 +6,7 @@
 __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPTY', 'IDENTIFIER_SHARE', 'ID_WORDS', 'YES_WORDS',
            'NO_WORDS', 'WORDS_AS_TEXT', 'MIN_LABELLED_ROWS', 'MIN_CLASS_ROWS', 'MIN_LABELLED_DAYS', 'PROBLEMS',
            'TableColumn', 'DayCount', 'Inspection', 'kind_of_column', 'looks_like_identifier', 'plain_reason',
-           'value_text', 'check_key', 'check_time_column', 'check_question_times', 'class_values', 'suggested_problem',
+           'shown_value', 'check_key', 'check_time_column', 'check_question_times', 'class_values', 'suggested_problem',
            'check_known_labels', 'check_label', 'numeric_label', 'labelled_day_counts', 'longest_gap', 'time_facts',
            'check_roles', 'stored_frame', 'unused_reasons', 'late_times', 'follows_time', 'label_notes',
            'inspect_table', 'described_columns', 'time_notes', 'check_any_feature']
@@ -120,7 +120,7 @@ def plain_reason(values: pd.Series, kind: str, distinct: int) -> str:
     return f"text with {distinct:,} different values" if kind == "text" else ""
 
 # %% ../../nbs/projects/04_inspection.ipynb #b711649b
-def value_text(value: Any) -> str:
+def shown_value(value: Any) -> str:
     "Return a value as Python writes it, without the name of a NumPy type."
     return shorten(repr(value.item() if isinstance(value, np.generic) else value))
 
@@ -133,7 +133,7 @@ def check_key(frame: pd.DataFrame, key: tuple[str, ...], time: str | None) -> No
     for name in key:
         if not pd.api.types.is_float_dtype(frame[name].dtype): continue
         example = (frame[name] % 1).idxmax()
-        raise MlopsError(f"--key {name} has numbers with fractions, such as {value_text(frame[name].loc[example])}",
+        raise MlopsError(f"--key {name} has numbers with fractions, such as {shown_value(frame[name].loc[example])}",
                          "equal fractions may differ in their last digit: write the key as text or whole numbers")
     repeated = frame.duplicated(list(key), keep=False)
     if not repeated.any(): return
@@ -151,7 +151,7 @@ def check_time_column(frame: pd.DataFrame, name: str, option: str) -> None:
     parsed = pd.to_datetime(values.astype(str).where(values.notna()), format="ISO8601", errors="coerce", utc=True)
     wrong = values[values.notna() & (parsed.isna() | pd.api.types.is_numeric_dtype(values.dtype))]
     if wrong.empty: wrong = values.dropna()
-    example = value_text(wrong.iloc[0]) if len(wrong) else "no value"
+    example = shown_value(wrong.iloc[0]) if len(wrong) else "no value"
     hint = "write times as 2024-01-31 or 2024-01-31 09:30:00, all with a zone or none"
     if pd.api.types.is_numeric_dtype(values.dtype):
         hint += f"; for seconds since 1970: pandas.to_datetime(data[{name!r}], unit='s')"
@@ -204,7 +204,7 @@ def suggested_problem(label: pd.Series) -> str:
 def _not_binary(known: pd.Series, name: str) -> MlopsError:
     "The error for a label that has not two values."
     counts = known.value_counts()
-    listed = ", ".join(f"{value_text(value)} ({rows:,})" for value, rows in counts.head(4).items())
+    listed = ", ".join(f"{shown_value(value)} ({rows:,})" for value, rows in counts.head(4).items())
     hint = "make a column with two values, such as whether the label is one of them"
     if pd.api.types.is_numeric_dtype(known.dtype): hint = "add --problem regression, or make a column with two values"
     elif pd.api.types.is_datetime64_any_dtype(known.dtype): hint = "a label is a number or has two values"
@@ -224,7 +224,7 @@ def check_known_labels(label: pd.Series) -> None:
         raise MlopsError(f"{len(known):,} rows have a label ({name}), fewer than {MIN_LABELLED_ROWS}",
                          f"{MIN_LABELLED_ROWS} labelled rows are the minimum for blocks, held-out rows and gates")
     if known.nunique() == 1:
-        raise MlopsError(f"--label {name} is {value_text(known.iloc[0])} in all rows that have a label",
+        raise MlopsError(f"--label {name} is {shown_value(known.iloc[0])} in all rows that have a label",
                          "there is nothing to predict; name another column")
 
 def check_label(label: pd.Series, problem: str) -> None:
@@ -235,13 +235,16 @@ def check_label(label: pd.Series, problem: str) -> None:
         if known.nunique() > 2: raise _not_binary(known, name)
         value, rows = known.value_counts().index[-1], int(known.value_counts().iloc[-1])
         if rows < MIN_CLASS_ROWS: raise MlopsError(
-            f"--label {name} is {value_text(value)} in {rows:,} rows, fewer than {MIN_CLASS_ROWS}",
+            f"--label {name} is {shown_value(value)} in {rows:,} rows, fewer than {MIN_CLASS_ROWS}",
             f"{MIN_CLASS_ROWS} rows of each class are the minimum for blocks and held-out rows")
     elif not pd.api.types.is_numeric_dtype(label.dtype) or pd.api.types.is_bool_dtype(label.dtype):
-        raise MlopsError(f"--label {name} is no number: {value_text(known.iloc[0])}",
+        raise MlopsError(f"--label {name} is no number: {shown_value(known.iloc[0])}",
                          "add --problem binary, or name a column with numbers")
     elif not np.isfinite(known.to_numpy(float)).all():
         raise MlopsError(f"--label {name} has infinite values", "remove these rows, or write a number")
+    elif known.abs().max() > np.finfo(np.float32).max:
+        raise MlopsError(f"--label {name} has values up to {known.abs().max():.3g}, more than a float of 32 bits holds",
+                         "write the label in another unit, or its logarithm")
 
 def numeric_label(label: pd.Series, problem: str) -> tuple[np.ndarray, Any, Any]:  # with the classes of a binary label
     "Return a label as float: 1 and 0 for the classes, or the number; NaN where it is missing."

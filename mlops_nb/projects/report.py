@@ -105,7 +105,7 @@ def report(inspection: Inspection,
     unused = [(column.name, column.reason) for column in inspection.columns if column.reason and not column.is_leak]
     lines += listed("renamed", (renames or {}).items())
     lines += listed("not used", unused)
-    lines += listed("not used, please check: probably known only after the label", leaks)
+    lines += listed("not used, please check: probably not known at the time of the question", leaks)
     all_notes = [*notes, *inspection.notes]
     if all_notes: lines += ["", "notes"]
     for note in all_notes: lines += textwrap.wrap(f"  - {note}", REPORT_WIDTH, subsequent_indent="    ")

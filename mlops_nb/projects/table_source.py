@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['DAY', 'PREDICTION_TIME', 'LABEL_KNOWN_AT', 'FILE_SUFFIXES', 'TableSource', 'is_table_name', 'read_rows', 'label_sql',
            'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns', 'check_source_keys', 'ingest',
-           'feature_query', 'question_columns', 'table_use_case', 'Ingest', 'ingest_in', 'first_rows']
+           'feature_query', 'question_columns', 'looked_up', 'table_use_case', 'Ingest', 'ingest_in', 'first_rows']
 
 # %% ../../nbs/projects/10_table_source.ipynb #214df2e9
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -27,7 +28,7 @@ from ..features.spec import FeatureLookup
 from ..models.problem_types import BINARY, ProblemType
 from .data_files import Dialect, read_data
 from ..workflow.calendars import Calendar, sql_moment
-from ..workflow.use_case import FeatureQuery, UseCase
+from ..workflow.use_case import FeatureQuery, UseCase, function_lookups
 
 # %% ../../nbs/projects/10_table_source.ipynb #09ddbe22
 DAY, PREDICTION_TIME, LABEL_KNOWN_AT = "day", "prediction_time", "label_known_at"  # columns that the source adds
@@ -129,7 +130,9 @@ def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetim
     check_source_columns(table_source, rows.columns, source)
     rows = rows_known_before(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
     check_source_keys(table_source, rows, source)
-    return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key))
+    label = quoted(table_source.label)
+    return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key),
+                        f"s.{label} IS NOT NULL OR t.{label} IS NULL")
 
 # %% ../../nbs/projects/10_table_source.ipynb #5d9c7594
 def feature_query(table_source: TableSource, features: Sequence[str]) -> FeatureQuery:
@@ -152,10 +155,19 @@ def question_columns(table_source: TableSource) -> list[str]:  # SQL expressions
     moment = f"CAST({quoted(table_source.time)} AS TIMESTAMP)"
     return [*columns, f"{table_source.calendar.sql_day(moment)} AS {DAY}", f"{moment} AS {PREDICTION_TIME}"]
 
+def looked_up(table_source: TableSource, features: Sequence[str], functions: Iterable[Callable]) -> list[str]:
+    "Return the columns of the feature table: features that no function computes, and what the functions take."
+    computed = {function.__name__ for function in functions}
+    taken = [name for function in functions for name in function.__annotations__
+             if name in table_source.columns and name not in (*table_source.key, table_source.label)]
+    return [name for name in dict.fromkeys([*features, *taken]) if name not in computed]
+
 def table_use_case(table_source: TableSource, model: str, problem: ProblemType, features: Sequence[str],
-                   **declarations: Any) -> UseCase:  # of UseCase: categorical, slices, baseline, learner
+                   functions: Mapping[Callable, Sequence[Callable]] = MappingProxyType({}),  # as `UseCase.functions`
+                   **declarations: Any) -> UseCase:  # further fields of UseCase, or others than those of the table
     "Return the use case of a table."
     has_time, label, bronze = table_source.time is not None, table_source.label, table_source.bronze
+    columns_looked_up = looked_up(table_source, features, functions)
     def rows(spark, env: Env, first: date, days: int = 1):
         questions = tables.read(spark, env, env.source_table(bronze)).selectExpr(*question_columns(table_source))
         if not has_time: return questions
@@ -166,14 +178,16 @@ def table_use_case(table_source: TableSource, model: str, problem: ProblemType, 
         if not has_time: return known.selectExpr(*columns)
         known = known.selectExpr(*columns, f"{known_at_sql(table_source)} AS {LABEL_KNOWN_AT}")
         return known.where(f"{LABEL_KNOWN_AT} < {sql_moment(table_source.calendar.midnight(as_of))}")
-    def lookups(spark, env: Env) -> list[FeatureLookup]:
-        return [FeatureLookup(env.source_table(table_source.feature_table), list(table_source.key), list(features),
-                              timestamp_lookup_key=PREDICTION_TIME if has_time else None)]
+    def lookups(spark, env: Env) -> list:  # FeatureLookup, FeatureFunction
+        own = FeatureLookup(env.source_table(table_source.feature_table), list(table_source.key), columns_looked_up,
+                            timestamp_lookup_key=PREDICTION_TIME if has_time else None)
+        return [own, *function_lookups(env, functions)]
     times = {"day": DAY, "prediction_time": PREDICTION_TIME, "label_known_at": LABEL_KNOWN_AT} if has_time else {}
-    return UseCase(model=model, problem=problem, key=table_source.key, label=label, rows=rows, labels=labels,
-                   source=(bronze,), features=tuple(features), lookups=lookups,
-                   feature_tables=(feature_query(table_source, features),), calendar=table_source.calendar,
-                   **times, **declarations)
+    of_table = {"key": table_source.key, "label": label, "rows": rows, "labels": labels, "source": (bronze,),
+                "features": tuple(features), "lookups": lookups, "functions": functions,
+                "feature_tables": (feature_query(table_source, columns_looked_up),),
+                "calendar": table_source.calendar, **times}
+    return UseCase(**{"model": model, "problem": problem, **of_table, **declarations})
 
 # %% ../../nbs/projects/10_table_source.ipynb #ba10fc36
 @dataclass(frozen=True)
@@ -183,8 +197,8 @@ class Ingest:
     table: str  # full name
     source: str
     cut: datetime
-    rows: int  # of the bronze table
-    labelled: int  # rows with a label
+    rows: int  # of the bronze table, of times before the cut
+    labelled: int  # rows with a label known before the cut
     changed: int
     has_time: bool
 
@@ -201,7 +215,7 @@ def ingest_in(target: str, table_source: TableSource, source: str, as_of: str, r
     cut = calendar.cut_of(calendar.as_of_day(as_of, task.trigger_date()), replay_days)
     spark = get_spark(env)
     changed = ingest(table_source, spark, env, source, cut)
-    bronze = tables.read(spark, env, table_source.bronze)
+    bronze = rows_known_before(table_source, tables.read(spark, env, table_source.bronze), cut)
     total, labelled = bronze.selectExpr("count(*)", f"count({quoted(table_source.label)})").collect()[0]
     return Ingest(env, env.table(table_source.bronze), source, cut, total, labelled, changed,
                   table_source.time is not None)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PICTURE_ROWS', 'register_functions', 'register_in', 'registration_text', 'merge_feature_rows', 'feature_rows',
-           'write_features', 'FeatureRun', 'run_features', 'table_contents', 'contents_of', 'sampled', 'coverage',
-           'coverage_title', 'plot_coverage', 'finish_features', 'publish_tables', 'Publication', 'publish_in',
-           'time_lookups']
+           'write_features', 'FeatureRun', 'run_features', 'rows_before_cut', 'table_contents', 'contents_of',
+           'sampled', 'coverage', 'coverage_title', 'plot_coverage', 'finish_features', 'publish_tables', 'Publication',
+           'publish_in', 'time_lookups']
 
 # %% ../../nbs/workflow/03_feature_jobs.ipynb #4afbdad3
 import math
@@ -27,6 +27,7 @@ from ..env import Env, load_env
 from ..errors import counted
 from ..features import functions as feature_functions
 from ..features.client import feature_client
+from .calendars import sql_moment
 from .rows import CONTRACTS, row_id_sql, rows_with_features
 from .use_case import FeatureQuery, UseCase
 
@@ -104,9 +105,14 @@ def run_features(use_case: UseCase, target: str, as_of: str, replay_days: int = 
     return FeatureRun(use_case, spark, env, day, replay_days, cut, write_features(use_case, spark, env, cut))
 
 # %% ../../nbs/workflow/03_feature_jobs.ipynb #c40a93bf
+def rows_before_cut(run: FeatureRun, declaration: FeatureQuery):  # -> DataFrame
+    "Return the rows of a feature table that were known before the cut: a later run may have added others."
+    rows, time_column = tables.read(run.spark, run.env, declaration.name), declaration.timeseries_column
+    return rows.where(f"{quoted(time_column)} < {sql_moment(run.cut)}") if time_column else rows
+
 def table_contents(run: FeatureRun, declaration: FeatureQuery) -> tuple:  # name, rows, from, to, share missing
     "Describe a feature table."
-    table, time_column = tables.read(run.spark, run.env, declaration.name), declaration.timeseries_column
+    table, time_column = rows_before_cut(run, declaration), declaration.timeseries_column
     values = [quoted(column) for column in table.columns if column not in declaration.primary_keys]
     missing = ", ".join(f"avg(CAST({column} IS NULL AS INT))" for column in values)
     column = quoted(time_column) if time_column else ""
@@ -171,7 +177,7 @@ def plot_coverage(run: FeatureRun) -> Any:  # matplotlib Figure
 def finish_features(run: FeatureRun) -> None:
     "End the task with the number of rows that were written."
     names = [declaration.name for declaration in run.use_case.feature_tables]
-    total = sum(tables.read(run.spark, run.env, name).count() for name in names)
+    total = sum(rows_before_cut(run, declaration).count() for declaration in run.use_case.feature_tables)
     has_time = any(declaration.timeseries_column for declaration in run.use_case.feature_tables)
     times = f", for times before {run.cut:%Y-%m-%d %H:%M} UTC" if has_time else ""
     task.exit(f"{counted(total, 'row')} in {counted(len(names), 'feature table')}{times}; "

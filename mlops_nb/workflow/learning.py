@@ -7,10 +7,11 @@ __all__ = ['NO_CALIBRATION', 'OPTIONAL_SETTINGS', 'SETTING_RULES', 'SPLIT_KEYS',
            'uncalibrated_encoding', 'labels_of', 'unseen_predictions', 'choose_calibration', 'interval_offsets',
            'TrainedModel', 'baseline_threshold', 'learn', 'predict', 'tuned_parameters', 'with_parameters', 'objective',
            'deciding_keys', 'train_keys', 'is_count', 'is_share', 'are_costs', 'are_quantiles', 'check_train_settings',
-           'check_split_key', 'read_train', 'deciding_code']
+           'check_split_key', 'learner_keys', 'read_train', 'deciding_code']
 
 # %% ../../nbs/workflow/05_learning.ipynb #7b7aceb4
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import ceil, floor
@@ -222,12 +223,23 @@ def check_split_key(use_case: UseCase, conf: Mapping) -> None:
                          f"write {key} in its place: {SETTING_RULES[key][1]}")
     if key not in conf: raise MlopsError(f"conf/train.yml has no {key}", f"it must be {SETTING_RULES[key][1]}")
 
+@contextmanager
+def learner_keys(use_case: UseCase) -> Iterator[None]:
+    "Add to an error of conf/train.yml that the learner decides some of its keys."
+    learner = use_case.learner
+    try: yield
+    except MlopsError as error:
+        text = (f"the learner {learner.name} has the keys {', '.join(learner.settings)}; "
+                "the values of parameters and search_space are also its own")
+        raise MlopsError(error.message, f"{error.hint}\n  {text}" if error.hint else text) from error
+
 def read_train(use_case: UseCase, root: Path) -> dict:  # root: the folder of the project
     "Read conf/train.yml and check it. Absent optional keys are empty; a predicted number has the costs {}."
     may_be_missing = (*SPLIT_KEYS, "quantiles", *OPTIONAL_SETTINGS)
     keys = train_keys(use_case)
-    conf = read_conf(root, "train.yml", [key for key in keys if key not in may_be_missing],
-                     [key for key in may_be_missing if key in (*keys, *SPLIT_KEYS)])
+    with learner_keys(use_case):
+        conf = read_conf(root, "train.yml", [key for key in keys if key not in may_be_missing],
+                         [key for key in may_be_missing if key in (*keys, *SPLIT_KEYS)])
     check_split_key(use_case, conf)
     check_train_settings(conf)
     defaults = {} if use_case.problem.name == "binary" else {"costs": {}, "quantiles": None}

@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['ROW_ID', 'ROW_GROUP', 'GROUPS', 'CONTRACTS', 'BASELINE_VALUE', 'row_id_sql', 'group_sql', 'labelled', 'input_types',
            'check_text_features', 'as_input', 'latest_times', 'check_fresh_tables', 'training_set', 'lookup_outputs',
-           'labelled_training_set', 'row_columns', 'row_selection', 'load_rows', 'labelled_rows', 'rows_with_features',
-           'baseline_value', 'baseline_predictions', 'baseline_sql', 'pin_tables']
+           'labelled_training_set', 'row_columns', 'row_selection', 'check_slice_sql', 'wrong_word', 'load_rows',
+           'labelled_rows', 'rows_with_features', 'baseline_value', 'baseline_predictions', 'baseline_sql',
+           'pin_tables']
 
 # %% ../../nbs/workflow/02_rows.ipynb #21164a23
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date
+from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,7 @@ from ..data import tables
 from ..data.contracts import check_fresh, contract_of, read_contracts
 from ..data.sql import quoted
 from ..env import Env
-from ..errors import MlopsError
+from ..errors import MlopsError, what_exists
 from ..features.client import feature_client
 from ..features.feature_tables import as_list
 from ..features.spec import FeatureFunction
@@ -124,12 +127,29 @@ def row_selection(use_case: UseCase) -> list[str]:  # SQL expressions
     slices = {name: sql for name, sql in use_case.slices.items() if name not in use_case.features}
     return [f"{slices[name]} AS {quoted(name)}" if name in slices else quoted(name) for name in row_columns(use_case)]
 
+def check_slice_sql(use_case: UseCase, rows) -> None:  # DataFrame with the columns that slices can use
+    "Raise MlopsError for a slice that the engine cannot compute."
+    for name, sql in use_case.slices.items():
+        try: rows.selectExpr(sql).schema
+        except Exception as error:
+            if not tables.is_sql_error(error): raise
+            columns = [column for column in rows.columns if not column.endswith("__")]
+            raise MlopsError(f"slice {name!r} of the use case is no valid SQL on its rows: {sql}",
+                             what_exists(wrong_word(sql, columns), columns)) from error
+
+def wrong_word(sql: str, columns: list[str]) -> str:
+    "Return the word of a SQL expression that is most like a column without being one; empty if there is none."
+    words = [word for word in re.findall(r"[^\W\d]\w*", sql) if word not in columns]
+    return next((word for word in words if get_close_matches(word, columns, n=1)), "")
+
 def load_rows(use_case: UseCase, training_set,
               rows) -> pd.DataFrame:  # DataFrame: what `labelled` returns; the result has `row_columns`
     "Load a training set, and join the columns that splitting and slicing need."
     inputs = as_input(use_case, training_set.load_df(), [use_case.label, ROW_ID])
     others = [quoted(name) for name in rows.columns if name not in (use_case.label, *use_case.features)]
-    loaded = inputs.join(rows.select(*others), ROW_ID).selectExpr(*row_selection(use_case)).toPandas()
+    joined = inputs.join(rows.select(*others), ROW_ID)
+    check_slice_sql(use_case, joined)
+    loaded = joined.selectExpr(*row_selection(use_case)).toPandas()
     order = [use_case.prediction_time, *use_case.key] if use_case.has_time else list(use_case.key)
     return loaded.sort_values(order, ignore_index=True)
 

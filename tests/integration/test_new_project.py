@@ -62,3 +62,42 @@ def test_a_use_case_declares_what_the_options_say(projects):
         assert ("held_out_days:" in train, "held_out_share:" in train) == (has_time, not has_time)
         metric = "log_loss" if problem == "binary" else "root_mean_squared_error"
         assert f"metric: {metric}" in gates
+
+
+EDITED = """
+import numpy as np
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+
+from mlops_nb.models.learners import sklearn_learner
+
+def weight_squared(weight: float) -> float:
+    "The square of the weight."
+    return np.square(weight)
+
+def make_forest(**parameters):
+    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    encoded = make_column_transformer((codes, ["carrier"]), remainder="passthrough")
+    return make_pipeline(encoded, RandomForestRegressor(random_state=1, **parameters))
+
+USE_CASE = table_use_case(
+    SOURCE, model="days", problem=REGRESSION, features=["carrier", "weight_squared"], categorical=("carrier",),
+    functions={weight_squared: ()}, learner=sklearn_learner(make_forest))
+"""
+
+
+@pytest.mark.slow
+def test_a_project_takes_an_on_demand_feature_and_an_estimator_of_scikit_learn(tmp_path, monkeypatch):
+    "As docs/declarations.md shows them; the weight is looked up for the function, and is no feature itself."
+    project = generated.write(tmp_path / "parcels", generated.made_up("regression", False), monkeypatch)
+    with (project / "parcels/use_case.py").open("a") as module: module.write(EDITED)
+    settings = project / "conf/train.yml"
+    text = settings.read_text()
+    start, end = text.index("rounds:"), text.index("min_slice_rows")
+    settings.write_text(text[:start] + "parameters: {n_estimators: 20}\n" + text[end:text.index("search_space")])
+    generated.commit(project)
+    generated.run_in(project, "mlops", "run", "features")
+    assert "dev.parcels.days v1 is Champion" in generated.run_in(project, "mlops", "run", "train")
+    assert "400 rows" in generated.run_in(project, "mlops", "run", "batch_inference")

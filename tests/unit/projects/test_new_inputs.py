@@ -48,6 +48,8 @@ TABLES = {
     "nanoseconds and categories": (shop().assign(
         asked=pd.date_range("2024-01-01", periods=400, freq="5h"),
         color=lambda frame: frame.color.astype("category")), {"time": "asked"}),
+    "names that online stores reserve": (shop().rename(columns={"size": "size__"}).assign(group__=lambda frame:
+        frame.id % 7), {}),
     "0 and 1": (shop().assign(sold=lambda frame: frame.sold.astype(int)), {}),
     "text label": (shop().assign(sold=lambda frame: np.where(frame.sold, "yes", "no")), {}),
     "nullable label": (shop().assign(sold=lambda frame: frame.sold.astype("boolean").mask(frame.id % 9 == 0)), {}),
@@ -104,7 +106,7 @@ def test_a_folder_with_files_is_refused(tmp_path):
     with pytest.raises(MlopsError, match="is not empty"):
         (tmp_path / "note.txt").write_text("keep")
         check_is_new(tmp_path)
-    for name in ("2nd", "class", "json", "pandas"):
+    for name in ("2nd", "class", "json", "pandas", "nbs", "data"):
         with pytest.raises(MlopsError): planned(tmp_path, shop(), name=name)
 
 
