@@ -243,10 +243,11 @@ def check_calibration(evidence: Evidence, *, max_error: float) -> list[str]:
 def slice_changes(evidence: Evidence, min_rows: float,
                   ) -> pd.DataFrame:  # by slice and value: columns rows, model, baseline, change
     "The loss of each slice with enough rows, and its relative change against the baseline."
-    if not evidence.held_out.slices: raise NotEvaluated("the use case names no slices")
-    rows, held_out, problem = evidence.rows[list(evidence.held_out.slices)], evidence.held_out, evidence.problem
+    rows, held_out, problem = evidence.rows, evidence.held_out, evidence.problem
+    if not held_out.slices: raise NotEvaluated("the use case names no slices")
+    columns = rows[list(held_out.slices)]
     def losses(prediction: np.ndarray) -> pd.DataFrame:
-        table = slice_metrics(rows, held_out.label, {"model": prediction}, held_out.days, min_rows, problem)
+        table = slice_metrics(columns, held_out.label, {"model": prediction}, held_out.days, min_rows, problem)
         return table.dropna(subset=problem.loss).set_index(["slice", "value"]).sort_index()
     model, baseline = losses(evidence.prediction), losses(held_out.baseline)
     if model.empty: raise NotEvaluated(f"no slice has {min_rows:,} rows")
@@ -256,7 +257,7 @@ def slice_changes(evidence: Evidence, min_rows: float,
 
 def check_slices(evidence: Evidence, *, min_rows: float, max_relative_change: float) -> list[str]:
     "In no slice with at least `min_rows` rows is the loss higher than the baseline's by more than allowed."
-    if not evidence.held_out.slices: return []
+    if evidence.held_out and not evidence.held_out.slices: return []
     changes, loss = slice_changes(evidence, min_rows), evidence.problem.loss
     return [f"{' '.join(name)}: {loss} {row.model:.4f} is {row.change:.1%} higher than the baseline's on "
             f"{row.rows:,.0f} rows, at most {max_relative_change:.1%} is allowed"

@@ -101,6 +101,18 @@ def test_without_any_fact_after_as_of_the_tables_and_the_version_are_the_same(la
 
 
 @pytest.mark.full
+def test_a_run_as_of_an_earlier_day_removes_no_label_that_is_known(late):
+    project, frame, as_of = late
+    later = as_of + timedelta(days=10)
+    for day in (later, as_of):
+        printed = generated.run_in(project, "mlops", "run", "features", "--only", "ingest", "--param", f"as_of={day}")
+    questions = frame[frame.ordered_at < pd.Timestamp(later)]
+    expected = questions.days.where(questions.known_on < pd.Timestamp(later))
+    np.testing.assert_array_equal(rows(project, "bronze_orders").days.to_numpy(float), expected.to_numpy(float))
+    known = frame[(frame.ordered_at < pd.Timestamp(as_of)) & (frame.known_on < pd.Timestamp(as_of))]
+    assert f"{len(known)} of them with a label known before {as_of}" in printed, "the counts are those of the day"
+
+
 def test_no_held_out_label_of_rows_without_a_time_moves_the_model(tmp_path):
     "The labels of the held-out rows are inverted: the metrics change, the model does not."
     frame = generated.made_up("binary", has_time=False)

@@ -1,5 +1,6 @@
 """Two small use cases, scored and monitored: binary without a time, regression with a time; compared with pandas."""
 import json
+from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
 
@@ -14,7 +15,7 @@ from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
 from mlops_nb.workflow import automl_search, automl_settings, batch_scoring, learning, monitoring
-from mlops_nb.workflow.rows import ROW_GROUP, group_sql, labelled_rows
+from mlops_nb.workflow.rows import ROW_GROUP, check_slice_sql, group_sql, labelled_rows
 
 # MLflow warns of its own type hints, and of models without examples
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
@@ -89,6 +90,14 @@ def expected_rows(use_case) -> pd.DataFrame:
     frame = small.FRAMES[use_case.source[0]]()
     model_input = frame
     return frame.assign(expected=eval(small.FORMULAS[use_case.model], {"np": np, "model_input": model_input}))
+
+
+@OF_CUSTOMERS
+def test_a_slice_with_a_misspelt_column_names_the_slice_and_the_column(home):
+    use_case, spark, env, _ = home
+    misspelt = replace(use_case, slices={"long": "mnoths > 12"})
+    with pytest.raises(MlopsError, match="slice 'long' .*mnoths > 12\n  did you mean 'months'"):
+        check_slice_sql(misspelt, use_case.rows(spark, env, AS_OF, 1).selectExpr("*", "1 AS months"))
 
 
 def test_predictions_have_the_declared_columns_and_the_values_of_the_model(home):
