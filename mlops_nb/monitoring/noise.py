@@ -7,7 +7,7 @@ __all__ = ['MIN_BASELINE_DAYS', 'DRIFT_DRAWS', 'DRIFT_METRICS', 'Noise', 'noise_
            'ks_statistic', 'drift_noise', 'BaselineDays', 'rows_of_version', 'day_sums', 'day_counts', 'shared_values',
            'baseline_days', 'derived_metric', 'check_sums', 'sql_metric', 'used_aggregates', 'check_rates',
            'sums_monitor', 'days_by_column', 'baseline_row', 'window_days', 'noise_share', 'as_limits',
-           'without_limits', 'no_limit_reason', 'drift_limits', 'metric_limits', 'noise_limits']
+           'without_limits', 'no_limit_reason', 'drift_limits', 'has_value', 'metric_limits', 'noise_limits']
 
 # %% ../../nbs/monitoring/08_noise.ipynb #7300d823
 from collections.abc import Callable, Iterable
@@ -283,6 +283,11 @@ def drift_limits(days: BaselineDays, threshold: Threshold, version: str | None, 
     noise = drift_noise(threshold.metric, own.to_numpy(), values, size, noise_share(threshold))
     return as_limits(noise, 0, threshold.side)
 
+def has_value(sums: pd.DataFrame,  # by day
+              metric: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    "Whether a day takes part in a metric: not if its sums are 0 and give no value, such as a day without labels."
+    return (sums != 0).any(axis=1).to_numpy() | ~np.isnan(metric(sums.to_numpy()))
+
 def metric_limits(spark, days: BaselineDays, measured: Measured, monitor: Monitor, threshold: Threshold,
                   version: str | None, size: int) -> dict:  # low, high, reason
     "Compute the limits of a threshold for a version's windows with this number of days."
@@ -293,6 +298,10 @@ def metric_limits(spark, days: BaselineDays, measured: Measured, monitor: Monito
     check_sums(sums, baseline_row(measured, version, threshold.column))
     sums = sums[sums.index.notna()]  # rows without a time belong to the baseline, but to none of its days
     metric = sql_metric(spark, derived, sums.columns)
+    sums = sums[has_value(sums, metric)]
+    if len(sums) < MIN_BASELINE_DAYS:
+        return without_limits(f"the metric has a value on {counted(len(sums), 'day')} of the baseline, and the noise "
+                              f"needs {MIN_BASELINE_DAYS}")
     statistic, count = sums_statistic(sums.to_numpy(), metric), len(sums)
     value = float(statistic(np.ones((1, count)))[0])
     if np.isnan(value): return without_limits(NO_VALUE)

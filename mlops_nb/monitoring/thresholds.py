@@ -229,7 +229,9 @@ def unchecked(measured: Measured, thresholds: Iterable[Threshold], noise: NoiseL
     "List the reasons why windows are not compared with a threshold, one text per threshold and reason."
     texts = []
     for t in thresholds:
-        reasons = compare_windows(measured, t, noise).reason.dropna()
+        compared = compare_windows(measured, t, noise)
+        is_small = compared.value.notna() & (compared["count"] < t.min_rows)
+        reasons = compared.reason.mask(is_small, f"fewer than {t.min_rows:,} rows").dropna()
         for reason, rows in reasons.groupby(reasons):
             verb = "is" if len(rows) == 1 else "are"
             texts.append(f"{counted(len(rows), 'window')} {verb} not compared with the limit of "

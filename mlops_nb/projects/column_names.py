@@ -21,7 +21,7 @@ SQL_WORDS = frozenset("""
     grant group having in inner intersect into is join lateral leading left minus natural not null offset on only or
     order outer overlaps primary recursive references right select semi session_user some table then time to trailing
     true union unique unknown user using when where with within
-    _metadata _change_type _commit_version _commit_timestamp
+    self _metadata _change_type _commit_version _commit_timestamp
 """.split())
 LETTERS = str.maketrans({
     "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o",

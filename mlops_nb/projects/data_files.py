@@ -61,7 +61,7 @@ class Dialect:
             raise MlopsError(f"--quote is {self.quote!r}", """write '"' or "'" """.strip())
         if self.decimal not in (None, ".", ","):
             raise MlopsError(f"--decimal is {self.decimal!r}", "write . or ,")
-        try: codecs.lookup(self.encoding or "utf-8")
+        try: "".encode(self.encoding or "utf-8")  # a codec such as base64 is no encoding of text
         except LookupError:
             raise MlopsError(f"no encoding {self.encoding!r}", what_exists(self.encoding, ENCODINGS)) from None
 

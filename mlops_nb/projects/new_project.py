@@ -51,7 +51,9 @@ def package_name(folder: Path) -> str:
 
 def check_is_new(folder: Path) -> None:
     "Raise MlopsError unless the folder does not exist, or is empty."
-    if folder.is_file(): raise MlopsError(f"{folder} is a file", "name a folder that does not exist")
+    if folder.is_symlink(): raise MlopsError(f"{folder} is a link", "name a folder that does not exist")
+    if folder.exists() and not folder.is_dir():
+        raise MlopsError(f"{folder} is a file", "name a folder that does not exist")
     if folder.exists() and any(folder.iterdir()):
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
         raise MlopsError(f"{folder} is not empty: {names}", "name a folder that does not exist, or an empty one")
@@ -174,9 +176,13 @@ def write_files(folder: Path, project: NewProject, data: DataFile) -> None:
 def write_project(folder: Path, project: NewProject, data: DataFile) -> None:
     "Write a project into a new or empty folder; after an error the folder is as before."
     check_is_new(folder)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        written = Path(temporary) / folder.name
-        written.mkdir()
-        write_files(written, project, data)
-        if folder.exists(): folder.rmdir()
-        written.rename(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            written = Path(temporary) / folder.name
+            written.mkdir()
+            write_files(written, project, data)
+            if folder.exists(): folder.rmdir()
+            written.rename(folder)
+    except OSError as error:
+        raise MlopsError(f"{folder} cannot be written: {error.strerror or error}",
+                         "choose a folder on a disk with space, which you may write") from error

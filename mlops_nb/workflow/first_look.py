@@ -10,6 +10,7 @@ __all__ = ['FirstLook', 'look', 'first_groups', 'plot_label', 'plot_groups', 'pl
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .. import task
@@ -44,7 +45,8 @@ def look(use_case: UseCase, target: str, as_of: str) -> FirstLook:
     if rows.empty:
         raise MlopsError(f"no label is known before {day} in target {target!r}",
                          "choose a later as_of, and run the job features for it")
-    return FirstLook(use_case, spark, spark.createDataFrame(rows), counts.label_of(use_case), len(rows))
+    finite = rows.replace([np.inf, -np.inf], np.nan)  # a picture has no place for them: they count as missing
+    return FirstLook(use_case, spark, spark.createDataFrame(finite), counts.label_of(use_case), len(rows))
 
 # %% ../../nbs/workflow/19_first_look.ipynb #58d74bf0
 def first_groups(use_case: UseCase) -> list[str]:

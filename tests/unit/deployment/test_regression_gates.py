@@ -143,7 +143,8 @@ def test_the_better_of_two_regressors_is_promoted(groups, unit):
     assert won.metrics.loc["r2_score", "v2"] == pytest.approx(oracle.r2_score(PRICE, new.prediction))
     assert f"draws of {len(np.unique(groups))} {unit}s, blocks of" in won.reason and won.unit == unit
     figure = comparison.plot_losses(groups, PRICE, (new, old), "v2 against v1", REGRESSION)
-    assert figure.axes[0].get_xlabel() == unit
+    order = {"day": "day", "group": "groups of held-out rows, in the order of the loss of v1"}
+    assert figure.axes[0].get_xlabel() == order[unit]
     comparison.plot_change(won, RULE["metric"], "v2 against v1", REGRESSION)
 
 
