@@ -274,7 +274,11 @@ def file_content(path: Path) -> tuple[str, bytes]:  # the name without .gz, or o
 
 def read_parquet(data: bytes, where: str) -> pa.Table:
     "Return the table of a parquet file."
-    try: return pq.read_table(pa.BufferReader(data))
+    try:
+        names = pq.read_schema(pa.BufferReader(data)).names
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise MlopsError(f"{where} has several columns named {repeated[0]!r}", "rename or remove one of them")
+        return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise MlopsError(f"{where} is not a parquet file: {shorten(str(error))}",
                          "write it again, for example by pandas") from error

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_CATEGORIES', 'ROWS_PER_CATEGORY', 'FEW_CATEGORIES', 'NEARLY_EMPTY', 'IDENTIFIER_SHARE', 'ID_WORDS', 'LONGEST_GAP',
            'YES_WORDS', 'NO_WORDS', 'WORDS_AS_TEXT', 'MIN_LABELLED_ROWS', 'MIN_CLASS_ROWS', 'MIN_LABELLED_DAYS',
-           'PROBLEMS', 'TableColumn', 'DayCount', 'Inspection', 'kind_of_column', 'looks_like_identifier',
+           'PROBLEMS', 'FEW_ROWS', 'TableColumn', 'DayCount', 'Inspection', 'kind_of_column', 'looks_like_identifier',
            'plain_reason', 'shown_value', 'check_key', 'check_time_column', 'check_time_range', 'check_question_times',
            'class_values', 'suggested_problem', 'check_known_labels', 'check_label', 'numeric_label',
            'labelled_day_counts', 'longest_gap', 'time_facts', 'check_roles', 'stored_frame', 'unused_reasons',
@@ -309,6 +309,8 @@ def check_roles(frame: pd.DataFrame, label: str, key: tuple[str, ...], time: str
         if other != option and {other, option} != {"--key", "--time"}:
             raise MlopsError(f"{other} and {option} are both {name}", "name two different columns")
     if not key: raise MlopsError("there is no --key", "name the columns that identify a row")
+    if repeated := [name for name in key if key.count(name) > 1]:
+        raise MlopsError(f"--key names {repeated[0]} twice", "name each column once")
 
 def stored_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:  # notes
     "Return a frame in the types that tables of the project hold."
@@ -341,12 +343,17 @@ def follows_time(values: pd.Series, time: pd.Series) -> bool:
     sample = pd.DataFrame({"value": values[both].astype(float), "time": time[both].astype("int64")}).iloc[:SAMPLE_SIZE]
     return abs(sample.corr("spearman").iloc[0, 1]) >= 0.999
 
+FEW_ROWS = 2000
+
 def label_notes(label: pd.Series, numbers: np.ndarray, problem: str) -> list[str]:
     "Return what a person should know about a label."
     notes, known = [], numbers[~np.isnan(numbers)]
     if problem == "binary" and min(known.mean(), 1 - known.mean()) < 0.01:
         notes.append(f"The rarer class has {min(known.sum(), len(known) - known.sum()):,.0f} rows, "
                      "less than 1%: intervals will be wide.")
+    if len(known) < FEW_ROWS:
+        notes.append(f"With {len(known):,} labelled rows a gate may see no clear difference from the baseline; "
+                     "`make demo` then stops at the first version and says why.")
     if problem == "regression" and label.nunique() < 10:
         notes.append(f"The label has only {label.nunique()} different values; for a class, make a column with two.")
     return notes

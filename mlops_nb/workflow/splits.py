@@ -73,7 +73,8 @@ def other_day_text(use_case: UseCase, training: pd.DataFrame, held_out: pd.DataF
     "Return which `as_of` has enough rows: an earlier one if only the days before it have no labels."
     if len(training) < min_rows: return "choose a later as_of, and run the job `features` for it"
     newest = pd.concat([training[use_case.day], held_out[use_case.day]]).max()
-    return f"labels are known until {newest:%Y-%m-%d}: choose an as_of soon after this day, or add newer rows"
+    after = newest + pd.Timedelta(days=1)
+    return f"labels are known until {newest:%Y-%m-%d}: run it with -p as_of={after:%Y-%m-%d}, or add newer rows"
 
 def check_row_counts(use_case: UseCase, training: pd.DataFrame, held_out: pd.DataFrame, min_rows: int) -> None:
     "Raise MlopsError unless both parts have enough rows, and each held-out row has a baseline."

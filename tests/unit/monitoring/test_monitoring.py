@@ -332,6 +332,9 @@ def test_a_version_without_baseline_breaks_no_relative_limit():
     without_value = thresholds.unchecked(measured(0.9, 0.8, base=math.nan), [relative], {})
     assert without_value == ["2 windows are not compared with the limit of log loss: "
                              "the metric has no value on the baseline"]
+    many = replace(relative, times_baseline=False, min_rows=10**6)
+    assert thresholds.unchecked(measured(0.9, 0.8), [many], {}) == [
+        "2 windows are not compared with the limit of log loss: fewer than 1,000,000 rows"]
 
 
 @pytest.mark.parametrize("base", [-10.0, 10.0])

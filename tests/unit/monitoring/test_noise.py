@@ -129,3 +129,12 @@ def test_values_share_buckets_of_about_equal_counts():
     assert len(sizes) == 1000 and sizes.max() <= 6 and (shared >= values).all()
     assert shared.sort_values().tolist() == shared[values.argsort()].tolist()  # in the same order
     assert noise.shared_values(values[:900], counts[:900]).tolist() == values[:900].tolist()
+
+
+def test_days_without_a_label_take_no_part_in_a_metric_of_labels():
+    "A ratio of sums has no value on them; a difference of sums has one, which is 0."
+    sums = pd.DataFrame({"model": [0.0, 3.0, 0.0], "heuristic": [0.0, 4.0, 2.0]}, index=["1st", "2nd", "3rd"])
+    def ratio(values):
+        with np.errstate(invalid="ignore"): return values[:, 0] / values[:, 1]
+    assert noise.has_value(sums, ratio).tolist() == [False, True, True]
+    assert noise.has_value(sums, lambda values: values[:, 0] - values[:, 1]).tolist() == [True, True, True]

@@ -48,8 +48,8 @@ TABLES = {
     "nanoseconds and categories": (shop().assign(
         asked=pd.date_range("2024-01-01", periods=400, freq="5h"),
         color=lambda frame: frame.color.astype("category")), {"time": "asked"}),
-    "names that online stores reserve": (shop().rename(columns={"size": "size__"}).assign(group__=lambda frame:
-        frame.id % 7), {}),
+    "names that stores and pandas reserve": (shop().rename(columns={"size": "size__", "color": "self"}).assign(
+        group__=np.arange(400.0) % 7), {}),
     "0 and 1": (shop().assign(sold=lambda frame: frame.sold.astype(int)), {}),
     "text label": (shop().assign(sold=lambda frame: np.where(frame.sold, "yes", "no")), {}),
     "nullable label": (shop().assign(sold=lambda frame: frame.sold.astype("boolean").mask(frame.id % 9 == 0)), {}),
@@ -106,6 +106,9 @@ def test_a_folder_with_files_is_refused(tmp_path):
     with pytest.raises(MlopsError, match="is not empty"):
         (tmp_path / "note.txt").write_text("keep")
         check_is_new(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for other in (tmp_path / "link", tmp_path / "note.txt"):
+        with pytest.raises(MlopsError, match="is a (link|file)"): check_is_new(other)
     for name in ("2nd", "class", "json", "pandas", "nbs", "data"):
         with pytest.raises(MlopsError): planned(tmp_path, shop(), name=name)
 
