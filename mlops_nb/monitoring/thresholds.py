@@ -231,7 +231,7 @@ def unchecked(measured: Measured, thresholds: Iterable[Threshold], noise: NoiseL
     for t in thresholds:
         compared = compare_windows(measured, t, noise)
         is_small = compared.value.notna() & (compared["count"] < t.min_rows)
-        reasons = compared.reason.mask(is_small, f"fewer than {t.min_rows:,} rows").dropna()
+        reasons = compared.reason.mask(is_small & compared.reason.isna(), f"fewer than {t.min_rows:,} rows").dropna()
         for reason, rows in reasons.groupby(reasons):
             verb = "is" if len(rows) == 1 else "are"
             texts.append(f"{counted(len(rows), 'window')} {verb} not compared with the limit of "
