@@ -82,10 +82,10 @@ def source_code(project: NewProject) -> str:
     has_classes = inspection.problem == "binary" and not isinstance(inspection.positive, bool | np.bool_)
     options = {"time": inspection.time, "known_at": inspection.known_at,
                "positive": str(inspection.positive) if has_classes else None}
-    given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     names = {name: project.names[name] for name in project.used_columns if name in project.names}
-    lines = ["SOURCE = TableSource(",
-             f"{indent}{project.table!r}, key={tuple(inspection.key)!r}, label={inspection.label!r}{given},"]
+    roles = [repr(project.table), f"key={tuple(inspection.key)!r}", f"label={inspection.label!r}", *given]
+    lines = ["SOURCE = TableSource(", *wrapped_code(indent, roles, ",")]
     if names: lines += mapping_code(f"{indent}names=", names, ",")
     if project.dialect != Dialect(): lines.append(f"{indent}dialect={project.dialect!r},")
     types = {name: project.types[name] for name in project.used_columns}
@@ -102,8 +102,8 @@ def sliced(inspection: Inspection) -> list[str]:
 def use_case_code(project: NewProject) -> str:
     "Return the declaration of the use case."
     inspection, indent = project.inspection, " " * 4
-    lines = ["USE_CASE = table_use_case(",
-             f"{indent}SOURCE, model={inspection.label!r}, problem={inspection.problem.upper()},",
+    declared = ["SOURCE", f"model={inspection.label!r}", f"problem={inspection.problem.upper()}"]
+    lines = ["USE_CASE = table_use_case(", *wrapped_code(indent, declared, ","),
              *wrapped_code(f"{indent}features=[", map(repr, inspection.features), "],")]
     if inspection.categorical:
         lines += wrapped_code(f"{indent}categorical=(", map(repr, inspection.categorical), ",),")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'PROVENANCE_COLUMNS', 'PAST', 'LONG', 'MOST_SLICES', 'prediction_columns', 'prediction_key',
-           'added_columns', 'predict_rows', 'no_rows', 'write_predictions', 'shown_columns', 'count_scores', 'means_by',
-           'plot_days', 'plot_slice_means', 'plot_score_means', 'Scoring', 'load_scoring', 'scored_means', 'means_text',
-           'threshold_text', 'actions_of', 'score_rows', 'plot_scores', 'finish_scoring']
+           'added_columns', 'with_missing_features', 'predict_rows', 'no_rows', 'write_predictions', 'shown_columns',
+           'count_scores', 'means_by', 'plot_days', 'plot_slice_means', 'plot_score_means', 'Scoring', 'load_scoring',
+           'scored_means', 'means_text', 'threshold_text', 'actions_of', 'score_rows', 'plot_scores', 'finish_scoring']
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #6ce25777
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from ..models.problem_types import operating_point
 from ..models.scoring import version_by_alias
 from ..pictures import BLUE, ORANGE, canvas, date_axis, legend, percent_axis
 from .learning import read_train
-from .rows import as_input, baseline_sql, check_fresh_tables, pin_tables
+from .rows import as_input, baseline_sql, check_fresh_tables, input_types, pin_tables
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #07d979e3
@@ -59,6 +59,13 @@ def added_columns(use_case: UseCase, tags: Mapping[str, str],  # of the version
     day = quoted(use_case.day) if use_case.has_time else f"DATE'{as_of}'"
     return slices | {"heuristic": baseline_sql(use_case, tags), "as_of": day}
 
+def with_missing_features(use_case: UseCase, scored):  # DataFrame -> DataFrame
+    "Add features that the version, which is older than their declaration, does not take: they are null."
+    kinds = input_types(use_case)
+    nulls = [f"CAST(NULL AS {kinds[name].upper()}) AS {quoted(name)}" for name in use_case.features
+             if name not in scored.columns]
+    return scored.selectExpr("*", *nulls) if nulls else scored
+
 def predict_rows(use_case: UseCase, spark, env: Env,  # with pinned table versions, which the rows record
                  rows,  # DataFrame with the columns of `use_case.rows`
                  version,  # mlflow ModelVersion
@@ -66,6 +73,7 @@ def predict_rows(use_case: UseCase, spark, env: Env,  # with pinned table versio
     "Return rows with features, the predictions of the model and of the heuristic, and provenance."
     check_fresh_tables(use_case, spark, env, rows)
     scored = feature_client(spark, env).score_batch(model_uri=f"models:/{version.name}/{version.version}", df=rows)
+    scored = with_missing_features(use_case, scored)
     added = added_columns(use_case, version.tags, as_of)
     actions = use_case.problem.actions(operating_point(use_case.problem, version.tags))
     names = prediction_columns(use_case, actions)

@@ -147,7 +147,10 @@ def monitor_predictions(use_case: UseCase, spark, env: Env, day: date, granulari
         write_baselines(use_case, spark, env, model_name, [number for name, number in versions if name == model_name])
     numbers = ", ".join(str(number) for _, number in versions)
     baseline = tables.read(spark, env, BASELINE_TABLE).where(f"model_version IN ({numbers})")
-    measured = measure(spark, env, rows, monitor, granularity, use_case.features, baseline)
+    features = [name for name in use_case.features if name in rows.columns and name in baseline.columns]
+    if new := [name for name in use_case.features if name not in features]:
+        print(f"not monitored, because no version that takes them has scored rows: {', '.join(new)}")
+    measured = measure(spark, env, rows, monitor, granularity, features, baseline)
     write_metrics(spark, env, PREDICTIONS, measured, monitor, granularity, tables.version(spark, env, PREDICTIONS))
     return measured, noise_limits(spark, rows, baseline, measured, monitor, granularity, thresholds)
 

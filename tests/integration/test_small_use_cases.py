@@ -15,7 +15,7 @@ from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
 from mlops_nb.workflow import automl_search, automl_settings, batch_scoring, learning, monitoring
-from mlops_nb.workflow.rows import ROW_GROUP, check_slice_sql, group_sql, labelled_rows
+from mlops_nb.workflow.rows import ROW_GROUP, check_slice_sql, group_sql, labelled_rows, pin_tables
 
 # MLflow warns of its own type hints, and of models without examples
 pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
@@ -90,6 +90,18 @@ def expected_rows(use_case) -> pd.DataFrame:
     frame = small.FRAMES[use_case.source[0]]()
     model_input = frame
     return frame.assign(expected=eval(small.FORMULAS[use_case.model], {"np": np, "model_input": model_input}))
+
+
+def test_a_version_that_is_older_than_a_feature_still_scores(home):
+    "The new feature is null in its predictions."
+    use_case, spark, env, version = home
+    newer = replace(use_case, features=(*use_case.features, "newest"))
+    rows = use_case.rows(spark, env, AS_OF, 3)
+    scored = batch_scoring.predict_rows(newer, spark, pin_tables(use_case, spark, env), rows, version, AS_OF)
+    assert "newest" in scored.columns and scored.where("newest IS NOT NULL").count() == 0
+    frame = scored.toPandas().sort_values(list(use_case.key), ignore_index=True)
+    expected = rows_of(use_case, spark, env)
+    np.testing.assert_array_equal(frame.prediction, expected.prediction)
 
 
 @OF_CUSTOMERS

@@ -94,6 +94,7 @@ def check_writes(spark, env, writes):
         assert rows(spark, env, name, version) == sorted(earlier.items(), key=repr)
 
 
+@pytest.mark.slow
 def test_a_table_of_500_columns_is_merged(spark, env, name):
     "A condition that compares 500 columns one after the other ended the process of Sail."
     def wide(changed=0):

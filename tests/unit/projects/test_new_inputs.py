@@ -59,6 +59,11 @@ TABLES = {
     "names of the project's columns": (shop().assign(day=1.0 * np.arange(400) % 5, prediction=np.arange(400.0) % 3,
                                                      rows=np.arange(400.0) % 17), {}),
     "200 rows": (shop(200), {}),
+    "long names": (shop().rename(columns={"id": "number_of_the_order_in_the_shop",
+                                           "sold": "was_sold_in_the_first_month"})
+                   .assign(day_on_which_the_offer_was_made=pd.date_range("2024-01-01", periods=400, freq="5h")),
+                   {"key": ("number_of_the_order_in_the_shop",), "label": "was_sold_in_the_first_month",
+                    "time": "day_on_which_the_offer_was_made"}),
     "number as label": (shop(), {"label": "size"}),
 }
 
@@ -75,6 +80,7 @@ def test_a_table_gives_declarations_and_files(tmp_path, name):
     files = render_project(template_folder(), settings(project))
     modules = [text for path, text in files.items() if str(path).endswith("use_case.py")]
     assert len(modules) == 1 and compile(modules[0], "use_case.py", "exec")
+    assert max(map(len, modules[0].splitlines())) <= 120, "the project's own check refuses longer lines"
 
 
 def test_columns_with_spaces_keep_their_names(tmp_path):
