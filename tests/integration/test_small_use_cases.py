@@ -215,6 +215,15 @@ def test_a_monitor_leaves_out_labels_of_rows_that_the_version_learned_from(home,
     assert window.heuristic_loss == pytest.approx(log_loss(label, np.full(len(rows), 0.3)) * len(rows))
 
 
+def test_a_feature_that_no_version_has_taken_is_not_monitored_and_said(home, run, capsys):
+    use_case, spark, env, _ = home
+    newer = replace(use_case, features=(*use_case.features, "newest"))
+    measured, _ = monitoring.monitor_predictions(newer, spark, env, AS_OF + timedelta(days=3), run.granularity,
+                                                 run.monitor, run.thresholds)
+    assert "no version that takes them has scored rows: newest\n" in capsys.readouterr().out
+    assert set(measured.profile.column_name) == set(run.measured.profile.column_name)
+
+
 def test_a_rate_without_enough_days_is_not_compared_and_a_fixed_limit_is(home, run):
     use_case, *_ = home
     summary, *reasons = run.texts

@@ -84,7 +84,7 @@ def test_the_copy_exports_and_its_bundle_is_valid(copy):
 
 @pytest.mark.slow
 def test_the_tour_of_the_copy_runs(copy):
-    generated.run_in(copy, "nbdev_test", "--path", "nbs/index.ipynb")
+    assert "Success." in generated.run_in(copy, "nbdev_test", "--path", "nbs/index.ipynb")
 
 
 @pytest.mark.slow
