@@ -81,11 +81,14 @@ def columns_of(spark, schema) -> list:  # StructFields
 NO_STATISTICS = " TBLPROPERTIES ('delta.dataSkippingNumIndexedCols' = '0')"
 
 def create_table_sql(env: Env, full: str, columns: list,  # StructFields
-                     required: Iterable[str], keys: tuple[str, ...], comment: str) -> str:
+                     required: Iterable[str], keys: tuple[str, ...], comment: str,
+                     timeseries: str | None = None) -> str:  # the key that is the time of a feature table
     "Return the CREATE TABLE statement: an external table in a local lakehouse; on Databricks a managed one with a key."
     lines = [f"{quoted(c.name)} {sql_type(c)}" + (" NOT NULL" if c.name in {*required, *keys} else "")
              + (f" COMMENT {sql_text(c.metadata['comment'])}" if c.metadata.get("comment") else "") for c in columns]
-    if keys and env.engine == "databricks": lines.append(f"PRIMARY KEY ({', '.join(map(quoted, keys))})")
+    if keys and env.engine == "databricks":
+        listed = ", ".join(quoted(key) + (" TIMESERIES" if key == timeseries else "") for key in keys)
+        lines.append(f"PRIMARY KEY ({listed})")
     about = f" COMMENT {sql_text(comment)}" if comment else ""
     path = "" if env.engine == "databricks" else f" LOCATION {sql_text(location(env, full))}"
     no_statistics = NO_STATISTICS if env.engine != "databricks" else ""

@@ -112,7 +112,8 @@ def check_statistics(env: Env, full: str, columns: list):  # StructFields, of th
                      "copy the table with `mlops tables snapshot`, which keeps NaN, and write to the copy")
 
 def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
-                     required: Iterable[str] = (), keys: tuple[str, ...] = (), comment: str = ""):
+                     required: Iterable[str] = (), keys: tuple[str, ...] = (), comment: str = "",
+                     timeseries: str | None = None):
     "Create a table if it does not exist; otherwise add the missing columns."
     check_columns(full, columns)
     if exists(spark, env, full):
@@ -125,20 +126,22 @@ def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
     else:
         attach_schema(spark, env, full)
         spark.sql(f"DROP TABLE IF EXISTS {sql_name(env, full)}").collect()  # registered, but removed from disk
-    spark.sql(create_table_sql(env, full, columns, required, keys, comment)).collect()
+    spark.sql(create_table_sql(env, full, columns, required, keys, comment, timeseries)).collect()
 
 # %% ../../nbs/data/04_tables.ipynb #cc0304f8
 def create(spark, env: Env, name: str,
            schema,  # a StructType, or text such as "day DATE, late DOUBLE"
            keys: Iterable[str] = (),  # columns that identify a row: never null, and on Databricks the primary key
-           comment: str = ""):  # the meaning of a row
+           comment: str = "",  # the meaning of a row
+           timeseries: str | None = None):  # the key that is a time, see `FeatureTable`
     "Create a table with these columns, or add the missing ones if the table exists."
     full, keys, columns = env.check_write(name), tuple(keys), columns_of(spark, schema)
     names = [c.name for c in columns]
     for key in keys:
         if key not in names: raise unknown("column", key, names, "the schema")
     required = [c.name for c in columns if not c.nullable]
-    retry(f"creating {full}", lambda: create_or_extend(spark, env, full, columns, required, keys, comment))
+    retry(f"creating {full}", lambda: create_or_extend(spark, env, full, columns, required, keys, comment,
+                                                        timeseries))
 
 # %% ../../nbs/data/04_tables.ipynb #0bb27244
 def remove_old(folder: str, age: timedelta = timedelta(days=1)):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMESERIES_TYPES', 'PROPERTY', 'as_list', 'FeatureTable', 'check_definition', 'properties', 'set_property',
-           'get_table', 'create_table', 'check_declaration', 'write_table', 'check_new_rows', 'drop_table']
+           'constraint_keys', 'get_table', 'create_table', 'check_declaration', 'write_table', 'check_new_rows',
+           'drop_table']
 
 # %% ../../nbs/features/00_feature_tables.ipynb #d2b4ce03
 import json
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ..data import schemas, tables
 from ..data.lakehouse import delta_log, location, remove
-from ..data.sql import sql_name, sql_text
+from ..data.sql import quoted, sql_name, sql_text
 from ..env import Env
 from ..errors import MlopsError, unknown
 
@@ -84,15 +85,30 @@ def set_property(spark, env: Env, name: str, key: str, value: str):
 # %% ../../nbs/features/00_feature_tables.ipynb #0f756db3
 PROPERTY = "mlops.feature_table"
 
+def constraint_keys(spark, full: str) -> list[str]:  # in order; empty without a constraint
+    "Return the primary key that Unity Catalog has for a table: another program may have made it a feature table."
+    catalog, schema, table = full.split(".")
+    views = f"{quoted(catalog)}.information_schema"
+    rows = spark.sql(
+        f"SELECT k.column_name FROM {views}.table_constraints AS c JOIN {views}.key_column_usage AS k "
+        "ON c.constraint_schema = k.constraint_schema AND c.constraint_name = k.constraint_name "
+        "AND c.table_name = k.table_name "
+        f"WHERE c.constraint_type = 'PRIMARY KEY' AND c.table_schema = {sql_text(schema.lower())} "
+        f"AND c.table_name = {sql_text(table.lower())} ORDER BY k.ordinal_position").collect()
+    return [row[0] for row in rows]
+
 def get_table(spark, env: Env, name: str) -> FeatureTable:
     "Return a feature table; raise MlopsError if the table does not exist or was created without a primary key."
     table, full = spark.table(tables.find(spark, env, name)), env.table(name)
     types = {c.name: c.dataType.simpleString() for c in table.schema.fields}
     declaration = properties(spark, env, full).get(PROPERTY)
-    if not declaration:
+    if declaration: return FeatureTable(full, types=types, **json.loads(declaration))
+    keys = constraint_keys(spark, full) if env.engine == "databricks" else []
+    if not keys:
         raise MlopsError(f"{full} is a table without a primary key",
                          "declare it: create_table(name=..., primary_keys=...)")
-    return FeatureTable(full, types=types, **json.loads(declaration))
+    times = [key for key in keys if types[key] in TIMESERIES_TYPES]  # Databricks refuses other keys of these types
+    return check_definition(FeatureTable(full, keys, times[0] if times else None, types))
 
 def create_table(spark, env: Env, name: str, primary_keys: str | Iterable[str],
                  schema,  # a StructType, or text such as "origin STRING, ts TIMESTAMP, temperature DOUBLE"
@@ -105,7 +121,7 @@ def create_table(spark, env: Env, name: str, primary_keys: str | Iterable[str],
                    "description": description, "tags": dict(tags or {})}
     table = check_definition(FeatureTable(env.check_write(name), types=types, **declaration))
     if tables.exists(spark, env, name): check_declaration(spark, env, table)
-    tables.create(spark, env, name, schema, keys, description)
+    tables.create(spark, env, name, schema, keys, description, timeseries_column)
     set_property(spark, env, name, PROPERTY, json.dumps(declaration, sort_keys=True))
     return get_table(spark, env, name)
 

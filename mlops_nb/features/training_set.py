@@ -116,7 +116,7 @@ def with_features(spark, env: Env, input_rows,  # DataFrame with the keys and co
         if missing: frame = with_defaults(look_up_features(spark, env, frame, input_rows, missing, spec), missing)
     missing = [c for c in spec.of(ON_DEMAND) if c.name not in given]
     if missing:
-        functions = {c.udf_name: feature_functions.get_function(env, c.udf_name) for c in missing}
+        functions = {c.udf_name: feature_functions.get_function(env, c.udf_name, spark) for c in missing}
         frame = compute_features(frame, missing, functions)
     features = [c.name for c in (*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)) if c.name not in given]
     return frame.select(*map(quoted, [*given, *features]))
@@ -156,7 +156,7 @@ def create_training_set(spark, env: Env, df, feature_lookups: Sequence[FeatureLo
         if isinstance(feature, FeatureLookup):
             declared_tables[feature.table_name] = feature_tables.get_table(spark, env, feature.table_name)
         elif isinstance(feature, FeatureFunction):
-            declared_functions[feature.udf_name] = feature_functions.get_function(env, feature.udf_name)
+            declared_functions[feature.udf_name] = feature_functions.get_function(env, feature.udf_name, spark)
     columns = {name: kind for name, kind in types.items() if name not in labels}
     spec = make_spec(columns, feature_lookups, as_list(exclude_columns), declared_tables, declared_functions)
     check_feature_names(labels, [*spec.of(FEATURE_STORE), *spec.of(ON_DEMAND)])

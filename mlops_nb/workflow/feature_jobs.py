@@ -205,6 +205,8 @@ class Publication:
     @property
     def text(self) -> str:
         "What was published, in a sentence."
+        if self.table.written.isna().all():  # Databricks reports no numbers
+            return f"published {counted(len(self.table), 'table')} to the online store {self.store.name}"
         return (f"{counted(self.table.written.sum(), 'row')} written and {self.table.deleted.sum():,} deleted "
                 f"in {counted(len(self.table), 'table')} of {self.store.name}")
 

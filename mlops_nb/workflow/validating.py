@@ -23,6 +23,7 @@ from ..env import Env, load_env
 from ..errors import MlopsError
 from ..features.client import spec_of
 from ..models import model_card, registry
+from ..models.scoring import inner_model
 from .learning import read_train
 from .rows import ROW_GROUP, baseline_predictions, input_types, labelled_rows
 from .splits import Split, split_rows
@@ -94,7 +95,8 @@ def model_of(uri: str) -> dict[str, Any]:  # arguments of Evidence
     from mlflow.artifacts import download_artifacts
     from mlflow.pyfunc import load_model
     try:
-        model, folder = load_model(uri), Path(download_artifacts(uri))
+        folder = Path(download_artifacts(uri))
+        model = load_model(str(inner_model(folder)))
         return {"model": model.predict, "signature": model.metadata.signature, "example": model.input_example,
                 "spec": spec_types(uri), "size": size_of(folder)}
     except (Exception, SystemExit) as error:  # the code of a version can end the process by `sys.exit`
