@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from ..data import tables
@@ -220,8 +221,8 @@ def as_parameters(frame,  # DataFrame: the input rows of a training set
                   spec: FeatureSpec, functions: Mapping[str, Function]):  # by name -> DataFrame
     """Cast input columns to the types of the parameters that they are bound to.
 
-    MlopsError for a feature of another type, and for values that would not fit. Unity Catalog compares types exactly: an INT
-    column does not fit a BIGINT parameter."""
+    MlopsError for a feature of another type, and for values that would not fit. Unity Catalog compares types exactly:
+    an INT column does not fit a BIGINT parameter."""
     types, casts = {c.name: c.data_type for c in spec.columns}, {}
     for column in spec.of(ON_DEMAND):
         function = functions[column.udf_name]
@@ -314,7 +315,7 @@ FEATURE_CLIENTS = ("databricks", "mlops_nb")  # values of the variable feature_c
 def databricks_package():  # -> the module databricks.feature_engineering
     "Import Databricks' package; MlopsError if it is missing, or why it cannot be imported."
     own = "or set the variable feature_client: mlops_nb, for this project's own client"
-    try: from databricks import feature_engineering
+    try: return import_module("databricks.feature_engineering")
     except Exception as error:  # of any package that it imports
         if isinstance(error, ImportError) and error.name in ("databricks", "databricks.feature_engineering"):
             raise MlopsError("the package databricks-feature-engineering is not installed",
@@ -325,7 +326,6 @@ def databricks_package():  # -> the module databricks.feature_engineering
                          f"{type(error).__name__}: {error}",
                          f"install versions that fit each other: %pip install -U databricks-feature-engineering; {own}"
                          ) from error
-    return feature_engineering
 
 def feature_client(spark, env: Env):  # -> FeatureEngineeringClient, or DatabricksFeatures
     "Return the client of the target: on Databricks the one that the variable `feature_client` names."
