@@ -111,9 +111,11 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
 PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")
 
-lock: $(READY)  ## compile requirements.lock and the locks of benchmarks and store tests
+lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, engines and store tests
 	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
 	@$(BIN)/python -c '$(PEERS)' | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
+	@$(COMPILE) pyproject.toml --extra spark --extra flights --constraint requirements.lock \
+	  --output-file tests/engines/requirements.lock
 	@$(COMPILE) pyproject.toml tests/stores.in --extra aws --extra azure --extra postgres --extra redis \
 	  --constraint requirements.lock --output-file tests/stores.part  # without what requirements.lock has
 	@grep -vxFf requirements.lock tests/stores.part >tests/stores.lock; rm tests/stores.part

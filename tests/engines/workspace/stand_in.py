@@ -1,0 +1,173 @@
+"""A stand-in workspace: the files of a deployed bundle, and jobs whose notebooks run as on Databricks.
+
+The scheduler is the project's own: `Home.start` gives each notebook to `cluster.py`, which runs in the environment of
+Apache Spark. The notebooks see only what a deployment copies: no `.git`, no environment, no tests."""
+import fnmatch
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from mlops_nb.bundle.load import load_bundle
+from mlops_nb.jobs.execute import Outcome
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
+USER = "someone@example.com"
+
+
+def deployed_files(root: Path, excluded: list[str]) -> list[str]:
+    "What a deployment copies: the files that git does not ignore, without those of `sync.exclude`."
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [name for name in listed if (root / name).is_file() and not any(
+        fnmatch.fnmatch(name, pattern) or name.startswith(pattern.rstrip("*/") + "/") for pattern in excluded)]
+
+
+class Workspace:
+    "The workspace of one test run."
+
+    def __init__(self, folder: Path, python: Path, target: str = "staging", root: Path = ROOT):
+        self.folder, self.target, self.python = folder, target, python
+        self.files, self.state = folder / "files", folder / "workspace"
+        self.bundle, self.said, self.lock = load_bundle(root=root, target=target), [], threading.Lock()
+        self.options = {}  # of the catalog, in every following notebook
+        self.state.mkdir(parents=True)
+        (self.state / "folders.txt").write_text(f"/Shared\n/Users/{USER}\n")
+        excluded = (self.bundle.data.get("sync") or {}).get("exclude", [])
+        for name in deployed_files(root, excluded):
+            target_file = self.files / name
+            target_file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, target_file)
+        self.notebooks = folder / "notebooks"  # in the workspace a notebook is no file
+        for file in self.files.rglob("*.ipynb"):
+            moved = self.notebooks / file.relative_to(self.files)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(moved)
+        self.before = self.listing()
+        self.install(root)
+        self.server = self.serve()
+        self.process = None
+
+    def install(self, root: Path):
+        "Build the wheel from the files of a commit, and install it without its dependencies."
+        source = self.folder / "source"
+        for name in deployed_files(root, []):
+            copy = source / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, copy)
+        words = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+                 "--no-build-isolation", "--target", self.folder / "wheel", source]
+        subprocess.run(words, check=True, capture_output=True, text=True)
+
+    def listing(self) -> list[str]: return sorted(str(file.relative_to(self.files)) for file in self.files.rglob("*"))
+
+    def serve(self):
+        "The parts of the REST API that a notebook calls: who am I, and make a folder."
+        workspace = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_): ...
+
+            def reply(self, content: dict):
+                text = json.dumps(content).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def do_GET(self): self.reply({"userName": USER} if "scim" in self.path else {})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/workspace/mkdirs"):
+                    with (workspace.state / "folders.txt").open("a") as file: file.write(body["path"] + "\n")
+                self.reply({})
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    @property
+    def environment(self) -> dict[str, str]:
+        "The environment variables of a notebook on classic compute with runtime 18."
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        wheel = self.folder / "wheel"
+        return kept | {
+            "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), "STAND_IN_STATE": str(self.state),
+            "DATABRICKS_RUNTIME_VERSION": "18.0",
+            "DATABRICKS_HOST": f"http://127.0.0.1:{self.server.server_port}", "DATABRICKS_TOKEN": "x",
+            "PYTHONPATH": f"{HERE / 'packages'}:{wheel}", "PYSPARK_PYTHON": str(self.python), "MPLBACKEND": "Agg",
+            "SPARK_CONF_DIR": str(HERE.parent / "spark-conf"), "TZ": "UTC", "GIT_CEILING_DIRECTORIES": str(self.folder)}
+
+    def start(self):
+        "Start the compute, with the project installed from its wheel."
+        home = self.folder / "home"
+        home.mkdir()
+        (self.folder / "tmp").mkdir()
+        ivy = Path.home() / ".ivy2.5.2"
+        if ivy.exists(): (home / ivy.name).symlink_to(ivy)
+        with (self.folder / "cluster.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [self.python, HERE / "cluster.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, env=self.environment, cwd=self.folder)
+        if not self.process.stdout.readline(): raise RuntimeError((self.folder / "cluster.log").read_text()[-3000:])
+
+        for schema in (self.bundle.data.get("resources") or {}).get("schemas", {}).values():
+            self.sql(f"CREATE SCHEMA IF NOT EXISTS `{schema['catalog_name']}`.`{schema['name']}`")
+
+    def stop(self):
+        if self.process:
+            self.process.stdin.close()
+            self.process.wait(60)
+            self.process.stdout.close()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def ask(self, request: dict) -> dict:
+        "Send a request to the compute, and return its answer."
+        with self.lock:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+
+    def sql(self, statement: str) -> list:
+        "Run a statement as the owner of the workspace, and return its rows."
+        return self.ask({"sql": statement, "environment": {}})["rows"]
+
+    def run(self, notebook: str, widgets: dict, values: dict | None = None, **environment) -> dict:
+        "Run one notebook, such as nbs/flights/12_setup.ipynb, with its parameters as strings."
+        request = {"notebook": str(self.notebooks / notebook), "folder": str((self.files / notebook).parent),
+                   "widgets": widgets, "values": values or {}, "environment": environment, **self.options}
+        result = self.ask(request)
+        text = result.get("exit") or result["message"]
+        self.said.append((notebook, result["result_state"], result.get("seconds", 0), text))
+        return result
+
+    def execute(self, attempt: Path, spec: dict, environment: dict):
+        "Start a notebook of a job, as `Home.start` does; `wait` runs it."
+        return Execution(self, attempt, spec)
+
+
+class Execution:
+    "One attempt of a task."
+
+    def __init__(self, workspace: Workspace, attempt: Path, spec: dict):
+        self.workspace, self.attempt, self.spec = workspace, attempt, spec
+        attempt.mkdir(parents=True, exist_ok=True)
+
+    def stop(self): ...
+
+    def wait(self, report) -> Outcome:
+        spec, root = self.spec, self.workspace.bundle.root
+        own = {name: value if isinstance(value, str) else json.dumps(value)
+               for name, value in spec["notebook_parameters"].items()}
+        result = self.workspace.run(str(Path(spec["notebook"]).relative_to(root)), own | spec["parameters"],
+                                    spec["values"])
+        (self.attempt / "values.json").write_text(json.dumps(result.get("values", {})))
+        (self.attempt / "exit.txt").write_text(result.get("exit", ""))
+        (self.attempt / "printed.txt").write_text(result.get("printed", "") + result.get("traceback", ""))
+        return Outcome(result["result_state"], result["message"])
