@@ -533,7 +533,7 @@ def test_tables_on_databricks_are_managed_and_have_a_primary_key(databricks):
         "CREATE TABLE IF NOT EXISTS `dev`.`flights`.`new` (`tailnum` string NOT NULL, `year` int, "
         "PRIMARY KEY (`tailnum`)) USING delta COMMENT 'An aircraft'"]
     tables.create(spark, changed(env, schema="fresh"), "new", schema)
-    assert spark.statements[1] == "CREATE SCHEMA `dev`.`fresh`"
+    assert spark.statements[1] == "CREATE SCHEMA IF NOT EXISTS `dev`.`fresh`"
     created = "CREATE TABLE IF NOT EXISTS `dev`.`fresh`.`new` (`tailnum` string, `year` int)"
     assert spark.statements[2].startswith(created)
 
