@@ -171,15 +171,18 @@ def drop_old(spark, schema: str):  # in SQL
 @contextmanager
 def staged_table(spark, env: Env, df, view: str):  # the name of a temporary view -> Iterator[DataFrame]
     "Write the rows to a table of the target's schema, which is dropped at the end of the `with` block."
+    from pyspark.sql.types import StructField
     full = env.check_write(f"{STAGED}{datetime.now(UTC):%Y%m%d}_{uuid.uuid4().hex}")
     table = sql_name(env, full)
     create_schema(spark, env, full)
     drop_old(spark, table.rpartition(".")[0])
     try:
-        spark.sql(create_table_sql(env, full, df.schema.fields, (), (), "Rows of a running task")).collect()
+        # Delta refuses some names, such as "a b", which rows that are only read may have
+        columns = [StructField(f"c{i}", c.dataType, metadata=c.metadata) for i, c in enumerate(df.schema.fields)]
+        spark.sql(create_table_sql(env, full, columns, (), (), "Rows of a running task")).collect()
         df.createOrReplaceTempView(view)
         spark.sql(f"INSERT INTO {table} SELECT * FROM {view}").collect()
-        yield spark.table(table)
+        yield spark.table(table).toDF(*df.columns)
     finally: spark.sql(f"DROP TABLE IF EXISTS {table}").collect()
 
 @contextmanager
