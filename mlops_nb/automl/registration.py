@@ -67,7 +67,7 @@ def class_tags(dataset: Dataset, pos_label: Any, threshold: float) -> dict[str, 
 
 def origin_tags(summary: AutoMLSummary, env: Env) -> dict[str, str]:
     "Return the tags that name a version's origin; `read_versions` are the table versions that env has pinned."
-    return {**evidence.code_version(env.root), "owner": model_card.read_governance(env.root)["owner"],
+    return {**evidence.code_version(env), "owner": model_card.read_governance(env.root)["owner"],
             "read_versions": json.dumps(dict(env.versions or {}), sort_keys=True),
             "automl_search": summary.folder.name, "target_col": summary.dataset.target_col}
 

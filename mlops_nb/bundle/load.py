@@ -13,8 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from getpass import getuser
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from mlops_nb.bundle.variables import (
 )
 from ..errors import MlopsError, unknown, what_exists
 from ..git import git_details
+from ..identity import running_user
 from mlops_nb.yaml_files import (
     Node,
     Place,
@@ -48,9 +48,10 @@ from mlops_nb.yaml_files import (
 # %% auto #0
 __all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'ITEM_KEYS', 'find_root', 'included',
            'refuse_duplicates', 'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'bundle_name',
-           'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id', 'current_user',
-           'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree', 'set_pause_status',
-           'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'target_names']
+           'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'job_id', 'with_id', 'bundle_user',
+           'bundle_git', 'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'finish_tree',
+           'set_pause_status', 'use_cluster', 'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle',
+           'jobs_by_target', 'target_names']
 
 # %% ../../nbs/bundle/01_load.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -214,10 +215,18 @@ def with_id(kind: str, key: str, resource: Node) -> Node:
     return Node({"id": Node(resource_id, resource.place), **resource.value}, resource.place)
 
 # %% ../../nbs/bundle/01_load.ipynb #fcb302d0
-def current_user() -> str:
-    "Return the user's login name, or `unknown` if the system has none, as in some containers."
-    try: return getuser()
-    except (OSError, KeyError, ImportError): return "unknown"
+@cache
+def bundle_user() -> str:  # the value of ${workspace.current_user.userName}
+    "Return who runs this; `unknown` on Databricks if the workspace does not answer."
+    try: return running_user()
+    except MlopsError: return "unknown"  # a job of a deployment gets the user's name as a parameter
+
+def bundle_git(root: Path, texts: str,  # the files of the bundle
+               ) -> dict[str, str]:  # the values of ${bundle.git...}
+    "Return the git details to which the bundle refers; empty if git refuses to read the repository."
+    names = set(re.findall(r"\$\{bundle\.git\.(\w+)", texts)) & {"branch", "commit", "origin_url"}
+    try: return git_details(root, names)
+    except MlopsError: return dict.fromkeys(names, "")  # commands that need the commit ask git again, and raise
 
 # %% ../../nbs/bundle/01_load.ipynb #d6949867
 def workspace_defaults(user: str, host: str = "") -> dict[str, Any]:
@@ -328,6 +337,19 @@ def set_pause_status(tree: Node) -> Node:
     return tree
 
 # %% ../../nbs/bundle/01_load.ipynb #7069ecdd
+_COMPUTE = ("environment_key", "job_cluster_key", "new_cluster", "existing_cluster_id")
+
+def use_cluster(tree: Node) -> Node:
+    "Run every task that names its compute on the target's `cluster_id`, if there is one, as the CLI does."
+    cluster = (tree.get("bundle") or tree).get("cluster_id")
+    if not cluster or not cluster.value: return tree
+    def on_cluster(task: Node) -> Node:
+        if not isinstance(task.value, dict) or not set(_COMPUTE) & set(task.value): return task
+        entries = {name: node for name, node in task.value.items() if name not in _COMPUTE}
+        return Node(entries | {"existing_cluster_id": cluster}, task.place)
+    for task in _TASKS: tree = change(tree, f"{_JOB}.{task}", on_cluster)
+    return tree
+
 @dataclass(frozen=True)
 class Bundle:
     "A bundle with one target applied: plain values, every reference resolved."
@@ -339,6 +361,7 @@ class Bundle:
     data: dict[str, Any]  # the whole tree, without `targets`, `variables` and `include`
     places: dict[str, Place] = field(repr=False)  # file and line of each key path
     warnings: tuple[tuple[str, str, str], ...] = ()  # about names that Databricks ignores: key path, message, hint
+    jobs_of_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)  # targets that define it, by job
 
     @property
     def jobs(self) -> dict[str, dict]:
@@ -350,6 +373,10 @@ class Bundle:
         "Return the job with this key."
         place = self.places.get(f"resources.jobs.{key}")
         if place and key not in self.jobs: raise MlopsError(f"{place}: job {key!r} is not a map", "add its fields")
+        if key not in self.jobs and key in self.jobs_of_targets:
+            names = self.jobs_of_targets[key]
+            raise MlopsError(f"target {self.target!r} has no job {key!r}: only {', '.join(names)} has it",
+                             f"use that target: -t {names[0]}")
         if key not in self.jobs: raise unknown("job", key, self.jobs, where=self.name)
         return self.jobs[key]
 
@@ -369,12 +396,13 @@ class Bundle:
 def load_bundle(root: Path | None = None,  # the project's folder or one inside it
                 target: str | None = None,  # None: the default target
                 variables: Mapping[str, Any] | None = None,  # values of `--var`
+                user: str | None = None,  # of the workspace; None: who runs this
                 ) -> Bundle:
     "Load the bundle with one target applied."
     root = find_root(root)
     files = read_files(root)
     warnings = (*unknown_names(files), *unknown_types(entries_of(files, "variables")))
-    try: return finish_bundle(root, files, target, variables or {}, warnings)
+    try: return finish_bundle(root, files, target, variables or {}, warnings, user or bundle_user())
     except MlopsError as error: raise with_warnings(error, warnings, key_places(files)) from None
 
 def with_warnings(error: MlopsError, warnings: Iterable[tuple], places: Mapping[str, Place]) -> MlopsError:
@@ -383,7 +411,8 @@ def with_warnings(error: MlopsError, warnings: Iterable[tuple], places: Mapping[
     return MlopsError(error.message, "\n  ".join(filter(None, [error.hint, *lines])))
 
 def finish_bundle(root: Path, files: Node, target: str | None, variables: Mapping[str, Any],
-                  warnings: tuple) -> Bundle:  # of `unknown_names` and `unknown_types`
+                  warnings: tuple,  # of `unknown_names` and `unknown_types`
+                  user: str) -> Bundle:
     "Apply a target to the files and resolve every reference."
     targets = targets_of(files)
     target = choose_target(targets, target)
@@ -392,15 +421,21 @@ def finish_bundle(root: Path, files: Node, target: str | None, variables: Mappin
     tree = apply_target(files, target)
     refuse_shared_keys(tree)
     name = bundle_name(tree.get("bundle"))
-    uses_git = "${bundle.git" in json.dumps([plain(tree), *map(plain, values.values())])
-    details = git_details(root) if uses_git else {}
-    tree = add_defaults(tree, current_user(), os.environ.get("DATABRICKS_HOST", ""), details)
+    details = bundle_git(root, json.dumps([plain(tree), *map(plain, values.values())]))
+    tree = add_defaults(tree, user, os.environ.get("DATABRICKS_HOST", ""), details)
     scope = reference_scope(tree, values)
     refuse_growth(entries_of(tree, "resources", "jobs"), scope, "job")
-    tree = set_pause_status(finish_tree(resolve_variables(tree, scope)))
+    tree = use_cluster(set_pause_status(finish_tree(resolve_variables(tree, scope))))
     resolved = {key: plain(resolve_variables(node, scope, f"variables.{key}")) for key, node in values.items()}
     places = key_places(files) | key_places(tree)
-    return Bundle(root, name, target, tuple(targets), resolved, plain(tree), places, warnings)
+    return Bundle(root, name, target, tuple(targets), resolved, plain(tree), places, warnings, jobs_by_target(targets))
+
+def jobs_by_target(targets: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:
+    "Return the targets that define a job themselves, by job."
+    names: dict[str, tuple[str, ...]] = {}
+    for target, node in targets.items():
+        for key in entries_of(node, "resources", "jobs"): names[key] = (*names.get(key, ()), target)
+    return names
 
 def target_names(root: Path | None = None) -> list[str]:
     "Return the names of the targets, in the order of the file."

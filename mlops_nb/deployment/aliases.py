@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOG', 'LOG_COLUMNS', 'PROMOTION', 'ROLLBACK', 'UNDO', 'KINDS', 'ROLLBACK_PREFIX', 'ROLLED_BACK', 'PREVIOUS_ALIAS',
-           'ANY_VERSION', 'read_log', 'write_log', 'rollback_kind', 'with_kinds', 'write_marks', 'mark_rolled_back',
-           'points_to', 'set_alias', 'finish_move', 'has_arrived', 'finish_interrupted_move', 'finished_log',
-           'move_alias', 'champion', 'lost_champion', 'rollback_target', 'is_same_rollback', 'rollback']
+           'ANY_VERSION', 'read_log', 'acting_user', 'write_log', 'rollback_kind', 'with_kinds', 'write_marks',
+           'mark_rolled_back', 'points_to', 'set_alias', 'finish_move', 'has_arrived', 'finish_interrupted_move',
+           'finished_log', 'move_alias', 'champion', 'lost_champion', 'rollback_target', 'is_same_rollback', 'rollback']
 
 # %% ../../nbs/deployment/04_aliases.ipynb #0c2d64e8
-import getpass
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from .comparison import require_validated
 from .validation import STATUS, replace_section
 from ..env import Env
 from ..errors import MlopsError
+from ..identity import running_user
 from ..models import registry
 
 # %% ../../nbs/deployment/04_aliases.ipynb #e42029a2
@@ -37,10 +37,14 @@ def read_log(spark, env: Env, name: str) -> list[dict]:
         rows = [row.asDict() for row in tables.read(spark, env, LOG).collect()]
     return sorted((row for row in rows if row["model_name"] == name), key=lambda row: row["move"])
 
+def acting_user(spark, env: Env) -> str:
+    "Return who moves an alias: on Databricks the user of the workspace, or the application id of a service principal."
+    return spark.sql("SELECT current_user()").collect()[0][0] if env.engine == "databricks" else running_user()
+
 def write_log(spark, env: Env, row: Mapping) -> None:
     "Insert or update one move."
     # a row that has moved_by keeps it: the user who finishes an interrupted move did not decide it
-    row = {"moved_by": getpass.getuser(), **row, "moved_at": datetime.now(UTC)}
+    row = {"moved_by": acting_user(spark, env), **row, "moved_at": datetime.now(UTC)}
     values = tuple(row.get(column.split()[0]) for column in LOG_COLUMNS.split(", "))
     tables.merge(spark, env, LOG, spark.createDataFrame([values], LOG_COLUMNS), ["model_name", "move"])
 

@@ -57,7 +57,7 @@ def copy_version(env: Env,  # of the target that gets the copy
                          "give the target that gets the copy: -t TARGET")
     with registry.lock(env, own_name):
         mlflow = registry.client(env)
-        copies = [version for version in mlflow.search_model_versions(f"name = '{own_name}'")
+        copies = [version for version in registry.model_versions(env, own_name)
                   if is_copy(version, origin)]
         copy = copies[0] if copies else mlflow.copy_model_version(f"models:/{origin}", own_name)
         if copy.tags.get(ORIGIN) != origin: reset_copy(env, own_name, copy.version, origin)

@@ -27,6 +27,7 @@ from ..bundle.load import Bundle
 from ..bundle.parameters import notebook_file, notebook_parameters
 from ..bundle.schema import CASE_RULE, KEY_PATTERN, KEY_RULE, case_clashes
 from ..bundle.variables import check_text
+from ..env import SETTINGS_PARAMETER
 from ..errors import MlopsError, shorten, unknown
 from . import run_store
 from .home import Home
@@ -96,6 +97,7 @@ def job_parameters(job: dict,
                    context: dict) -> dict:  # name -> string
     "The parameters of a run: the given values, and the defaults with their references resolved."
     defaults = {parameter["name"]: parameter["default"] for parameter in job.get("parameters", [])}
+    defaults.pop(SETTINGS_PARAMETER, None)  # the values of a deployment: here the notebooks read databricks.yml
     return references.resolve_references(defaults | given, context)
 
 # %% ../../nbs/jobs/07_tasks.ipynb #2bfca05e

@@ -67,7 +67,7 @@ def find_run(env: Env, experiment: str,  # experiment id
 
     Runs that a killed task left open are closed as KILLED. The caller holds the model's lock."""
     mlflow = registry.client(env)
-    runs = mlflow.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'",
+    runs = registry.all_pages(mlflow.search_runs, [experiment], f"tags.fingerprint = '{fingerprint}'",
                               order_by=["attributes.start_time ASC"])
     for run in runs:
         if run.info.status == "RUNNING": mlflow.set_terminated(run.info.run_id, "KILLED")
@@ -78,8 +78,7 @@ def registered_version(env: Env, name: str, run_id: str) -> Any | None:  # mlflo
     "Return the model version that was registered from this run, or None if there is none or it was deleted."
     mlflow = registry.client(env)
     if number := mlflow.get_run(run_id).data.tags.get("model_version"): return registry.find_version(env, name, number)
-    versions = mlflow.search_model_versions(f"name = '{name}'")
-    return next((version for version in versions if version.run_id == run_id), None)
+    return next((version for version in registry.model_versions(env, name) if version.run_id == run_id), None)
 
 # %% ../../nbs/models/09_fingerprint.ipynb #d74ee5c3
 def register_run(env: Env, name: str,  # full name of the model

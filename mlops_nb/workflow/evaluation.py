@@ -62,7 +62,7 @@ def champion_predictions(use_case: UseCase, env, held_out: pd.DataFrame, split: 
     "Predict the held-out rows by the Champions of all readable catalogs that have not learnt from them."
     predictors, names = {}, set(registry.model_names(env))
     for catalog in dict.fromkeys([env.catalog, *env.read]):
-        name = f"{catalog}.{env.schema}.{use_case.model}"
+        name = f"{catalog}.{env.schema_of(catalog)}.{use_case.model}"
         version = registry.find_alias(env, name, "champion") if name in names else None
         if version is None or has_learnt_from(version, split): continue
         loaded = load_pyfunc(f"models:/{name}/{version.version}")

@@ -1,11 +1,12 @@
 """Delta tables on Sail: every kind of write compared with a plain model, other writers, killed writers, bad input."""
 import os
+import re
 import subprocess
 import sys
 import time
 import uuid
 from dataclasses import replace as changed
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -533,7 +534,7 @@ def test_tables_on_databricks_are_managed_and_have_a_primary_key(databricks):
         "CREATE TABLE IF NOT EXISTS `dev`.`flights`.`new` (`tailnum` string NOT NULL, `year` int, "
         "PRIMARY KEY (`tailnum`)) USING delta COMMENT 'An aircraft'"]
     tables.create(spark, changed(env, schema="fresh"), "new", schema)
-    assert spark.statements[1] == "CREATE SCHEMA `dev`.`fresh`"
+    assert spark.statements[1] == "CREATE SCHEMA IF NOT EXISTS `dev`.`fresh`"
     created = "CREATE TABLE IF NOT EXISTS `dev`.`fresh`.`new` (`tailnum` string, `year` int)"
     assert spark.statements[2].startswith(created)
 
@@ -769,3 +770,47 @@ def test_a_full_and_a_read_only_disk(spark, env, name, tmp_path):
 def test_texts_of_apache_spark(text, cause):
     error = tables.table_error(Exception(text), "dev.s.t")
     assert error.message.startswith(f"table dev.s.t cannot be read: {cause}") and "JVM" not in str(error)
+
+
+class Staging(Databricks):
+    "A Spark session that records its SQL, and has staged tables of an old day and of today."
+    view = None
+
+    def collect(self):
+        if not self.statements[-1].startswith("SHOW TABLES"): return []
+        return [{"tableName": name} for name in ("_staged_20130401_a", f"_staged_{datetime.now(UTC):%Y%m%d}_b")]
+
+    def table(self, name): return self
+
+    def toDF(self, *columns): return self
+
+    def createOrReplaceTempView(self, view): self.view = view
+
+    def dropTempView(self, view): assert view == self.view
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rows_are_staged_once_in_a_table_on_databricks_that_is_dropped(databricks, fails):
+    from pyspark.sql.types import IntegerType, StructField, StructType
+    spark, env = Staging(), databricks[1]
+    spark.schema, spark.columns = StructType([StructField("a b", IntegerType())]), ["a b"]
+    try:
+        with tables.staged(spark, env, spark) as view:
+            assert view == spark.view
+            if fails: raise KeyError("the task fails")
+    except KeyError: assert fails
+    listed, dropped_old, created, inserted, dropped = spark.statements
+    name = re.search(r"`_staged_\d{8}_\w{32}`", created)[0]
+    assert listed == "SHOW TABLES IN `dev`.`flights` LIKE '_staged_*'"
+    assert dropped_old == "DROP TABLE IF EXISTS `dev`.`flights`.`_staged_20130401_a`"
+    assert created.startswith(f"CREATE TABLE IF NOT EXISTS `dev`.`flights`.{name} (`c0` int) USING delta")
+    assert inserted == f"INSERT INTO `dev`.`flights`.{name} SELECT * FROM {view}"
+    assert dropped == f"DROP TABLE IF EXISTS `dev`.`flights`.{name}"
+
+
+def test_a_schema_that_may_not_be_created_is_a_sentence_with_the_command(databricks):
+    class Refusing(Databricks):
+        def sql(self, text): raise PermissionError("PERMISSION_DENIED: no CREATE SCHEMA on catalog dev")
+    with pytest.raises(MlopsError, match="schema dev.fresh does not exist and cannot be created: PERMISSION_DENIED"
+                                         ".*\n.*GRANT USE CATALOG, CREATE SCHEMA ON CATALOG `dev`"):
+        tables.create_schema(Refusing(), databricks[1], "dev.fresh.new")

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb import env as module
+from mlops_nb import identity
 from mlops_nb.env import check_name, full_name, load_env, on_databricks
 from mlops_nb.errors import MlopsError
 
@@ -22,7 +22,7 @@ VARIABLES = ("MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_ENGINE", "MLFLOW_TRACKING_
 def root(tmp_path, monkeypatch):
     "A project of two targets, without environment variables that change its settings."
     for name in VARIABLES: monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "RUNTIME_FILE", tmp_path / "DBR_VERSION")
+    monkeypatch.setattr(identity, "RUNTIME_FILE", tmp_path / "DBR_VERSION")
     write(tmp_path)
     return tmp_path
 
@@ -182,7 +182,7 @@ def test_on_databricks_everything_is_databricks(root, monkeypatch, variable):
 
 def test_a_cluster_made_from_an_image_is_known_by_its_file(root):
     assert not on_databricks()
-    module.RUNTIME_FILE.touch()
+    identity.RUNTIME_FILE.touch()
     assert on_databricks() and load_env(root=root).home == "databricks"
 
 

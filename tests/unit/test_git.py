@@ -6,6 +6,7 @@ import pytest
 
 from mlops_nb import git
 from mlops_nb.commands import console
+from mlops_nb.env import folder_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import evidence
 
@@ -23,7 +24,7 @@ def repository(tmp_path, monkeypatch):
 def test_a_repository_of_another_user_is_an_error_with_the_command_that_mends_it(repository, project, monkeypatch):
     if os.geteuid(): pytest.skip("only root can give a folder to another user")
     for path in (repository, repository / ".git"): os.chown(path, 12345, 12345)
-    for read in (git.git_details, evidence.code_version):
+    for read in (git.git_details, lambda folder: evidence.code_version(folder_env(folder))):
         with pytest.raises(MlopsError, match="belongs to another user") as raised: read(repository)
         assert raised.value.hint == f"if you trust it: git config --global --add safe.directory '{repository}'"
     os.chown(project.root, 12345, 12345)
@@ -40,7 +41,7 @@ def test_a_repository_of_another_user_is_an_error_with_the_command_that_mends_it
 def test_no_commit_no_remote_no_repository_and_no_git_are_defaults(repository, tmp_path, monkeypatch):
     assert git.git_details(repository) | {"branch": ""} == {"branch": "", "commit": "", "origin_url": ""}
     assert git.git_details(tmp_path) == {"branch": "", "commit": "", "origin_url": ""}
-    assert evidence.code_version(repository)["git_sha"].startswith("mlops_nb ")
+    assert evidence.code_version(folder_env(repository))["git_sha"].startswith("mlops_nb ")
     (repository / ".git/config").write_text("[core")
     with pytest.raises(MlopsError, match="bad config"): git.git_details(repository)
     monkeypatch.setenv("PATH", str(tmp_path))

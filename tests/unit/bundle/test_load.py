@@ -424,7 +424,7 @@ def resolved(root, **options):
 
 
 def test_references_to_everything_known(write, monkeypatch):
-    monkeypatch.setattr(load, "current_user", lambda: "Ana.B@example.org")
+    monkeypatch.setattr(load, "bundle_user", lambda: "Ana.B@example.org")
     monkeypatch.setenv("DATABRICKS_HOST", "https://home.example.org")
     name = """
       - ${bundle.name} ${bundle.target} ${bundle.mode}

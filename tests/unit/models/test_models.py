@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb import conf
+from mlops_nb.env import folder_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import calibration, evidence, intervals, metrics, registry, slices
 from mlops_nb.models.day_resampling import number_days, resample
@@ -99,9 +100,10 @@ def test_code_version_marks_uncommitted_changes(tmp_path):
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "a").write_text("1")
     for arguments in (["init"], ["add", "a"], ["commit", "-m", "a"]): git(*arguments)
-    clean = evidence.code_version(tmp_path)
+    env = folder_env(tmp_path)
+    clean = evidence.code_version(env)
     (tmp_path / "a").write_text("2")
-    assert (clean["git_dirty"], evidence.code_version(tmp_path)) == ("false", {**clean, "git_dirty": "true"})
+    assert (clean["git_dirty"], evidence.code_version(env)) == ("false", {**clean, "git_dirty": "true"})
     assert len(clean["git_sha"]) == 40
 
 
