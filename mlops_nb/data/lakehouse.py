@@ -83,7 +83,23 @@ def stored_tables(env: Env, catalog: str) -> list[str]:  # full names
             if is_table(f"{root}/{schema}/{table}")]
 
 # %% ../../nbs/data/01_lakehouse.ipynb #0d589edd
-DELTA_CAUSES = (  # in texts of Sail, deltalake and Apache Spark -> the cause; group 1 of a pattern is the file
+DELTA_CAUSES = (  # in texts of the engines -> the cause; group 1 of a pattern is a detail, such as the file
+    (r"NO_SUCH_CATALOG|CATALOG_NOT_FOUND|Catalog '[^']+' (?:was not found|does not exist)",
+     "the catalog {catalog} does not exist", "an administrator creates it: CREATE CATALOG {catalog}; the variable catalog "
+     "of databricks.yml can name another one"),
+    (r"SCHEMA_NOT_FOUND|SCHEMA_DOES_NOT_EXIST", "the schema {schema} does not exist",
+     "the deployment creates it, and so does the task setup of the job features; by hand: CREATE SCHEMA {schema}"),
+    (r"(?:INSUFFICIENT_PERMISSIONS|PERMISSION_DENIED).*?(User does not have [A-Z ]+ on Catalog '[^']+')",
+     "permission denied", "the owner of the catalog can run: CREATE SCHEMA {schema}; or GRANT USE CATALOG, CREATE SCHEMA "
+     "ON CATALOG {catalog} TO `the user or service principal`"),
+    (r"(?:INSUFFICIENT_PERMISSIONS|PERMISSION_DENIED).*?(User does not have [A-Z ]+ on [\w ]+ '[^']+')",
+     "permission denied", "the owner of the schema grants what a job needs: GRANT USE SCHEMA, SELECT, MODIFY, CREATE "
+     "TABLE, CREATE FUNCTION, CREATE MODEL ON SCHEMA {schema} TO `the user or service principal`"),
+    (r"INSUFFICIENT_PERMISSIONS|PERMISSION_DENIED", "permission denied",
+     "the owner of {schema} grants it: SHOW GRANTS ON SCHEMA {schema}"),
+    (r"Failed to find the data source: delta|DATA_SOURCE_NOT_FOUND[^.]*delta", "this Spark has no Delta Lake",
+     "start it with --packages io.delta:delta-spark_4.1_2.13:4.4.0 and Delta's extension and catalog, as "
+     "mlops_nb.data.session.spark_settings does"),
     (r"No space left on device|os error 28|Disk quota exceeded", "the disk is full", "free space and try again"),
     (r"Read-only file system|os error 30", "the file system is read-only", "mount it for writing, or set MLOPS_STATE"),
     (r"Permission denied|os error 13|AccessDenied", "permission denied",
@@ -104,24 +120,27 @@ DELTA_CAUSES = (  # in texts of Sail, deltalake and Apache Spark -> the cause; g
 
 DATA_FILE = re.compile(r"/([\w-]+)/([\w-]+)/([\w-]+)/(?:[^/\s]*=[^/\s]*/)*part-[^/\s]+\.parquet")
 
-def table_error(error: BaseException, full: str, action: str = "read") -> MlopsError | None:
-    "The sentence about a fault of a table's files; None if the error has another cause."
+def table_error(error: BaseException, full: str, action: str = "read", kind: str = "table") -> MlopsError | None:
+    "The sentence about a fault of a table, or of another object of a schema; None if the error has another cause."
     if isinstance(error, MlopsError): return None
     source = DATA_FILE.search(str(error))  # of another table, whose rows were to be written
     if source and source[2] != "_staged": full, action = ".".join(source.groups()), "read"
     for pattern, cause, hint in DELTA_CAUSES:
-        if not (match := re.search(pattern, str(error))): continue
+        if not (match := re.search(pattern, str(error), re.DOTALL)): continue
         name = f" ({match[1]})" if match.re.groups and match[1] else ""
-        return MlopsError(f"table {full} cannot be {action}: {cause}{name}", hint)
+        schema = full.rpartition(".")[0]
+        places = {"{schema}": schema, "{catalog}": schema.partition(".")[0]}
+        for place, value in places.items(): cause, hint = cause.replace(place, value), hint.replace(place, value)
+        return MlopsError(f"{kind} {full} cannot be {action}: {cause}{name}", hint)
     return None
 
 @contextmanager
-def table_errors(full: str, action: str = "read"):
-    "Convert errors of the files of a table; the long message of the engine is the cause."
+def table_errors(full: str, action: str = "read", kind: str = "table"):
+    "Convert errors of a table or of another object; the long message of the engine is the cause."
     try: yield
     except MlopsError: raise
     except Exception as error:
-        if (converted := table_error(error, full, action)) is None: raise
+        if (converted := table_error(error, full, action, kind)) is None: raise
         raise converted from error
 
 # %% ../../nbs/data/01_lakehouse.ipynb #6077145b

@@ -112,16 +112,12 @@ def check_statistics(env: Env, full: str, columns: list):  # StructFields, of th
                      f"take values of {', '.join(numbers)}, and lose NaN",
                      "copy the table with `mlops tables snapshot`, which keeps NaN, and write to the copy")
 
-def create_schema(spark, env: Env, full: str):  # full name of a table or function in the schema
-    "Create a schema of Unity Catalog unless it exists; MlopsError with the command that mends it if that is refused."
+def create_schema(spark, env: Env, full: str,  # the name of a table or function in the schema
+                  kind: str = "table"):
+    "Create the schema of Unity Catalog unless it exists; MlopsError with the command that mends it if that is refused."
     schema = sql_name(env, full).rpartition(".")[0]
-    if spark.catalog.databaseExists(schema): return
-    try: spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema}").collect()
-    except Exception as error:
-        catalog, name = schema.replace("`", "").split(".")
-        raise MlopsError(f"schema {catalog}.{name} does not exist and cannot be created: {short_error(error)}",
-                         f"the owner of catalog {catalog} can run: CREATE SCHEMA {schema}, or GRANT USE CATALOG, "
-                         f"CREATE SCHEMA ON CATALOG `{catalog}` TO this user") from error
+    with table_errors(full, "created", kind):
+        if not spark.catalog.databaseExists(schema): spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema}").collect()
 
 def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
                      required: Iterable[str] = (), keys: tuple[str, ...] = (), comment: str = "",

@@ -22,7 +22,7 @@ from functools import cache, lru_cache
 import numpy as np
 import pandas as pd
 
-from ..data.lakehouse import plain_path
+from ..data.lakehouse import plain_path, table_errors
 from ..data.sql import quoted, sql_text
 from ..data.tables import create_schema
 from ..env import Env
@@ -211,8 +211,8 @@ def register_function(spark,  # needed on Databricks only
     "Register a function, with the functions that it uses, in the target's schema; replaces one of the same name."
     declared = check_runs(declare_function(env.check_write(env.table(function.__name__)), function, uses))
     if env.engine == "databricks":
-        create_schema(spark, env, declared.name)
-        spark.sql(create_function_sql(declared)).collect()
+        create_schema(spark, env, declared.name, "function")
+        with table_errors(declared.name, "created", "function"): spark.sql(create_function_sql(declared)).collect()
         return declared
     filesystem, path = function_file(env, declared.name)
     filesystem.create_dir(path.rsplit("/", 1)[0])

