@@ -193,3 +193,20 @@ def test_what_the_template_declares_is_what_this_project_declares():
     assert len(jobs) > 8 and not any("table_update:" in path.read_text() for path in jobs)
     for name in ("explore", "automl"):
         assert "\ntargets:\n  dev:\n    resources:" in (ROOT / f"template/resources/{name}.job.yml").read_text()
+
+
+def test_validate_warns_of_what_stops_a_first_deployment(tmp_path):
+    (tmp_path / "databricks.yml").write_text("""
+bundle: {name: small}
+variables: {catalog: {default: prod}, schema: {default: shop}}
+resources:
+  jobs:
+    a:
+      trigger: {table_update: {table_names: ["${var.catalog}.${var.schema}.sales", other.shop.sales]}}
+      tasks: [{task_key: a, condition_task: {left: "1", op: EQUAL_TO, right: "1"}}]
+targets: {prod: {mode: production, workspace: {root_path: /Workspace/Shared/.bundle/small}}}
+""")
+    first, second = check(load_bundle(tmp_path))
+    assert first.is_warning and "every user of the workspace can change" in first.message
+    assert second.is_warning and second.line == 7
+    assert second.message == "the first deployment fails unless table prod.shop.sales exists"

@@ -525,7 +525,7 @@ def test_mistakes_of_the_whole_bundle(problems_of, bundle, key, message, hint):
 
 
 def test_production_with_a_place_is_no_mistake(problems_of):
-    target = {"mode": "production", "workspace": {"root_path": "/Workspace/Shared/x"}}
+    target = {"mode": "production", "workspace": {"root_path": "/Workspace/Users/ci/x"}}
     assert problems_of(targets={"prod": target}) == []
 
 
