@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import addresses
+from ..data.lakehouse import table_errors
 from ..env import Env
 from ..errors import MlopsError, unknown
 from ..identity import workspace
