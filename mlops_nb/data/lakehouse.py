@@ -85,8 +85,8 @@ def stored_tables(env: Env, catalog: str) -> list[str]:  # full names
 # %% ../../nbs/data/01_lakehouse.ipynb #0d589edd
 DELTA_CAUSES = (  # in texts of the engines -> the cause; group 1 of a pattern is a detail, such as the file
     (r"NO_SUCH_CATALOG|CATALOG_NOT_FOUND|Catalog '[^']+' (?:was not found|does not exist)",
-     "the catalog {catalog} does not exist", "an administrator creates it: CREATE CATALOG {catalog}; or name another one "
-     "by the variable catalog of databricks.yml"),
+     "the catalog {catalog} does not exist", "an administrator creates it: CREATE CATALOG {catalog}; or name "
+     "another one by the variable catalog of databricks.yml"),
     (r"SCHEMA_NOT_FOUND|SCHEMA_DOES_NOT_EXIST", "the schema {schema} does not exist",
      "the deployment creates it, and so does the task setup of the job features; by hand: CREATE SCHEMA {schema}"),
     (r"(?:INSUFFICIENT_PERMISSIONS|PERMISSION_DENIED).*?(User does not have [A-Z ]+ on Catalog '[^']+')",
