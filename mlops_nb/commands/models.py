@@ -46,6 +46,7 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     """Train a version again from its recorded tables, code and settings, and compare every metric.
 
     Example: [bold]mlops models reproduce late_arrival/1[/]"""
+    import signal
     import subprocess
 
     from mlops_nb import env
@@ -58,6 +59,7 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
         mlops = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
         state = {"PYTHONPATH": str(folder), "MLOPS_STATE": str(place.state), "MLOPS_LAKEHOUSE": place.lakehouse}
         command = [*mlops, "run", "reproduce", "-t", place.target, *parameters]
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the run as well, which ends what it has begun
         process = subprocess.run(command, cwd=folder, env=os.environ | state)
     if process.returncode: raise typer.Exit(process.returncode)
 

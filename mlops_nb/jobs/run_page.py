@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELLS', 'STYLE', 'is_run_heading', 'is_error_banner', 'has_error', 'split_notebook', 'without_heading', 'join_silent',
            'cell_exporter', 'cells_html', 'TaskResult', 'task_results', 'anchor', 'overview', 'read_notebook',
-           'without_message', 'sections', 'run_page', 'write_run_page', 'open_in_browser']
+           'without_message', 'sections', 'run_page', 'write_run_page', 'open_in_browser', 'open_address']
 
 # %% ../../nbs/jobs/10_run_page.ipynb #a8807e48
 import html
@@ -214,6 +214,10 @@ def write_run_page(store: run_store.RunStore, runs: Path, run_id: int) -> Path:
 # %% ../../nbs/jobs/10_run_page.ipynb #b8e76caf
 def open_in_browser(file: Path) -> bool:  # whether a browser was started
     "Open a file in the person's browser, if this machine has a display."
+    return open_address(file.as_uri())
+
+def open_address(address: str) -> bool:  # whether a browser was started
+    "Open an address in the person's browser, if this machine has a display."
     import webbrowser
     has_display = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return bool(has_display) and webbrowser.open(file.as_uri())
+    return bool(has_display) and webbrowser.open(address)
