@@ -11,7 +11,8 @@ MAIN = "from mlops_nb.cli import main; main()"
 
 
 @pytest.mark.parametrize("words, seconds", [
-    (["validate"], 0.12), (["validate"], 0.3), (["runs"], 0.3), (["run", "demo"], 0.3), (["models", "show", "a@b"], 0.9)])
+    (["validate"], 0.12), (["validate"], 0.3), (["runs"], 0.3), (["run", "demo"], 0.3),
+    (["models", "show", "a@b"], 0.9)])
 def test_an_interrupted_command_ends_with_130_and_no_traceback(words, seconds, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", MAIN, *words], start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
