@@ -48,8 +48,8 @@ class Lines:
     def run_waits(self, run, holders) -> None:
         if run.run_id in self.queued: return
         self.queued.add(run.run_id)
-        self.print_line(f"run {run.run_id} is queued: {run_store.holder_text(run.home.store, holders[0])}; "
-                        "press Ctrl-C to cancel this run")
+        self.print_line(f"run {run.run_id} waits: {run_store.holder_text(run.home.store, holders[0])}; "
+                        "Ctrl-C cancels this run, which has not begun")
 
     def run_begins(self, run) -> None:
         if run.calling_tasks: return
