@@ -61,6 +61,7 @@ def clean_state(keep: Annotated[str | None, typer.Option(
     from mlops_nb.cleaning.removals import readable_size
     from mlops_nb.jobs.run_store import now
     place = env.load_env(target)
+    if yes and not place.state.exists(): return show("nothing to remove")
     if yes:
         plan = removed_with_progress(place, period, now())
         show_rows("removed", "size", clean.removal_rows(plan))

@@ -14,7 +14,18 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import Target, Var, err, make_home, open_run_store, out, pairs, refuse_problems, show
+from mlops_nb.commands.console import (
+    RunId,
+    Target,
+    Var,
+    err,
+    make_home,
+    open_run_store,
+    out,
+    pairs,
+    refuse_problems,
+    show,
+)
 from ..errors import MlopsError
 
 # %% ../../nbs/commands/01_runs.ipynb #dea723e6
@@ -84,7 +95,7 @@ def run(job: Annotated[str, typer.Argument(help="A job of the bundle; `mlops job
     run_to_end(runner.begin_run(home, job, parameters, only=only or None))
 
 # %% ../../nbs/commands/01_runs.ipynb #da7c02c7
-def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `mlops runs` lists them.")],
+def repair(run_id: RunId,
            force: Annotated[bool, typer.Option(
                help="Take over a run of another host or container that does not run any more.")] = False) -> None:
     "Repeat the failed tasks of a run and the tasks that depend on them."
@@ -112,7 +123,7 @@ def list_runs(context: typer.Context, job: Annotated[str | None, typer.Option(he
 
 # %% ../../nbs/commands/01_runs.ipynb #d1bd67cb
 @runs_app.command("show")
-def show_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")]) -> None:
+def show_run(run_id: RunId) -> None:
     "Show one run: its tasks with their results, messages and executed notebooks."
     from mlops_nb.jobs import progress, run_store
     store = open_run_store()
@@ -126,7 +137,7 @@ def show_run(run_id: Annotated[int, typer.Argument(help="The number of the run."
 
 # %% ../../nbs/commands/01_runs.ipynb #5513b85b
 @runs_app.command("cancel")
-def cancel_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")],
+def cancel_run(run_id: RunId,
                force: Annotated[bool, typer.Option(
                    help="End the record of a run of another host or container that does not run any more.")] = False,
                ) -> None:
@@ -138,7 +149,7 @@ def cancel_run(run_id: Annotated[int, typer.Argument(help="The number of the run
 
 # %% ../../nbs/commands/01_runs.ipynb #ee9e9cb1
 @runs_app.command("open")
-def open_run(run_id: Annotated[int, typer.Argument(help="The number of the run.")]) -> None:
+def open_run(run_id: RunId) -> None:
     """Write the results of a run to one HTML page, and open it in a browser if there is one.
 
     The page shows the Run section of each executed notebook first, with code folded."""

@@ -62,13 +62,16 @@ class Home:
 
     def __post_init__(self):
         for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
-        private_folder(self.env.state)
         addresses.use_here(self.env.state)
         self.display = GuardedDisplay(self.display)
         self.store = run_store.RunStore(self.env.state / "runs.db")
         self.slots = threading.BoundedSemaphore(self.parallel)
         self.destinations = delivery.destinations(self.env.state)
         self.notification_threads = []
+
+    def prepare_state(self) -> None:
+        "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
+        private_folder(self.env.state)
 
     @property
     def notebook_environment(self) -> dict:

@@ -264,6 +264,7 @@ def begin_run(home: Home, key: str,  # of the job
         check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
         return values
 
+    home.prepare_state()
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
     run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],
                                   home.variables, trigger_type, trigger_time, parent_run_id,
