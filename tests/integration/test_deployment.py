@@ -334,8 +334,10 @@ def project(tmp_path):
 @pytest.mark.slow
 def test_an_approval_continues_the_waiting_run_and_the_run_that_called_it(project):
     def mlops(*arguments, code=0): return command(project / ".mlops", *arguments, code=code, cwd=project)
-    output = mlops("run", "train", code=1).replace("\n", " ")
-    assert "waits for approval: the tag Approval_Legal is not Approved" in output
+    output = mlops("run", "train", code=3).replace("\n", " ")  # 3: nothing failed, but a person must act
+    assert "waits for approval: the tag Approval_Legal is not Approved" in output and "FAILED" not in output
+    assert "approve it: mlops approve dev.flights.late_arrival 1 --as \"Your Name\" -t dev" in output
+    assert mlops("runs").count("WAITING") == 2
     output = mlops("approve", "late_arrival", "1", "--as", "Ann Smith")
     assert "v1 is approved by Ann Smith" in output and (project / "went.txt").read_text() == "x"
     states = sqlite3.connect(project / ".mlops/runs.db").execute("select result_state from runs").fetchall()
