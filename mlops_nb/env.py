@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'RUNTIME_FILE', 'ENGINES', 'check_name', 'full_name', 'on_databricks', 'choose_engine', 'private_folder',
-           'make_store', 'create_store', 'check_answers', 'quiet_mlflow', 'Env', 'locations', 'catalog_list',
+           'make_store', 'create_store', 'check_server_answers', 'quiet_mlflow', 'Env', 'locations', 'catalog_list',
            'catalogs_of', 'load_env', 'folder_env', 'env_here']
 
 # %% ../nbs/06_env.ipynb #07753e62
@@ -98,7 +98,7 @@ def create_store(file: Path):
 
 # %% ../nbs/06_env.ipynb #86aeda27
 @cache
-def check_answers(uri: str, seconds: float = 5.0) -> None:  # uri: only that of a server is checked
+def check_server_answers(uri: str, seconds: float = 5.0) -> None:  # uri: only that of a server is checked
     "Raise MlopsError if nobody listens at the address: MLflow itself would repeat its requests for minutes."
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or getproxies(): return  # a proxy knows hosts that this machine does not
@@ -190,7 +190,7 @@ class Env:
     def use_mlflow(self):
         "Set MLflow's tracking server and registry to those of this target."
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # progress bars fill the notebooks
-        check_answers(self.tracking_uri)
+        check_server_answers(self.tracking_uri)
         quiet_mlflow()
         import mlflow
         if self.tracking_uri.startswith("sqlite:///"):

@@ -35,11 +35,11 @@ def test_the_pages_of_the_state_in_use_are_served_until_the_command_is_ended(tmp
     env = replace(load_env("dev"), state=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     make_store(tmp_path / "mlflow.db")
     files = sorted(env.state.iterdir())
-    process = subprocess.Popen([sys.executable, "-c", MAIN, "ui"], text=True, stdout=subprocess.PIPE,
-                               env=os.environ | {"MLOPS_STATE": str(tmp_path), "PYTHONUNBUFFERED": "1"})
-    address = process.stdout.readline().split()[-1]
-    assert urlopen(address.replace("#/models", "version"), timeout=10).status == 200
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    with subprocess.Popen([sys.executable, "-c", MAIN, "ui"], text=True, stdout=subprocess.PIPE,
+                          env=os.environ | {"MLOPS_STATE": str(tmp_path)}) as process:
+        address = process.stdout.readline().split()[-1]
+        with urlopen(address.replace("#/models", "version"), timeout=10) as answer: assert answer.status == 200
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
     assert children and not psutil.wait_procs(children, timeout=5)[1] and sorted(env.state.iterdir()) == files
