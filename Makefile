@@ -101,9 +101,8 @@ tidy: $(READY)  ## before a commit: clear outputs, sort imports, export mlops_nb
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace $(NOTEBOOKS)
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/nbdev_clean --fname nbs && $(EXPORT)
 
-ui: $(READY)  ## open MLflow on the local state
-	@$(BIN)/python -c "from pathlib import Path; from mlops_nb.addresses import use_here; use_here(Path('.mlops'))"
-	@$(BIN)/mlflow ui --backend-store-uri sqlite:///.mlops/mlflow.db
+ui: $(READY)  ## show the models and runs of the state in use in MLflow's pages
+	@exec $(BIN)/mlops ui
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs

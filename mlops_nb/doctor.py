@@ -155,7 +155,7 @@ def check_port(port: int, used_by: str) -> CheckResult:
     "Check that a port of this machine is free."
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", port)) == 0
-    if taken: return CheckResult(f"port {port}", "missing", f"in use, needed for {used_by}", "use another with --port")
+    if taken: return CheckResult(f"port {port}", "missing", f"in use; {used_by} takes the next free one")
     return CheckResult(f"port {port}", "ok", f"free, for {used_by}")
 
 OPTIONAL_PACKAGES = {  # extra -> (distribution, purpose, commands that it needs)
@@ -269,4 +269,4 @@ def diagnose(env: Env | None) -> list[CheckResult]:
     packages = [check_package(package) for package in ("mlflow", "papermill", "lightgbm", "pandas")]
     extras = [check_extra(extra) for extra in OPTIONAL_PACKAGES]
     of_project = project_checks(env) if env else []
-    return [check_python(), check_one_pyspark(), *packages, *of_project, check_port(5000, "mlflow ui"), *extras]
+    return [check_python(), check_one_pyspark(), *packages, *of_project, check_port(5000, "mlops ui"), *extras]

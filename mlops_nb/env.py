@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'SETTINGS_PARAMETER', 'ENGINES', 'check_name', 'full_name', 'deployed_settings', 'choose_engine',
-           'private_folder', 'make_store', 'create_store', 'quiet_mlflow', 'Env', 'locations', 'catalog_list',
-           'catalogs_of', 'load_env', 'folder_env', 'env_here']
+           'private_folder', 'make_store', 'create_store', 'check_server_answers', 'quiet_mlflow', 'Env', 'locations',
+           'catalog_list', 'catalogs_of', 'load_env', 'folder_env', 'env_here']
 
 # %% ../nbs/06_env.ipynb #07753e62
 import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from . import addresses, task
 from .bundle.load import FILE, load_bundle
@@ -105,6 +109,20 @@ def create_store(file: Path):
         part.replace(file)
 
 # %% ../nbs/06_env.ipynb #86aeda27
+@cache
+def check_server_answers(uri: str, seconds: float = 5.0) -> None:  # uri: only that of a server is checked
+    "Raise MlopsError if nobody listens at the address: MLflow itself would repeat its requests for minutes."
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or getproxies(): return  # a proxy knows hosts that this machine does not
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname or "", port), seconds).close()
+    except (OSError, ValueError) as error:
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        raise MlopsError(f"no MLflow server answers at {address}: {error}",
+                         "start it, or change MLFLOW_TRACKING_URI; without that variable a store in the state folder "
+                         "is used") from None
+
 def quiet_mlflow() -> None:
     "Hide MLflow's messages below the level WARNING, or below `$MLFLOW_LOGGING_LEVEL` if it is set."
     level = (os.environ.get("MLFLOW_LOGGING_LEVEL") or "WARNING").upper()
@@ -190,6 +208,7 @@ class Env:
     def use_mlflow(self):
         "Set MLflow's tracking server and registry to those of this target."
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # progress bars fill the notebooks
+        check_server_answers(self.tracking_uri)
         quiet_mlflow()
         import mlflow
         if self.tracking_uri.startswith("sqlite:///"):

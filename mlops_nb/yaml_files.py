@@ -15,11 +15,12 @@ from typing import Any
 import yaml
 
 from .errors import MlopsError, shorten
+from .yaml_errors import yaml_error
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'LARGEST_FILE', 'LARGEST_TREE', 'DEEPEST_TREE', 'Place', 'Node', 'plain', 'node_of', 'children',
-           'key_places', 'map_of', 'entries_of', 'check_path_part', 'refuse_large', 'read_yaml', 'file_text',
-           'shape_name', 'anchored_keys', 'merge_trees', 'join_by', 'change']
+           'key_places', 'not_a_map', 'map_of', 'entries_of', 'check_path_part', 'refuse_large', 'read_yaml',
+           'file_text', 'shape_name', 'anchored_keys', 'merge_trees', 'join_by', 'change']
 
 # %% ../nbs/01_yaml_files.ipynb #9c94f5e2
 @dataclass(frozen=True)
@@ -72,10 +73,16 @@ def key_places(node: Node, key: str = "") -> dict[str, Place]:
     return places
 
 # %% ../nbs/01_yaml_files.ipynb #d70b1b76
+def not_a_map(node: Node, got: str) -> MlopsError:  # to be raised by the caller
+    "The error for a value of another type in place of a map."
+    is_joined = isinstance(node.value, str) and re.match(r"[\w.-]+:[^\s/]", node.value)
+    hint = "write a space after the colon: `name: value`" if is_joined else ""
+    return MlopsError(f"{node.place}: expected a map, got {got}", hint)
+
 def map_of(node: Node) -> dict[str, Node]:
     "Return the entries of a map; an empty dict for null."
     if isinstance(node.value, dict | None): return node.value or {}
-    raise MlopsError(f"{node.place}: expected a map, got {shorten(repr(plain(node)))}")
+    raise not_a_map(node, shorten(repr(plain(node))))
 
 def entries_of(tree: Node, *names: str) -> dict[str, Node]:
     "Return the entries of the map at a path of names; an empty dict if it does not exist."
@@ -115,7 +122,8 @@ def _entries(node: yaml.MappingNode, file: str, target: bool, key: str, above: t
     own, merged = {}, {}
     for name, value in node.value:
         line = name.start_mark.line + 1
-        if not isinstance(name, yaml.ScalarNode): raise MlopsError(f"{file}:{line}: a key must be a string")
+        if not isinstance(name, yaml.ScalarNode):
+            raise MlopsError(f"{file}:{line}: a key must be a string", "quote a reference: \"{{job.run_id}}\"")
         if re.search(r"[\x00-\x1f\x7f]", name.value):
             key_text = shorten(repr(name.value))
             raise MlopsError(f"{file}:{line}: key {key_text} contains control characters", "remove them")
@@ -186,14 +194,9 @@ def read_yaml(text: str, file: str) -> Node:  # a map; empty for an empty text
         refuse_large(text, file)
         root = yaml.compose(text, Loader=_Loader)
         node = Node({}, Place(file, 1)) if root is None else _node(root, file)
-    except yaml.MarkedYAMLError as error:
-        mark, start = error.problem_mark or error.context_mark, error.context_mark or error.problem_mark
-        reason = " ".join(filter(None, [error.context, error.problem]))
-        raise MlopsError(f"{file}:{mark.line + 1}: {reason}",
-                         f"the incomplete value starts in line {start.line + 1}") from None
-    except yaml.YAMLError as error: raise MlopsError(f"{file}: {error}") from None
+    except yaml.YAMLError as error: raise yaml_error(error, text, file) from None
     if node.value is None: return Node({}, node.place)
-    if not isinstance(node.value, dict): raise MlopsError(f"{node.place}: expected a map, got {shape_name(node)}")
+    if not isinstance(node.value, dict): raise not_a_map(node, shape_name(node))
     return node
 
 def file_text(root: Path, name: str) -> str:  # name: relative to `root`

@@ -34,10 +34,12 @@ class ResultState(StrEnum):
     DISABLED = "DISABLED"  # skipped because it has `disabled: true`, or depends on such a task
     SUCCESS_WITH_FAILURES = "SUCCESS_WITH_FAILURES"  # of a job: its last tasks succeeded, other tasks failed
     MAXIMUM_CONCURRENT_RUNS_REACHED = "MAXIMUM_CONCURRENT_RUNS_REACHED"
+    WAITING = "WAITING"  # on this machine only: cannot go on before a person acts; on Databricks it is FAILED
 
 STATES_OF_SUCCESS = frozenset({ResultState.SUCCESS, ResultState.SUCCESS_WITH_FAILURES, ResultState.EXCLUDED})
 STATES_OF_CANCELLING = frozenset({ResultState.CANCELED, ResultState.UPSTREAM_CANCELED})
-STATES_OF_FAILURE = frozenset(ResultState) - STATES_OF_SUCCESS - STATES_OF_CANCELLING - {ResultState.DISABLED}
+STATES_OF_FAILURE = (frozenset(ResultState) - STATES_OF_SUCCESS - STATES_OF_CANCELLING
+                     - {ResultState.DISABLED, ResultState.WAITING})
 
 # %% ../../nbs/bundle/08_graph.ipynb #8b0e1ce6
 class RunIf(StrEnum):
@@ -149,6 +151,7 @@ def edge_state(edge: Mapping,  # one item of depends_on
 def evaluate_run_if(run_if: RunIf, edges: list[ResultState],  # one at least
                     ) -> Literal["run"] | ResultState:
     "Return `run` if a task starts after these states of its dependencies, otherwise its own result state."
+    if ResultState.WAITING in edges: return ResultState.WAITING
     if set(edges) == {ResultState.EXCLUDED}: return ResultState.EXCLUDED
     succeeded = [state in STATES_OF_SUCCESS for state in edges]
     disabled = [state == ResultState.DISABLED for state in edges]
@@ -213,6 +216,7 @@ def job_result(tasks: Iterable[Mapping], states: Mapping[str, str],  # of every 
     last_states = {ResultState(results[key]) for key in leaves(enabled)}
     if last_states & STATES_OF_FAILURE: return ResultState.FAILED
     if last_states & STATES_OF_CANCELLING: return ResultState.CANCELED
+    if ResultState.WAITING in results.values(): return ResultState.WAITING
     if set(results.values()) & (STATES_OF_FAILURE | STATES_OF_CANCELLING): return ResultState.SUCCESS_WITH_FAILURES
     return ResultState.SUCCESS
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_FILE', 'NOTE_MARK', 'proposal_of', 'origin_note', 'check_unchanged', 'write_settings', 'verdict',
-           'settings_table', 'automl']
+           'settings_rows', 'automl']
 
 # %% ../../nbs/commands/07_automl.ipynb #77d2bb30
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import Target, Var, make_home, out, pairs, refuse_problems, show
+from .console import Target, Var, make_home, pairs, print_rows, refuse_problems, show
 from .runs import run_to_end
 from ..errors import MlopsError
 
@@ -70,12 +70,9 @@ def verdict(proposal: Any, writes: bool, is_forced: bool) -> tuple[bool, str]:  
     return True, f"{comparison}; they are written into {TRAIN_FILE}; train with them: " \
                  "mlops run train"
 
-def settings_table(proposal: Any) -> Any:  # rich Table
+def settings_rows(proposal: Any) -> list[list[str]]:
     "Return the losses and the settings, present and proposed."
-    from rich.table import Table
-    table = Table("", "present", "proposed", box=None, pad_edge=False, header_style="dim")
-    for name, row in proposal.table().iterrows(): table.add_row(escape(str(name)), *row)
-    return table
+    return [[escape(str(name)), *map(str, row)] for name, row in proposal.table().iterrows()]
 
 # %% ../../nbs/commands/07_automl.ipynb #7dda758f
 def automl(write: Annotated[bool, typer.Option("--write", help="Write settings that are better into conf/train.yml.")]
@@ -95,7 +92,7 @@ def automl(write: Annotated[bool, typer.Option("--write", help="Write settings t
     run = runner.begin_run(home, "automl", pairs("--param", param))
     run_to_end(run)
     proposal = proposal_of(run)
-    out.print(settings_table(proposal))
+    print_rows(["setting", "present", "proposed"], settings_rows(proposal))
     show(escape(proposal.choice))
     is_written, sentence = verdict(proposal, write, force)
     if is_written: write_settings(home.env.root, proposal)

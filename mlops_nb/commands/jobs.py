@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .console import WIDE, Target, Var, out, pairs, problems_of, show_problems
+from .console import Target, Var, out, pairs, print_rows, problems_of, show_problems
 
 # %% ../../nbs/commands/02_jobs.ipynb #7017007c
 jobs_app = typer.Typer(help="List the jobs of the bundle; show the task graph of one.", invoke_without_command=True)
@@ -20,19 +20,14 @@ jobs_app = typer.Typer(help="List the jobs of the bundle; show the task graph of
 def list_jobs(context: typer.Context, target: Target = None) -> None:
     "List the jobs of the bundle, with their parameters."
     if context.invoked_subcommand: return
-    from rich.table import Table
-
     from mlops_nb.bundle.inputs import own_parameters, tasks_of
     from mlops_nb.bundle.load import load_bundle
-    is_wide = out.width >= WIDE  # a narrow terminal has `mlops jobs show` for the tasks
-    columns = ["job", "description", "tasks", "parameters"] if is_wide else ["job", "description", "parameters"]
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    rows = []
     for key, job in sorted(load_bundle(target=target).jobs.items()):
-        tasks = [" ".join(str(task.get("task_key")) for _, task in tasks_of(job, key))]
-        description = str(job.get("description", "")) if tasks[0] else "no tasks; see mlops validate"
-        texts = [description, *(tasks if is_wide else []), " ".join(own_parameters(job))]
-        table.add_row(f"[bold]{escape(key)}[/]", *map(escape, texts))
-    out.print(table)
+        tasks = " ".join(str(task.get("task_key")) for _, task in tasks_of(job, key))
+        description = str(job.get("description", "")) if tasks else "no tasks; see mlops validate"
+        rows.append([f"[bold]{escape(key)}[/]", *map(escape, (description, tasks, " ".join(own_parameters(job))))])
+    print_rows(["job", "description", "tasks", "parameters"], rows)
 
 # %% ../../nbs/commands/02_jobs.ipynb #41165910
 @jobs_app.command("show")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import Target, out, show
+from .console import Target, out, print_rows, show
 
 # %% ../../nbs/commands/05_machine.ipynb #fb58afed
 def doctor(target: Target = None) -> None:
@@ -30,10 +30,7 @@ def doctor(target: Target = None) -> None:
 def show_rows(title: str, third: str,  # headings of the first and the third column
               rows: list[tuple]) -> None:
     "Print the rows of a cleaning plan as a table."
-    from rich.table import Table
-    table = Table(title, "number", third, "reason", box=None, pad_edge=False, header_style="dim")
-    for row in rows: table.add_row(*map(escape, row))
-    if rows: out.print(table)
+    if rows: print_rows([title, "number", third, "reason"], [[escape(cell) for cell in row] for row in rows])
 
 # %% ../../nbs/commands/05_machine.ipynb #7d3fcc42
 def removed_with_progress(place: Any, period: int, now: int) -> Any:  # the plan that was carried out
@@ -41,7 +38,7 @@ def removed_with_progress(place: Any, period: int, now: int) -> Any:  # the plan
     from rich.progress import Progress
 
     from mlops_nb.cleaning import clean
-    with Progress(console=out) as progress:
+    with Progress(console=out, transient=True) as progress:
         task = progress.add_task("waiting for running trainings", total=None)
         def advance(plan: Any, removal: Any) -> None:
             description = f"removing {removal.kind} {escape(removal.name[-40:])}" if removal else "removed"
@@ -64,6 +61,7 @@ def clean_state(keep: Annotated[str | None, typer.Option(
     from mlops_nb.cleaning.removals import readable_size
     from mlops_nb.jobs.run_store import now
     place = env.load_env(target)
+    if yes and not place.state.exists(): return show("nothing to remove")
     if yes:
         plan = removed_with_progress(place, period, now())
         show_rows("removed", "size", clean.removal_rows(plan))

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .console import WIDE, Target, make_home, open_run_store, out, show
+from .console import Target, make_home, open_run_store, out, print_rows, show
 from .runs import repair, run_to_end
 from ..errors import MlopsError
 
@@ -46,6 +46,7 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     """Train a version again from its recorded tables, code and settings, and compare every metric.
 
     Example: [bold]mlops models reproduce late_arrival/1[/]"""
+    import signal
     import subprocess
 
     from mlops_nb import env
@@ -58,6 +59,7 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
         mlops = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
         state = {"PYTHONPATH": str(folder), "MLOPS_STATE": str(place.state), "MLOPS_LAKEHOUSE": place.lakehouse}
         command = [*mlops, "run", "reproduce", "-t", place.target, *parameters]
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the run as well, which ends what it has begun
         process = subprocess.run(command, cwd=folder, env=os.environ | state)
     if process.returncode: raise typer.Exit(process.returncode)
 
@@ -120,8 +122,6 @@ def show_history(name: Name, target: Target = None) -> None:
     """List all moves of a model's aliases, with time, user, reason and versions.
 
     Example: [bold]mlops models history late_arrival -t prod[/]"""
-    from rich.table import Table
-
     from mlops_nb import env
     from mlops_nb.data.session import get_spark
     from mlops_nb.deployment import aliases
@@ -130,11 +130,9 @@ def show_history(name: Name, target: Target = None) -> None:
     with registry.registry_errors(place):
         registry.check_model(place, place.model(name))
         moves = aliases.finished_log(get_spark(place), place, place.model(name))
-    columns = ["move", "time (UTC)", "alias", "from", "to", "user", "reason", *(["run"] if out.width >= WIDE else [])]
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
-    for column in table.columns: column.overflow = "fold"
-    for move in moves: table.add_row(*move_cells(move)[:len(columns)])
-    out.print(table if moves else f"no alias of {place.model(name)} was ever moved")
+    if not moves: return out.print(f"no alias of {place.model(name)} was ever moved")
+    columns = ["move", "time (UTC)", "alias", "from", "to", "user", "reason", "run"]
+    print_rows(columns, [move_cells(move) for move in moves])
 
 # %% ../../nbs/commands/03_models.ipynb #239f47f2
 @models_app.command("copy")

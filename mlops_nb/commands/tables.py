@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .console import Target, out
+from .console import Target, out, print_rows
 from ..errors import MlopsError
 
 # %% ../../nbs/commands/04_tables.ipynb #58559827
@@ -20,17 +20,14 @@ tables_app = typer.Typer(help="List the tables that a target can read; copy one.
 def list_tables(context: typer.Context, target: Target = None) -> None:
     "List the tables that the target can read, with their latest versions."
     if context.invoked_subcommand: return
-    from rich.table import Table
-
     from mlops_nb import env
     from mlops_nb.data import lakehouse, tables
     from mlops_nb.data.session import get_spark
     place = env.load_env(target)
     spark = get_spark(place)
     names = [name for catalog in lakehouse.catalogs(place) for name in tables.table_names(spark, place, catalog)]
-    table = Table("table", "version", box=None, pad_edge=False, header_style="dim")
-    for name in names: table.add_row(name, str(tables.version(spark, place, name)))
-    out.print(table if names else "no tables yet; create them with [bold]mlops run features[/]")
+    if not names: return out.print("no tables yet; create them with [bold]mlops run features[/]")
+    print_rows(["table", "version"], [[name, str(tables.version(spark, place, name))] for name in names])
 
 # %% ../../nbs/commands/04_tables.ipynb #aa7a9a2f
 @tables_app.command("snapshot")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ENGINE_EXTRAS', 'NAN_SETTINGS', 'NAN_CONF', 'DELTA_PACKAGE', 'SESSIONS', 'LOCK', 'engine_module', 'sail_settings',
            'environment', 'start_sail', 'spark_settings', 'start_spark', 'check_answers', 'close_once', 'connect',
-           'check_catalogs', 'check_nan', 'databricks_session', 'stop_session', 'open_session', 'get_spark', 'stop']
+           'check_catalogs', 'check_nan', 'databricks_session', 'stop_session', 'close_session', 'open_session',
+           'get_spark', 'stop']
 
 # %% ../../nbs/data/02_session.ipynb #2c32f1f6
 import json
@@ -184,6 +185,12 @@ def stop_session(spark):
         spark.client.set_retry_policies([])
         spark.stop()
 
+def close_session(spark,
+                  server):  # None if this process did not start it
+    "Stop a session and its server."
+    stop_session(spark)
+    if server: server.stop()
+
 def open_session(env: Env,
                  address: str | None,  # of a server that is already running
                  ) -> tuple:  # the session, and the server if this process started it, otherwise None
@@ -216,9 +223,11 @@ def get_spark(env: Env):  # -> SparkSession
     with LOCK:
         if key in SESSIONS and getattr(SESSIONS[key][0], "is_stopped", False): SESSIONS.pop(key)
         if key not in SESSIONS:
-            session = open_session(env, address)
-            attach(session[0], env)
-            SESSIONS[key] = session
+            SESSIONS[key] = open_session(env, address)
+            try: attach(SESSIONS[key][0], env)
+            except BaseException:
+                close_session(*SESSIONS.pop(key))  # otherwise it would wait for its server when this process ends
+                raise
         return SESSIONS[key][0]
 
 def stop():
@@ -227,6 +236,5 @@ def stop():
         while SESSIONS:
             key, (spark, server) = SESSIONS.popitem()
             if key[0] == "databricks": continue  # Databricks owns the notebook's session
-            stop_session(spark)
-            if server: server.stop()
+            close_session(spark, server)
         os.environ.pop("SPARK_CONNECT_MODE_ENABLED", None)

@@ -62,7 +62,6 @@ class Home:
 
     def __post_init__(self):
         for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
-        private_folder(self.env.state)
         addresses.use_here(self.env.state)
         self.display = GuardedDisplay(self.display)
         self.store = run_store.RunStore(self.env.state / "runs.db")
@@ -70,11 +69,21 @@ class Home:
         self.destinations = delivery.destinations(self.env.state)
         self.notification_threads = []
 
+    def prepare_state(self) -> None:
+        "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
+        private_folder(self.env.state)
+
+    def mlflow_variables(self) -> dict:
+        "Where a notebook that calls MLflow without `use_mlflow` keeps its runs: in the state, not in its own folder."
+        if self.env.tracking_uri != f"sqlite:///{self.env.state / 'mlflow.db'}": return {}
+        return {"MLFLOW_TRACKING_URI": self.env.tracking_uri,
+                "_MLFLOW_SERVER_ARTIFACT_ROOT": addresses.artifact_folder(self.env.state).as_uri()}
+
     @property
     def notebook_environment(self) -> dict:
         "The environment variables of every notebook; `jobs.tasks.secret_environment` adds those of its job's secrets."
         variables = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
-        return variables | {
+        return variables | self.mlflow_variables() | {
             "MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down other notebooks

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATE_COLOURS', 'LONGEST_WORD', 'coloured', 'label', 'Lines', 'Bars', 'display', 'run_state', 'seconds', 'task_rows',
-           'needs_own_lines', 'plain_table', 'notes_below', 'task_message', 'run_table', 'runs_table', 'where_to_look']
+           'needs_own_lines', 'plain_table', 'notes_below', 'task_message', 'run_table', 'runs_table',
+           'executed_notebook', 'notebook_lines', 'where_to_look']
 
 # %% ../../nbs/jobs/09_progress.ipynb #53bbfe21
 import json
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import shorten
@@ -25,7 +25,7 @@ from . import run_store
 # %% ../../nbs/jobs/09_progress.ipynb #e6bc5979
 STATE_COLOURS = {"SUCCESS": "green", "SUCCESS_WITH_FAILURES": "yellow", "FAILED": "red", "TIMEDOUT": "red",
                  "INTERNAL_ERROR": "red", "CANCELED": "yellow", "UPSTREAM_FAILED": "yellow",
-                 "UPSTREAM_CANCELED": "yellow", "UNKNOWN": "yellow", "RUNNING": "cyan"}
+                 "UPSTREAM_CANCELED": "yellow", "UNKNOWN": "yellow", "WAITING": "yellow", "RUNNING": "cyan"}
 
 def coloured(state: str | None) -> str:
     "A state as markup for the terminal."
@@ -48,8 +48,8 @@ class Lines:
     def run_waits(self, run, holders) -> None:
         if run.run_id in self.queued: return
         self.queued.add(run.run_id)
-        self.print_line(f"run {run.run_id} is queued: {run_store.holder_text(run.home.store, holders[0])}; "
-                        "press Ctrl-C to cancel this run")
+        self.print_line(f"run {run.run_id} waits: {run_store.holder_text(run.home.store, holders[0])}; "
+                        "Ctrl-C cancels this run, which has not begun")
 
     def run_begins(self, run) -> None:
         if run.calling_tasks: return
@@ -72,7 +72,9 @@ class Bars(Lines):
         super().__init__(console)
         self.bars = {}
         self.progress = Progress(
-            SpinnerColumn(finished_text="•"), TextColumn("{task.description}"), BarColumn(bar_width=30),
+            SpinnerColumn(finished_text="•"),
+            TextColumn("{task.description}", table_column=Column(overflow="fold", ratio=1)),
+            BarColumn(bar_width=max(4, min(30, console.width - 70))),
             TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[state]}"), console=console)
 
     def run_begins(self, run) -> None:
@@ -104,6 +106,7 @@ def run_state(row: dict) -> str:  # of a run or an attempt, as returned by `run_
     "The state to show: UNKNOWN for a run that may still run on another host."
     if row.get("life_cycle_state") == "INTERNAL_ERROR": return "INTERNAL_ERROR"
     if row.get("liveness") == "unknown": return "UNKNOWN"
+    if row.get("life_cycle_state") == "SKIPPED": return "SKIPPED"
     return row["result_state"] or row["life_cycle_state"]
 
 def seconds(row: dict) -> str:
@@ -160,8 +163,8 @@ def run_table(store: run_store.RunStore, run_id: int) -> Group:
     for depth, key, task in task_rows(store, run_id):
         state = run_state(task if task["result_state"] else run)
         add_row(key, "  " * depth + escape(key), state, task, task_message(task))
-    result = run["result_state"]
-    add_row("job", "[bold]job[/]", result or run_state(run), run, "" if result else run["state_message"])
+    is_told_by_tasks = run_state(run) == run["result_state"]
+    add_row("job", "[bold]job[/]", run_state(run), run, "" if is_told_by_tasks else run["state_message"])
     parameters = "  ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
     title = Text(f"run {run_id}: job {shorten(run['job'])}, target {run['target']}", "italic")
     return Group(title, table, *([Text(parameters, "dim italic")] if parameters else []), *notes_below(notes))
@@ -175,17 +178,37 @@ def runs_table(runs: list[dict]) -> Group:
         state = run_state(run)
         table.add_row(str(run["run_id"]), escape(run["job"]), run["target"], f"{began:%Y-%m-%d %H:%M}", seconds(run),
                       coloured(state))
-        message = run["state_message"].strip()
-        if not message: continue
-        notes.append(Text.assemble((f"run {run['run_id']}: ", "dim"), message.splitlines()[0],
+        lines = run["state_message"].strip().splitlines()
+        if not lines: continue
+        shown = [lines[0], *lines[-1:]] if state == "WAITING" else lines[:1]  # the last has the command
+        notes.append(Text.assemble((f"run {run['run_id']}: ", "dim"), "\n".join(shown),
                                    overflow="ignore", no_wrap=True))
     return Group(table, *([Text(), *notes] if notes else []))
 
-def where_to_look(env: Any, run: dict) -> Group:
-    "The folders and commands for the next steps."
-    lines = [f"executed notebooks       {env.state / 'runs' / str(run['run_id'])}",
-             f"show this summary again  mlops runs show {run['run_id']}",
-             f"open the MLflow UI       mlflow ui --backend-store-uri {shlex.quote(env.tracking_uri)}"]
-    if run["result_state"] not in ("SUCCESS", None) and run["tasks"] != "[]":  # a repair needs recorded tasks
-        lines.append(f"after fixing the cause   mlops repair {run['run_id']}")
+def executed_notebook(runs: Path,  # the folder that holds a folder for each run
+                      task: dict) -> Path | None:  # row of an attempt
+    "The executed notebook of an attempt; None if there is none, as for a condition or a task that calls a job."
+    folder = run_store.folder_of_attempt(runs / str(task["run_id"]), task["task_key"], task["attempt_number"])
+    file = folder / "notebook.ipynb"
+    return file if file.exists() else None
+
+def notebook_lines(store: run_store.RunStore, run_id: int) -> list[str]:
+    "The executed notebook of each task of a run, and of the runs that it called."
+    lines, task_path = [], ()
+    for depth, key, task in task_rows(store, run_id):
+        task_path = (*task_path[:depth], key)
+        file = executed_notebook(store.path.parent / "runs", task)
+        if file: lines.append((" › ".join(task_path), str(file)))
+    width = min(LONGEST_WORD, max((len(name) for name, _ in lines), default=0))
+    return [f"  {name:{width}}  {file}" for name, file in lines]
+
+def where_to_look(store: run_store.RunStore, run: dict) -> Group:
+    "The executed notebooks, and the commands for the next steps."
+    run_id, lines = run["run_id"], notebook_lines(store, run["run_id"])
+    if lines: lines.insert(0, "executed notebooks")
+    lines += [f"show this summary again  mlops runs show {run_id}", "open the MLflow UI       mlops ui"]
+    if run["result_state"] == "WAITING":
+        lines.append(f"approved elsewhere?      mlops repair {run_id}")
+    elif run["result_state"] not in ("SUCCESS", None) and run["tasks"] != "[]":  # a repair needs recorded tasks
+        lines.append(f"after fixing the cause   mlops repair {run_id}")
     return Group(*(f"[dim]{escape(line)}[/]" for line in lines))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELLS', 'STYLE', 'is_run_heading', 'is_error_banner', 'has_error', 'split_notebook', 'without_heading', 'join_silent',
            'cell_exporter', 'cells_html', 'TaskResult', 'task_results', 'anchor', 'overview', 'read_notebook',
-           'without_message', 'sections', 'run_page', 'write_run_page', 'open_in_browser']
+           'without_message', 'sections', 'run_page', 'write_run_page', 'open_in_browser', 'open_address']
 
 # %% ../../nbs/jobs/10_run_page.ipynb #a8807e48
 import html
@@ -108,11 +108,9 @@ def task_results(store: run_store.RunStore, runs: Path,  # the folder that holds
     run, results, task_path = run_store.get_run(store, run_id), [], ()
     for depth, key, task in progress.task_rows(store, run_id):
         task_path = (*task_path[:depth], key)
-        folder = run_store.folder_of_attempt(runs / str(task["run_id"]), task["task_key"], task["attempt_number"])
-        file = folder / "notebook.ipynb"
         state = progress.run_state(task if task["result_state"] else run)
-        notebook = file if file.exists() else None
-        results.append(TaskResult(task_path, state, progress.seconds(task), progress.task_message(task), notebook))
+        results.append(TaskResult(task_path, state, progress.seconds(task), progress.task_message(task),
+                                  progress.executed_notebook(runs, task)))
     return results
 
 # %% ../../nbs/jobs/10_run_page.ipynb #da244709
@@ -125,7 +123,9 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border: 0; border-bot
          vertical-align: top }
 table.dataframe td, table.dataframe thead th { text-align: right } table.dataframe tbody th { font-weight: 500 }
 .cell h1, .cell h2 { font-size: 1.15rem; margin: 1rem 0 .4rem; border: 0; padding: 0 } .cell h3 { font-size: 1rem }
-.message { white-space: pre-line } .lead { background: #f6f7f9; border-left: 3px solid #bbb; padding: .5rem .8rem }
+.message { white-space: pre-line; overflow-wrap: anywhere } .cell { overflow-x: auto }
+.file { color: #767676; font-size: 12px; overflow-wrap: anywhere }
+ .lead { background: #f6f7f9; border-left: 3px solid #bbb; padding: .5rem .8rem }
 img, svg { max-width: 100%; height: auto } a { color: #2f5d9b }
 pre { background: #f6f7f9; padding: .6rem .8rem; overflow-x: auto; font-size: 13px; line-height: 1.4 }
 .output_area pre { background: none; padding: .2rem 0; white-space: pre-wrap }
@@ -180,7 +180,9 @@ def sections(tasks: list[TaskResult]) -> tuple[str, str]:  # HTML: the Run secti
         run_section.cells = [without_message(cell, task.message) for cell in run_section.cells]
         name, target = html.escape(task.title), html.escape(anchor(task, number))
         message = f'<p class="message lead">{html.escape(task.message)}</p>' if task.message else ""
-        results.append(f'<section id="{target}"><h2>{name}</h2>{message}{cells_html(run_section)}</section>')
+        file = html.escape(str(task.notebook))
+        results.append(f'<section id="{target}"><h2>{name}</h2>{message}{cells_html(run_section)}'
+                       f'<p class="file">executed notebook: {file}</p></section>')
         if definitions.cells:
             rest.append(f'<details class="rest"><summary>{name}</summary>{cells_html(definitions)}</details>')
     return "".join(results), "".join(rest)
@@ -192,7 +194,7 @@ def run_page(store: run_store.RunStore, runs: Path,  # the folder that holds a f
     if note := run_store.note_of_removal(store, run_id): raise MlopsError(note, f"its tasks: mlops runs show {run_id}")
     if not any(task.notebook for task in tasks):
         raise MlopsError(f"run {run_id} has no executed notebook under {runs}", f"its tasks: mlops runs show {run_id}")
-    state = run["result_state"] or run["life_cycle_state"]
+    state = progress.run_state(run)
     title = html.escape(f"Run {run_id}: {shorten(run['job'])}, target {run['target']}")
     parameters = ", ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
     results, rest = sections(tasks)
@@ -212,6 +214,10 @@ def write_run_page(store: run_store.RunStore, runs: Path, run_id: int) -> Path:
 # %% ../../nbs/jobs/10_run_page.ipynb #b8e76caf
 def open_in_browser(file: Path) -> bool:  # whether a browser was started
     "Open a file in the person's browser, if this machine has a display."
+    return open_address(file.as_uri())
+
+def open_address(address: str) -> bool:  # whether a browser was started
+    "Open an address in the person's browser, if this machine has a display."
     import webbrowser
     has_display = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return bool(has_display) and webbrowser.open(file.as_uri())
+    return bool(has_display) and webbrowser.open(address)

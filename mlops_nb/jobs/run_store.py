@@ -309,7 +309,10 @@ def reopen_run(store: RunStore, run_id: int,
 def holder_text(store: RunStore, run_id: int) -> str:
     "Describe a run that occupies a slot, and the command that releases it if nothing can be seen of its process."
     run = get_run(store, run_id)
-    if run["liveness"] != "unknown": return f"run {run_id} of job {run['job']!r} is still running"
+    if run["liveness"] != "unknown":
+        since = datetime.fromtimestamp(run["start_time"] / 1000)
+        return (f"run {run_id} of job {run['job']!r} is still running, since {since:%Y-%m-%d %H:%M:%S} "
+                f"(look: mlops runs show {run_id}; end it: mlops runs cancel {run_id})")
     return (f"run {run_id} of job {run['job']!r} may still run: {run['state_message']}; "
             f"if it does not run: mlops runs cancel {run_id} --force")
 

@@ -89,6 +89,8 @@ def run_for_each(step: Step) -> Outcome:
     failures = [f"{inner.key} ({shorten(str(inner.input))}): {outcome.message}"
                 for inner, outcome in zip(inner_steps, outcomes, strict=True) if outcome.result_state != "SUCCESS"]
     if not failures: return Outcome("SUCCESS", f"{len(inner_steps)} elements")
+    if {outcome.result_state for outcome in outcomes} <= {"SUCCESS", "WAITING"}:
+        return Outcome("WAITING", "\n  ".join([f"{len(failures)} of {len(inner_steps)} elements wait", *failures]))
     return Outcome("FAILED", "\n  ".join([f"{len(failures)} of {len(inner_steps)} elements failed", *failures]))
 
 def run_element(step: Step) -> Outcome:  # of the last attempt
@@ -114,7 +116,7 @@ def run_child(step: Step) -> Outcome:
     with run.stop_signal.forwarded_to(child.stop_signal.stop): result = finish_run(child)
     message = child.record.row["state_message"]
     if result in SUCCESS_STATES: return Outcome("SUCCESS", message)
-    state = result if result in ("CANCELED", "TIMEDOUT") else "FAILED"
+    state = result if result in ("CANCELED", "TIMEDOUT", "WAITING") else "FAILED"
     return Outcome(state, f"run {child.run_id} of job {key!r}: {message}")
 
 def earlier_child(step: Step, key: str, given: dict) -> dict | None:  # row of the run
@@ -262,6 +264,7 @@ def begin_run(home: Home, key: str,  # of the job
         check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
         return values
 
+    home.prepare_state()
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
     run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],
                                   home.variables, trigger_type, trigger_time, parent_run_id,
@@ -346,10 +349,10 @@ def wait_for_slot(run: JobRun) -> bool:  # False if the run is skipped
     return True
 
 def failure_messages(record: RunRecord) -> str:  # one task after the other
-    "The failed tasks with their messages."
+    "The failed and the waiting tasks with their messages."
     failed = [task for task in run_store.latest_attempts(record.store, record.run_id).values()
-              if task["result_state"] in ("FAILED", "TIMEDOUT") and task["task_key"] in record.states]
-    return "\n".join(f"task {task['task_key']!r}: {task['state_message']}" for task in failed)
+              if task["result_state"] in ("FAILED", "TIMEDOUT", "WAITING") and task["task_key"] in record.states]
+    return "\n".join(f"task {task['task_key']!r}: {task['state_message']}" for task in failed if task["state_message"])
 
 # %% ../../nbs/jobs/08_runner.ipynb #b056b2cd
 def end_without_store(run: JobRun, error: StoreError) -> NoReturn:

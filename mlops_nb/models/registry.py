@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['STORES', 'client', 'sqlite_file', 'has_registry', 'make_workspace_folder', 'experiment_id', 'lock_file', 'lock',
            'all_pages', 'model_versions', 'model_names', 'version_numbers', 'whole_number', 'find_version',
-           'get_version', 'check_model', 'register_version', 'without_credentials', 'registry_errors', 'find_alias',
-           'get_alias', 'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
+           'get_version', 'check_model', 'register_version', 'without_credentials', 'cause_of', 'registry_errors',
+           'find_alias', 'get_alias', 'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
 
 # %% ../../nbs/models/00_registry.ipynb #166a6e64
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 from .. import addresses
 from ..data.lakehouse import table_errors
 from ..env import Env
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, shorten, unknown
 from ..identity import workspace
 from ..local_stores import is_absent, place_problem, store_error, store_errors
 from ..yaml_files import LONGEST_NAME, check_path_part
@@ -180,6 +181,17 @@ def without_credentials(uri: str) -> str:
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
 
+def cause_of(error: BaseException) -> str:
+    "Why a call of the registry failed, in one line without user and password."
+    chain = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) and deeper not in chain: chain.append(deeper)
+    names = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    if names & {"ConnectTimeout", "ReadTimeout"}: return "no server answers there in time"
+    if names & {"ConnectionError", "NewConnectionError"}: return "no server answers there"
+    if "UnsupportedModelRegistryStoreURIException" in names: return "MLflow has no store with such an address"
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return shorten(f"{type(error).__name__}: {re.sub('//[^/@ ]+@', '//', first_line)}")
+
 @contextmanager
 def registry_errors(env: Env) -> Iterator[None]:
     "Convert exceptions of the registry's store and client to MlopsError."
@@ -192,9 +204,10 @@ def registry_errors(env: Env) -> Iterator[None]:
         file = None if is_remote else sqlite_file(env.registry_uri)
         converted = file and store_error("the MLflow store", file, error, write=not place_problem(file, write=False))
         if converted: raise converted from error
-        if type(error).__module__.split(".")[0] not in STORES: raise
-        raise MlopsError(f"the registry at {without_credentials(env.registry_uri)} failed: {type(error).__name__}",
-                         "repeat the command when the registry is available: it completes interrupted steps") from error
+        if type(error).__module__.split(".")[0] not in STORES and not isinstance(error, ModuleNotFoundError): raise
+        raise MlopsError(f"the registry at {without_credentials(env.registry_uri)} failed: {cause_of(error)}",
+                         "check the address (MLFLOW_TRACKING_URI); repeat the command when the registry is available: "
+                         "it completes interrupted steps") from error
 
 # %% ../../nbs/models/00_registry.ipynb #fffc31ee
 def find_alias(env: Env, name: str, alias: str) -> Any | None:  # mlflow ModelVersion

@@ -26,7 +26,7 @@ def beside_baseline(logged: dict[str, float]) -> pd.DataFrame:  # the metrics of
 
 def approval_answer(env: Env, version: Any | None,  # None if the target requires no approval
                     task_key: str) -> str:
-    "A sentence if the deployment may continue; MlopsError while the version waits for approval."
+    "A sentence if the deployment may continue; WaitingError while the version waits for approval."
     if version is None: return f"target {env.target!r} requires no approval"
     return f"{version.name} v{version.version} is approved by {require_approved(env, version, task_key)}"
 
@@ -62,5 +62,5 @@ def version_description(request: ApprovalRequest) -> Any:  # IPython Markdown
     return Markdown((request.version.description or "") if request.version else "")
 
 def finish_approval(request: ApprovalRequest) -> None:
-    "End the job with the approver's name; MlopsError while the version waits for approval."
+    "End the job with the approver's name; WaitingError while the version waits for approval."
     task.exit(approval_answer(request.env, request.version, request.task_key))

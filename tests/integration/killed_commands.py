@@ -9,6 +9,7 @@ import papermill.clientwrap  # noqa: F401  imported once for all forks
 
 from mlops_nb import cli, conf_checks, env  # noqa: F401
 from mlops_nb.bundle import checks  # noqa: F401
+from mlops_nb.commands import app  # noqa: F401
 from mlops_nb.jobs import process, progress, run_store, runner, warm  # noqa: F401
 from mlops_nb.jobs.run_store import RunStore
 

@@ -69,7 +69,7 @@ def test_no_month_exceeds_the_noise_of_four_held_out_weeks(demo):
 
 def test_the_output_summarises_the_year(demo):
     _, printed = demo
-    for words in ("255,987 rows", "log loss", "mlops runs show 1", "mlflow ui"): assert words in printed, printed
+    for words in ("255,987 rows", "log loss", "mlops runs show 1", "mlops ui"): assert words in printed, printed
 
 
 def test_its_results_open_as_one_page(demo):

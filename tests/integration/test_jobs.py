@@ -183,7 +183,7 @@ def test_ctrl_c_cancels_cleanly(project, mlops, begin, hanging):
     began = time.monotonic()
     runner.send_signal(signal.SIGINT)
     output, _ = runner.communicate(timeout=30)
-    assert runner.returncode == 1 and "CANCELED" in output and time.monotonic() - began < 15
+    assert runner.returncode == 130 and "CANCELED" in output and time.monotonic() - began < 15
     assert processes_of(project) == []
     assert "CANCELED" in mlops("runs")
     assert "SUCCESS" in mlops("repair", "1")
@@ -245,7 +245,8 @@ def test_validate_prints_errors_and_warnings_and_a_run_with_errors_starts_nothin
 def test_help_lists_the_commands_and_the_command_line_imports_nothing_heavy(mlops):
     output = mlops("--help")
     assert all(command in output for command in ("run", "runs", "repair", "jobs", "validate", "doctor"))
-    code = ("import sys; import mlops_nb.cli; heavy = {'mlflow', 'pandas', 'papermill', 'pyspark', 'databricks'}; "
+    code = ("import sys; import mlops_nb.commands.app; "
+            "heavy = {'mlflow', 'pandas', 'papermill', 'pyspark', 'databricks'}; "
             "print(sorted(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

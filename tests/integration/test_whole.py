@@ -41,7 +41,7 @@ def same(ours: pd.DataFrame, expected: pd.DataFrame) -> None:
 def test_the_train_job_trains_validates_and_deploys_the_first_champion(trained):
     printed = (trained / "train.txt").read_text()
     for words in ("late_arrival v1: log loss 0.4", "v1 passed 15 checks", "target 'dev' requires no approval",
-                  "v1 is Champion: log_loss 0.4", "of the baseline on 24,848 rows", "mlops runs show 2", "mlflow ui"):
+                  "v1 is Champion: log_loss 0.4", "of the baseline on 24,848 rows", "mlops runs show 2", "mlops ui"):
         assert words in printed, printed
     versions, aliases = registered(trained)
     assert aliases == {"champion": 1, "challenger": 1} and versions[1].tags["model_validation_status"] == "PASSED"

@@ -114,8 +114,7 @@ def test_two_files_must_not_define_the_same_value(write, first, second, message)
 def test_errors_of_yaml_name_file_and_line(write):
     refused(
         write("include: [a.yml]", a_yml="resources:\n  jobs:\n  - a: [1"),
-        "a.yml:4: while parsing a flow sequence did not find expected ',' or ']'\n"
-        "  the incomplete value starts in line 3",
+        "a.yml:3: '[' is never closed\n  in `- a: [1`",
     )
     refused(
         write("variables:\n  a: {default: 1}\n  a: {default: 2}"),

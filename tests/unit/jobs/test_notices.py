@@ -107,8 +107,15 @@ def test_the_end_of_a_run_is_an_event():
     assert {str(state): event_of(state) for state in ResultState} == {
         "SUCCESS": "on_success", "SUCCESS_WITH_FAILURES": "on_success", "EXCLUDED": None, "DISABLED": None,
         "FAILED": "on_failure", "TIMEDOUT": "on_failure", "CANCELED": "on_failure", "UPSTREAM_FAILED": "on_failure",
-        "UPSTREAM_CANCELED": "on_failure", "MAXIMUM_CONCURRENT_RUNS_REACHED": "on_failure"}
+        "UPSTREAM_CANCELED": "on_failure", "MAXIMUM_CONCURRENT_RUNS_REACHED": "on_failure", "WAITING": "on_waiting"}
     with pytest.raises(MlopsError, match="no notification event 'jobs.on_start'"): notifications(job(), "jobs.on_start")
+
+
+def test_a_run_that_waits_for_approval_is_told_to_the_receivers_of_failures_in_other_words():
+    settings = {"email_notifications": {"on_failure": ["a"]}, "webhook_notifications": {"on_failure": [{"id": 1}]}}
+    assert [(notice.event, notice.to) for notice in notifications(settings, "on_waiting", state="WAITING")] == [
+        ("on_waiting", "a"), ("on_waiting", "1")]
+    assert rules.email_text(payload("on_waiting", 7, "deploy", 12))[0] == "Job deploy waits for approval"
 
 
 # --- the body of a webhook

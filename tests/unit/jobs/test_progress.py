@@ -1,16 +1,11 @@
 """Tables of runs on terminals of any width: no line of a table is longer than the width, and no text is lost."""
 import io
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from mlops_nb.env import load_env
 from mlops_nb.jobs import progress, run_store
 
-ROOT = Path(__file__).parents[3]
 PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"
 LONG = "log loss 0.4645 against 0.5447 of the baseline on 25,213 rows, which is 14.7% better, and 0.5% better is asked"
 ERROR = f"no table 'x' in dev.flights\n  there is only y\n  executed copy: {PATH}"
@@ -63,20 +58,33 @@ def test_a_narrow_terminal_folds_the_name_of_the_job(store):
     assert len(lines[1]) <= 70 and "SUCCESS_WITH_FAILURES" in lines[1] and "dev" in lines[1]
 
 
-def test_where_to_look_has_whole_paths(store, tmp_path):
-    long_name = "long-" * 20
-    env = replace(load_env("dev", root=ROOT), state=tmp_path / long_name, tracking_uri=f"sqlite:///{long_name}")
-    lines = printed_lines(progress.where_to_look(env, run_store.get_run(store, 1)), 80)
-    assert any(line.endswith(str(env.state / "runs/1")) for line in lines)
-    assert any(line.endswith(env.tracking_uri) for line in lines)
+def test_every_task_names_its_executed_notebook_also_in_a_called_job(store, tmp_path):
+    child = run_store.record_run(store, "b", "dev", {}, ["fit"], parent_run_id=1)
+    run_store.save_task(store, 1, "deploy", 0, child_run_id=child)
+    run_store.save_task(store, child, "fit", 0, life_cycle_state="TERMINATED", result_state="SUCCESS", start_time=2_000)
+    files = [tmp_path / "runs" / name / "notebook.ipynb" for name in ("1/publish/0", f"{child}/fit/0")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    lines = printed_lines(progress.where_to_look(store, run_store.get_run(store, 1)), 60)
+    assert [line.split() for line in lines if str(tmp_path) in line] == [
+        ["deploy", "›", "fit", str(files[1])], ["publish", str(files[0])]]
+
+
+def test_a_waiting_run_shows_its_command_and_advises_no_repair_of_a_cause(store):
+    message = "task 'approval_check': m v2 waits for approval\n  look at it: x\n  approve it: mlops approve m 2"
+    run_store.update_run(store, 1, result_state="WAITING", state_message=message)
+    lines = printed_lines(progress.runs_table(run_store.list_runs(store, None, 9)), 80)
+    assert lines[-2:] == ["run 1: task 'approval_check': m v2 waits for approval", "  approve it: mlops approve m 2"]
+    look = "\n".join(printed_lines(progress.where_to_look(store, run_store.get_run(store, 1)), 80))
+    assert "after fixing" not in look and "mlops repair 1" in look
 
 
 def test_a_repair_is_advised_only_for_a_run_with_recorded_tasks(store):
     def advice(**columns):
         run_store.update_run(store, 1, result_state="FAILED", **columns)
         text = io.StringIO()
-        place = SimpleNamespace(state=Path("state"), tracking_uri="sqlite://")
-        Console(file=text, width=200).print(progress.where_to_look(place, run_store.get_run(store, 1)))
+        Console(file=text, width=200).print(progress.where_to_look(store, run_store.get_run(store, 1)))
         return text.getvalue()
 
     assert "mlops repair 1" in advice() and "mlops repair" not in advice(tasks="[]")

@@ -63,6 +63,20 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, acts):
     assert job_run.record.row["result_state"] == result and "no reason" in job_run.record.row["state_message"]
 
 
+def test_a_task_that_waits_for_a_person_fails_nothing_and_a_repair_continues(project, acts):
+    project.job("child", [task(project, "approval", max_retries=3), task(project, "go", "approval", run_if="ALL_DONE")])
+    project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.child.id}"}},
+                        task(project, "after", "call"), task(project, "other")])
+    acts["approval"] = lambda step: Outcome("WAITING", "v2 waits for approval", "WaitingError")
+    job_run, result = run(project)
+    assert result == "WAITING" and job_run.record.states == {"call": "WAITING", "after": "WAITING", "other": "SUCCESS"}
+    assert acts["ran"].count("approval") == 1 and "go" not in acts["ran"]
+    assert "v2 waits for approval" in job_run.record.row["state_message"]
+    acts["approval"] = lambda step: Outcome("SUCCESS")
+    repaired = runner.reopen(project.home(), job_run.run_id)
+    assert runner.finish_run(repaired) == "SUCCESS" and acts["ran"].count("other") == 1
+
+
 def test_retries_count_attempts_and_the_last_one_decides(project, acts):
     project.job("job", [task(project, "a", max_retries=2)])
     acts["a"] = lambda step: Outcome("SUCCESS" if step.attempt == 2 else "FAILED", f"attempt {step.attempt}")
