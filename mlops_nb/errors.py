@@ -16,8 +16,9 @@ class MlopsError(Exception):
     "An error that its message explains in full; the command line prints it without a traceback."
 
     def __init__(self, message: str,  # what is wrong and what was got
-                 hint: str = ""):  # what exists, or what to do
-        self.message, self.hint = message, hint
+                 hint: str = "",  # what exists, or what to do
+                 key: str = ""):  # of a setting that is wrong: its path in its file, such as costs.missed
+        self.message, self.hint, self.key = message, hint, key
         super().__init__(message, hint)
 
     def __str__(self): return f"{self.message}\n  {self.hint}" if self.hint else self.message
@@ -55,11 +56,12 @@ def _sort_key(name: str) -> tuple:
 def unknown(kind: str,  # such as "job", "target"
             name: Any, known: Iterable,  # texts, or values of any type
             where: str = "",  # the file or object that was searched
+            key: str = "",  # of a setting: its path in its file
             ) -> MlopsError:  # to be raised by the caller
     "The error for a name that does not exist."
     message = f"no {kind} {shorten(repr(name))}"
     if where: message += f" in {where}"
-    return MlopsError(message, what_exists(name, known))
+    return MlopsError(message, what_exists(name, known), key)
 
 # %% ../nbs/00_errors.ipynb #117734d3
 def need(module: str,

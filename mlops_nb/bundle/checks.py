@@ -50,7 +50,8 @@ class Problem:
     def __str__(self):
         place = f"{self.file}:{self.line}" if self.line else self.file
         if self.is_warning: place += ": warning"
-        return f"{place}: {self.key}: {self.message}" + (f"\n  {self.hint}" if self.hint else "")
+        text = f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+        return text + (f"\n  {self.hint}" if self.hint else "")
 
 # %% ../../nbs/bundle/07_checks.ipynb #cbe83470
 _PRINCIPALS = ("user_name", "group_name", "service_principal_name")

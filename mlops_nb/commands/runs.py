@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import Target, Var, err, make_home, open_run_store, out, pairs, refuse_problems, show
+from .console import Target, Var, err, make_home, open_run_store, out, pairs, show
 from ..errors import MlopsError
 
 # %% ../../nbs/commands/01_runs.ipynb #dea723e6
@@ -65,9 +65,7 @@ def run(job: Annotated[str, typer.Argument(help="A job of the bundle; `mlops job
 
     Example: [bold]mlops run train -t dev --param as_of=2013-04-01[/]"""
     from mlops_nb.jobs import runner
-    parameters, home = pairs("--param", param), make_home(target, pairs("--var", var), parallel)
-    home.bundle.job(job)
-    refuse_problems(home.bundle)
+    parameters, home = pairs("--param", param), make_home(target, pairs("--var", var), parallel, job)
     run_to_end(runner.begin_run(home, job, parameters, only=only or None))
 
 # %% ../../nbs/commands/01_runs.ipynb #da7c02c7
@@ -79,8 +77,7 @@ def repair(run_id: Annotated[int, typer.Argument(help="The number of the run; `m
 
     from mlops_nb.jobs import run_store, runner
     row = run_store.get_run(open_run_store(), run_id)
-    home = make_home(row["target"], json.loads(row["variables"]))
-    refuse_problems(home.bundle)
+    home = make_home(row["target"], json.loads(row["variables"]), job=row["job"])
     run_to_end(runner.reopen(home, run_id, force=force))
 
 # %% ../../nbs/commands/01_runs.ipynb #9b299710
