@@ -70,10 +70,12 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None,
     from mlops_nb.jobs import progress
     from mlops_nb.jobs.home import Home
     loaded = load_bundle(target=target, variables=variables)
+    more = {"parallel": parallel} if parallel else {}
     if job:  # before the state is touched
+        from mlops_nb.use_cases import check_of_values
         loaded.job(job)
         refuse_problems(loaded)
-    more = {"parallel": parallel} if parallel else {}
+        more["check_values"] = check_of_values(loaded)
     return Home(env.load_env(target, variables, loaded.root), loaded, variables, display=progress.display(out), **more)
 
 # %% ../../nbs/commands/00_console.ipynb #9ffd4d56

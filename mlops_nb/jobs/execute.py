@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from ..errors import SELF_EXPLAINING
 from ..output import steady_streams
 from ..task import write_atomically
 
@@ -68,7 +69,7 @@ def first_code_line(source: str) -> str:
 def failure_outcome(error: Any,  # papermill's PapermillExecutionError
                     notebook: str, copy: Path) -> Outcome:
     "Describe a failure by its error, notebook, cell and executed copy; of a MlopsError only the message is shown."
-    text = error.evalue if error.ename == "MlopsError" else f"{error.ename}: {error.evalue}"
+    text = error.evalue if error.ename in SELF_EXPLAINING else f"{error.ename}: {error.evalue}"
     location = f"{notebook}, cell [{error.exec_count}] `{first_code_line(error.source)}`"
     return Outcome("FAILED", f"{text}\n  in {location}\n  executed copy: {copy}", error.ename, error.exec_count)
 

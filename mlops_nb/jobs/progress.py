@@ -186,6 +186,4 @@ def where_to_look(env: Any, run: dict) -> Group:
     lines = [f"executed notebooks       {env.state / 'runs' / str(run['run_id'])}",
              f"show this summary again  mlops runs show {run['run_id']}",
              f"open the MLflow UI       mlflow ui --backend-store-uri {shlex.quote(env.tracking_uri)}"]
-    if run["result_state"] not in ("SUCCESS", None) and run["tasks"] != "[]":  # a repair needs recorded tasks
-        lines.append(f"after fixing the cause   mlops repair {run['run_id']}")
     return Group(*(f"[dim]{escape(line)}[/]" for line in lines))

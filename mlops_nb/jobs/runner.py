@@ -22,6 +22,7 @@ from typing import NoReturn
 from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_file
+from ..bundle.passed_values import check_passed, passed_values
 from ..errors import MlopsError, shorten, what_exists
 from . import delivery, run_store
 from .execute import Outcome
@@ -260,6 +261,9 @@ def begin_run(home: Home, key: str,  # of the job
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to
         values = job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
         check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
+        passed = list(passed_values(home.bundle, key, values, tasks))
+        check_passed(passed)
+        home.check_values(passed)
         return values
 
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)

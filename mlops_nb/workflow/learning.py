@@ -250,13 +250,14 @@ def values_to_search(conf: Mapping) -> Iterator[tuple[str, dict]]:  # key path, 
     for i, option in enumerate(options if isinstance(options, list) else ()):
         if is_mapping(option): yield f"options[{i}]", option
 
-def learner_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
-    "Parameters that the learner does not take, also those of the search space and the options."
+def learner_problems(use_case: UseCase, conf: Mapping,
+                     with_search: bool) -> Iterator[ConfProblem]:  # also values of the search space and the options
+    "Parameters that the learner does not take."
     def check(changed: Mapping) -> list[ConfProblem]:
         return raised_problem("parameters", use_case.learner.check, use_case.problem.name, changed)
     problems = check(conf)
     yield from problems
-    if problems: return
+    if problems or not with_search: return
     for key, parameters in values_to_search(conf):
         for _, message, hint in check(with_parameters(use_case, conf, parameters)): yield key, message, hint
 
@@ -276,8 +277,8 @@ def train_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     if is_mapping(conf.get("parameters")):
         of_tuning = tuning_problems(conf, [*conf["parameters"], *learner.tuned_settings])
     yield from of_tuning
-    if not of_tuning and not wrong & set(learner.settings) and all(name in conf for name in learner.settings):
-        yield from learner_problems(use_case, conf)
+    if not wrong & set(learner.settings) and all(name in conf for name in learner.settings):
+        yield from learner_problems(use_case, conf, with_search=not of_tuning)
     yield from metric_problems(conf.get("custom_metrics"))
 
 def read_train(use_case: UseCase, root: Path) -> dict:  # root: the folder of the project

@@ -27,7 +27,7 @@ from ..data import tables
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
-from ..errors import MlopsError, counted, what_exists
+from ..errors import MissingError, MlopsError, counted, what_exists
 from ..models import registry
 from ..monitoring import thresholds as limits
 from ..monitoring.custom_metrics import DERIVED, check_metric_definition
@@ -165,11 +165,14 @@ def versions_in(predictions) -> list[tuple[str, int]]:  # model_name and model_v
 
 def watched(use_case: UseCase, spark, env: Env, day: date):  # -> DataFrame
     "Return the predictions of the days before `day`, or the snapshots up to it, with the labels that are evaluated."
+    if not tables.exists(spark, env, env.table(PREDICTIONS)):
+        raise MissingError(f"there are no predictions yet: no table {env.table(PREDICTIONS)}",
+                           f"score rows first: mlops run batch_inference -t {env.target}")
     sign, words = ("<", "before") if use_case.has_time else ("<=", "up to")
     predictions = tables.read(spark, env, PREDICTIONS).where(f"as_of {sign} DATE'{day}'")
     if not predictions.head(1):
-        raise MlopsError(f"no predictions of days {words} {day} in {env.table(PREDICTIONS)}",
-                         "score rows first: mlops run batch_inference")
+        raise MissingError(f"no predictions of days {words} {day} in {env.table(PREDICTIONS)}",
+                           f"score rows first: mlops run batch_inference -t {env.target}")
     labelled, shares = with_labels(use_case, spark, env, predictions, day), {}
     if use_case.has_time: return labelled
     for name, number in versions_in(predictions):

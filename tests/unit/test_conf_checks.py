@@ -130,7 +130,7 @@ def test_both_commands_name_the_mistake_with_its_line_and_nothing_is_started(fli
     before, _, after = text.partition(old)
     file.write_text(before + new + after)
     line = before.count("\n") + 1
-    place = f"conf/{name}:{line + key.startswith('while parsing')}: {key}"  # a list that is not closed ends in the next line
+    place = f"conf/{name}:{line + key.startswith('while')}: {key}"  # a list that is not closed ends in the next line
     result = CliRunner().invoke(cli.app, ["validate"])
     assert result.exit_code == 1 and place in result.output and words in result.output, result.output
     with pytest.raises(MlopsError) as error: CliRunner().invoke(cli.app, ["run", "train"], catch_exceptions=False)
