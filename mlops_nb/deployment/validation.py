@@ -6,9 +6,10 @@
 __all__ = ['THRESHOLD_KEYS', 'CHANGE_KEYS', 'CONF_FILE', 'NOT_EVALUATED', 'STATUS', 'CHECK_TAG_PREFIX', 'MAX_TAG_LENGTH',
            'JOB_SECTIONS', 'signature_types', 'signature_reasons', 'check_example', 'metric_thresholds',
            'require_number', 'check_direction', 'range_text', 'check_metric_rules', 'not_finite_reasons',
-           'threshold_reasons', 'interval_text', 'NotEvaluated', 'run_check', 'run_checks', 'failures', 'check_line',
-           'validation_section', 'split_sections', 'replace_section', 'page_without_job_sections', 'begin_validation',
-           'write_results', 'validate_version', 'require_passed', 'require_validated_by_run']
+           'threshold_reasons', 'breaks_rule', 'short_number', 'rule_text', 'interval_text', 'NotEvaluated',
+           'run_check', 'run_checks', 'failures', 'check_line', 'validation_section', 'split_sections',
+           'replace_section', 'page_without_job_sections', 'begin_validation', 'write_results', 'validate_version',
+           'require_passed', 'require_validated_by_run']
 
 # %% ../../nbs/deployment/01_validation.ipynb #dd6c302d
 import re
@@ -135,15 +136,38 @@ def not_finite_reasons(metrics: Mapping[str, float], baseline: Mapping[str, floa
 def threshold_reasons(metrics: Mapping[str, float], baseline: Mapping[str, float],  # same names, same rows
                       rules: Mapping[str, Mapping]) -> list[str]:
     "Every metric with a rule must be finite and satisfy the rule."
+    metric_thresholds(rules, metrics)  # also without finite metrics a wrong rule is an error
+    if reasons := not_finite_reasons(metrics, baseline, rules): return reasons
+    return [rule_text(metric, key, limit, metrics[metric], baseline.get(metric, np.nan), rule["greater_is_better"])
+            for metric, rule in rules.items() for key, limit in rule.items() if key != "greater_is_better"
+            if breaks_rule(metric, key, limit, metrics, baseline, rule["greater_is_better"])]
+
+def breaks_rule(metric: str, key: str, limit: float, metrics: Mapping[str, float], baseline: Mapping[str, float],
+                greater_is_better: bool) -> bool:
+    "Whether MLflow's check fails for one threshold of a metric."
     import mlflow
     from mlflow.models.evaluation.validation import ModelValidationFailedException
-    thresholds = metric_thresholds(rules, metrics)
-    if reasons := not_finite_reasons(metrics, baseline, rules): return reasons
-    candidate = SimpleNamespace(metrics=dict(metrics))
-    reference = SimpleNamespace(metrics={metric: baseline.get(metric, np.nan) for metric in rules})
+    thresholds = metric_thresholds({metric: {key: limit, "greater_is_better": greater_is_better}}, metrics)
+    candidate, reference = (SimpleNamespace(metrics={metric: values.get(metric, np.nan)})
+                            for values in (metrics, baseline))
     try: mlflow.validate_evaluation_results(thresholds, candidate, reference)
-    except ModelValidationFailedException as error: return error.message.splitlines()
-    return []
+    except ModelValidationFailedException: return True
+    return False
+
+def short_number(value: float, limit: float) -> str:
+    "Return a number with four digits, or as many as distinguish it from a limit."
+    texts = [f"{value:.{digits}g}" for digits in range(4, 18)]
+    return next((text for text in texts if value == limit or float(text) != limit), texts[0])
+
+def rule_text(metric: str, key: str, limit: float, value: float, baseline: float, greater_is_better: bool) -> str:
+    "Say why a metric does not satisfy a threshold."
+    if key == "threshold":
+        bound = f"at least {limit:g} is required" if greater_is_better else f"at most {limit:g} is allowed"
+        return f"{metric} is {short_number(value, limit)}, {bound}"
+    change = f"{limit:.1%}" if key == "min_relative_change" else f"{limit:g}"
+    direction = "higher" if greater_is_better else "lower"
+    return (f"{metric} is {short_number(value, baseline)}, that of the baseline {short_number(baseline, value)}: "
+            f"at least {change} {direction} is required")
 
 # %% ../../nbs/deployment/01_validation.ipynb #884246e2
 def interval_text(low: float, high: float) -> str:

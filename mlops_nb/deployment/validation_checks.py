@@ -25,7 +25,7 @@ import pandas as pd
 from .. import pictures
 from . import validation
 from .validation import CONF_FILE, NotEvaluated, check_metric_rules, require_number, run_check
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, counted, unknown
 from ..models import model_card
 from ..models.day_resampling import MIN_DECISION_DAYS, group_unit
 from ..models.problem_types import ProblemType, intervals, loss_change, point_tags
@@ -51,7 +51,8 @@ class HeldOut:
         if has_one_label and self.problem.needs_both_labels: problems.append("all held-out labels are equal")
         if len(np.unique(self.days)) == 1: problems.append(f"all held-out rows are from one {group_unit(self.days)}")
         missing = int((~np.isfinite(np.asarray(self.baseline, float))).sum())
-        if missing: problems.append(f"{missing:,} held-out rows have no baseline")
+        verb = "has" if missing == 1 else "have"
+        if missing: problems.append(f"{counted(missing, 'held-out row')} {verb} no baseline")
         return problems
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #c5130169

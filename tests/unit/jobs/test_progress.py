@@ -1,5 +1,6 @@
 """Tables of runs on terminals of any width: no line of a table is longer than the width, and no text is lost."""
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mlops_nb.env import load_env
-from mlops_nb.jobs import progress, run_store
+from mlops_nb.jobs import advice, progress, run_store
 
 ROOT = Path(__file__).parents[3]
 PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"
@@ -71,12 +72,18 @@ def test_where_to_look_has_whole_paths(store, tmp_path):
     assert any(line.endswith(env.tracking_uri) for line in lines)
 
 
-def test_a_repair_is_advised_only_for_a_run_with_recorded_tasks(store):
-    def advice(**columns):
+def test_a_repair_is_advised_only_where_repeating_can_help(store, tmp_path):
+    def steps(error="", message="", **columns):
         run_store.update_run(store, 1, result_state="FAILED", **columns)
-        text = io.StringIO()
-        place = SimpleNamespace(state=Path("state"), tracking_uri="sqlite://")
-        Console(file=text, width=200).print(progress.where_to_look(place, run_store.get_run(store, 1)))
-        return text.getvalue()
+        run_store.save_task(store, 1, "train_with_a_long_name", 0, state_message=message)
+        folder = run_store.folder_of_attempt(tmp_path / "runs/1", "train_with_a_long_name", 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "outcome.json").write_text(json.dumps({"error_name": error}))
+        lines = advice.next_steps(SimpleNamespace(state=tmp_path), store, run_store.get_run(store, 1))
+        return "\n".join(lines)
 
-    assert "mlops repair 1" in advice() and "mlops repair" not in advice(tasks="[]")
+    assert "mlops repair 1" in steps("KeyError") and "mlops repair 1" in steps("MlopsError", "mlops run train")
+    assert steps("ParameterError").endswith("mlops run a_job_with_a_name_that_is_rather_long -t dev -p name=value")
+    missing = steps("MissingError", "no table 'a.b.c'\n  create the tables: mlops run features -t dev")
+    assert "run first                mlops run features -t dev" in missing and "repair" not in missing
+    assert steps("KeyError", tasks="[]") == ""
