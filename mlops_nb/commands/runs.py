@@ -125,7 +125,8 @@ def list_runs(context: typer.Context, job: Annotated[str | None, typer.Option(he
     from mlops_nb.jobs import progress, run_store
     rows = run_store.list_runs(open_run_store(), job, limit)
     of_job = f" of job {job!r}" if job else ""
-    show(progress.runs_table(rows) if rows else f"no runs{of_job} yet; start one with [bold]mlops run JOB[/]")
+    show(progress.runs_table(rows) if rows else
+         f"no runs{of_job} yet; start with [bold]make demo[/] or [bold]mlops run features[/]")
 
 # %% ../../nbs/commands/01_runs.ipynb #d1bd67cb
 @runs_app.command("show")

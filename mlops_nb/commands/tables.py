@@ -30,7 +30,7 @@ def list_tables(context: typer.Context, target: Target = None) -> None:
     names = [name for catalog in lakehouse.catalogs(place) for name in tables.table_names(spark, place, catalog)]
     table = Table("table", "version", box=None, pad_edge=False, header_style="dim")
     for name in names: table.add_row(name, str(tables.version(spark, place, name)))
-    out.print(table if names else "no tables yet; create them with [bold]mlops run features[/]")
+    out.print(table if names else "no tables yet; create them with [bold]mlops run features[/] or [bold]make demo[/]")
 
 # %% ../../nbs/commands/04_tables.ipynb #aa7a9a2f
 @tables_app.command("snapshot")

@@ -39,7 +39,8 @@ def advice_lines(names: list[str], messages: list[str],  # of the failed attempt
     "Return the next steps after a run that failed."
     again = f"mlops run {run['job']} -t {run['target']}"
     if names and set(names) <= set(PARAMETER_NAMES):
-        return [f"with other values        {again} -p name=value"]
+        proposed = re.findall(r"-p (\w+=[\w.@/-]+)", "\n".join(messages))
+        return [f"with other values        {again} -p {proposed[0] if proposed else 'name=value'}"]
     commands = next_commands(messages)
     if names and commands and set(names) <= set(MISSING_NAMES):
         return [f"run first                {command}" for command in commands] + [f"then again               {again}"]

@@ -144,7 +144,7 @@ def run_attempt(step: Step) -> Outcome:
     except StoreError:  # nothing more can be recorded: the run ends
         step.run.stop_signal.stop("CANCELED")
         raise
-    except MlopsError as error: outcome = Outcome("FAILED", str(error), "MlopsError")
+    except MlopsError as error: outcome = Outcome("FAILED", str(error), type(error).__name__)
     except BaseException: outcome = unexpected_outcome()  # of any kind: in a thread, nothing else would report it
     exit_file = step.folder / "exit.txt"
     step.save(life_cycle_state="TERMINATED", result_state=outcome.result_state, state_message=outcome.message,

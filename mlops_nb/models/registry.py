@@ -143,6 +143,7 @@ def no_model(env: Env, name: str) -> MlopsError:  # to be raised by the caller
     error = unknown("model", name, names, where="the registry")
     is_wrong_name = any(other.startswith(f"{env.catalog}.") for other in names)
     command = f"mlops run train -t {env.target} registers one"
+    if not names: command += ", after mlops run features; make demo runs all jobs"
     return (ParameterError if is_wrong_name else MissingError)(error.message, f"{error.hint}; {command}")
 
 # %% ../../nbs/models/00_registry.ipynb #af6e6b8a

@@ -126,7 +126,10 @@ def as_monitor(described: Mapping,  # a `quality_monitors` resource: inference_l
     log.pop("granularities", None)  # the monitoring job has the granularity as a parameter
     for name in described:
         if name not in MONITOR_SETTINGS: raise unknown("setting", name, MONITOR_SETTINGS, where="the monitor", key=name)
-    known = [f.name for f in fields(Monitor) if f.name.endswith("_col") or f.name == "problem_type"]
+    settings = [f.name for f in fields(Monitor)]
+    for name in more:
+        if name not in settings: raise unknown("setting", name, settings, where="the monitor")
+    known = [name for name in settings if name.endswith("_col") or name == "problem_type"]
     for name in log:
         if name not in known: raise unknown("setting", name, known, "inference_log", f"inference_log.{name}")
     check_log_columns(log)
