@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from .errors import MlopsError, shorten, unknown
+from .errors import MlopsError, ParameterError, shorten, unknown
 
 # %% ../nbs/02_task.ipynb #dbb9ce54
 def notebook_utilities() -> Any | None:  # None outside a Databricks notebook
@@ -63,11 +63,11 @@ def convert(name: str, value: Any,
     try: return readers[kind](value)
     except (KeyError, ValueError, TypeError):
         message = f"parameter {name!r} must be {kind.__name__}, got {shorten(repr(value))}"
-        raise MlopsError(message, example_of(kind)) from None
+        raise ParameterError(message, example_of(kind)) from None
 
 def example_of(kind: type) -> str:
     "The hint that shows a valid value of a type."
-    hints = {bool: "write true or false", date: "write a date such as 2013-04-01",
+    hints = {bool: "write true or false", date: f"write a date such as {datetime.now(UTC).date()}",
              int: "write a whole number such as 28", float: "write a number such as 0.5"}
     return hints.get(kind, "a parameter is a str, int, float, bool or date")
 

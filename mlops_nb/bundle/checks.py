@@ -22,6 +22,8 @@ from mlops_nb.bundle.inputs import (
     check_task_references,
     check_texts,
     check_unused,
+    check_value,
+    declared_parameters,
     known_dependencies,
     maps,
     notebooks_of,
@@ -51,7 +53,8 @@ class Problem:
     def __str__(self):
         place = f"{self.file}:{self.line}" if self.line else self.file
         if self.is_warning: place += ": warning"
-        return f"{place}: {self.key}: {self.message}" + (f"\n  {self.hint}" if self.hint else "")
+        text = f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+        return text + (f"\n  {self.hint}" if self.hint else "")
 
 # %% ../../nbs/bundle/07_checks.ipynb #cbe83470
 _PRINCIPALS = ("user_name", "group_name", "service_principal_name")
@@ -206,6 +209,9 @@ def check_children(bundle: Bundle, job: Mapping, key: str) -> Iterator[Finding]:
             if name not in declared:
                 yield (f"{path}.job_parameters.{name}", f"job {child!r} declares no parameter {name!r}",
                        what_exists(name, declared))
+        for *_, file in notebooks_of(bundle.root, bundle.jobs[child], ""):
+            for name, value in part(task, "job_parameters").items():
+                yield from check_value(name, value, declared_parameters(file) or {}, f"{path}.job_parameters.{name}")
 
 def check_nesting(bundle: Bundle, job: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for circular chains of jobs, and for chains that are too long."

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LARGEST_PARAMETERS', 'READ_BY_THE_PLATFORM', 'maps', 'part', 'tasks_of', 'nested_task', 'all_tasks',
            'known_dependencies', 'all_dependencies', 'own_parameters', 'notebooks_of', 'declared_parameters',
-           'check_value', 'check_base_parameters', 'check_parameter_size', 'check_texts', 'used_parameters',
-           'check_unused', 'names_in_scope', 'unresolved_reference', 'misplaced_reference', 'check_task_references']
+           'check_value', 'check_parameter', 'check_base_parameters', 'check_parameter_size', 'check_texts',
+           'used_parameters', 'check_unused', 'names_in_scope', 'unresolved_reference', 'misplaced_reference',
+           'check_task_references']
 
 # %% ../../nbs/bundle/06_inputs.ipynb #fe477294
 import json
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from . import references
-from .parameters import Parameter, notebook_parameters
+from .parameters import Parameter, notebook_parameters, rule_of_value
 from .schema import Finding, nearest
 from .variables import check_text
-from ..errors import MlopsError, what_exists
+from ..errors import MlopsError, ParameterError, shorten, what_exists
 from ..task import convert
 
 # %% ../../nbs/bundle/06_inputs.ipynb #cdfbc1e0
@@ -84,10 +85,19 @@ def declared_parameters(file: Path) -> dict[str, Parameter] | None:  # None: unk
     except MlopsError: return None
 
 def check_value(name: str, value: Any, declared: Mapping[str, Parameter], key: str) -> Iterator[Finding]:
-    "Yield a finding if a value does not have the type that the notebook declares."
+    "Yield a finding if a value does not have the type that the notebook declares, or breaks the rule of its name."
     if name not in declared or (isinstance(value, str) and "{{" in value): return
-    try: convert(name, value, declared[name].type)
+    try: check_parameter(declared[name], value)
     except MlopsError as error: yield key, error.message, error.hint
+
+def check_parameter(parameter: Parameter, value: Any) -> Any:  # the value with the declared type
+    "Convert the value of a parameter; ParameterError for a wrong type or a value that breaks the rule of its name."
+    typed = convert(parameter.name, value, parameter.type)
+    if typed in (None, "") and parameter.default in (None, ""): return typed  # not given
+    if isinstance(value, str) and "{{" in value: return typed  # a reference, which is resolved later
+    rule = rule_of_value(parameter.name, typed)
+    if rule: raise ParameterError(f"parameter {parameter.name!r} is {shorten(repr(value))}", f"it must be {rule}")
+    return typed
 
 # %% ../../nbs/bundle/06_inputs.ipynb #8a7ac551
 def check_base_parameters(root: Path, job: Mapping, key: str) -> Iterator[Finding]:

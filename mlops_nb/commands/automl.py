@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import Target, Var, make_home, pairs, print_rows, refuse_problems, show
+from .console import Target, Var, make_home, pairs, print_rows, show
 from .runs import run_to_end
 from ..errors import MlopsError
 
@@ -86,9 +86,7 @@ def automl(write: Annotated[bool, typer.Option("--write", help="Write settings t
     Example: [bold]mlops automl --write --param as_of=2013-04-01[/]"""
     from mlops_nb.jobs import runner
     if force and not write: raise MlopsError("--force without --write", "write: mlops automl --write --force")
-    home = make_home(target, pairs("--var", var))
-    home.bundle.job("automl")
-    refuse_problems(home.bundle)
+    home = make_home(target, pairs("--var", var), job="automl")
     run = runner.begin_run(home, "automl", pairs("--param", param))
     run_to_end(run)
     proposal = proposal_of(run)

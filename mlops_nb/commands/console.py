@@ -88,7 +88,7 @@ def problems_of(loaded: Any) -> list:
     from mlops_nb.conf_checks import conf_problems
     from mlops_nb.git import git_details
     git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
-    return check(loaded) + conf_problems(loaded.root)
+    return check(loaded) + conf_problems(loaded)
 
 def refuse_problems(loaded: Any) -> None:
     "Print the warnings about the bundle. Raise MlopsError with all its errors, so that nothing runs."
@@ -98,7 +98,9 @@ def refuse_problems(loaded: Any) -> None:
     if errors: raise MlopsError(f"the bundle has {len(errors)} problem(s)", "\n  ".join(errors))
 
 # %% ../../nbs/commands/00_console.ipynb #1250f001
-def make_home(target: str | None, variables: dict, parallel: int | None = None) -> Any:
+def make_home(target: str | None, variables: dict, parallel: int | None = None,
+              job: str = "",  # a job to be run: the bundle must have it, and no error
+              ) -> Any:
     "The runner's context: the bundle, the target's environment, and the progress display."
     from mlops_nb import env
     from mlops_nb.bundle.load import load_bundle
@@ -106,6 +108,11 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None) 
     from mlops_nb.jobs.home import Home
     loaded = load_bundle(target=target, variables=variables)
     more = {"parallel": parallel} if parallel else {}
+    if job:  # before the state is touched
+        from mlops_nb.use_cases import check_of_values
+        loaded.job(job)
+        refuse_problems(loaded)
+        more["check_values"] = check_of_values(loaded)
     return Home(env.load_env(target, variables, loaded.root), loaded, variables, display=progress.display(out), **more)
 
 # %% ../../nbs/commands/00_console.ipynb #9ffd4d56

@@ -39,7 +39,7 @@ def show_job(job: Annotated[str, typer.Argument(help="A job of the bundle.")], t
 
 # %% ../../nbs/commands/02_jobs.ipynb #3f5cbd18
 def validate(target: Target = None, var: Var = None) -> None:
-    "Check the bundle (jobs, notebooks, parameters, references, schedules) and conf/ (data contracts, search space)."
+    "Check the bundle (jobs, notebooks, parameters, references, schedules) and every file of conf/."
     from mlops_nb.bundle.load import load_bundle
     loaded = load_bundle(target=target, variables=pairs("--var", var))
     problems = problems_of(loaded)

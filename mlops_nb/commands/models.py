@@ -166,4 +166,5 @@ def compare_models(first: VersionReference, second: VersionReference, target: Ta
     place = env.load_env(target)
     with registry.registry_errors(place):
         comparison.check_different(*(registry.resolve_version(place, reference) for reference in (first, second)))
-    run_to_end(runner.begin_run(make_home(target, {}), "compare", {"first": first, "second": second, "as_of": as_of}))
+    home = make_home(target, {}, job="compare")
+    run_to_end(runner.begin_run(home, "compare", {"first": first, "second": second, "as_of": as_of}))

@@ -26,7 +26,8 @@ def list_tables(context: typer.Context, target: Target = None) -> None:
     place = env.load_env(target)
     spark = get_spark(place)
     names = [name for catalog in lakehouse.catalogs(place) for name in tables.table_names(spark, place, catalog)]
-    if not names: return out.print("no tables yet; create them with [bold]mlops run features[/]")
+    if not names:
+        return out.print("no tables yet; create them with [bold]mlops run features[/] or [bold]make demo[/]")
     print_rows(["table", "version"], [[name, str(tables.version(spark, place, name))] for name in names])
 
 # %% ../../nbs/commands/04_tables.ipynb #aa7a9a2f

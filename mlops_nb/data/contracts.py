@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'SETTINGS', 'WHOLE_NUMBER_TYPES', 'NUMBER_TYPES', 'TYPES', 'NESTED', 'LARGEST_FLOAT', 'LARGEST_DOUBLE',
-           'LONGEST_DECIMAL', 'ContractProblem', 'LONGEST_AGE', 'Contract', 'rules_of', 'decimal_text', 'fits_number',
-           'fits', 'number_hint', 'range_problems', 'value_problems', 'column_problems', 'contract_problems',
-           'read_contracts', 'problem_lines', 'contract_of', 'sql_literal', 'violation_conditions', 'wrong_types',
-           'check_declared', 'example_rows', 'check_contract', 'check_fresh']
+           'LONGEST_DECIMAL', 'LONGEST_AGE', 'Contract', 'rules_of', 'decimal_text', 'fits_number', 'fits',
+           'number_hint', 'range_problems', 'value_problems', 'column_problems', 'contract_problems', 'read_contracts',
+           'contract_of', 'sql_literal', 'violation_conditions', 'wrong_types', 'check_declared', 'example_rows',
+           'check_contract', 'check_fresh']
 
 # %% ../../nbs/data/05_contracts.ipynb #70c35181
 import re
@@ -19,10 +19,10 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..conf import is_number
+from ..conf import ConfProblem, is_number, problem_lines
 from .sql import quoted, sql_text
 from ..errors import MlopsError, unknown, what_exists
-from ..yaml_files import Node, key_places, plain, read_yaml
+from ..yaml_files import plain, read_yaml
 
 # %% ../../nbs/data/05_contracts.ipynb #f330cab6
 RULES = ("type", "nullable", "min", "max", "values")
@@ -71,15 +71,13 @@ def fits(value, kind: str) -> bool:
     except (TypeError, ValueError): return False
 
 # %% ../../nbs/data/05_contracts.ipynb #de89ca13
-ContractProblem = tuple[str, str, str]  # key path, message, hint
-
 def number_hint(value: object, rule: str) -> str:
     "Return what to write in place of a number that a rule cannot have; empty for other values."
     if not is_number(value): return ""
     if abs(value) < float("inf"): return "the number is outside the range of the type"
     return f"write a finite number, or remove {rule}; NaN violates every contract of a float or double"
 
-def range_problems(rules: Mapping, kind: str, key: str) -> Iterator[ContractProblem]:
+def range_problems(rules: Mapping, kind: str, key: str) -> Iterator[ConfProblem]:
     "Problems of a column's `min` and `max`."
     ends = [end for end in ("min", "max") if end in rules]
     for end in ends:
@@ -90,7 +88,7 @@ def range_problems(rules: Mapping, kind: str, key: str) -> Iterator[ContractProb
         elif end == "max" and len(ends) == 2 and fits(rules["min"], kind) and rules["min"] > rules["max"]:
             yield f"{key}.max", f"the range from {rules['min']} to {rules['max']} is empty", "min is greater than max"
 
-def value_problems(values: object, kind: str, key: str) -> Iterator[ContractProblem]:
+def value_problems(values: object, kind: str, key: str) -> Iterator[ConfProblem]:
     "Problems of a column's list of valid values."
     if not isinstance(values, list) or not values:
         yield f"{key}.values", f"{values!r} is not a list of values", "write [a, b]"
@@ -99,7 +97,7 @@ def value_problems(values: object, kind: str, key: str) -> Iterator[ContractProb
         if not fits(value, kind):
             yield f"{key}.values[{i}]", f"{value!r} is not a valid {kind}", number_hint(value, "it")
 
-def column_problems(rules: object, key: str) -> Iterator[ContractProblem]:
+def column_problems(rules: object, key: str) -> Iterator[ConfProblem]:
     "Problems of the rules of a column."
     if not isinstance(rules, dict):
         yield key, f"{rules!r} is not a mapping of rules", f"the rules are: {', '.join(RULES)}"
@@ -117,7 +115,7 @@ def column_problems(rules: object, key: str) -> Iterator[ContractProblem]:
 
 LONGEST_AGE = timedelta.max / timedelta(minutes=1)
 
-def contract_problems(contracts: Mapping) -> Iterator[ContractProblem]:
+def contract_problems(contracts: Mapping) -> Iterator[ConfProblem]:
     "All problems of the contracts of a file."
     for table, settings in contracts.items():
         if not isinstance(settings, dict) or not isinstance(settings.get("columns"), dict):
@@ -137,18 +135,10 @@ def read_contracts(file: Path) -> dict[str, Contract]:
     if not file.exists():
         raise MlopsError(f"there is no {file.name} in {file.parent.name}/", "create it with a contract for each table")
     node = read_yaml(file.read_text(), f"{file.parent.name}/{file.name}")
-    problems = list(contract_problems(plain(node)))
-    if problems: raise MlopsError("\n".join(problem_lines(node, problems)), "correct the contract")
+    lines = problem_lines(node, contract_problems(plain(node)))
+    if lines: raise MlopsError("\n".join(lines), "correct the contract")
     return {table: Contract(table, settings["columns"], settings.get("max_age_minutes"))
             for table, settings in plain(node).items()}
-
-def problem_lines(node: Node, problems: Iterable[ContractProblem]) -> list[str]:
-    "Format the problems of a file, each with its line number."
-    places, lines = key_places(node), []
-    for key, message, hint in problems:
-        line = f"{places.get(key, node.place)}: {key}: {message}"
-        lines.append(f"{line}; {hint}" if hint else line)
-    return lines
 
 def contract_of(contracts: Mapping[str, Contract], table: str, where: str) -> Contract:
     "Return the contract of a table; MlopsError if the file has none."

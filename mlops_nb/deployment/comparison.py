@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .. import pictures
-from ..conf import check_keys, is_number
+from ..conf import check_keys, is_finite
 from .validation import STATUS, interval_text
 from ..errors import MlopsError, unknown
 from ..models import registry
@@ -92,28 +92,32 @@ def check_deployment_rule(rule: Mapping, problem: ProblemType) -> dict:
     rule = check_rule_keys(rule)
     metric, direction = rule["metric"], rule["greater_is_better"]
     if metric not in problem.greater_is_better:
-        raise unknown("metric", metric, problem.greater_is_better, where=RULE_PLACE)
+        raise unknown("metric", metric, problem.greater_is_better, where=RULE_PLACE, key="metric")
     if direction == problem.greater_is_better[metric]: return rule
     raise MlopsError(f"greater_is_better of {RULE_PLACE} is {direction}",
-                     f"it must be {str(problem.greater_is_better[metric]).lower()} for {metric}")
+                     f"it must be {str(problem.greater_is_better[metric]).lower()} for {metric}", "greater_is_better")
 
 def check_rule_keys(rule: Mapping) -> dict:
     "Return the rule with its optional keys; raise MlopsError for a wrong key or value."
     where = RULE_PLACE
     rule = check_keys({**RULE_DEFAULTS, **rule}, (*COMPARISON_KEYS, *RULE_DEFAULTS), where)
-    if rule["mode"] not in MODES: raise unknown("mode", rule["mode"], MODES, where=where)
+    if rule["mode"] not in MODES: raise unknown("mode", rule["mode"], MODES, where=where, key="mode")
     for key in rule.keys() - {"mode", "metric", "greater_is_better"}:
         may_be_none = key in RULE_DEFAULTS and RULE_DEFAULTS[key] is None
         if rule[key] is None and may_be_none: continue
-        if not is_number(rule[key]): raise MlopsError(f"{key} of {where} is {rule[key]!r}", "write a number")
+        if not is_finite(rule[key]): raise MlopsError(f"{key} of {where} is {rule[key]!r}", "write a number", key)
+        if key != "floor" and rule[key] < 0:
+            raise MlopsError(f"{key} of {where} is {rule[key]}", "write a number from 0 on", key)
     if not 0 < rule["confidence"] < 1:
         raise MlopsError(f"confidence of {where} is {rule['confidence']}",
-                         "write a number between 0 and 1, such as 0.95")
+                         "write a number between 0 and 1, such as 0.95", "confidence")
     if rule["min_days"] < MIN_DECISION_DAYS:
         raise MlopsError(f"min_days of {where} is {rule['min_days']}",
-                         f"write at least {MIN_DECISION_DAYS}: intervals from fewer days do not keep their confidence")
+                         f"write at least {MIN_DECISION_DAYS}: intervals from fewer days do not keep their confidence",
+                         "min_days")
     if (rule["champion_max_age_days"] is None) != (rule["not_worse_than"] is None):
-        raise MlopsError(f"champion_max_age_days and not_worse_than of {where} need each other", "give both or neither")
+        raise MlopsError(f"champion_max_age_days and not_worse_than of {where} need each other", "give both or neither",
+                         "not_worse_than" if rule["champion_max_age_days"] is None else "champion_max_age_days")
     return rule
 
 # %% ../../nbs/deployment/03_comparison.ipynb #70b02290

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['THRESHOLD_KEYS', 'CHANGE_KEYS', 'CONF_FILE', 'NOT_EVALUATED', 'STATUS', 'CHECK_TAG_PREFIX', 'MAX_TAG_LENGTH',
            'JOB_SECTIONS', 'signature_types', 'signature_reasons', 'check_example', 'metric_thresholds',
-           'require_number', 'check_direction', 'check_metric_rules', 'not_finite_reasons', 'threshold_reasons',
-           'interval_text', 'NotEvaluated', 'run_check', 'run_checks', 'failures', 'check_line', 'validation_section',
-           'split_sections', 'replace_section', 'page_without_job_sections', 'begin_validation', 'write_results',
-           'validate_version', 'require_passed', 'require_validated_by_run']
+           'require_number', 'check_direction', 'range_text', 'check_metric_rules', 'not_finite_reasons',
+           'threshold_reasons', 'breaks_rule', 'short_number', 'rule_text', 'interval_text', 'NotEvaluated',
+           'run_check', 'run_checks', 'failures', 'check_line', 'validation_section', 'split_sections',
+           'replace_section', 'page_without_job_sections', 'begin_validation', 'write_results', 'validate_version',
+           'require_passed', 'require_validated_by_run']
 
 # %% ../../nbs/deployment/01_validation.ipynb #dd6c302d
 import re
@@ -74,30 +75,41 @@ def metric_thresholds(rules: Mapping[str, Mapping],  # by metric
     from mlflow.models import MetricThreshold
     from mlflow.models.evaluation.validation import MetricThresholdClassException
     for metric, rule in rules.items():
-        if metric not in metrics: raise unknown("metric", metric, metrics, where="conf/validation.yml")
+        path = f"checks.metrics.{metric}"
+        if metric not in metrics: raise unknown("metric", metric, metrics, where="conf/validation.yml", key=path)
         where = f"the rule of metric {metric}"
         for key in rule:
-            if key not in THRESHOLD_KEYS: raise unknown("key", key, THRESHOLD_KEYS, where=where)
+            if key not in THRESHOLD_KEYS: raise unknown("key", key, THRESHOLD_KEYS, where, f"{path}.{key}")
     try: return {metric: MetricThreshold(**rule) for metric, rule in rules.items()}
     except MetricThresholdClassException as error: raise MlopsError(f"a metric's rule is wrong: {error}") from None
 
 # %% ../../nbs/deployment/01_validation.ipynb #4030c8ae
 CONF_FILE = "conf/validation.yml"
 
-def require_number(value: Any, label: str) -> None:
+def require_number(value: Any, label: str, key: str = "") -> None:  # key: its path in the file
     "Raise MlopsError unless the value is a finite number; YAML reads 1e-6 as text."
     if is_number(value) and np.isfinite(value): return
-    raise MlopsError(f"{label} in {CONF_FILE} is {value!r}, not a number", "write it with a point, such as 0.000001")
+    raise MlopsError(f"{label} in {CONF_FILE} is {value!r}, not a number",
+                     "write it with a point, such as 0.000001", key)
 
 def check_direction(metric: str, rule: Mapping, problem: ProblemType) -> None:
-    "Raise MlopsError unless the rule of a metric has the metric's direction, and changes that have one."
-    direction, expected = rule["greater_is_better"], problem.greater_is_better[metric]
+    "Raise MlopsError unless the rule of a metric has the metric's direction, its range, and changes that have one."
+    direction, expected, key = rule["greater_is_better"], problem.greater_is_better[metric], f"checks.metrics.{metric}"
     if direction != expected:
         raise MlopsError(f"greater_is_better of metric {metric} in {CONF_FILE} is {direction}",
-                         f"it must be {str(expected).lower()}")
-    if "min_relative_change" in rule and problem.bounds[metric][0] < 0:
+                         f"it must be {str(expected).lower()}", f"{key}.greater_is_better")
+    low, high = problem.bounds[metric]
+    if "min_relative_change" in rule and low < 0:
         raise MlopsError(f"metric {metric} in {CONF_FILE} has min_relative_change, but it can be negative",
-                         "write min_absolute_change")
+                         "write min_absolute_change", f"{key}.min_relative_change")
+    if not low <= rule.get("threshold", low) <= high:
+        raise MlopsError(f"threshold of metric {metric} in {CONF_FILE} is {rule['threshold']:g}",
+                         f"values of {metric} are {range_text(low, high)}", f"{key}.threshold")
+
+def range_text(low: float, high: float) -> str:
+    "Return the range of a metric in words."
+    if np.isinf(low): return f"at most {high:g}"
+    return f"at least {low:g}" if np.isinf(high) else f"between {low:g} and {high:g}"
 
 def check_metric_rules(rules: Mapping[str, Mapping], problem: ProblemType) -> None:
     "Raise MlopsError unless the rules are valid MLflow thresholds for metrics of the problem."
@@ -107,7 +119,8 @@ def check_metric_rules(rules: Mapping[str, Mapping], problem: ProblemType) -> No
     metric_thresholds(rules, problem.greater_is_better)
     for metric, rule in rules.items():
         for key, value in rule.items():
-            if key != "greater_is_better": require_number(value, f"{key} of metric {metric}")
+            if key != "greater_is_better":
+                require_number(value, f"{key} of metric {metric}", f"checks.metrics.{metric}.{key}")
         check_direction(metric, rule, problem)
 
 # %% ../../nbs/deployment/01_validation.ipynb #0f1bc8cc
@@ -123,15 +136,38 @@ def not_finite_reasons(metrics: Mapping[str, float], baseline: Mapping[str, floa
 def threshold_reasons(metrics: Mapping[str, float], baseline: Mapping[str, float],  # same names, same rows
                       rules: Mapping[str, Mapping]) -> list[str]:
     "Every metric with a rule must be finite and satisfy the rule."
+    metric_thresholds(rules, metrics)  # also without finite metrics a wrong rule is an error
+    if reasons := not_finite_reasons(metrics, baseline, rules): return reasons
+    return [rule_text(metric, key, limit, metrics[metric], baseline.get(metric, np.nan), rule["greater_is_better"])
+            for metric, rule in rules.items() for key, limit in rule.items() if key != "greater_is_better"
+            if breaks_rule(metric, key, limit, metrics, baseline, rule["greater_is_better"])]
+
+def breaks_rule(metric: str, key: str, limit: float, metrics: Mapping[str, float], baseline: Mapping[str, float],
+                greater_is_better: bool) -> bool:
+    "Whether MLflow's check fails for one threshold of a metric."
     import mlflow
     from mlflow.models.evaluation.validation import ModelValidationFailedException
-    thresholds = metric_thresholds(rules, metrics)
-    if reasons := not_finite_reasons(metrics, baseline, rules): return reasons
-    candidate = SimpleNamespace(metrics=dict(metrics))
-    reference = SimpleNamespace(metrics={metric: baseline.get(metric, np.nan) for metric in rules})
+    thresholds = metric_thresholds({metric: {key: limit, "greater_is_better": greater_is_better}}, metrics)
+    candidate, reference = (SimpleNamespace(metrics={metric: values.get(metric, np.nan)})
+                            for values in (metrics, baseline))
     try: mlflow.validate_evaluation_results(thresholds, candidate, reference)
-    except ModelValidationFailedException as error: return error.message.splitlines()
-    return []
+    except ModelValidationFailedException: return True
+    return False
+
+def short_number(value: float, limit: float) -> str:
+    "Return a number with four digits, or as many as distinguish it from a limit."
+    texts = [f"{value:.{digits}g}" for digits in range(4, 18)]
+    return next((text for text in texts if value == limit or float(text) != limit), texts[0])
+
+def rule_text(metric: str, key: str, limit: float, value: float, baseline: float, greater_is_better: bool) -> str:
+    "Say why a metric does not satisfy a threshold."
+    if key == "threshold":
+        bound = f"at least {limit:g} is required" if greater_is_better else f"at most {limit:g} is allowed"
+        return f"{metric} is {short_number(value, limit)}, {bound}"
+    change = f"{limit:.1%}" if key == "min_relative_change" else f"{limit:g}"
+    direction = "higher" if greater_is_better else "lower"
+    return (f"{metric} is {short_number(value, baseline)}, that of the baseline {short_number(baseline, value)}: "
+            f"at least {change} {direction} is required")
 
 # %% ../../nbs/deployment/01_validation.ipynb #884246e2
 def interval_text(low: float, high: float) -> str:

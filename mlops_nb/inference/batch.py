@@ -10,7 +10,7 @@ import json
 import tempfile
 from datetime import date
 
-from ..errors import MlopsError
+from ..errors import ParameterError
 from ..models import registry
 from ..models.problem_types import ProblemType, operating_point
 
@@ -19,9 +19,9 @@ def check_trained_before(version, first: date):  # the first day to be predicted
     "Raise MlopsError if the version was trained on facts from the days to be predicted."
     trained = registry.tag_of(version, "as_of", date.fromisoformat, "a date")
     if trained > first:
-        raise MlopsError(f"version {version.version} of model {version.name} was trained as of {trained}, "
-                         f"so it cannot predict {first}",
-                         f"predict days from {trained} on, or use an earlier version")
+        raise ParameterError(f"version {version.version} of model {version.name} was trained as of {trained}, "
+                             f"so it cannot predict {first}",
+                             f"predict days from {trained} on, or use an earlier version")
 
 # %% ../../nbs/inference/00_batch.ipynb #6cc286d9
 def with_origin(scored,  # DataFrame with the column prediction

@@ -203,12 +203,8 @@ def notebook_lines(store: run_store.RunStore, run_id: int) -> list[str]:
     return [f"  {name:{width}}  {file}" for name, file in lines]
 
 def where_to_look(store: run_store.RunStore, run: dict) -> Group:
-    "The executed notebooks, and the commands for the next steps."
+    "The executed notebooks, and the commands that show more."
     run_id, lines = run["run_id"], notebook_lines(store, run["run_id"])
     if lines: lines.insert(0, "executed notebooks")
     lines += [f"show this summary again  mlops runs show {run_id}", "open the MLflow UI       mlops ui"]
-    if run["result_state"] == "WAITING":
-        lines.append(f"approved elsewhere?      mlops repair {run_id}")
-    elif run["result_state"] not in ("SUCCESS", None) and run["tasks"] != "[]":  # a repair needs recorded tasks
-        lines.append(f"after fixing the cause   mlops repair {run_id}")
     return Group(*(f"[dim]{escape(line)}[/]" for line in lines))

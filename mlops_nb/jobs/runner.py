@@ -22,6 +22,7 @@ from typing import NoReturn
 from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_file
+from ..bundle.passed_values import check_passed, passed_values
 from ..errors import MlopsError, shorten, what_exists
 from . import delivery, run_store
 from .execute import Outcome
@@ -145,7 +146,7 @@ def run_attempt(step: Step) -> Outcome:
     except StoreError:  # nothing more can be recorded: the run ends
         step.run.stop_signal.stop("CANCELED")
         raise
-    except MlopsError as error: outcome = Outcome("FAILED", str(error), "MlopsError")
+    except MlopsError as error: outcome = Outcome("FAILED", str(error), type(error).__name__)
     except BaseException: outcome = unexpected_outcome()  # of any kind: in a thread, nothing else would report it
     exit_file = step.folder / "exit.txt"
     step.save(life_cycle_state="TERMINATED", result_state=outcome.result_state, state_message=outcome.message,
@@ -262,6 +263,9 @@ def begin_run(home: Home, key: str,  # of the job
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to
         values = job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
         check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
+        passed = list(passed_values(home.bundle, key, values, tasks))
+        check_passed(passed)
+        home.check_values(passed)
         return values
 
     home.prepare_state()

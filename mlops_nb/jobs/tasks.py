@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..bundle import references
-from ..bundle.inputs import check_parameter_size
+from ..bundle.inputs import check_parameter, check_parameter_size
 from ..bundle.load import Bundle
 from ..bundle.parameters import notebook_file, notebook_parameters
 from ..bundle.schema import CASE_RULE, KEY_PATTERN, KEY_RULE, case_clashes
@@ -31,7 +31,7 @@ from ..env import SETTINGS_PARAMETER
 from ..errors import MlopsError, shorten, unknown
 from . import run_store
 from .home import Home
-from ..task import MISSING, SECRET_PATTERN, SECRET_PREFIX, convert, secret_variable
+from ..task import MISSING, SECRET_PATTERN, SECRET_PREFIX, secret_variable
 
 # %% ../../nbs/jobs/07_tasks.ipynb #ffe10f26
 SUPPORTED_TASKS = ("notebook_task", "condition_task", "for_each_task", "run_job_task")
@@ -79,7 +79,7 @@ def typed_parameters(notebook: Path,
     for name in base:
         if name not in declared: raise unknown("parameter", name, declared, where=notebook.name)
     passed = base | {name: value for name, value in of_job.items() if name in declared}
-    return {name: convert(name, value, declared[name].type) for name, value in passed.items()}
+    return {name: check_parameter(declared[name], value) for name, value in passed.items()}
 
 def check_job_parameters(root: Path, key: str, job: dict, given: dict) -> None:
     "Raise MlopsError unless the job declares each given parameter, with a type that its notebooks accept."

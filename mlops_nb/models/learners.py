@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'LIGHTGBM', 'EXPLAINED_ROWS', 'REFERENCE_ROWS', 'Learner', 'write_encoding', 'fit_booster',
-           'write_booster', 'check_booster_parameters', 'check_booster_settings', 'booster_contributions',
-           'gain_importance', 'calibrate_scores', 'write_object', 'decode', 'sampled_contributions',
-           'checked_estimator', 'check_classes', 'write_estimator', 'sklearn_learner', 'imported_modules',
-           'standalone_file', 'function_learner']
+           'write_booster', 'check_booster_parameters', 'quiet_stderr', 'booster_error', 'check_booster_values',
+           'check_booster_settings', 'booster_contributions', 'gain_importance', 'calibrate_scores', 'write_object',
+           'decode', 'sampled_contributions', 'checked_estimator', 'check_classes', 'write_estimator',
+           'sklearn_learner', 'imported_modules', 'standalone_file', 'function_learner']
 
 # %% ../../nbs/models/17_learners.ipynb #e23f2995
 import os
@@ -20,8 +20,10 @@ if "OMP_WAIT_POLICY" not in os.environ: os.environ["OMP_WAIT_POLICY"] = "PASSIVE
 import ast
 import inspect
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -87,21 +89,54 @@ def check_booster_parameters(parameters: Mapping) -> None:
         if name in known: continue
         near = get_close_matches(name, known, n=1)
         raise MlopsError(f"LightGBM knows no parameter {name!r}",
-                         f"did you mean {near[0]!r}?" if near else "see `parameters` in conf/train.yml")
+                         f"did you mean {near[0]!r}?" if near else "see `parameters` in conf/train.yml",
+                         key=f"parameters.{name}")
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    "Hide what a C library writes to standard error itself."
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try: yield
+    finally:
+        os.dup2(kept, 2)
+        for descriptor in (kept, nowhere): os.close(descriptor)
+
+def booster_error(parameters: Mapping) -> str:  # empty: there is none
+    "Return why LightGBM refuses the values of parameters, found by one round on four rows."
+    import lightgbm
+    quiet = {**parameters, "verbose": -1}
+    try:
+        with quiet_stderr():
+            lightgbm.train(quiet, lightgbm.Dataset(np.arange(4.0)[:, None], np.array([0, 1, 0, 1.0]), params=quiet), 1)
+    except (lightgbm.basic.LightGBMError, TypeError, ValueError) as error:
+        text = str(error).strip().splitlines()[0]
+        range_text = re.search(r"Check failed: \((\w+)\) (\S+) \(([^)]*)\)", text)
+        return f"{range_text[1]} must be {range_text[2]} {range_text[3]}" if range_text else text
+    return ""
+
+def check_booster_values(parameters: Mapping) -> None:
+    "Raise MlopsError for a parameter whose value LightGBM refuses."
+    if not booster_error(parameters): return
+    for name, value in parameters.items():
+        if error := booster_error({name: value}):
+            raise MlopsError(f"LightGBM refuses {name}: {value!r}", error, key=f"parameters.{name}")
+    raise MlopsError("LightGBM refuses these parameters together", booster_error(parameters), key="parameters")
 
 def check_booster_settings(problem: str, conf: Mapping) -> None:
     "Raise MlopsError for settings with which LightGBM cannot learn this problem."
     parameters, rounds = conf["parameters"], conf["rounds"]
     check_booster_parameters(parameters)
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        raise MlopsError(f"rounds is {rounds!r} in conf/train.yml", "write a whole number from 1 on")
+        raise MlopsError(f"rounds is {rounds!r} in conf/train.yml", "write a whole number from 1 on", key="rounds")
     objective, names = parameters.get("objective"), OBJECTIVES[problem]
     if objective not in names:
         raise MlopsError(f"the objective is {objective!r} in `parameters` of conf/train.yml, and the problem {problem}",
-                         f"write one of {', '.join(names)}")
+                         f"write one of {', '.join(names)}", key="parameters.objective")
     if problem == "binary" and parameters.get("sigmoid", 1) != 1:
         raise MlopsError(f"sigmoid is {parameters['sigmoid']!r} in `parameters` of conf/train.yml",
-                         "remove it: scores are read as log-odds")
+                         "remove it: scores are read as log-odds", key="parameters.sigmoid")
+    check_booster_values(parameters)
 
 # %% ../../nbs/models/17_learners.ipynb #d51523eb
 def booster_contributions(booster: Any, encoding: Mapping,

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STORES', 'client', 'sqlite_file', 'has_registry', 'make_workspace_folder', 'experiment_id', 'lock_file', 'lock',
            'all_pages', 'model_versions', 'model_names', 'version_numbers', 'whole_number', 'find_version',
-           'get_version', 'check_model', 'register_version', 'without_credentials', 'cause_of', 'registry_errors',
-           'find_alias', 'get_alias', 'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
+           'get_version', 'check_model', 'no_model', 'register_version', 'without_credentials', 'cause_of',
+           'registry_errors', 'find_alias', 'get_alias', 'known_models', 'known_versions', 'resolve_version', 'tag_of',
+           'run_of']
 
 # %% ../../nbs/models/00_registry.ipynb #166a6e64
 import json
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from .. import addresses
 from ..data.lakehouse import table_errors
 from ..env import Env
-from ..errors import MlopsError, shorten, unknown
+from ..errors import MissingError, MlopsError, ParameterError, shorten, unknown
 from ..identity import workspace
 from ..local_stores import is_absent, place_problem, store_error, store_errors
 from ..yaml_files import LONGEST_NAME, check_path_part
@@ -145,22 +146,32 @@ def get_version(env: Env, name: str,  # the model's full name
                 version: Any) -> Any:  # mlflow ModelVersion
     "Return the model version with this number; raise MlopsError with the existing versions otherwise."
     if not name:
-        raise MlopsError("the model name is empty", "pass a full name, such as model_name=dev.flights.late_arrival")
+        raise ParameterError("the model name is empty", f"pass a full name: catalog.schema.NAME; {known_models(env)}")
     model_version = find_version(env, name, version)
     if model_version: return model_version
     check_model(env, name)
-    raise unknown("version", str(version), map(str, version_numbers(env, name)), where=f"model {name}")
+    error = unknown("version", str(version), map(str, version_numbers(env, name)), where=f"model {name}")
+    raise ParameterError(error.message, error.hint)
 
 # %% ../../nbs/models/00_registry.ipynb #1911bc62
 def check_model(env: Env, name: str) -> None:
     "Raise MlopsError unless the registry has the model."
     from mlflow.exceptions import MlflowException
     full_name = env.check_read(name)
-    if not has_registry(env): raise unknown("model", name, [], where="the registry")
+    if not has_registry(env): raise no_model(env, name)
     try: client(env).get_registered_model(full_name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST": raise
-        raise unknown("model", name, model_names(env), where="the registry") from None
+        raise no_model(env, name) from None
+
+def no_model(env: Env, name: str) -> MlopsError:  # to be raised by the caller
+    "The error for a model that does not exist: a wrong name if there are others, otherwise a job is missing."
+    names = model_names(env)
+    error = unknown("model", name, names, where="the registry")
+    is_wrong_name = any(other.startswith(f"{env.catalog}.") for other in names)
+    command = f"mlops run train -t {env.target} registers one"
+    if not names: command += ", after mlops run features; make demo runs all jobs"
+    return (ParameterError if is_wrong_name else MissingError)(error.message, f"{error.hint}; {command}")
 
 # %% ../../nbs/models/00_registry.ipynb #af6e6b8a
 def register_version(env: Env, name: str,  # the model's full name
@@ -226,7 +237,8 @@ def get_alias(env: Env, name: str, alias: str) -> Any:  # mlflow ModelVersion
     if version: return version
     aliases = client(env).get_registered_model(name).aliases
     known = [f"{known_alias} (version {number})" for known_alias, number in aliases.items()]
-    raise unknown("alias", alias, known, where=f"model {name}")
+    error = unknown("alias", alias, known, where=f"model {name}")
+    raise MissingError(error.message, error.hint)
 
 # %% ../../nbs/models/00_registry.ipynb #5a8b1339
 def known_models(env: Env) -> str:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'METRIC_FORMATS', 'as_percent', 'metric_format', 'readable_metrics', 'result_sentence',
-           'warning_sentence', 'interval_sentence', 'use_sentence', 'recorded_number', 'metrics_text', 'slices_text']
+           'warning_sentence', 'times_as_much', 'interval_sentence', 'use_sentence', 'recorded_number', 'metrics_text',
+           'slices_text']
 
 # %% ../../nbs/models/18_result_texts.ipynb #0d31b528
 from collections.abc import Callable, Mapping
@@ -60,9 +61,13 @@ def result_sentence(problem: ProblemType,
 def warning_sentence(share: float,  # of the rows that get a warning
                      threshold: float, costs: Mapping[str, float]) -> str:
     "How often the version warns, and why."
-    times = costs["missed"] / costs["false_warning"]
     return (f"{share:.0%} of the rows get a warning (threshold {threshold:.2f}), because a missed positive costs "
-            f"{times:g} times as much as a false warning.")
+            f"{times_as_much(costs)} a false warning.")
+
+def times_as_much(costs: Mapping[str, float]) -> str:
+    "How much a missed positive costs, in front of the words *a false warning*."
+    ratio = costs["missed"] / costs["false_warning"]
+    return "as much as" if ratio == 1 else f"{ratio:.3g} times as much as"
 
 def interval_sentence(low: float, high: float, coverage: float) -> str:
     "How wide the intervals are, and how many labels they contain."

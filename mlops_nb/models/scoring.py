@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..env import Env
-from ..errors import MlopsError, unknown
+from ..errors import MissingError, MlopsError, unknown
 from . import registry
 
 # %% ../../nbs/models/14_scoring.ipynb #1c9620cb
@@ -27,9 +27,9 @@ def version_by_alias(env: Env, model_name: str,  # full name: catalog.schema.mod
     "Return the version that an alias names now; raise MlopsError if no version has it."
     try: return registry.get_alias(env, model_name, alias)
     except MlopsError as error:
-        raise MlopsError(error.message,
-                         f"{error.hint}\n  the deploy task of the train job gives the alias to the first version "
-                         "that is good enough: mlops run train") from error
+        raise MissingError(error.message,
+                           f"{error.hint.partition('; ')[0]}\n  the deploy task of the train job gives the alias to "
+                           f"the first version that is good enough: mlops run train -t {env.target}") from error
 
 # %% ../../nbs/models/14_scoring.ipynb #574e02cf
 def threshold_of(version) -> float:  # a probability

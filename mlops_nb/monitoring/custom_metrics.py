@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['AGGREGATE', 'DERIVED', 'DRIFT', 'USED_TYPES', 'DRIFT_KEY', 'NOT_METRICS', 'HOME_COLUMNS', 'metrics_of_type',
            'definition_sql', 'aggregate_sql', 'output_type', 'arrow_columns', 'needed_columns', 'metric_sql', 'all_sql',
-           'metrics_of_labels', 'check_metric_references', 'check_definitions', 'engine_errors', 'sql_column',
-           'aggregate_table', 'aggregate_values', 'row_keys', 'derived_values', 'mentioned_columns', 'row_values',
-           'drift_values', 'check_names', 'missing_name', 'analysis_error', 'check_analysis', 'metrics_frame',
-           'check_custom_metrics']
+           'metrics_of_labels', 'check_metric_references', 'check_definitions', 'check_metric_definition',
+           'engine_errors', 'sql_column', 'aggregate_table', 'aggregate_values', 'row_keys', 'derived_values',
+           'mentioned_columns', 'row_values', 'drift_values', 'check_names', 'missing_name', 'analysis_error',
+           'check_analysis', 'metrics_frame', 'check_custom_metrics']
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #4cd5980d
 import json
@@ -110,15 +110,18 @@ def check_metric_references(metric: CustomMetric, monitor: Monitor):
 
 def check_definitions(monitor: Monitor):
     "Raise MlopsError for names, templates and output types that are not valid; needs neither Spark nor data."
-    names = [metric.name.lower() for metric in monitor.custom_metrics]
-    for metric in monitor.custom_metrics:
-        if names.count(metric.name.lower()) > 1:
-            raise MlopsError(f"two custom metrics are named {metric.name!r}", "rename one: the name is a column")
-        output_type(metric)
-        if metric.type != AGGREGATE: check_metric_references(metric, monitor)
-        for sql in all_sql(metric, monitor):
-            if {"select", "join"} & names_in(sql):
-                raise MlopsError(f"{metric}: the definition has a subquery or a join", "give one SQL expression")
+    for metric in monitor.custom_metrics: check_metric_definition(metric, monitor)
+
+def check_metric_definition(metric: CustomMetric, monitor: Monitor):
+    "Raise MlopsError for a name, a template or an output type that is not valid."
+    names = [other.name.lower() for other in monitor.custom_metrics]
+    if names.count(metric.name.lower()) > 1:
+        raise MlopsError(f"two custom metrics are named {metric.name!r}", "rename one: the name is a column", "name")
+    output_type(metric)
+    if metric.type != AGGREGATE: check_metric_references(metric, monitor)
+    for sql in all_sql(metric, monitor):
+        if {"select", "join"} & names_in(sql):
+            raise MlopsError(f"{metric}: the definition has a subquery or a join", "give one SQL expression")
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #18a04c66
 @contextmanager

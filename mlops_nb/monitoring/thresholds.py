@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OF_ALL_ROWS', 'NoiseLimits', 'NO_BASELINE', 'NO_VALUE', 'MANY', 'Threshold', 'check_one_limit', 'check_settings',
-           'read_thresholds', 'check_thresholds', 'rows_by_version', 'rows_of_metric', 'is_drift', 'window_values',
-           'baseline_values', 'relative_limits', 'with_limits', 'compare_windows', 'window_name', 'violations',
-           'number_texts', 'violation_text', 'unchecked', 'name_of_metric', 'windows_title', 'plot_means',
+           'read_thresholds', 'read_threshold', 'check_thresholds', 'rows_by_version', 'rows_of_metric', 'is_drift',
+           'window_values', 'baseline_values', 'relative_limits', 'with_limits', 'compare_windows', 'window_name',
+           'violations', 'number_texts', 'violation_text', 'unchecked', 'name_of_metric', 'windows_title', 'plot_means',
            'plot_shares', 'plot_numbers', 'with_places', 'annotate_values', 'plot_limits', 'value_range', 'plot_metric',
            'window_axis', 'violated_windows', 'plot_counts', 'plot_windows', 'drift_table', 'drift_title', 'plot_drift']
 
@@ -53,10 +53,14 @@ def check_one_limit(t: "Threshold") -> None:
         raise MlopsError(f"the threshold of {t.metric} has {'two limits' if fixed else 'no limit'}",
                          "give at_most or at_least, or a false_alarm_rate")
     if t.false_alarm_rate is not None and not 0 < t.false_alarm_rate < 0.5:
-        raise MlopsError(f"the false_alarm_rate of {t.metric} is {t.false_alarm_rate}", "give a share, such as 0.01")
+        raise MlopsError(f"the false_alarm_rate of {t.metric} is {t.false_alarm_rate}",
+                         "give a share below 0.5, such as 0.01", "false_alarm_rate")
+    if t.min_rows < 0:
+        raise MlopsError(f"min_rows of {t.metric} is {t.min_rows:g}", "give a number from 0 on", "min_rows")
     sides = {"at_most": ["above"], "at_least": ["below"]}[fixed[0]] if fixed else ["above", "below", "both"]
     if t.side and t.side not in sides:
-        raise MlopsError(f"the side of the threshold of {t.metric} is {t.side!r}", f"there are: {', '.join(sides)}")
+        raise MlopsError(f"the side of the threshold of {t.metric} is {t.side!r}", f"there are: {', '.join(sides)}",
+                         "side")
     if t.times_baseline and not fixed:
         raise MlopsError(f"the threshold of {t.metric} has times_baseline without a limit", "give at_most or at_least")
 
@@ -66,7 +70,7 @@ def check_settings(settings: Any, where: str) -> None:
     if not isinstance(settings, Mapping): raise MlopsError(f"{where} is {settings!r}, not a mapping", example)
     for name in settings:
         if name not in Threshold.__dataclass_fields__:
-            raise unknown("setting", name, Threshold.__dataclass_fields__, where="a threshold")
+            raise unknown("setting", name, Threshold.__dataclass_fields__, where="a threshold", key=name)
     if "metric" not in settings: raise MlopsError(f"{where} has no metric", example)
     numbers, texts = ("at_most", "at_least", "min_rows", "false_alarm_rate"), ("metric", "column", "side")
     for name, value in settings.items():
@@ -76,7 +80,7 @@ def check_settings(settings: Any, where: str) -> None:
         if is_valid: continue
         kind = "a number" if name in numbers else "a text" if name in texts else "true or false"
         hint = "give a share, such as 0.01" if name == "false_alarm_rate" else f"give {kind}"
-        raise MlopsError(f"the {name} of {where} ({settings['metric']}) is {value!r}, not {kind}", hint)
+        raise MlopsError(f"the {name} of {where} ({settings['metric']}) is {value!r}, not {kind}", hint, name)
 
 def read_thresholds(described: Iterable[Mapping]) -> list[Threshold]:
     "Create the thresholds that a configuration lists."
@@ -84,10 +88,13 @@ def read_thresholds(described: Iterable[Mapping]) -> list[Threshold]:
     if not isinstance(described, list | tuple):
         raise MlopsError(f"thresholds is {described!r}, not a list", "give a list of thresholds, or [] for none")
     thresholds = []
-    for settings in described:
-        check_settings(settings, f"threshold {len(thresholds) + 1}")
-        thresholds.append(Threshold(**settings))
+    for settings in described: thresholds.append(read_threshold(settings, f"threshold {len(thresholds) + 1}"))
     return thresholds
+
+def read_threshold(settings: Mapping, where: str) -> Threshold:  # where: what it is called in messages
+    "Create the threshold that a configuration describes."
+    check_settings(settings, where)
+    return Threshold(**settings)
 
 # %% ../../nbs/monitoring/07_thresholds.ipynb #f5950e02
 def check_thresholds(thresholds: Iterable[Threshold], monitor: Monitor,
@@ -96,7 +103,8 @@ def check_thresholds(thresholds: Iterable[Threshold], monitor: Monitor,
     "Raise MlopsError for a threshold that no window of the monitor could violate."
     known = [":table", *watched_columns(monitor, columns)]
     for threshold in thresholds:
-        if threshold.column not in known: raise unknown("column", threshold.column, known, where="the monitor")
+        if threshold.column not in known:
+            raise unknown("column", threshold.column, known, where="the monitor", key="column")
         check_not_of_slices(threshold.metric)
         check_metric_path(monitor, threshold.metric, threshold.column)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..errors import MlopsError
+from ..errors import MlopsError, counted
 from .demo_dates import DemoDates
 from .inspection import ID_WORDS, MIN_LABELLED_DAYS, Inspection, TableColumn, stored_frame
 
@@ -51,10 +51,10 @@ def time_text(inspection: Inspection) -> str:
     if inspection.time is None: return "none: a fixed hash of the key holds a fifth of the rows out."
     first, last = inspection.first_time.date(), inspection.last_time.date()
     span = (last - first).days + 1
-    text = f"{inspection.time}: {first} to {last}, rows on {inspection.days_with_rows:,} of {span:,} days"
+    text = f"{inspection.time}: {first} to {last}, rows on {inspection.days_with_rows:,} of {counted(span, 'day')}"
     if inspection.longest_gap is None: return f"{text}."
     start, days = inspection.longest_gap
-    return f"{text}; longest gap {days:,} days from {start}."
+    return f"{text}; longest gap {counted(days, 'day')} from {start}."
 
 def feature_text(inspection: Inspection) -> str:
     "Return how many features there are, by kind."

@@ -16,12 +16,13 @@ from typing import Any
 import pandas as pd
 
 from .. import task
+from ..bundle.parameters import as_day, today
 from ..data.session import get_spark
 from ..deployment import comparison
 from ..deployment.comparison import Comparison, Contender, check_deployment_rule, compare_metric
 from ..deployment.promotion import Match
 from ..env import Env, load_env
-from ..errors import MlopsError
+from ..errors import MlopsError, ParameterError
 from ..models import registry
 from ..models.day_resampling import MIN_DAYS
 from .deploying import contender, deployment_settings, unlearnt_rows
@@ -33,8 +34,9 @@ def comparison_day(first: Any, second: Any,  # mlflow ModelVersions
                    as_of: str = "") -> date:
     "The date up to which labels are used."
     if not as_of: return comparison.known_until(first, second)
-    try: return date.fromisoformat(as_of)
-    except ValueError: raise MlopsError(f"as_of is {as_of!r}, which is not a date", "write it as 2024-07-01") from None
+    try: return as_day(as_of)
+    except ValueError:
+        raise ParameterError(f"as_of is {as_of!r}, which is not a date", f"write a date such as {today()}") from None
 
 # %% ../../nbs/workflow/12_comparing.ipynb #8ebedbde
 def require_groups(use_case: UseCase, rows: pd.DataFrame, as_of: date, versions: tuple) -> None:

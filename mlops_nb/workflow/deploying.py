@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from .. import task
-from ..conf import read_conf
 from ..data.session import get_spark
 from ..deployment import aliases, promotion
 from ..deployment.comparison import Comparison, Contender, known_until, learnt_through
@@ -31,7 +30,7 @@ from .learning import read_train
 from .rows import ROW_GROUP, baseline_predictions, labelled_rows
 from .splits import Split, split_rows
 from .use_case import UseCase
-from .validating import RULE_SECTIONS
+from .validating import read_rules
 
 # %% ../../nbs/workflow/11_deploying.ipynb #53b3874d
 def smallest_share(*versions: Any) -> float:  # mlflow ModelVersions
@@ -125,8 +124,7 @@ def validated_version(use_case: UseCase, target: str,
 
 def deployment_settings(use_case: UseCase, env: Env) -> tuple[Mapping, Mapping]:
     "The rule of deployment, and the costs of a mistake."
-    rule = read_conf(env.root, "validation.yml", RULE_SECTIONS)["deployment"]
-    return rule, read_train(use_case, env.root)["costs"]
+    return read_rules(use_case, env.root)["deployment"], read_train(use_case, env.root)["costs"]
 
 def decide_deployment(deployment: Deployment) -> Any:  # IPython Markdown
     "Deploy the version, and show the decision."

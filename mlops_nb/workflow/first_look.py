@@ -16,7 +16,7 @@ import pandas as pd
 from .. import task
 from ..data.session import get_spark
 from ..env import load_env
-from ..errors import MlopsError
+from ..errors import ParameterError
 from . import exploration as counts
 from . import exploration_plots as plots
 from .rows import labelled_rows
@@ -43,8 +43,8 @@ def look(use_case: UseCase, target: str, as_of: str) -> FirstLook:
     spark, day = get_spark(env), use_case.calendar.as_of_day(as_of, task.trigger_date())
     rows = labelled_rows(use_case, spark, env, day)
     if rows.empty:
-        raise MlopsError(f"no label is known before {day} in target {target!r}",
-                         "choose a later as_of, and run the job features for it")
+        raise ParameterError(f"no label is known before {day} in target {target!r}",
+                             "choose a later as_of, and run the job features for it")
     finite = rows.replace([np.inf, -np.inf], np.nan)  # a picture has no place for them: they count as missing
     return FirstLook(use_case, spark, spark.createDataFrame(finite), counts.label_of(use_case), len(rows))
 

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 
 import pandas as pd
 
-from ..errors import MlopsError
+from ..errors import MlopsError, ParameterError, counted
 from .rows import GROUPS, ROW_GROUP
 from .use_case import UseCase
 
@@ -80,10 +80,10 @@ def check_row_counts(use_case: UseCase, training: pd.DataFrame, held_out: pd.Dat
     "Raise MlopsError unless both parts have enough rows, and each held-out row has a baseline."
     for purpose, rows in (("to learn from", training), ("to evaluate on", held_out)):
         if len(rows) >= min_rows: continue
-        raise MlopsError(f"{len(rows):,} labelled rows {purpose}; at least {min_rows:,} are required "
-                         "(min_rows in conf/train.yml)",
-                         other_day_text(use_case, training, held_out, min_rows) if use_case.has_time else
-                         "add labelled rows to the source, or change min_rows or held_out_share")
+        text = (f"{counted(len(rows), 'labelled row')} {purpose}; at least {min_rows:,} are required "
+                "(min_rows in conf/train.yml)")
+        if use_case.has_time: raise ParameterError(text, other_day_text(use_case, training, held_out, min_rows))
+        raise MlopsError(text, "add labelled rows to the source, or change min_rows or held_out_share")
     if use_case.baseline and (missing_rows := int(held_out[use_case.baseline].isna().sum())):
         raise MlopsError(f"{missing_rows:,} held-out rows have no {use_case.baseline}, the baseline",
                          "check the feature table that it comes from")

@@ -202,7 +202,7 @@ FAULTS = [
     ("description", "the version has no description", dict(description="")),
     ("card", "the card has no section 'Limits'", dict(card="only Limits")),
     ("size", "at most 1,000,000 are allowed", dict(change=large)),
-    ("metrics", "roc_auc value threshold check failed", dict(body="weak")),
+    ("metrics", "roc_auc is 0.", dict(body="weak")),
     ("logged", "log_loss was logged as 0.010000, computed is 0.", dict(logged={"log_loss": 0.01})),
     ("calibration", "at most 0.05 is allowed", dict(body="shifted")),
     ("slices", "carrier MQ: log_loss", dict(body="unfair")),
@@ -248,9 +248,9 @@ def test_forged_tags_and_metrics_do_not_change_the_verdict_and_a_refusal_moves_n
     forged_tags = TAGS | {validation.STATUS: "PASSED", "check_metrics": "passed"}
     forged = version_of(world, "weak", logged={"roc_auc": 0.9, "log_loss": 0.1}, tags=forged_tags)
     results, forged = validated(world, forged)
-    assert "roc_auc = 0.6" in results["metrics"][0]
+    assert "roc_auc is 0.6" in results["metrics"][0]
     assert [reason.split(" was ")[0] for reason in results["logged"]] == ["log_loss", "roc_auc"]
-    assert forged.tags[validation.STATUS] == "FAILED" and "threshold check failed" in forged.tags["check_metrics"]
+    assert forged.tags[validation.STATUS] == "FAILED" and "is required" in forged.tags["check_metrics"]
     assert aliases.points_to(world.env, NAME, "champion") == int(good.version)
 
 

@@ -1,10 +1,12 @@
 """Problems in the files of conf/ are reported before a job reads them."""
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from mlops_nb import cli
+from mlops_nb.bundle.load import load_bundle
 from mlops_nb.conf_checks import conf_problems
 from mlops_nb.errors import MlopsError
 from mlops_nb.models.tuning import check_space, check_tuning, tuning_problems
@@ -67,4 +69,84 @@ def test_validate_reports_problems_in_conf(conf, name, text, place, message):
 
 def test_correct_files_have_no_problems(conf):
     conf("train.yml", TRAIN.format("depth", "rounds"))
-    assert conf_problems(Path.cwd()) == conf_problems(ROOT) == []
+    assert conf_problems(load_bundle()) == conf_problems(load_bundle(root=ROOT)) == []
+
+
+BROKEN = [  # file, text, its replacement, the key and what both commands say about it
+    ("train.yml", "rounds: 200", "ronds: 200", "ronds: no key 'ronds'", "did you mean 'rounds'?"),
+    ("train.yml", "blocks: 3 ", "blocks: 1 ", "blocks: 1 is not valid", "a whole number from 2 on"),
+    ("train.yml", "missed: 5", "missed: five", "costs.missed: 'five' is not valid", "greater than 0"),
+    ("train.yml", "learning_rate: 0.1\n", "learning_rat: 0.1\n", "parameters.learning_rat: ",
+     "did you mean 'learning_rate'?"),
+    ("train.yml", "num_leaves: 15\n", "num_leaves: 1\n", "parameters.num_leaves: ", "must be > 1"),
+    ("train.yml", ":warned_share", ":warnd_share", "custom_metrics.warned_share: ", "warnd_share"),
+    ("train.yml", "feature_fraction: {low: 0.2, high: 1.0}", "feature_fraction: {low: 0.2, high: 7}",
+     "search_space.feature_fraction.high: ", "must be <= 1.0"),
+    ("validation.yml", "predicts: {}", "predict: {}", "checks.predict: ", "'predicts'?"),
+    ("validation.yml", "max_bytes", "max_byte", "checks.size.max_byte: ", "max_bytes"),
+    ("validation.yml", "    roc_auc: {threshold: 0.70", "    roc_auc: {threshold: 7",
+     "checks.metrics.roc_auc.threshold: ", "between 0 and 1"),
+    ("validation.yml", "    log_loss: {", "    logloss: {", "checks.metrics.logloss: ",
+     "did you mean 'log_loss'?"),
+    ("validation.yml", "confidence: 0.95", "confidence: 95", "deployment.confidence: ",
+     "between 0 and 1"),
+    ("monitoring.yml", "sliced_columns: []", "sliced_columns: [orign]", "sliced_columns[0]: ",
+     "did you mean 'origin'?"),
+    ("monitoring.yml", "hour_band,", "hour_bond,", "monitor.slicing_exprs[2]: ", "'hour_band'?"),
+    ("monitoring.yml", "metric: loss_ratio", "metric: loss_ration", "thresholds[0].metric: ",
+     "did you mean 'loss_ratio'?"),
+    ("monitoring.yml", "column: prediction\n", "column: predicton\n", "thresholds[2].column: ",
+     "did you mean 'prediction'?"),
+    ("monitoring.yml", "false_alarm_rate: 0.01\n  # Too", "false_alarm_rate: 1.5\n  # Too",
+     "thresholds[0].false_alarm_rate: ", "a share below 0.5"),
+    ("monitoring.yml", "definition: model_loss /", "definition: modl_loss /",
+     "monitor.custom_metrics[2].definition: ", "modl_loss"),
+    ("governance.yml", "required_tags: [", "required_tags: [[", "while parsing a flow sequence", "starts in line 15"),
+    ("governance.yml", "contact:", "contakt:", "contakt: no key", "did you mean 'contact'?"),
+    ("governance.yml", "Slices, Explanation", "Slice, Explanation", "required_sections[4]: ",
+     "did you mean 'Slices'?"),
+    ("governance.yml", "git_sha", "git_sah", "required_tags[6]: ", "did you mean 'git_sha'?"),
+    ("features.yml", "carrier_daily:", "carier_daily:", "carier_daily: no feature table",
+     "did you mean 'carrier_daily'?"),
+    ("features.yml", "plane_age:", "plane_aeg:", "plane.columns.plane_aeg: ", "'plane_age'?"),
+    ("features.yml", "{type: int, nullable: false, values: [0, 1, 2]}", "{type: integer, nullable: false}",
+     "aircraft_recent.columns.aircraft_stage.type: ", "did you mean 'int")]
+
+
+@pytest.fixture
+def flights(tmp_path, monkeypatch):
+    "The project of this repository, with a conf/ of its own."
+    for name in ("databricks.yml", "resources", "mlops_nb"): (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("conf", "nbs/flights"): shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("MLOPS_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "old", "new", "key", "words"), BROKEN, ids=range(len(BROKEN)))
+def test_both_commands_name_the_mistake_with_its_line_and_nothing_is_started(flights, name, old, new, key, words):
+    file = flights / "conf" / name
+    text = file.read_text()
+    before, _, after = text.partition(old)
+    file.write_text(before + new + after)
+    line = before.count("\n") + 1
+    place = f"conf/{name}:{line + key.startswith('while')}: {key}"  # a list that is not closed ends in the next line
+    result = CliRunner().invoke(cli.app, ["validate"])
+    assert result.exit_code == 1 and place in result.output and words in result.output, result.output
+    with pytest.raises(MlopsError) as error: CliRunner().invoke(cli.app, ["run", "train"], catch_exceptions=False)
+    assert place in str(error.value) and words in str(error.value)
+    assert not (flights / "state").exists()  # no run, and no folder of one
+
+
+def test_a_missing_file_is_named(flights):
+    (flights / "conf/train.yml").rename(flights / "conf/trian.yml")
+    result = CliRunner().invoke(cli.app, ["validate"])
+    assert result.exit_code == 1 and "conf/train.yml: no file 'train.yml' in conf/" in result.output
+    assert "did you mean 'trian.yml'?" in result.output
+
+
+def test_all_mistakes_of_all_files_are_reported_at_once(flights):
+    for name in ("train.yml", "governance.yml", "monitoring.yml"):
+        with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
+    output = CliRunner().invoke(cli.app, ["validate"]).output
+    assert output.count("no key 'another'") == 3

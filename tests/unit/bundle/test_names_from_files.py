@@ -268,7 +268,7 @@ def test_a_bomb_in_a_file_of_the_bundle_or_of_conf_is_refused_in_words(project, 
         file.write_text(text)
         start, name = time.process_time(), file.relative_to(root).as_posix()
         with pytest.raises(MlopsError, match=rf"^{name}(:\d+)?: (too many|values are|the file has)"):
-            read_conf(root, "train.yml", ["a"]) if "conf" in name else load_bundle(root)
+            read_conf(root, "train.yml", lambda conf: []) if "conf" in name else load_bundle(root)
         assert time.process_time() - start < 1
         file.unlink() if "conf" in name else file.write_text("bundle: {}" if name == "more.yml" else "")
 

@@ -68,11 +68,11 @@ def test_all_problems_are_reported_with_their_lines(tmp_path):
     file = tmp_path / "conf/features.yml"
     file.parent.mkdir()
     file.write_text("t:\n  columns:\n    c: {type: strng}\n    d: {type: string, min: 1}\n")
-    message = (r"conf/features.yml:3: t.columns.c.type: no type 'strng'; did you mean 'string'.*\n"
+    message = (r"conf/features.yml:3: t.columns.c.type: no type 'strng'\n  did you mean 'string'.*\n"
                r"conf/features.yml:4: t.columns.d.min: type string does not support min")
     with pytest.raises(MlopsError, match=message): read_contracts(file)
     file.write_text("t:\n  columns:\n    c: {type: double, max: .inf}\n")
-    with pytest.raises(MlopsError, match="max: inf is not a valid double; write a finite number, or remove max"):
+    with pytest.raises(MlopsError, match="max: inf is not a valid double\n  write a finite number, or remove max"):
         read_contracts(file)
 
 

@@ -49,9 +49,9 @@ def results_of(**changed):
     ("example", "2 of 2 predictions are outside 0 to 1", {"predict": lambda rows: np.full(len(rows), 7.0)}),
     ("example", "shape (1,), not (2,)", {"predict": lambda rows: np.full(1, 0.5)}),
     ("example", "predictions are int64, not float64", {"predict": lambda rows: np.ones(len(rows), int)}),
-    ("metrics", "log_loss threshold = 0.6",  # the rule of roc_auc needs no baseline
+    ("metrics", "log_loss is 0.61, at most 0.6 is allowed",  # the rule of roc_auc needs no baseline
      {"metrics": {"log_loss": 0.61, "roc_auc": 0.74}, "baseline": {"log_loss": 0.9}}),
-    ("metrics", "log_loss minimum relative change", {"metrics": {"log_loss": 0.49, "roc_auc": 0.74}}),
+    ("metrics", "log_loss is 0.49, that of the baseline", {"metrics": {"log_loss": 0.49, "roc_auc": 0.74}}),
     ("metrics", "roc_auc of this version is not finite", {"metrics": {"log_loss": 0.45, "roc_auc": float("nan")}}),
     ("metrics", "log_loss of the baseline is not finite", {"baseline": {}}),
 ])

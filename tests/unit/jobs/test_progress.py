@@ -1,10 +1,11 @@
 """Tables of runs on terminals of any width: no line of a table is longer than the width, and no text is lost."""
 import io
+import json
 
 import pytest
 from rich.console import Console
 
-from mlops_nb.jobs import progress, run_store
+from mlops_nb.jobs import advice, progress, run_store
 
 PATH = "/home/somebody/projects/a-project/.mlops/runs/12/train/0/notebook.ipynb"
 LONG = "log loss 0.4645 against 0.5447 of the baseline on 25,213 rows, which is 14.7% better, and 0.5% better is asked"
@@ -76,15 +77,20 @@ def test_a_waiting_run_shows_its_command_and_advises_no_repair_of_a_cause(store)
     run_store.update_run(store, 1, result_state="WAITING", state_message=message)
     lines = printed_lines(progress.runs_table(run_store.list_runs(store, None, 9)), 80)
     assert lines[-2:] == ["run 1: task 'approval_check': m v2 waits for approval", "  approve it: mlops approve m 2"]
-    look = "\n".join(printed_lines(progress.where_to_look(store, run_store.get_run(store, 1)), 80))
-    assert "after fixing" not in look and "mlops repair 1" in look
+    assert advice.next_steps(store, run_store.get_run(store, 1)) == ["approved elsewhere?      mlops repair 1"]
 
 
-def test_a_repair_is_advised_only_for_a_run_with_recorded_tasks(store):
-    def advice(**columns):
+def test_a_repair_is_advised_only_where_repeating_can_help(store, tmp_path):
+    def steps(error="", message="", **columns):
         run_store.update_run(store, 1, result_state="FAILED", **columns)
-        text = io.StringIO()
-        Console(file=text, width=200).print(progress.where_to_look(store, run_store.get_run(store, 1)))
-        return text.getvalue()
+        run_store.save_task(store, 1, "train_with_a_long_name", 0, state_message=message)
+        folder = run_store.folder_of_attempt(tmp_path / "runs/1", "train_with_a_long_name", 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "outcome.json").write_text(json.dumps({"error_name": error}))
+        return "\n".join(advice.next_steps(store, run_store.get_run(store, 1)))
 
-    assert "mlops repair 1" in advice() and "mlops repair" not in advice(tasks="[]")
+    assert "mlops repair 1" in steps("KeyError") and "mlops repair 1" in steps("MlopsError", "mlops run train")
+    assert steps("ParameterError").endswith("mlops run a_job_with_a_name_that_is_rather_long -t dev -p name=value")
+    missing = steps("MissingError", "no table 'a.b.c'\n  create the tables: mlops run features -t dev")
+    assert "run first                mlops run features -t dev" in missing and "repair" not in missing
+    assert steps("KeyError", tasks="[]") == ""

@@ -8,11 +8,11 @@ import yaml
 
 from mlops_nb.deployment.validation_checks import CHECKS
 from mlops_nb.models.learners import Learner
-from mlops_nb.models.model_card import GOVERNANCE_KEYS
+from mlops_nb.models.model_card import GOVERNANCE_SETTINGS
 from mlops_nb.monitoring.thresholds import Threshold
 from mlops_nb.projects.rendering import render_text
 from mlops_nb.projects.table_source import TableSource
-from mlops_nb.workflow.learning import SETTING_RULES
+from mlops_nb.workflow.learning import TRAIN_SETTINGS
 from mlops_nb.workflow.use_case import FeatureQuery, UseCase
 
 ROOT = Path(__file__).parents[3]
@@ -40,10 +40,10 @@ def test_every_field_is_documented(declaration):
 
 
 def test_every_rule_of_the_code_is_documented():
-    assert SETTING_RULES.keys() <= documented("conf/train.yml")
+    assert TRAIN_SETTINGS.keys() <= documented("conf/train.yml")
     assert CHECKS.keys() <= documented("conf/validation.yml")
     assert {field.name for field in fields(Threshold)} <= documented("conf/monitoring.yml")
-    assert set(GOVERNANCE_KEYS) == documented("conf/governance.yml")
+    assert set(GOVERNANCE_SETTINGS) == documented("conf/governance.yml")
 
 
 @pytest.mark.parametrize("has_time", [True, False])

@@ -164,13 +164,20 @@ def test_settings_that_are_right_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"held_out_days": 0}, "held_out_days is 0"), ({"blocks": 1}, "blocks is 1"), ({"min_rows": "many"}, "min_rows is"),
-    ({"costs": {"missed": 5}}, "costs is .*missed: 5, false_warning: 1"), ({"costs": {"missed": 0, "false_warning": 1}},
-     "costs is"), ({"quantiles": [0.1, 0.9]}, "no key 'quantiles'"), ({"held_out_share": 0.2},
-     "has held_out_share, and the rows of late belong to days"), ({"parameters": None}, "parameters is None"),
+    ({"held_out_days": 0}, "held_out_days: 0 is not valid"), ({"blocks": 1}, "blocks: 1 is not valid"),
+    ({"min_rows": "many"}, "min_rows: 'many' is not valid"),
+    ({"costs": {"missed": 5}}, "costs.false_warning: the key is missing"),
+    ({"costs": {"missed": 0, "false_warning": 1}}, "costs.missed: 0 is not valid"),
+    ({"quantiles": [0.1, 0.9]}, "no key 'quantiles'"),
+    ({"held_out_share": 0.2}, "held_out_share: the rows of late belong to days"),
+    ({"parameters": None}, "parameters: None is not valid"),
+    ({"parameters": {"objective": "binary", "learning_rate": -1}}, "parameters.learning_rate: .*must be > 0"),
     ({"search_space": {"num_leafs": {"low": 1, "high": 2}}}, "no parameter 'num_leafs'"),
-    ({"rounds": 0}, "rounds is 0"),
-    ({"options": [{"rate": 1}]}, "no parameter 'rate'"), ({"custom_metrics": []}, "custom_metrics is")])
+    ({"search_space": {"num_leaves": {"low": 0, "high": 2}}}, "search_space.num_leaves.low: .*must be > 1"),
+    ({"rounds": 0}, "rounds: 0 is not valid"), ({"options": [{"rate": 1}]}, "no parameter 'rate'"),
+    ({"options": [{"num_leaves": "few"}]}, r"options\[0\]: LightGBM refuses num_leaves"),
+    ({"custom_metrics": []}, "custom_metrics: .* is not valid"),
+    ({"custom_metrics": {"share": "mlops_nb.conf:no_such"}}, "custom_metrics.share: .*no_such")])
 def test_wrong_settings_are_named(changes, message, tmp_path):
     with pytest.raises(MlopsError, match=f"(?s){message}"): read(tmp_path, LATE, TREES | changes)
 
@@ -181,8 +188,8 @@ def test_without_a_time_a_share_is_needed(tmp_path):
     assert read(tmp_path, use_case, conf | {"held_out_share": 0.2})["held_out_share"] == 0.2
     for number, share in enumerate((0, 1, 0.001, True)):
         (tmp_path / str(number)).mkdir()
-        with pytest.raises(MlopsError, match="held_out_share is"):
+        with pytest.raises(MlopsError, match="held_out_share: .* is not valid"):
             read(tmp_path / str(number), use_case, conf | {"held_out_share": share})
     (tmp_path / "none").mkdir()
-    with pytest.raises(MlopsError, match="conf/train.yml has no held_out_share"):
+    with pytest.raises(MlopsError, match="held_out_share: the key is missing"):
         read(tmp_path / "none", use_case, conf)
