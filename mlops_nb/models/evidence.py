@@ -12,7 +12,6 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 import pandas as pd
-from databricks.sdk.errors import DatabricksError
 
 from .. import identity
 from ..env import Env
@@ -22,6 +21,7 @@ from .fingerprint import data_digest
 # %% ../../nbs/models/10_evidence.ipynb #b23d9b9c
 def deployed_commit(env: Env) -> str:
     "Return the commit of a project on Databricks: that of its deployment, or of its Git folder; empty if it has none."
+    from databricks.sdk.errors import DatabricksError
     if sha := env.variables.get("git_sha"): return sha
     try: return identity.git_folder_commit(env.root, identity.workspace())
     except (DatabricksError, ValueError): return ""  # the workspace does not answer; `code_version` says what follows

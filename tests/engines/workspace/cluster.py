@@ -1,7 +1,7 @@
 """The compute of the stand-in workspace: Apache Spark with Delta, and one forked process for each notebook.
 
 It reads requests from standard input, one JSON object per line, and answers each with one line. A forked process has
-the imported packages of this one, which saves their time, and none of its sessions."""
+the imported packages of this one, which saves their time, but neither its sessions nor the project."""
 import importlib
 import json
 import os
@@ -61,6 +61,7 @@ def main() -> None:
     from mlops_nb.data.session import start_spark
     server, address = start_spark()
     for name in PACKAGES: importlib.import_module(name)
+    for name in [name for name in sys.modules if name.split(".")[0] == "mlops_nb"]: del sys.modules[name]
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin: print(json.dumps(forked(json.loads(line), address)), file=replies, flush=True)
     server.stop()
