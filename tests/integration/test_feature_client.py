@@ -1,6 +1,5 @@
 """The feature client on Sail: training sets, models with their spec, scores from keys, refused arguments."""
 import sys
-import types
 import warnings
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +19,14 @@ from mlops_nb.data import tables
 from mlops_nb.data.contracts import Contract, check_contract
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import functions as feature_functions
-from mlops_nb.features.client import FeatureEngineeringClient, download_model, feature_client, pinned_uri, spec_of
+from mlops_nb.features.client import (
+    FeatureEngineeringClient,
+    as_parameters,
+    download_model,
+    feature_client,
+    pinned_uri,
+    spec_of,
+)
 from mlops_nb.features.online import OnlineFeatures
 from mlops_nb.features.spec import FeatureFunction, FeatureLookup, from_yaml, to_yaml
 from mlops_nb.features.stores.store import open_store
@@ -255,7 +261,7 @@ def test_the_error_of_a_registry_that_is_down_hides_its_password(at_home):
     down = replace(at_home, tracking_uri=address, registry_uri=address)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with pytest.raises(MlopsError, match="the registry at http://localhost:1 failed") as error:
+        with pytest.raises(MlopsError, match="no MLflow server answers at http://localhost:1:") as error:
             download_model(down, "models:/dev.flights.x/1")
     assert "hidden" not in f"{error.value}"
     at_home.use_mlflow()
@@ -299,31 +305,60 @@ def test_writes_that_are_refused(client, spark):
     assert client.read_table(name="hours").count() == before
 
 
-def test_on_databricks_it_is_databricks_own_client(spark, env, monkeypatch):
-    "A stand-in for the package records the arguments that it gets."
-    package, calls = types.ModuleType("databricks.feature_engineering"), []
-    def recorder(kind):
-        def record(**arguments):
-            calls.append((kind, arguments))
-            return kind, arguments
-        return record
-    package.FeatureLookup, package.FeatureFunction = recorder("lookup"), recorder("function")
-    package.FeatureEngineeringClient = lambda: types.SimpleNamespace(create_training_set=recorder("set"),
-                                                                     score_batch=recorder("score"))
+def on_databricks(env, **variables):
+    "The target as a notebook on Databricks has it."
+    return replace(env, engine="databricks", variables=env.variables | variables)
+
+
+def installed(monkeypatch, folder, code: str):
+    "Install a package databricks.feature_engineering with this code."
     import databricks
-    monkeypatch.setitem(sys.modules, "databricks.feature_engineering", package)
-    monkeypatch.setattr(databricks, "feature_engineering", package, raising=False)
-    client = feature_client(spark, replace(env, engine="databricks"))
-    lookup = replace(HOURS, table_name="hours", lookback_window=timedelta(days=1), default_values={"count": 1})
-    client.create_training_set(df="rows", feature_lookups=[lookup, DOUBLED], label="late")
-    client.score_batch(model_uri="models:/m/1", df="rows")
-    assert calls[0] == ("lookup", dict(
-        table_name="dev.flights.hours", lookup_key=["where"], feature_names=None, rename_outputs={},
-        timestamp_lookup_key="at", lookback_window=timedelta(days=1), default_values={"count": 1}))
-    assert calls[1] == ("function", dict(udf_name="dev.flights.doubled", input_bindings={"level": "level"},
-                                         output_name="doubled"))
-    assert calls[2] == ("set", dict(df="rows", label="late", feature_lookups=[calls[0], calls[1]]))
-    assert calls[3] == ("score", dict(model_uri="models:/m/1", df="rows"))
+    package = folder / "databricks/feature_engineering"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(code)
+    monkeypatch.setattr(databricks, "__path__", [*databricks.__path__, str(package.parent)])
+    monkeypatch.delitem(sys.modules, "databricks.feature_engineering", raising=False)
+
+
+def test_one_variable_chooses_the_client_on_databricks(spark, env):
+    assert type(feature_client(spark, on_databricks(env, feature_client="mlops_nb"))) is FeatureEngineeringClient
+    with pytest.raises(MlopsError, match="no feature_client 'databrick' in the variables\n  did you mean 'databricks'"):
+        feature_client(spark, on_databricks(env, feature_client="databrick"))
+    with pytest.raises(MlopsError, match=r"databricks-feature-engineering is not installed\n.*%pip install"):
+        feature_client(spark, on_databricks(env))
+
+
+def test_another_cause_of_a_failed_import_is_shown(spark, env, monkeypatch, tmp_path):
+    installed(monkeypatch, tmp_path, "import a_package_that_is_missing")
+    with pytest.raises(MlopsError, match="cannot be imported: ModuleNotFoundError: No module named 'a_package_that"):
+        feature_client(spark, on_databricks(env))
+
+
+def test_a_missing_online_store_is_a_sentence(spark, env, monkeypatch, tmp_path):
+    installed(monkeypatch, tmp_path, "class FeatureEngineeringClient: pass")  # of a version without online stores
+    with pytest.raises(MlopsError, match="the variable online_store names no online store\n  set it for target 'dev'"):
+        feature_client(spark, on_databricks(env, online_store="")).get_online_store()
+    with pytest.raises(MlopsError, match="has no online stores\n  install databricks-feature-engineering>=0.13"):
+        feature_client(spark, on_databricks(env, online_store="online")).get_online_store()
+
+
+def later(hour: int) -> float:
+    "An hour later."
+    return hour + 1.0
+
+
+def test_input_columns_get_the_types_of_parameters(client, spark, at_home):
+    "Databricks compares the type of a column with the type of the parameter exactly."
+    function = feature_functions.register_function(spark, at_home, later)
+    rows = spark.sql("SELECT 'a' AS where, CAST(3 AS INT) AS hour")
+    spec = client.create_training_set(df=rows, feature_lookups=[FeatureFunction(function.name, {"hour": "hour"})],
+                                      label=None).feature_spec
+    fitted = as_parameters(rows, spec, {function.name: function})
+    assert dict(fitted.dtypes) == {"where": "string", "hour": "bigint"} and fitted.collect()[0].hour == 3
+    features = [FeatureLookup("dev.flights.places", "where"), FeatureFunction(function.name, {"hour": "height"})]
+    spec = client.create_training_set(df=rows, feature_lookups=features, label=None).feature_spec
+    with pytest.raises(MlopsError, match="column 'height' is int, and parameter 'hour' .* is BIGINT: "):
+        as_parameters(rows, spec, {function.name: function})
 
 
 NAME_CHARACTERS = st.one_of(st.sampled_from(".`/\\$%?*'\"[]:#&@<>|~^!+-_Aa1é"), st.characters(
