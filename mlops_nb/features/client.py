@@ -160,7 +160,8 @@ def score_batch(spark, env: Env, model_uri: str,
     if result_type != "double":
         raise MlopsError(f"result_type {result_type!r} is not supported", "a prediction is a 'double'")
     files, spec = download_model(env, model_uri)
-    return scoring.score_packed(with_features(spark, env, df, spec), files)
+    has_signature = scoring.loaded(files).metadata.get_input_schema() is not None
+    return scoring.score_packed(with_features(spark, env, df, spec), files, None if has_signature else spec.inputs)
 
 # %% ../../nbs/features/06_client.ipynb #f66c99f2
 def publish_table(spark, env: Env, store: OnlineStore, name: str,  # a feature table

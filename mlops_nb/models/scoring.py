@@ -55,18 +55,20 @@ def packed(model_uri: str,  # models:/name/version, runs:/… or a folder
     return files
 
 # %% ../../nbs/models/14_scoring.ipynb #f2a6014b
-INNER_MODEL = "data/feature_store/raw_model"  # where a feature client stores the model that it logs
+INNER_MODEL = "data/feature_store/raw_model"  # where Databricks' feature client stores the model that it logs
 
 def inner_model(folder: str | Path) -> Path:  # of a model's files
-    "Return the folder of the model that predicts on features: inside a model that a feature client logged, or itself."
+    "Return the folder of the model that predicts on features: the one inside a model of Databricks' client, or itself."
+    from mlflow.models import Model
     inner = Path(folder, INNER_MODEL)
-    return inner if inner.is_dir() else Path(folder)
+    loader = Model.load(str(folder)).flavors.get("python_function", {}).get("loader_module", "")
+    return inner if inner.is_dir() and loader.startswith("databricks.") else Path(folder)
 
 def load_pyfunc(uri: str):  # a folder, models:/NAME/VERSION or runs:/… -> mlflow.pyfunc.PyFuncModel
     """Load the model that predicts on features. MlopsError if it cannot be loaded: its own code can raise anything.
 
-    A model that Databricks' feature client logged takes keys, and only `score_batch` can call it; the model inside
-    takes the features. For a model of this project's client the two are equal."""
+    A model that Databricks' feature client logged takes keys, and only its `score_batch` can call it; the model inside
+    takes the features, as a model of this project's client does."""
     import mlflow
     try: return mlflow.pyfunc.load_model(str(inner_model(mlflow.artifacts.download_artifacts(uri))))
     except (Exception, SystemExit) as error:
