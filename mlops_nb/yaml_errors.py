@@ -63,7 +63,9 @@ def bracket(spot: Spot) -> Explained:
     closing = CLOSING[spot.opening]
     if spot.after[:1] in ("]", "}"):
         return spot.stop[0], f"'{spot.opening}' is closed by '{spot.after[0]}'", "lists are [a, b], maps {name: value}"
-    if closing in spot.after: return spot.stop[0], f"a comma is missing before '{shorten(spot.after.strip())}'", ""
+    is_next_key = spot.stop[0] > spot.start[0] and re.match(r"\s*(- )?[\w.-]+:(\s|$)", spot.line(spot.stop[0]))
+    if closing in spot.after and not is_next_key:
+        return spot.stop[0], f"a comma is missing before '{shorten(spot.after.strip())}'", ""
     return spot.start[0], f"'{spot.opening}' is never closed", f"close it by '{closing}'"
 
 def stray_bracket(spot: Spot) -> Explained:

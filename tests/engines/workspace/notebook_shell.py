@@ -75,11 +75,13 @@ def run_notebook(file: Path, folder: Path, spark, widgets: dict, values: dict) -
     "Run the cells of a notebook in `folder`; the result has `result_state`, `exit`, `values`, `message` and `cell`."
     import os
 
+    from IPython.core.displaypub import CapturingDisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     tools, printed = Utilities(widgets, values), io.StringIO()
     shell = InteractiveShell.instance()
+    shell.display_pub = CapturingDisplayPublisher(parent=shell)  # what is displayed goes to the page, not to the output
     shell.user_ns.update(dbutils=tools, spark=spark, display=print)
     shell.set_custom_exc((NotebookExit,), lambda *_, tb_offset=None: None)
     result = {"result_state": "SUCCESS", "exit": "", "message": "", "cell": None}

@@ -30,11 +30,12 @@ def deployed_files(root: Path, excluded: list[str]) -> list[str]:
 class Workspace:
     "The workspace of one test run."
 
-    def __init__(self, folder: Path, python: Path, target: str = "staging", root: Path = ROOT):
+    def __init__(self, folder: Path, python: Path, target: str = "dev", root: Path = ROOT):
         self.folder, self.target, self.python = folder, target, python
         self.files, self.state = folder / "files", folder / "workspace"
         self.bundle, self.said, self.lock = load_bundle(root=root, target=target), [], threading.Lock()
         self.options = {}  # of the catalog, in every following notebook
+        self.settings = self.deployed_settings()
         self.state.mkdir(parents=True)
         (self.state / "folders.txt").write_text(f"/Shared\n/Users/{USER}\n")
         excluded = (self.bundle.data.get("sync") or {}).get("exclude", [])
@@ -51,6 +52,17 @@ class Workspace:
         self.install(root)
         self.server = self.serve()
         self.process = None
+
+    def schema_name(self, name: str) -> str:
+        "The name of a schema of the bundle: development mode puts the user before it."
+        return f"dev_{USER.partition('@')[0]}_{name}" if self.target == "dev" else name
+
+    def deployed_settings(self) -> dict[str, str]:
+        "The values of the job parameter `settings`, as a deployment resolves them."
+        settings = json.loads(self.bundle.variables["settings"])
+        names = {"schema": self.schema_name(settings["schema"]), "user": USER, "git_sha": "0123456789abcdef"}
+        if self.target == "dev": names["experiments"] = f"/Users/{USER}/{self.bundle.data['bundle']['name']}"
+        return settings | names
 
     def install(self, root: Path):
         "Build the wheel from the files of a commit, and install it without its dependencies."
@@ -116,8 +128,11 @@ class Workspace:
                 text=True, env=self.environment, cwd=self.folder)
         if not self.process.stdout.readline(): raise RuntimeError((self.folder / "cluster.log").read_text()[-3000:])
 
-        for schema in (self.bundle.data.get("resources") or {}).get("schemas", {}).values():
-            self.sql(f"CREATE SCHEMA IF NOT EXISTS `{schema['catalog_name']}`.`{schema['name']}`")
+
+    def deploy(self):
+        "Make the schemas that are resources of the bundle."
+        for schema in self.bundle.data["resources"]["schemas"].values():
+            self.sql(f"CREATE SCHEMA `{schema['catalog_name']}`.`{self.schema_name(schema['name'])}`")
 
     def stop(self):
         if self.process:
@@ -165,8 +180,8 @@ class Execution:
         spec, root = self.spec, self.workspace.bundle.root
         own = {name: value if isinstance(value, str) else json.dumps(value)
                for name, value in spec["notebook_parameters"].items()}
-        result = self.workspace.run(str(Path(spec["notebook"]).relative_to(root)), own | spec["parameters"],
-                                    spec["values"])
+        widgets = own | spec["parameters"] | {"settings": json.dumps(self.workspace.settings)}
+        result = self.workspace.run(str(Path(spec["notebook"]).relative_to(root)), widgets, spec["values"])
         (self.attempt / "values.json").write_text(json.dumps(result.get("values", {})))
         (self.attempt / "exit.txt").write_text(result.get("exit", ""))
         (self.attempt / "printed.txt").write_text(result.get("printed", "") + result.get("traceback", ""))

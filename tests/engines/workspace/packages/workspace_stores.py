@@ -86,6 +86,9 @@ class Repository(LocalArtifactRepository):
             uri = ModelsArtifactRepository(uri).repo.artifact_dir
         super().__init__(uri)
 
+    def download_artifacts(self, artifact_path, dst_path=None, lineage_header_info=None):
+        return super().download_artifacts(artifact_path, dst_path)
+
 
 def store(kind, file: str):
     "One store per process and file."
