@@ -767,7 +767,7 @@ def test_a_registry_failure_is_reported_and_a_second_run_finishes(env, name, pro
     def down(*_): raise requests.exceptions.ConnectionError("refused")
     with monkeypatch.context() as patched:
         patched.setattr(registry, step, down)
-        message = "the registry at .* failed: no server answers there\n.*repeat the command when the registry is available"
+        message = "the registry at .* failed: no server answers there\n.*repeat the command when the registry is avail"
         with pytest.raises(MlopsError, match=message): promote(2)
     assert aliases_module.points_to(env, name, "champion") == 1
     promote(2)
