@@ -152,8 +152,8 @@ def create(spark, env: Env, name: str,
     for key in keys:
         if key not in names: raise unknown("column", key, names, "the schema")
     required = [c.name for c in columns if not c.nullable]
-    retry(f"creating {full}", lambda: create_or_extend(spark, env, full, columns, required, keys, comment,
-                                                        timeseries))
+    def write(): create_or_extend(spark, env, full, columns, required, keys, comment, timeseries)
+    with table_errors(full, "created"): retry(f"creating {full}", write)
 
 # %% ../../nbs/data/04_tables.ipynb #0bb27244
 def remove_old(folder: str, age: timedelta = timedelta(days=1)):

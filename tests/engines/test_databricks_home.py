@@ -1,6 +1,7 @@
 """All job notebooks run in a stand-in of a Databricks workspace, in the order of their jobs.
 
 The stand-in is described in workspace/stand_in.py, and what it cannot prove in docs/databricks.md."""
+import json
 import os
 import re
 import sqlite3
@@ -117,3 +118,44 @@ def test_a_version_records_the_deployment(workspace, ran):
     assert "/Users/someone@example.com/mlops_nb/late_arrival" in names
     moved = workspace.sql("SELECT DISTINCT moved_by FROM dev.dev_someone_flights.deployment_log")
     assert moved == [["someone@example.com"]]
+
+
+# ---- What a workspace refuses: each is a sentence with the command that mends it
+
+def run_here(workspace, notebook: str, options: dict | None = None, settings: dict | None = None, **environment):
+    "Run one notebook by hand, in a workspace with other options."
+    workspace.options = options or {}
+    widgets = {"target": "dev", "settings": json.dumps(workspace.settings | (settings or {}))}
+    widgets |= {"as_of": "2013-02-15", "replay_days": "2"} if "setup" not in notebook else {}
+    try: return workspace.run(f"nbs/flights/{notebook}.ipynb", widgets, **environment)
+    finally: workspace.options = {}
+
+
+def test_a_workspace_without_the_catalog(workspace):
+    message = run_here(workspace, "12_setup", {"existing": ["staging", "prod"]})["message"]
+    assert "cannot be created: the catalog dev does not exist\n" in message and "CREATE CATALOG dev" in message
+
+
+def test_a_schema_of_another_owner(workspace):
+    message = run_here(workspace, "12_setup", {"foreign_schemas": ["dev.dev_someone_flights"]})["message"]
+    assert "permission denied (User does not have CREATE FUNCTION on Schema 'dev.dev_someone_flights')" in message
+    assert "CREATE FUNCTION, CREATE MODEL ON SCHEMA dev.dev_someone_flights TO" in message
+
+
+def test_a_workspace_without_the_feature_client(workspace, ran):
+    failed = run_here(workspace, "06_train", STAND_IN_WITHOUT="databricks.feature_engineering")
+    assert "the package databricks-feature-engineering is not installed\n" in failed["message"]
+    assert "or set the variable feature_client: mlops_nb" in failed["message"]
+
+
+def test_the_own_client_scores_a_model_of_the_other_one_alike(workspace, ran):
+    again = run_here(workspace, "09_batch_inference", settings={"feature_client": "mlops_nb"})
+    assert again["result_state"] == "SUCCESS" and again["exit"].endswith("; 0 rows changed")
+
+
+def test_a_task_value_that_is_too_long(workspace):
+    cell = 'from mlops_nb import task\ntask.set_value("names", "a" * 49_200)'
+    notebook = workspace.notebooks / "nbs/flights/too_long.ipynb"
+    notebook.write_text(json.dumps({"cells": [{"cell_type": "code", "source": [cell]}]}))
+    message = run_here(workspace, "too_long")["message"]
+    assert message.startswith("MlopsError: task value 'names' has 49,202 bytes; the limit is 49,152\n  write it to")

@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from pyspark.sql import SparkSession
 
+if os.environ.get("STAND_IN_WITHOUT") == __name__:
+    raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
 __version__ = "0.18.2"
 KEPT = Path(os.environ.get("STAND_IN_STATE", "."))  # the folder of the workspace's state
 SQL_TYPES = {"BIGINT": "bigint", "DOUBLE": "double", "STRING": "string", "DATE": "date", "TIMESTAMP": "timestamp",
