@@ -64,7 +64,7 @@ def deployed_settings(target: str | None = None) -> dict[str, str]:
     try: settings = json.loads(text)
     except ValueError as error: raise MlopsError(f"{what} is not JSON: {error}", hint) from None
     if not isinstance(settings, dict): raise MlopsError(f"{what} is not a JSON object", hint)
-    deployed = settings.pop("target", None)
+    deployed = settings.get("target")
     if target and deployed and target != deployed:
         raise MlopsError(f"parameter target is {target!r}, but this job is deployed for target {deployed!r}",
                          f"deploy the other target and run its job: databricks bundle deploy -t {target}")
@@ -271,7 +271,7 @@ def load_env(target: str | None = None,  # None: the default target of databrick
              ) -> Env:
     "Return the settings of a target in this process."
     settings = deployed_settings(target)
-    user = settings.pop("user", None)
+    user, target = settings.pop("user", None), settings.pop("target", target)
     bundle = load_bundle(root=root, target=target, variables=settings | (variables or {}), user=user)
     engine = choose_engine()
     return Env(root=bundle.root, target=bundle.target, variables=dict(bundle.variables), engine=engine,

@@ -109,7 +109,8 @@ DELTA_CAUSES = (  # in texts of the engines -> the cause; group 1 of a pattern i
      "TABLE, CREATE FUNCTION, CREATE MODEL ON SCHEMA {schema} TO `the user or service principal`"),
     (r"INSUFFICIENT_PERMISSIONS|PERMISSION_DENIED", "permission denied",
      "the owner of {schema} grants it: SHOW GRANTS ON SCHEMA {schema}"),
-    (r"Failed to find the data source: delta|DATA_SOURCE_NOT_FOUND[^.]*delta", "this Spark has no Delta Lake",
+    (r"Failed to find the data source: delta|DATA_SOURCE_NOT_FOUND[^.]*delta"
+     r"|DELTA_CONFIGURE_SPARK_SESSION_WITH_EXTENSION_AND_CATALOG", "this Spark has no Delta Lake",
      "start it with --packages io.delta:delta-spark_4.1_2.13:4.4.0 and Delta's extension and catalog, as "
      "mlops_nb.data.session.spark_settings does"),
     (r"No space left on device|os error 28|Disk quota exceeded", "the disk is full", "free space and try again"),

@@ -52,15 +52,16 @@ def table_names(spark, env: Env,
     "List the tables of a catalog that the target may read."
     catalog = env.check_read(f"{catalog or env.catalog}.{env.schema}.any").split(".")[0]
     if env.engine != "databricks": return stored_tables(env, catalog)
-    rows = spark.sql(f"SELECT table_schema, table_name FROM `{catalog}`.information_schema.tables "
-                     "WHERE table_schema <> 'information_schema'").collect()
+    with table_errors(f"{catalog}.information_schema.tables"):
+        rows = spark.sql(f"SELECT table_schema, table_name FROM `{catalog}`.information_schema.tables "
+                         "WHERE table_schema <> 'information_schema'").collect()
     return sorted(f"{catalog}.{row[0]}.{row[1]}" for row in rows if not row[1].startswith(STAGED))
 
 def exists(spark, env: Env, name: str) -> bool:
     "Whether a table exists. A local lakehouse is checked on disk: another process may have created or removed a table."
     full = env.check_read(name)
-    if env.engine == "databricks": return spark.catalog.tableExists(sql_name(env, full))
-    return is_table(location(env, full))
+    if env.engine != "databricks": return is_table(location(env, full))
+    with table_errors(full): return spark.catalog.tableExists(sql_name(env, full))
 
 def no_table(env: Env, full: str, existing: Iterable[str]) -> MissingError:  # to be raised by the caller
     "The error for a table that no job has written yet."
@@ -171,7 +172,10 @@ def drop_old(spark, schema: str):  # in SQL
     limit = f"{STAGED}{datetime.now(UTC) - timedelta(days=1):%Y%m%d}"  # names sort by their date
     names = [row["tableName"] for row in spark.sql(f"SHOW TABLES IN {schema} LIKE '{STAGED}*'").collect()]
     for name in names:
-        if name < limit: spark.sql(f"DROP TABLE IF EXISTS {schema}.{quoted(name)}").collect()
+        if name >= limit: continue
+        try: spark.sql(f"DROP TABLE IF EXISTS {schema}.{quoted(name)}").collect()
+        except Exception as error:  # only the owner of a table can drop it
+            if "PERMISSION" not in str(error): raise
 
 @contextmanager
 def staged_table(spark, env: Env, df, view: str):  # the name of a temporary view -> Iterator[DataFrame]

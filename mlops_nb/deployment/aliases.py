@@ -82,7 +82,7 @@ def write_marks(env: Env, name: str, version: int,
     mlflow, model_version = registry.client(env), registry.find_version(env, env.check_write(name), version)
     if not model_version: return
     for tag, value in tags.items():
-        if value is not None: mlflow.set_model_version_tag(name, str(version), tag, value)
+        if value is not None: mlflow.set_model_version_tag(name, str(version), tag, registry.tag_value(value))
         elif tag in model_version.tags: mlflow.delete_model_version_tag(name, str(version), tag)
     mlflow.update_model_version(name, str(version), description=replace_section(model_version.description, section))
 

@@ -35,6 +35,7 @@ def require_approved(env: Env, version: Any,  # mlflow ModelVersion
     "Return the approver's name; raise WaitingError until the version is approved."
     if version.tags.get(task_key) == APPROVED: return version.tags.get("approved_by", "a user of the workspace")
     command = f'mlops approve {version.name} {version.version} --as "Your Name" -t {env.target}'
+    if env.home == "databricks": command = f"press Approve on the version's page, which sets the tag {task_key}"
     raise WaitingError(f"{version.name} v{version.version} passed its validation and waits for approval: "
                        f"the tag {task_key} is not {APPROVED}",
                        f"look at it: {review_hint(env, version)}\n  approve it: {command}")

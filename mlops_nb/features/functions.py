@@ -88,6 +88,8 @@ def declare_function(name: str, function: Callable, uses: Iterable[Callable] = (
     parameters = {p: sql_type_of(f"parameter {p!r} of {last}", s.annotation) for p, s in signature.parameters.items()}
     returns = sql_type_of(f"the result of {last}", signature.return_annotation)
     source = "\n".join([PREAMBLE, *(source_of(used) for used in uses), source_of(function)])
+    if "$$" in source:
+        raise MlopsError(f"the source of function {name} contains $$", "SQL would end its body there: remove it")
     return Function(name, parameters, returns, source, inspect.getdoc(function) or "")
 
 # %% ../../nbs/features/01_functions.ipynb #cb088fdc
@@ -140,8 +142,9 @@ def create_function_sql(function: Function) -> str:
 
 def routines(spark, catalog: str, schema: str) -> list:  # Rows: routine_name, routine_definition, comment
     "Return the functions of a schema of Unity Catalog, which keeps names in lower case."
-    return spark.sql(f"SELECT routine_name, routine_definition, comment FROM {quoted(catalog)}.information_schema"
-                     f".routines WHERE routine_schema = {sql_text(schema.lower())}").collect()
+    with table_errors(f"{catalog}.information_schema.routines"):
+        return spark.sql(f"SELECT routine_name, routine_definition, comment FROM {quoted(catalog)}.information_schema"
+                         f".routines WHERE routine_schema = {sql_text(schema.lower())}").collect()
 
 def function_of_body(name: str, body: str, comment: str) -> Function:
     "Return the function that a body in Unity Catalog declares; raise MlopsError for a body of another program."

@@ -262,7 +262,8 @@ def find_or_train(data: TrainingData):  # -> mlflow ModelVersion
     "Return the version for these rows, settings and code: the existing one, or a new one."
     use_case, env = data.use_case, data.env
     name, digest = env.check_write(env.model(use_case.model)), training_fingerprint(data)
-    tags = {"fingerprint": digest, "read_versions": json.dumps(env.versions), **evidence.code_version(env)}
+    read_versions = json.dumps(env.versions, separators=(",", ":"))
+    tags = {"fingerprint": digest, "read_versions": read_versions, **evidence.code_version(env)}
     with registry.lock(env, name):
         run = find_run(env, registry.experiment_id(env, use_case.model), digest)
         run_id = run.info.run_id if run else log_training(data, tags)

@@ -115,7 +115,7 @@ def test_a_version_records_the_deployment(workspace, ran):
     assert (tags["git_sha"], tags["git_dirty"]) == (workspace.settings["git_sha"], "unknown")
     with sqlite3.connect(workspace.state / "tracking.db") as tracking:
         names = {name for name, in tracking.execute("select name from experiments")}
-    assert "/Users/someone@example.com/mlops_nb/late_arrival" in names
+    assert "/Users/someone@example.com/mlops_nb/dev/late_arrival" in names
     moved = workspace.sql("SELECT DISTINCT moved_by FROM dev.dev_someone_flights.deployment_log")
     assert moved == [["someone@example.com"]]
 

@@ -810,7 +810,8 @@ def test_rows_are_staged_once_in_a_table_on_databricks_that_is_dropped(databrick
 
 def test_a_schema_that_may_not_be_created_is_a_sentence_with_the_command(databricks):
     class Refusing(Databricks):
-        def sql(self, text): raise PermissionError("PERMISSION_DENIED: no CREATE SCHEMA on catalog dev")
-    with pytest.raises(MlopsError, match="schema dev.fresh does not exist and cannot be created: PERMISSION_DENIED"
-                                         ".*\n.*GRANT USE CATALOG, CREATE SCHEMA ON CATALOG `dev`"):
+        def sql(self, text):
+            raise PermissionError("PERMISSION_DENIED: User does not have CREATE SCHEMA on Catalog 'dev'.")
+    with pytest.raises(MlopsError, match="cannot be created: permission denied .User does not have CREATE SCHEMA on "
+                                         "Catalog 'dev'.*\n.*GRANT USE CATALOG, CREATE SCHEMA ON CATALOG dev TO"):
         tables.create_schema(Refusing(), databricks[1], "dev.fresh.new")

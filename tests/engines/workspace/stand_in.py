@@ -60,9 +60,9 @@ class Workspace:
     def deployed_settings(self) -> dict[str, str]:
         "The values of the job parameter `settings`, as a deployment resolves them."
         settings = json.loads(self.bundle.variables["settings"])
-        names = {"schema": self.schema_name(settings["schema"]), "user": USER, "git_sha": "0123456789abcdef"}
-        if self.target == "dev": names["experiments"] = f"/Users/{USER}/{self.bundle.data['bundle']['name']}"
-        return settings | names
+        return settings | {
+            "schema": self.schema_name(settings["schema"]), "user": USER, "git_sha": "0123456789abcdef",
+            "experiments": f"/Users/{USER}/{self.bundle.data['bundle']['name']}/{self.target}"}
 
     def install(self, root: Path):
         "Build the wheel from the files of a commit, and install it without its dependencies."

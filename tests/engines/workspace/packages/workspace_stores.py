@@ -2,11 +2,13 @@
 
 MLflow finds them by `workspace_mlflow`, in every process that can import this folder."""
 import os
+import re
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 
@@ -26,6 +28,31 @@ class WorkspaceTracking(TrackingStore):
             raise MlflowException(f"Workspace directory '{name.rpartition('/')[0]}' does not exist.",
                                   RESOURCE_DOES_NOT_EXIST)
         return super().create_experiment(name, artifact_location, tags)
+
+
+LONGEST_TAG = 1000  # characters
+
+
+class SearchedVersion:
+    "A version as a search finds it: with everything but tags and aliases, which need a request of their own."
+
+    def __init__(self, version): self.__dict__.update(version.__dict__)
+
+    def __getattr__(self, name): return self.__dict__[f"_{name}"]
+
+    def tags(self): raise NotImplementedError("tags of a version that was found by a search")
+
+
+def searched(version):
+    found = SearchedVersion(as_text(version))
+    found.__dict__.pop("_tags")
+    return found
+
+
+def check_tags(tags) -> None:
+    for tag in tags or []:
+        if len(str(tag.value)) > LONGEST_TAG or str(tag.value) != str(tag.value).strip():
+            raise MlflowException(f"the value of tag {tag.key} is too long", INVALID_PARAMETER_VALUE)
 
 
 def as_text(version):
@@ -49,12 +76,14 @@ class UnityRegistry(RegistryStore):
     def search_model_versions(self, filter_string=None, max_results=None, order_by=None, page_token=None):
         if order_by: raise MlflowException("order_by is not supported", INVALID_PARAMETER_VALUE)
         page = super().search_model_versions(filter_string, max_results or 100, None, page_token)
-        for version in page: as_text(version)
-        return page
+        name = re.fullmatch("name ?= ?'(.*)'", filter_string or "")
+        if name and not page: self.get_registered_model(name[1])  # raises if the model does not exist
+        return PagedList([searched(version) for version in page], page.token)
 
     def create_model_version(self, name, source, run_id=None, tags=None, run_link=None, description=None,
                              local_model_path=None, model_id=None):
         from mlflow.models import Model
+        check_tags(tags)
         if run_link: raise MlflowException("run_link is not supported", INVALID_PARAMETER_VALUE)
         signature = Model.load(source if not model_id else f"models:/{model_id}").signature
         if signature is None or not signature.outputs:
@@ -66,6 +95,10 @@ class UnityRegistry(RegistryStore):
     def get_model_version(self, name, version): return as_text(super().get_model_version(name, int(version)))
 
     def get_model_version_by_alias(self, name, alias): return as_text(super().get_model_version_by_alias(name, alias))
+
+    def set_model_version_tag(self, name, version, tag):
+        check_tags([tag])
+        super().set_model_version_tag(name, version, tag)
 
     def get_latest_versions(self, *args, **kwargs): raise MlflowException("stages are not supported by Unity Catalog")
 

@@ -152,7 +152,7 @@ class FeatureEngineeringClient:
             inputs = [ColSpec(SIGNATURE_TYPES.get(kind, "double"), name, required=name in used)
                       for name, kind in training_set._source_types.items()]
             signature = ModelSignature(Schema(inputs), raw.signature.outputs if raw.signature else None)
-            return mlflow.pyfunc.log_model(
+            mlflow.pyfunc.log_model(
                 name=artifact_path, loader_module="databricks.feature_store.mlflow_model", data_path=str(store),
                 signature=signature, registered_model_name=registered_model_name,
                 pip_requirements=[*(store / "raw_model/requirements.txt").read_text().split("\n"),
