@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORBIDDEN', 'SETTINGS_PARAMETER', 'ENGINES', 'check_name', 'full_name', 'deployed_settings', 'choose_engine',
            'private_folder', 'make_store', 'create_store', 'check_server_answers', 'quiet_mlflow', 'Env', 'locations',
-           'catalog_list', 'catalogs_of', 'load_env', 'folder_env', 'env_here']
+           'catalog_list', 'catalogs_of', 'load_env', 'folder_env', 'check_lakehouse', 'writer_of', 'env_here']
 
 # %% ../nbs/06_env.ipynb #07753e62
 import json
@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from . import addresses, task
-from .bundle.load import FILE, load_bundle
+from .bundle.load import FILE, load_bundle, target_names
 from .errors import MlopsError, shorten, unknown
 from .identity import on_databricks
-from .local_stores import check_mlflow_store, store_errors
+from .local_stores import check_mlflow_store, place_problem, store_errors
 from .yaml_files import check_path_part
 
 # %% ../nbs/06_env.ipynb #e8dfd4e9
@@ -287,6 +287,20 @@ def folder_env(folder: Path | None = None,  # the base of relative paths; None: 
     return Env(root=root, target="dev", variables=variables, engine=engine,
                home="databricks" if on_databricks() else "local", **catalogs_of(variables, "dev"),
                **locations(root, engine))
+
+def check_lakehouse(env: Env) -> None:
+    "Raise MlopsError if a local folder for the tables cannot be used."
+    problem = None if "://" in env.lakehouse else place_problem(Path(env.lakehouse, "any"), write=True)
+    if problem:
+        raise MlopsError(f"the lakehouse {env.lakehouse} cannot be used: {problem[0]}",
+                         "set MLOPS_LAKEHOUSE to a folder for tables, or leave it out: they are then in the state")
+
+def writer_of(env: Env, catalog: str) -> str:  # "" if no target writes it
+    "Return the name of the target whose own catalog this is."
+    try: names = target_names(env.root)
+    except MlopsError: return ""  # a folder without databricks.yml
+    catalogs = {name: load_bundle(root=env.root, target=name).variables.get("catalog") for name in names}
+    return next((name for name, own in catalogs.items() if own == catalog), "")
 
 def env_here() -> Env:
     "Return the settings of the project that holds the working directory; without a project those of the directory."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_REPLAY_DAYS', 'VALUE_RULES', 'Parameter', 'sync_root', 'notebook_file', 'notebook_cells', 'parameter_cell',
            'comments', 'read_parameters', 'notebook_parameters', 'as_day', 'is_day', 'is_day_or_latest', 'in_range',
-           'today', 'rule_of_value']
+           'today', 'is_version', 'rule_of_value']
 
 # %% ../../nbs/bundle/03_parameters.ipynb #4e6056b5
 import ast
@@ -162,7 +162,12 @@ def today() -> date:
     "Return the present day (UTC), as an example of a date."
     return datetime.now(UTC).date()
 
+def is_version(value: Any) -> bool:
+    "Whether a value is empty, or the number of a version."
+    return value in ("", None) or str(value).isdecimal() and int(value) > 0
+
 VALUE_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # pattern of names, check, rule; the first holds
+    ("model_version", is_version, "the number of a version, such as 1"),
     ("as_of", is_day_or_latest, "a date such as {today}, or latest"), ("*_date", is_day, "a date such as {today}"),
     ("replay_days", in_range(0, MAX_REPLAY_DAYS), f"a number of days from 0 to {MAX_REPLAY_DAYS}"),
     ("*_days", in_range(0), "a number of days from 0 on"), ("*trials", in_range(1), "a number from 1 on"),

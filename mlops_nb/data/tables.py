@@ -42,7 +42,7 @@ from mlops_nb.data.schemas import (
     fit_columns,
 )
 from .sql import quoted, sql_name, sql_type, with_double_literals
-from ..env import Env
+from ..env import Env, writer_of
 from ..errors import MissingError, MlopsError, counted, unknown
 
 # %% ../../nbs/data/04_tables.ipynb #8c1a7582
@@ -66,8 +66,8 @@ def exists(spark, env: Env, name: str) -> bool:
 def no_table(env: Env, full: str, existing: Iterable[str]) -> MissingError:  # to be raised by the caller
     "The error for a table that no job has written yet."
     error, catalog = unknown("table", full, existing, f"target {env.target!r}"), full.split(".")[0]
-    where = f"-t {env.target}" if catalog == env.catalog else f"in the target that writes the catalog {catalog}"
-    return MissingError(error.message, f"{error.hint}\n  create the tables: mlops run features {where}")
+    target = writer_of(env, catalog) or env.target
+    return MissingError(error.message, f"{error.hint}\n  create the tables: mlops run features -t {target}")
 
 def find(spark, env: Env, name: str) -> str:  # its name in SQL
     "Register an existing table in the session; MlopsError with the existing names if it is missing."

@@ -25,8 +25,8 @@ import pandas as pd
 from ..data.lakehouse import plain_path, table_errors
 from ..data.sql import quoted, sql_text
 from ..data.tables import create_schema
-from ..env import Env
-from ..errors import MlopsError, unknown
+from ..env import Env, writer_of
+from ..errors import MissingError, MlopsError, unknown
 
 # %% ../../nbs/features/01_functions.ipynb #3dd2e135
 SQL_TYPES = {int: "BIGINT", float: "DOUBLE", str: "STRING", bool: "BOOLEAN", date: "DATE", datetime: "TIMESTAMP"}
@@ -252,6 +252,6 @@ def get_function(env: Env, name: str, spark=None) -> Function:  # spark is neede
     full = env.check_read(env.table(name))
     if function := read_function(env, full, spark): return function
     error = unknown("function", full, function_names(env, name, spark), "the catalog")
-    job = f"mlops run features -t TARGET, with the target that writes the catalog {full.split('.')[0]}"
-    raise MlopsError(error.message, f"{error.hint}; the job features registers the functions of the use case: "
-                     + ("mlops run features" if full.startswith(f"{env.catalog}.") else job))
+    target = writer_of(env, full.split(".")[0]) or env.target
+    raise MissingError(error.message, f"{error.hint}; the job features registers the functions of the use case: "
+                       f"mlops run features -t {target}")

@@ -17,7 +17,7 @@ from .. import addresses
 from ..bundle.load import Bundle
 from ..bundle.passed_values import PassedValue
 from ..bundle.variables import OPTION, check_variable
-from ..env import Env, private_folder
+from ..env import Env, check_lakehouse, check_server_answers, private_folder
 from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised
@@ -78,6 +78,8 @@ class Home:
     def prepare_state(self) -> None:
         "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
         private_folder(self.env.state)
+        check_lakehouse(self.env)
+        check_server_answers(self.env.tracking_uri)
 
     def mlflow_variables(self) -> dict:
         "Where a notebook that calls MLflow without `use_mlflow` keeps its runs: in the state, not in its own folder."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
-           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'selected_tasks',
-           'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot',
-           'failure_messages', 'end_without_store', 'finish_run', 'notify', 'start_sending']
+           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'check_target',
+           'selected_tasks', 'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel', 'restore_record',
+           'wait_for_slot', 'failure_messages', 'end_without_store', 'finish_run', 'notify', 'start_sending']
 
 # %% ../../nbs/jobs/08_runner.ipynb #c2427b33
 import json
@@ -23,7 +23,7 @@ from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_file
 from ..bundle.passed_values import check_passed, passed_values
-from ..errors import MlopsError, shorten, what_exists
+from ..errors import MlopsError, ParameterError, shorten, what_exists
 from . import delivery, run_store
 from .execute import Outcome
 from .home import Home
@@ -243,6 +243,13 @@ def make_run(home: Home, key: str, run_id: int, tasks: list,
     secrets = caller.run.secrets if caller else None
     return JobRun(home, key, tasks, record, parameters or {}, calling_tasks, callers_secrets=secrets)
 
+def check_target(target: str, key: str, given: dict) -> None:  # key: of the job; given: its parameters
+    "Raise ParameterError if the parameter `target` is another target than that of the run."
+    name = given.get("target", target)
+    if name != target:
+        raise ParameterError(f"parameter 'target' is {name!r}, and the run is of target {target!r}",
+                             f"choose the target by -t: mlops run {key} -t {name}")
+
 def selected_tasks(key: str, job: dict, only: list[str] | None) -> list[dict]:  # in topological order
     "The tasks of a new run. Raise MlopsError if there are none: a run of no tasks would succeed and have done nothing."
     keys = [] if only == [] else graph.select(job["tasks"], only)
@@ -258,6 +265,7 @@ def begin_run(home: Home, key: str,  # of the job
     job = home.bundle.job(key)
     refuse_unsupported_tasks(home.bundle, key)
     check_job_parameters(home.env.root, key, job, given)
+    check_target(home.bundle.target, key, given)
     tasks = selected_tasks(key, job, only)
 
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MONITORED_TYPES', 'MONITORING_SETTINGS', 'BASELINE_TABLE', 'LIMIT_COLUMNS', 'check_monitor', 'monitor_of',
-           'monitored_columns', 'named_columns', 'misspelt_metrics', 'monitor_problems', 'threshold_problems',
-           'monitoring_problems', 'read_monitoring', 'held_out_share', 'held_out_sql', 'evaluated_sql', 'with_labels',
-           'versions_in', 'watched', 'held_out_rows', 'baseline_rows', 'versions_with_baseline', 'write_baselines',
-           'monitor_predictions', 'windows_sentence', 'Monitoring', 'load_monitoring', 'measure_windows',
-           'plot_quality', 'plot_moved', 'limits_table', 'worst_slices', 'finish_monitoring']
+           'monitored_columns', 'named_columns', 'misspelt_metrics', 'sql_problems', 'monitor_problems',
+           'threshold_problems', 'monitoring_problems', 'read_monitoring', 'held_out_share', 'held_out_sql',
+           'evaluated_sql', 'with_labels', 'versions_in', 'watched', 'held_out_rows', 'baseline_rows',
+           'versions_with_baseline', 'write_baselines', 'monitor_predictions', 'windows_sentence', 'Monitoring',
+           'load_monitoring', 'measure_windows', 'plot_quality', 'plot_moved', 'limits_table', 'worst_slices',
+           'finish_monitoring']
 
 # %% ../../nbs/workflow/15_monitoring.ipynb #081bd84e
 import re
@@ -25,7 +26,7 @@ from .. import task
 from ..conf import A_MAPPING, ConfProblem, Setting, are_texts, raised_problem, read_conf, setting_problems
 from ..data import tables
 from ..data.session import get_spark
-from ..data.sql import quoted
+from ..data.sql import incomplete, quoted
 from ..env import Env, load_env
 from ..errors import MissingError, MlopsError, counted, what_exists
 from ..models import registry
@@ -87,8 +88,18 @@ def misspelt_metrics(metric: CustomMetric, monitor: Monitor) -> Iterator[tuple[s
         if name not in known and get_close_matches(name, known, n=1, cutoff=0.8):
             yield f"{metric}: no metric {name!r}", what_exists(name, get_close_matches(name, known))
 
+def sql_problems(monitor: Mapping) -> Iterator[ConfProblem]:
+    "Problems of slicing expressions and of definitions of metrics that are incomplete."
+    metrics, slices = monitor.get("custom_metrics"), monitor.get("slicing_exprs")
+    texts = {f"monitor.custom_metrics[{i}].definition": settings.get("definition")
+             for i, settings in enumerate(metrics if isinstance(metrics, list) else ()) if isinstance(settings, Mapping)}
+    texts |= {f"monitor.slicing_exprs[{i}]": text for i, text in enumerate(slices if isinstance(slices, list) else ())}
+    for key, text in texts.items():
+        if isinstance(text, str) and (problem := incomplete(text)): yield key, f"it is not SQL: {problem}", "complete it"
+
 def monitor_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     "Problems of the monitor and of the columns that it names."
+    yield from sql_problems(conf["monitor"])
     metrics = conf["monitor"].get("custom_metrics")
     of_metrics = [problem for i, settings in enumerate(metrics if isinstance(metrics, list) else ())
                   if isinstance(settings, Mapping) for problem in

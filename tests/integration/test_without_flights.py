@@ -92,7 +92,9 @@ def test_the_tour_of_the_copy_runs(copy):
 def test_the_unit_tests_of_the_platform_pass_in_the_copy(copy):
     "Those of the areas that a use case uses directly; the others take minutes."
     folders = [f"tests/unit/{area}" for area in ("data", "features", "projects", "workflow", "deployment", "models")]
-    printed = generated.run_in(copy, "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *folders)
+    of_this_project = ("contracts_are_valid", "registering_a", "registers_in", "900_lines", "this_project")
+    printed = generated.run_in(copy, "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-k",
+                               " and ".join(f"not {name}" for name in of_this_project), *folders)
     assert " passed" in printed and "failed" not in printed
 
 

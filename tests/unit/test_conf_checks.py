@@ -101,6 +101,8 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
      "thresholds[0].false_alarm_rate: ", "a share below 0.5"),
     ("monitoring.yml", "definition: model_loss /", "definition: modl_loss /",
      "monitor.custom_metrics[2].definition: ", "modl_loss"),
+    ("monitoring.yml", "definition: model_loss / nullif(heuristic_loss, 0)", "definition: model_loss / nullif(",
+     "monitor.custom_metrics[2].definition: ", "'(' is never closed"),
     ("governance.yml", "required_tags: [", "required_tags: [[", "'[' is never closed", "close it by ']'"),
     ("governance.yml", "contact:", "contakt:", "contakt: no key", "did you mean 'contact'?"),
     ("governance.yml", "Slices, Explanation", "Slice, Explanation", "required_sections[4]: ",
