@@ -90,12 +90,13 @@ def misspelt_metrics(metric: CustomMetric, monitor: Monitor) -> Iterator[tuple[s
 
 def sql_problems(monitor: Mapping) -> Iterator[ConfProblem]:
     "Problems of slicing expressions and of definitions of metrics that are incomplete."
-    metrics, slices = monitor.get("custom_metrics"), monitor.get("slicing_exprs")
+    metrics, slices = (value if isinstance(value, list) else []
+                       for value in (monitor.get("custom_metrics"), monitor.get("slicing_exprs")))
     texts = {f"monitor.custom_metrics[{i}].definition": settings.get("definition")
-             for i, settings in enumerate(metrics if isinstance(metrics, list) else ()) if isinstance(settings, Mapping)}
-    texts |= {f"monitor.slicing_exprs[{i}]": text for i, text in enumerate(slices if isinstance(slices, list) else ())}
+             for i, settings in enumerate(metrics) if isinstance(settings, Mapping)}
+    texts |= {f"monitor.slicing_exprs[{i}]": text for i, text in enumerate(slices)}
     for key, text in texts.items():
-        if isinstance(text, str) and (problem := incomplete(text)): yield key, f"it is not SQL: {problem}", "complete it"
+        if isinstance(text, str) and (problem := incomplete(text)): yield key, f"not SQL: {problem}", "complete it"
 
 def monitor_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     "Problems of the monitor and of the columns that it names."

@@ -56,7 +56,7 @@ def test_serverless_tasks_have_an_environment_that_has_what_they_import(bundle):
         for environment in job.get("environments", []):
             spec = environment["spec"]
             assert spec["environment_version"] == "5"
-            assert {"./dist/*.whl", "databricks-feature-engineering>=0.13.0"} <= set(spec["dependencies"])
+            assert {"./dist/*.whl", "databricks-feature-engineering>=0.13,<0.19"} <= set(spec["dependencies"])
     assert bundle.data["artifacts"]["wheel"]["dynamic_version"] is True
     core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not any("feature-engineering" in line or "databricks-connect" in line for line in core)
@@ -104,7 +104,7 @@ def test_a_deployed_notebook_uses_the_values_of_its_deployment(monkeypatch):
     assert evidence.code_version(env) == {"git_sha": "0a1b2c", "git_dirty": "unknown"}
     own = deployed_env(monkeypatch, schema="dev_ana_flights", source_schema="flights", user="ana@example.org")
     assert own.source_table("plane") == "dev.dev_ana_flights.plane"
-    assert own.experiment("late_arrival") == "/Users/ana@example.org/mlops_nb/late_arrival"
+    assert own.experiment("late_arrival") == "/Users/ana@example.org/mlops_nb/dev/late_arrival"
 
 
 def test_a_job_of_one_target_refuses_another_and_says_what_its_settings_lack(monkeypatch):
