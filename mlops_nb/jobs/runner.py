@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
-           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'check_target',
+           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'check_target_parameter',
            'selected_tasks', 'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel', 'restore_record',
            'wait_for_slot', 'failure_messages', 'end_without_store', 'finish_run', 'notify', 'start_sending']
 
@@ -243,7 +243,7 @@ def make_run(home: Home, key: str, run_id: int, tasks: list,
     secrets = caller.run.secrets if caller else None
     return JobRun(home, key, tasks, record, parameters or {}, calling_tasks, callers_secrets=secrets)
 
-def check_target(target: str, key: str, given: dict) -> None:  # key: of the job; given: its parameters
+def check_target_parameter(target: str, key: str, given: dict) -> None:  # key: of the job; given: its parameters
     "Raise ParameterError if the parameter `target` is another target than that of the run."
     name = given.get("target", target)
     if name != target:
@@ -265,7 +265,7 @@ def begin_run(home: Home, key: str,  # of the job
     job = home.bundle.job(key)
     refuse_unsupported_tasks(home.bundle, key)
     check_job_parameters(home.env.root, key, job, given)
-    check_target(home.bundle.target, key, given)
+    check_target_parameter(home.bundle.target, key, given)
     tasks = selected_tasks(key, job, only)
 
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to

@@ -40,13 +40,13 @@ class SearchedVersion:
 
     def __getattr__(self, name): return self.__dict__[f"_{name}"]
 
-    def tags(self): raise NotImplementedError("tags of a version that was found by a search")
+    def tags(self): raise NotImplementedError("tags of a version in the result of a search")
 
 
 def searched(version):
-    found = SearchedVersion(as_text(version))
-    found.__dict__.pop("_tags")
-    return found
+    result = SearchedVersion(as_text(version))
+    result.__dict__.pop("_tags")
+    return result
 
 
 def check_tags(tags) -> None:
