@@ -79,7 +79,7 @@ test-slow: $(READY)  ## run rare and long tests: kills, online stores, a year (M
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
 
 test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## compare Sail with Apache Spark and Delta (Java 17)
-	$(call suite,engines,330,$(PYTEST) -m "not slow" tests/engines)
+	$(call suite,engines,600,$(PYTEST) -m "not slow" tests/engines)
 
 $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -225,7 +226,8 @@ class Env:
 def locations(root: Path,  # the project's folder, the base of relative paths
               engine: str) -> dict:  # state, lakehouse, tracking_uri, registry_uri
     "Return the storage locations from the environment variables or the defaults."
-    state = root / Path(os.environ.get("MLOPS_STATE") or ".mlops").expanduser()
+    here = Path(tempfile.gettempdir(), "mlops_nb") if on_databricks() else root / ".mlops"  # no file beside deployed ones
+    state = root / Path(os.environ.get("MLOPS_STATE") or here).expanduser()
     lakehouse = os.environ.get("MLOPS_LAKEHOUSE") or str(state / "lakehouse")
     if "://" not in lakehouse: lakehouse = str(root / Path(lakehouse).expanduser())
     default_uri = "databricks" if engine == "databricks" else f"sqlite:///{state / 'mlflow.db'}"
