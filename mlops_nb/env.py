@@ -226,8 +226,9 @@ class Env:
 def locations(root: Path,  # the project's folder, the base of relative paths
               engine: str) -> dict:  # state, lakehouse, tracking_uri, registry_uri
     "Return the storage locations from the environment variables or the defaults."
-    here = Path(tempfile.gettempdir(), "mlops_nb") if on_databricks() else root / ".mlops"  # no file beside deployed ones
-    state = root / Path(os.environ.get("MLOPS_STATE") or here).expanduser()
+    # A workspace folder holds deployed files: nothing is written beside them
+    default_state = Path(tempfile.gettempdir(), "mlops_nb") if on_databricks() else ".mlops"
+    state = root / Path(os.environ.get("MLOPS_STATE") or default_state).expanduser()
     lakehouse = os.environ.get("MLOPS_LAKEHOUSE") or str(state / "lakehouse")
     if "://" not in lakehouse: lakehouse = str(root / Path(lakehouse).expanduser())
     default_uri = "databricks" if engine == "databricks" else f"sqlite:///{state / 'mlflow.db'}"
