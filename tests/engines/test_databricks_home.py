@@ -22,6 +22,7 @@ from mlops_nb.env import load_env
 from mlops_nb.jobs.home import Home
 from mlops_nb.jobs.runner import begin_run, finish_run
 
+pytestmark = pytest.mark.timeout(2400)  # the first test waits for all jobs
 PYTHON = Path(__file__).parents[2] / ".venv-spark/bin/python"
 FULL_UNTIL = 220  # 20 February: the day until which the source keeps all flights
 MODEL = "dev.dev_someone_flights.late_arrival"
