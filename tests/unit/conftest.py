@@ -14,3 +14,10 @@ def env(tmp_path_factory, empty_store):
     shutil.copy(empty_store, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"
     return replace(load_env("dev"), state=folder, home="local", tracking_uri=uri, registry_uri=uri)
+
+
+@pytest.fixture
+def no_settings(monkeypatch):
+    "No address or folder that another test of this process has left in the environment."
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLOPS_STATE", "MLOPS_LAKEHOUSE", "MLOPS_ENGINE"):
+        monkeypatch.delenv(name, raising=False)

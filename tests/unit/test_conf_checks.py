@@ -11,6 +11,7 @@ from mlops_nb.conf_checks import conf_problems
 from mlops_nb.errors import MlopsError
 from mlops_nb.models.tuning import check_space, check_tuning, tuning_problems
 
+pytestmark = pytest.mark.usefixtures("no_settings")
 ROOT = Path(__file__).parents[2]
 KNOWN = ["depth", "rate"]
 TRAIN = ("rounds: 9\nparameters:\n  depth: 3\n"

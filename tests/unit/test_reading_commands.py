@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from mlops_nb.commands.app import app
 from mlops_nb.errors import MlopsError
 
+pytestmark = pytest.mark.usefixtures("no_settings")
 ROOT = Path(__file__).parents[2]
 READING = [
     "runs", "runs show 1", "runs open 1", "runs cancel 1", "repair 1", "jobs", "jobs show train", "validate", "doctor",

@@ -11,6 +11,7 @@ from mlops_nb.bundle.parameters import rule_of_value
 from mlops_nb.bundle.passed_values import check_passed, passed_values
 from mlops_nb.errors import MlopsError, ParameterError
 
+pytestmark = pytest.mark.usefixtures("no_settings")
 ROOT = Path(__file__).parents[3]
 WRONG = [  # job, parameters, what the error says
     ("train", {"as_of": "2024-13-13"}, "'as_of' is '2024-13-13'\n  it must be a date such as 20"),
