@@ -55,7 +55,7 @@ test-notebooks: $(READY)
 	$(call suite,notebooks,70,$(BIN)/nbdev_test --path nbs --n_workers 2)
 
 test-unit: $(READY)
-	$(call suite,unit,60,$(PYTEST) -m "not slow" tests/unit)
+	$(call suite,unit,80,$(PYTEST) -m "not slow" tests/unit)
 
 test-integration: $(READY)
 	$(call suite,integration,230,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
