@@ -12,11 +12,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from unity_catalog import USER
+
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.jobs.execute import Outcome
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
-USER = "someone@example.com"
 
 
 def deployed_files(root: Path, excluded: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 CATALOGS = ("dev", "staging", "prod")
+USER = "someone@example.com"
 PART = r"`?([\w-]+)`?"
 TEXT = r"'(?:[^'\\]|\\.)*'"
 NAME = re.compile(rf"({TEXT})|(?<![\w.`{{])`?\b({'|'.join(CATALOGS)}|missing)\b`?\.{PART}(?:\.{PART})?")
@@ -125,7 +126,7 @@ class UnityCatalog:
             self.check_owner(*re.search(rf"{PART}\.{PART}\s*$", statement).groups(), "CREATE SCHEMA")
         for view in VIEWS:
             if re.search(rf"information_schema\W*{view}\b", statement): self.information(spark, view)
-        return self.replaced(statement)
+        return self.replaced(re.sub(r"(?i)\bcurrent_user\(\)", f"'{USER}'", statement))  # the user of the workspace
 
     def patch(self) -> None:
         "Make every Spark Connect session of this process use the catalog."
