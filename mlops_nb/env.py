@@ -293,7 +293,8 @@ def folder_env(folder: Path | None = None,  # the base of relative paths; None: 
 
 def check_lakehouse(env: Env) -> None:
     "Raise MlopsError if a local folder for the tables cannot be used."
-    problem = None if "://" in env.lakehouse else place_problem(Path(env.lakehouse, "any"), write=True)
+    is_own = "://" not in env.lakehouse and not Path(env.lakehouse).is_relative_to(env.state)
+    problem = place_problem(Path(env.lakehouse, "any"), write=True) if is_own else None
     if problem:
         raise MlopsError(f"the lakehouse {env.lakehouse} cannot be used: {problem[0]}",
                          "set MLOPS_LAKEHOUSE to a folder for tables, or leave it out: they are then in the state")

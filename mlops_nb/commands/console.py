@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['out', 'err', 'NARROWEST', 'RunId', 'Target', 'Var', 'run_number', 'pairs', 'show', 'least_width', 'print_rows',
-           'show_problems', 'problems_of', 'variable_problems', 'refuse_problems', 'make_home', 'open_run_store']
+           'show_problems', 'problems_of', 'refuse_problems', 'make_home', 'open_run_store']
 
 # %% ../../nbs/commands/00_console.ipynb #5061f081
 from collections.abc import Iterable
@@ -85,26 +85,10 @@ def show_problems(problems: Iterable) -> None:
 def problems_of(loaded: Any) -> list:
     "All errors and warnings about the bundle and the files in conf/."
     from mlops_nb.bundle.checks import check
-    from mlops_nb.conf_checks import conf_problems
+    from mlops_nb.conf_checks import conf_problems, variable_problems
     from mlops_nb.git import git_details
     git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
     return check(loaded) + variable_problems(loaded) + conf_problems(loaded)
-
-def variable_problems(loaded: Any) -> list:
-    "Errors about the variables that the notebooks read."
-    from mlops_nb.bundle.checks import Problem
-    from mlops_nb.bundle.load import FILE
-    from mlops_nb.env import catalogs_of
-    from mlops_nb.errors import unknown
-    errors, variables, tuning = [], loaded.variables, loaded.variables.get("tuning")
-    try: catalogs_of(variables, loaded.target)
-    except MlopsError as error: errors.append(error)
-    words = {"feature_client": ("databricks", "mlops_nb")} | ({"tuning": ("search", "options")} if tuning else {})
-    for name, known in words.items():
-        value = variables.get(name, known[0]) if name != "tuning" else tuning.get("source", "")
-        if value in known: continue
-        errors.append(unknown(f"value of variable {name}", value, known, f"target {loaded.target}"))
-    return [Problem(FILE, "variables", error.message, error.hint) for error in errors]
 
 def refuse_problems(loaded: Any) -> None:
     "Print the warnings about the bundle. Raise MlopsError with all its errors, so that nothing runs."

@@ -77,9 +77,9 @@ class Home:
 
     def prepare_state(self) -> None:
         "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
-        private_folder(self.env.state)
         check_lakehouse(self.env)
         check_server_answers(self.env.tracking_uri)
+        private_folder(self.env.state)
 
     def mlflow_variables(self) -> dict:
         "Where a notebook that calls MLflow without `use_mlflow` keeps its runs: in the state, not in its own folder."
