@@ -113,7 +113,7 @@ PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["proje
 lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, engines and store tests
 	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
 	@$(BIN)/python -c '$(PEERS)' | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
-	@$(COMPILE) pyproject.toml --extra spark --extra flights --constraint requirements.lock \
+	@$(COMPILE) pyproject.toml tests/engines/spark.in --extra spark --extra flights \
 	  --output-file tests/engines/requirements.lock
 	@$(COMPILE) pyproject.toml tests/stores.in --extra aws --extra azure --extra postgres --extra redis \
 	  --constraint requirements.lock --output-file tests/stores.part  # without what requirements.lock has

@@ -138,4 +138,7 @@ def custom_metrics(references: Mapping[str, str],  # package.module:function by 
         try: functions[name] = import_function(str(reference))
         except ImportError as error:
             raise MlopsError(f"custom metric {name!r}: {error}", "write it as package.module:function") from None
+        if not callable(functions[name]):
+            raise MlopsError(f"custom metric {name!r}: {reference} is {functions[name]!r}, not a function",
+                             "write it as package.module:function")
     return functions

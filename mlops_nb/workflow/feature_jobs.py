@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pandas as pd
@@ -87,6 +88,9 @@ def feature_problems(use_case: UseCase, contracts: Mapping) -> Iterator[ConfProb
         if table not in contracts: yield table, "the contract is missing", f"the use case has the feature table {table}"
         elif isinstance(settings, dict) and isinstance(settings.get("columns"), dict):
             yield from contract_columns(declaration, settings["columns"])
+            for column in declaration.primary_keys:
+                if any(fnmatchcase(column, pattern) for pattern in settings["columns"]): continue
+                yield f"{table}.columns", f"the key column {column!r} has no rules", f"write {column}: {{type: …}}"
 
 def contract_columns(declaration: FeatureQuery, columns: Iterable[str]) -> Iterator[ConfProblem]:  # of the contract
     "Columns of a contract that the query of the table does not mention; the job compares the others with the rows."

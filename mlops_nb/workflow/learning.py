@@ -7,9 +7,11 @@ __all__ = ['NO_CALIBRATION', 'OPTIONAL_SETTINGS', 'COST', 'COSTS', 'TRAIN_SETTIN
            'uncalibrated_encoding', 'labels_of', 'unseen_predictions', 'choose_calibration', 'interval_offsets',
            'TrainedModel', 'baseline_threshold', 'learn', 'predict', 'tuned_parameters', 'with_parameters', 'objective',
            'deciding_keys', 'train_keys', 'is_share', 'are_quantiles', 'is_mapping', 'split_problems', 'key_problems',
-           'values_to_search', 'learner_problems', 'metric_problems', 'train_problems', 'read_train', 'deciding_code']
+           'held_out_problems', 'values_to_search', 'learner_problems', 'metric_problems', 'train_problems',
+           'read_train', 'deciding_code']
 
 # %% ../../nbs/workflow/05_learning.ipynb #7b7aceb4
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,8 +28,9 @@ from mlops_nb.conf import (
     ANY_VALUE,
     ConfProblem,
     Setting,
+    a_number_between,
+    a_whole_number,
     is_count,
-    is_finite,
     is_number,
     raised_problem,
     read_conf,
@@ -198,17 +201,17 @@ def is_mapping(value: Any) -> bool:
     "Whether a setting is a mapping."
     return isinstance(value, dict)
 
-COST = Setting(lambda value: is_finite(value) and value > 0, "a number greater than 0")
+COST = a_number_between(0, math.inf)
 COSTS = {"missed": COST, "false_warning": COST}
 
 TRAIN_SETTINGS = {
     "held_out_days": A_COUNT,
     "held_out_share": Setting(is_share, f"a number between 0 and 1, at least {1 / GROUPS}"),
-    "blocks": Setting(lambda value: is_count(value, 2), "a whole number from 2 on"),
+    "blocks": a_whole_number(2, 100),
     "min_rows": A_COUNT,
     "costs": Setting(is_mapping, "{missed: 5, false_warning: 1}, with numbers greater than 0"),
     "quantiles": Setting(are_quantiles, "two numbers between 0 and 1 in order, such as [0.05, 0.95]", optional=True),
-    "rounds": A_COUNT,
+    "rounds": a_whole_number(1, 100_000),
     "parameters": Setting(is_mapping, "the parameters of the learner by name; {} for none"),
     "min_slice_rows": A_COUNT,
     "custom_metrics": Setting(is_mapping, "functions by name of the metric; {} for none"),
@@ -240,6 +243,14 @@ def key_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
         yield key, message, f"{hint}\n  {text}" if message.startswith("no key") else hint
     if use_case.problem.name == "binary" and is_mapping(conf.get("costs")):
         yield from setting_problems(conf["costs"], COSTS, "costs")
+    yield from held_out_problems(use_case, conf.get("held_out_days"))
+
+def held_out_problems(use_case: UseCase, days: Any) -> Iterator[ConfProblem]:  # days: held_out_days
+    "More held-out days than the calendar of the use case has."
+    first, last = use_case.calendar.first_day, use_case.calendar.last_day
+    if not (use_case.has_time and first and last and is_count(days)) or days < (last - first).days: return
+    yield ("held_out_days", f"{days:,} days leave none for training",
+           f"the days with data are from {first} to {last}: it must be less than {(last - first).days:,}")
 
 def values_to_search(conf: Mapping) -> Iterator[tuple[str, dict]]:  # key path, parameters that a trial can have
     "The ends of the ranges, the choices and the options that are written correctly."
@@ -247,6 +258,9 @@ def values_to_search(conf: Mapping) -> Iterator[tuple[str, dict]]:  # key path, 
     for name, entry in (space.items() if is_mapping(space) else ()):
         ends = {end: entry[end] for end in ("low", "high") if end in entry} if is_mapping(entry) else {}
         for end, value in ends.items(): yield f"search_space.{name}.{end}", {name: value}
+        choices = entry.get("choices") if is_mapping(entry) else None
+        for i, value in enumerate(choices if isinstance(choices, list) else ()):
+            yield f"search_space.{name}.choices[{i}]", {name: value}
     for i, option in enumerate(options if isinstance(options, list) else ()):
         if is_mapping(option): yield f"options[{i}]", option
 
@@ -261,11 +275,14 @@ def learner_problems(use_case: UseCase, conf: Mapping,
     for key, parameters in values_to_search(conf):
         for _, message, hint in check(with_parameters(use_case, conf, parameters)): yield key, message, hint
 
-def metric_problems(references: Any) -> Iterator[ConfProblem]:  # custom_metrics
-    "Custom metrics whose function does not exist."
+def metric_problems(use_case: UseCase, references: Any) -> Iterator[ConfProblem]:  # references: custom_metrics
+    "Custom metrics whose function does not exist, or whose name is taken."
     if not is_mapping(references): return
     for name, reference in references.items():
-        yield from raised_problem(f"custom_metrics.{name}", custom_metrics, {name: reference})
+        key = f"custom_metrics.{name}"
+        if name in use_case.problem.greater_is_better:
+            yield key, f"every version has a metric {name!r}", "choose another name"
+        yield from raised_problem(key, custom_metrics, {name: reference})
 
 def train_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     "All problems of conf/train.yml."
@@ -279,7 +296,7 @@ def train_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     yield from of_tuning
     if not wrong & set(learner.settings) and all(name in conf for name in learner.settings):
         yield from learner_problems(use_case, conf, with_search=not of_tuning)
-    yield from metric_problems(conf.get("custom_metrics"))
+    yield from metric_problems(use_case, conf.get("custom_metrics"))
 
 def read_train(use_case: UseCase, root: Path) -> dict:  # root: the folder of the project
     "Read conf/train.yml and check it. Absent optional keys are empty; a predicted number has the costs {}."

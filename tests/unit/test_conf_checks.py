@@ -75,7 +75,16 @@ def test_correct_files_have_no_problems(conf):
 
 BROKEN = [  # file, text, its replacement, the key and what both commands say about it
     ("train.yml", "rounds: 200", "ronds: 200", "ronds: no key 'ronds'", "did you mean 'rounds'?"),
-    ("train.yml", "blocks: 3 ", "blocks: 1 ", "blocks: 1 is not valid", "a whole number from 2 on"),
+    ("train.yml", "blocks: 3 ", "blocks: 1 ", "blocks: 1 is not valid", "a whole number from 2 to 100"),
+    ("train.yml", "held_out_days: 28 ", "held_out_days: 400 ", "held_out_days: 400 days leave none",
+     "less than 364"),
+    ("train.yml", "rounds: 200", "rounds: 1000000", "rounds: 1000000 is not valid", "from 1 to 100,000"),
+    ("train.yml", "warned_share: mlops", "log_loss: mlops", "custom_metrics.log_loss: ", "choose another name"),
+    ("train.yml", ":warned_share", ":LONGEST_TITLE", "custom_metrics.warned_share: ", "is 60, not a function"),
+    ("train.yml", "choices: [true, false]", "choices: [true, maybe]", "search_space.extra_trees.choices[1]: ",
+     "LightGBM refuses extra_trees"),
+    ("train.yml", "high: 100.0", "high: .inf", "search_space.lambda_l2: ", "both must be finite numbers"),
+    ("train.yml", "{rounds: 308", "{rounds: null", "options[0].rounds: ", "must be a finite number"),
     ("train.yml", "missed: 5", "missed: five", "costs.missed: 'five' is not valid", "greater than 0"),
     ("train.yml", "learning_rate: 0.1\n", "learning_rat: 0.1\n", "parameters.learning_rat: ",
      "did you mean 'learning_rate'?"),
@@ -86,11 +95,24 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("validation.yml", "predicts: {}", "predict: {}", "checks.predict: ", "'predicts'?"),
     ("validation.yml", "max_bytes", "max_byte", "checks.size.max_byte: ", "max_bytes"),
     ("validation.yml", "    roc_auc: {threshold: 0.70", "    roc_auc: {threshold: 7",
-     "checks.metrics.roc_auc.threshold: ", "between 0 and 1"),
+     "checks.metrics.roc_auc.threshold: ", "from 0 to 1"),
     ("validation.yml", "    log_loss: {", "    logloss: {", "checks.metrics.logloss: ",
      "did you mean 'log_loss'?"),
     ("validation.yml", "confidence: 0.95", "confidence: 95", "deployment.confidence: ",
-     "between 0 and 1"),
+     "between 0.5 and 1"),
+    ("validation.yml", "threshold: 0.65", "threshold: abc", "checks.metrics.log_loss.threshold: 'abc' is not valid",
+     "a number from 0 on"),
+    ("validation.yml", "threshold: 0.65, greater_is_better: false", "threshold: 0.65, greater_is_better: 'no'",
+     "checks.metrics.log_loss.greater_is_better: 'no' is not valid", "false for log_loss"),
+    ("validation.yml", "{min_relative_change: 0.05, g", "{min_relative_change: 5, g",
+     "checks.metrics.business_cost.min_relative_change: 5", "between 0 and 1"),
+    ("validation.yml", "tolerance: 0.000001", "tolerance: '0.1'", "checks.logged.tolerance: ", "without quotes"),
+    ("validation.yml", "max_milliseconds: 500", "max_milliseconds: 0", "checks.latency.max_milliseconds: 0",
+     "a number greater than 0"),
+    ("validation.yml", "floor: 0.65", "floor: -1", "deployment.floor: no version can reach", "a number above 0"),
+    ("validation.yml", "min_days: 14 ", "min_days: 14.5 ", "deployment.min_days: 14.5", "a whole number from 14 on"),
+    ("validation.yml", "confidence: 0.95", "confidence: 0.2", "deployment.confidence: 0.2", "between 0.5 and 1"),
+    ("validation.yml", "mode: compare", "mode: compete", "deployment.mode: 'compete'", "compare or direct"),
     ("monitoring.yml", "sliced_columns: []", "sliced_columns: [orign]", "sliced_columns[0]: ",
      "did you mean 'origin'?"),
     ("monitoring.yml", "hour_band,", "hour_bond,", "monitor.slicing_exprs[2]: ", "'hour_band'?"),
@@ -109,6 +131,11 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("governance.yml", "Slices, Explanation", "Slice, Explanation", "required_sections[4]: ",
      "did you mean 'Slices'?"),
     ("governance.yml", "git_sha", "git_sah", "required_tags[6]: ", "did you mean 'git_sha'?"),
+    ("governance.yml", "[passenger,", "[plane,", "forbidden_features[0]: feature 'plane_age' is forbidden",
+     "remove the feature"),
+    ("governance.yml", "git_sha,", "owner,", "required_tags: ", "a list of different texts"),
+    ("features.yml", "  columns:\n    faa: {type: string, nullable: false}", "  columns:",
+     "airport.columns: the key column 'faa'", "write faa: {type"),
     ("features.yml", "carrier_daily:", "carier_daily:", "carier_daily: no feature table",
      "did you mean 'carrier_daily'?"),
     ("features.yml", "plane_age:", "plane_aeg:", "plane.columns.plane_aeg: ", "'plane_age'?"),
@@ -153,3 +180,14 @@ def test_all_mistakes_of_all_files_are_reported_at_once(flights):
         with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
     output = CliRunner().invoke(cli.app, ["validate"]).output
     assert output.count("no key 'another'") == 3
+
+
+def test_all_mistakes_of_a_rule_are_reported_at_once(flights):
+    file = flights / "conf/validation.yml"
+    text = file.read_text().replace("floor: 0.65", "floor: high").replace("min_rows: 5000 ", "min_rows: 0 ")
+    text = text.replace("champion_max_age_days: 180", "champion_max_age_days: null")
+    file.write_text(text.replace("mode: compare", "mode: 1").replace("max_bytes: 50000000", "max_byte: 1, max: 2"))
+    output = CliRunner().invoke(cli.app, ["validate"]).output
+    for key in ("checks.size.max_byte", "checks.size.max", "deployment.mode", "deployment.floor",
+                "deployment.min_rows", "deployment.not_worse_than"):
+        assert f": {key}: " in output, output

@@ -110,10 +110,10 @@ def test_messages_of_rows_without_days_speak_of_groups():
 
 
 @pytest.mark.parametrize("rules, message", [
-    ({"calibration": {"max_error": 0.1}}, "calibration of .* needs probabilities; the problem type is regression"),
-    ({"metrics": {"log_loss": {"threshold": 1, "greater_is_better": False}}}, "no metric 'log_loss' in conf"),
+    ({"calibration": {"max_error": 0.1}}, "the check needs probabilities; the problem type is regression"),
+    ({"metrics": {"log_loss": {"threshold": 1, "greater_is_better": False}}}, "metrics.log_loss: no metric 'log_loss'"),
     ({"metrics": {"mean_absolute_error": {"threshold": 1, "greater_is_better": True}}}, "it must be false"),
-    ({"metrics": {"r2_score": {"min_relative_change": 0.1, "greater_is_better": True}}}, "it can be negative")])
+    ({"metrics": {"r2_score": {"min_relative_change": 0.1, "greater_is_better": True}}}, "can be negative")])
 def test_a_rule_that_does_not_fit_the_problem_is_named(rules, message):
     with pytest.raises(MlopsError, match=message): validation_checks.check_rules(rules, REGRESSION)
 
@@ -176,8 +176,8 @@ def test_equal_labels_can_be_compared_and_few_groups_cannot():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"metric": "log_loss"}, "no metric 'log_loss' in the rule of deployment"),
-    ({"metric": "r2_score"}, "greater_is_better of the rule of deployment is False\n  it must be true for r2_score"),
+    ({"metric": "log_loss"}, "the rule of deployment: metric: no metric 'log_loss'"),
+    ({"metric": "r2_score"}, "greater_is_better: False is not valid\n  it must be true for r2_score"),
     ({"metric": "interval_width"}, "no metric 'interval_width' in the metrics of v2")])
 def test_a_deployment_rule_that_does_not_fit_is_named(change, message):
     with pytest.raises(MlopsError, match=message):

@@ -210,22 +210,22 @@ def test_logged_metrics_may_differ_by_at_most_the_tolerance(change):
 
 
 @pytest.mark.parametrize(("rules", "message"), [
-    ({"latencie": {}}, "no check 'latencie' in conf/validation.yml\n  did you mean 'latency'"),
+    ({"latencie": {}}, "conf/validation.yml: checks.latencie: no check 'latencie'\n  did you mean 'latency'"),
     ({"slices": {"min_row": 3, "max_relative_change": 1}},
-     "no parameter 'min_row' in check slices of conf/validation.yml\n  did you mean 'min_rows'"),
-    ({"slices": {"min_rows": 3}}, "check slices of conf/validation.yml has no max_relative_change"),
-    ({"robust": {"rows": 3}}, "no parameter 'rows' in check robust"),
+     "checks.slices.min_row: no key 'min_row'\n  did you mean 'min_rows'"),
+    ({"slices": {"min_rows": 3}}, "checks.slices.max_relative_change: the key is missing"),
+    ({"robust": {"rows": 3}}, "checks.robust.rows: no key 'rows'"),
     ({"metrics": {"logloss": {"threshold": 1, "greater_is_better": False}}},
-     "no metric 'logloss' in conf/validation.yml\n  did you mean 'log_loss'"),
+     "checks.metrics.logloss: no metric 'logloss'\n  did you mean 'log_loss'"),
     ({"metrics": {"log_loss": {"treshold": 1, "greater_is_better": False}}}, "did you mean 'threshold'"),
     ({"metrics": {"log_loss": {"threshold": float("nan"), "greater_is_better": False}}},
-     "threshold of metric log_loss in conf/validation.yml is nan"),
+     "checks.metrics.log_loss.threshold: nan is not valid"),
     ({"metrics": {"roc_auc": {"threshold": 0.7, "greater_is_better": False}}},
-     "greater_is_better of metric roc_auc.*\n  it must be true"),
-    ({"metrics": {"log_loss": 0.7}}, "the rule of metric log_loss in conf/validation.yml is 0.7"),
-    ({"size": {"max_bytes": True}}, "max_bytes of check size in conf/validation.yml is True, not a number"),
-    ({"size": {"max_bytes": -1}}, "less than 0"),
-    ({"size": 9}, "check size of conf/validation.yml is 9"),
+     "greater_is_better: False is not valid\n  it must be true"),
+    ({"metrics": {"log_loss": 0.7}}, "checks.metrics.log_loss: 0.7 is not valid"),
+    ({"size": {"max_bytes": True}}, "checks.size.max_bytes: True is not valid"),
+    ({"size": {"max_bytes": -1}}, "from 1 on"),
+    ({"size": 9}, "checks.size: 9 is not valid"),
     ({}, "no check is enabled"), (None, "no check is enabled"), (["predicts"], "no check is enabled"),
 ])
 def test_a_mistake_in_the_configuration_is_named(rules, message):
