@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ..monitoring.metric_paths import metric_types
 from ..monitoring.metric_tables import Measured, measure, write_metrics
 from ..monitoring.noise import check_rates, noise_limits
 from ..monitoring.thresholds import NoiseLimits, Threshold
-from ..monitoring.windows import PROBLEM_TYPES, CustomMetric, Monitor, as_monitor, read_custom_metrics
+from ..monitoring.windows import PROBLEM_TYPES, CustomMetric, Monitor, as_monitor, described_problems
 from .batch_scoring import PREDICTIONS, predict_rows, prediction_columns
 from .rows import GROUPS, group_sql
 from .use_case import UseCase
@@ -101,14 +102,8 @@ def sql_problems(monitor: Mapping) -> Iterator[ConfProblem]:
 def monitor_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     "Problems of the monitor and of the columns that it names."
     yield from sql_problems(conf["monitor"])
-    metrics = conf["monitor"].get("custom_metrics")
-    of_metrics = [problem for i, settings in enumerate(metrics if isinstance(metrics, list) else ())
-                  if isinstance(settings, Mapping) for problem in
-                  raised_problem(f"monitor.custom_metrics[{i}]", read_custom_metrics, [settings],
-                             prefix=f"monitor.custom_metrics[{i}].")]
-    yield from of_metrics
-    if of_metrics: return
-    problems = raised_problem("monitor", monitor_of, use_case, conf, prefix="monitor.")
+    problems = [(f"monitor.{key}", message, hint) for key, message, hint in described_problems(conf["monitor"])]
+    problems = problems or raised_problem("monitor", monitor_of, use_case, conf, prefix="monitor.")
     yield from problems
     if problems: return
     monitor, known = monitor_of(use_case, conf), monitored_columns(use_case)
@@ -124,7 +119,8 @@ def threshold_problems(use_case: UseCase, conf: Mapping,
     "Problems of the thresholds; their metrics and columns are checked with a monitor."
     for i, settings in enumerate(conf["thresholds"]):
         key, prefix = f"thresholds[{i}]", f"thresholds[{i}]."
-        problems = raised_problem(key, limits.read_threshold, settings, f"threshold {i + 1}", prefix=prefix)
+        problems = list(limits.described_threshold_problems(settings, key))
+        problems = problems or raised_problem(key, partial(limits.Threshold, **settings), prefix=prefix)
         yield from problems
         if problems or monitor is None: continue
         threshold = limits.Threshold(**settings)

@@ -182,6 +182,17 @@ def test_all_mistakes_of_all_files_are_reported_at_once(flights):
     assert output.count("no key 'another'") == 3
 
 
+def test_all_mistakes_of_a_monitor_and_its_thresholds_are_reported_at_once(flights):
+    file = flights / "conf/monitoring.yml"
+    text = file.read_text().replace("label_col: ", "label: ").replace("slicing_exprs: [", "slicing_expr: [")
+    text = text.replace("name: loss_ratio", "name: loss ratio").replace("at_most: 0.2", "at_most: high")
+    file.write_text(text.replace("output_data_type: *double", "output: *double", 1))
+    output = CliRunner().invoke(cli.app, ["validate"]).output
+    for key in ("inference_log.label", "slicing_expr", "custom_metrics[2].name", "custom_metrics[1].output"):
+        assert f": monitor.{key}: " in output, output
+    assert ": thresholds[2].at_most: 'high' is not valid" in output
+
+
 def test_all_mistakes_of_a_rule_are_reported_at_once(flights):
     file = flights / "conf/validation.yml"
     text = file.read_text().replace("floor: 0.65", "floor: high").replace("min_rows: 5000 ", "min_rows: 0 ")

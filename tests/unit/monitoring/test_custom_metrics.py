@@ -30,16 +30,17 @@ def test_a_bundles_resource_lists_custom_metrics():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"type": "CUSTOM_METRIC_TYPE_AGREGATE"}, "no type 'CUSTOM_METRIC_TYPE_AGREGATE' in custom metric 'late_rate'\n"
-                                              "  did you mean 'CUSTOM_METRIC_TYPE_AGGREGATE'"),
-    ({"inputcolumns": []}, "no setting 'inputcolumns' in custom metric 'late_rate'\n  did you mean 'input_columns'"),
-    ({"input_columns": []}, "custom metric 'late_rate': input_columns is"),
-    ({"input_columns": [3]}, "custom metric 'late_rate': input_columns is"),
-    ({"input_columns": "delay"}, "custom metric 'late_rate': input_columns is 'delay'\n  give a list of columns"),
-    ({"definition": None}, "custom metric 'late_rate': definition is None\n  give a text"),
-    ({"output_data_type": {"type": "double"}}, "output_data_type is .*\n  give a text"),
-    ({"name": "late rate"}, "custom metric 'late rate': a column cannot have this name"),
-    ({"name": "rate; DROP TABLE x"}, "a column cannot have this name"),
+    ({"type": "CUSTOM_METRIC_TYPE_AGREGATE"}, "type: 'CUSTOM_METRIC_TYPE_AGREGATE' is not valid\n"
+                                              "  it must be one of CUSTOM_METRIC_TYPE_AGGREGATE"),
+    ({"inputcolumns": []}, r"custom_metrics\[0\].inputcolumns: no key 'inputcolumns'\n  did you mean 'input_columns'"),
+    ({"input_columns": []}, r"input_columns: \[\] is not valid"),
+    ({"input_columns": [3]}, r"input_columns: \[3\] is not valid"),
+    ({"input_columns": "delay"}, "input_columns: 'delay' is not valid\n  it must be a list of columns"),
+    ({"definition": None}, "definition: None is not valid\n  it must be a text"),
+    ({"output_data_type": {"type": "double"}}, "output_data_type: .* is not valid\n  it must be a text"),
+    ({"output_data_type": ""}, "output_data_type: '' is not valid"),
+    ({"name": "late rate"}, "name: 'late rate' is not valid"),
+    ({"name": "rate; DROP TABLE x"}, "it must be the name of a column"),
 ])
 def test_settings_that_are_not_valid_are_named(change, message):
     with pytest.raises(MlopsError, match=message): read_custom_metrics([RATE | change])
@@ -47,7 +48,7 @@ def test_settings_that_are_not_valid_are_named(change, message):
 
 @pytest.mark.parametrize("key", RATE)
 def test_a_missing_setting_is_named(key):
-    with pytest.raises(MlopsError, match=f"has no {key}\n  it needs: name, type, input_columns, definition, output_"):
+    with pytest.raises(MlopsError, match=rf"custom_metrics\[0\].{key}: the key is missing"):
         read_custom_metrics([{name: value for name, value in RATE.items() if name != key}])
 
 
@@ -67,7 +68,7 @@ def test_a_template_has_the_variables_of_its_type():
     (metric("AGGREGATE", "{{ ''.__class__.__mro__ }}"), "definition is not a valid template"),
     (metric("AGGREGATE", "(SELECT max(x) FROM other)"), "the definition has a subquery or a join"),
     *[(metric("AGGREGATE", "count(*)", output=output), "output_data_type is .*\n  give the JSON of a StructField")
-      for output in ("double", '"double"', "", "{}", '{"name": "output", "type": "dubble", "nullable": true}', "[1]")],
+      for output in ("double", '"double"', "{}", '{"name": "output", "type": "dubble", "nullable": true}', "[1]")],
 ])
 def test_definitions_that_are_not_valid_are_found_without_spark(wrong, message):
     with pytest.raises(MlopsError, match=f"(?s)^custom metric 'm': .*{message}"):

@@ -201,21 +201,21 @@ def test_a_monitor_is_read_from_a_bundles_resource():
            "prediction_proba_col": "prediction",
            "problem_type": "PROBLEM_TYPE_CLASSIFICATION", "granularities": ["1 day"]}
     assert as_monitor({"inference_log": log}, time_zone="America/New_York") == MONITOR
-    with pytest.raises(MlopsError, match="no setting 'label_column'.*\n.*'label_col'"):
+    with pytest.raises(MlopsError, match="no key 'label_column'.*\n.*'label_col'"):
         as_monitor({"inference_log": {"label_column": "x"}})
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"slicing_exprs": "origin"}, "slicing_exprs of the monitor is 'origin'\n  give a list of texts"),
-    ({"slicing_exprs": None}, "slicing_exprs of the monitor is None"),
-    ({"custom_metrics": ["rate"]}, "custom_metrics of the monitor is .'rate'.\n  give a list of mappings"),
-    ({"inference_log": "log"}, "inference_log of the monitor is 'log', not a mapping"),
-    ({"inference_log": {"timestamp_col": "at", "model_id_col": "v"}}, "inference_log has no prediction_col"),
-    ({"inference_log": {"timestamp_col": "at", "model_id_col": "v", "prediction_col": 3}}, "prediction_col .* is 3")])
+    ({"slicing_exprs": "origin"}, "slicing_exprs: 'origin' is not valid\n  it must be a list"),
+    ({"slicing_exprs": None}, "slicing_exprs: None is not valid"),
+    ({"custom_metrics": ["rate"]}, "custom_metrics: .'rate'. is not valid\n  it must be a list of mappings"),
+    ({"inference_log": "log"}, "inference_log: 'log' is not valid\n  it must be a mapping"),
+    ({"inference_log": {"timestamp_col": "at", "model_id_col": "v"}}, "prediction_col: the key is missing"),
+    ({"inference_log": {"timestamp_col": "at", "model_id_col": "v", "prediction_col": 3}}, "prediction_col: 3 is")])
 def test_settings_of_a_monitor_that_are_not_valid_are_named(change, message):
     log = {"timestamp_col": "at", "model_id_col": "version", "prediction_col": "warning"}
     with pytest.raises(MlopsError, match=message): as_monitor({"inference_log": log} | change)
-    with pytest.raises(MlopsError, match="sliced_columns of the monitor is 'x'"):
+    with pytest.raises(MlopsError, match="sliced_columns: 'x' is not valid"):
         as_monitor({"inference_log": log}, sliced_columns="x")
 
 
@@ -412,14 +412,14 @@ def test_rows_without_a_version_are_compared_with_their_own_baseline():
 @pytest.mark.parametrize("wrong, message", [
     ({"metric": "log_loss"}, "no limit"), ({"metric": "log_loss", "at_most": 1, "at_least": 0}, "two limits"),
     ({"metric": "log_loss", "at_least": None}, "no limit"),
-    ({"metric": "log_loss", "limit": 1}, "no setting 'limit' in a threshold"),
-    ({"metric": "log_loss", "at_most": "0.05"}, r"at_most of threshold 1 \(log_loss\) is '0.05', not a number"),
-    ({"metric": "log_loss", "at_most": float("nan")}, "at_most of .* is nan, not a number"),
-    ({"metric": "log_loss", "false_alarm_rate": "1 %"}, "false_alarm_rate of .* is '1 %'.*\n.*such as 0.01"),
-    ({"metric": "log_loss", "at_most": 1, "min_rows": "many"}, "min_rows of .* is 'many', not a number"),
-    ({"metric": "log_loss", "at_most": 1, "times_baseline": "yes"}, "times_baseline of .* is 'yes', not true or false"),
-    ({"metric": "log_loss", "at_most": 1, "column": None}, "column of .* is None, not a text"),
-    ({"at_most": 1}, "threshold 1 has no metric"), ("loss_ratio", "threshold 1 is 'loss_ratio', not a mapping")])
+    ({"metric": "log_loss", "limit": 1}, r"thresholds\[0\].limit: no key 'limit'"),
+    ({"metric": "log_loss", "at_most": "0.05"}, "at_most: '0.05' is not valid\n.* without quotes"),
+    ({"metric": "log_loss", "at_most": float("nan")}, "at_most: nan is not valid"),
+    ({"metric": "log_loss", "false_alarm_rate": "1 %"}, "false_alarm_rate: '1 %' is.*\n.*such as 0.01"),
+    ({"metric": "log_loss", "at_most": 1, "min_rows": "many"}, "min_rows: 'many' is not valid"),
+    ({"metric": "log_loss", "at_most": 1, "times_baseline": "yes"}, "times_baseline: 'yes' is.*\n.*true or false"),
+    ({"metric": "log_loss", "at_most": 1, "column": None}, "column: None is not valid"),
+    ({"at_most": 1}, r"thresholds\[0\].metric: the key is missing"), ("loss_ratio", "'loss_ratio' is not a mapping")])
 def test_a_wrong_threshold_is_an_error(wrong, message):
     with pytest.raises(MlopsError, match=message): thresholds.read_thresholds([wrong])
 

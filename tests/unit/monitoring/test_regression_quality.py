@@ -98,5 +98,5 @@ def test_a_bundles_resource_may_be_a_regression():
     with pytest.raises(MlopsError) as error: as_monitor({"inference_log": log | {"prediction_proba_col": "p"}})
     assert str(error.value) == (f"the monitor has prediction_proba_col, but its problem type is {REGRESSION}\n"
                                 f"  remove prediction_proba_col, or use {CLASSIFICATION}: a number has no probability")
-    with pytest.raises(MlopsError, match="no problem type 'PROBLEM_TYPE_RANKING'"):
+    with pytest.raises(MlopsError, match="'PROBLEM_TYPE_RANKING' is not valid"):
         as_monitor({"inference_log": log | {"problem_type": "PROBLEM_TYPE_RANKING"}})
