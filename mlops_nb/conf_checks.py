@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['Check', 'GENERAL_CHECKS', 'TUNING_SOURCES', 'TUNING_SETTINGS', 'conf_checks_of', 'search_problems', 'unreadable',
-           'file_problems', 'use_case_problems', 'conf_problems', 'variable_problems', 'tuning_variable_problems']
+           'file_problems', 'use_case_problems', 'conf_problems', 'variable_problems', 'store_address_problems',
+           'tuning_variable_problems']
 
 # %% ../nbs/10_conf_checks.ipynb #200a3210
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +16,16 @@ from typing import Any
 
 from .bundle.checks import Problem
 from .bundle.load import FILE, Bundle
-from .conf import ConfProblem, Setting, a_whole_number, conf_node, is_number, place_of, setting_problems
+from mlops_nb.conf import (
+    ConfProblem,
+    Setting,
+    a_whole_number,
+    conf_node,
+    is_number,
+    place_of,
+    raised_problem,
+    setting_problems,
+)
 from .data.contracts import contract_problems
 from .errors import MlopsError, what_exists
 from .models.tuning import tuning_problems
@@ -90,8 +101,18 @@ def variable_problems(bundle: Bundle) -> list[Problem]:
     if client not in FEATURE_CLIENTS:
         hint = what_exists(client, FEATURE_CLIENTS)
         problems.append(Problem(FILE, "variables.feature_client", f"no choice {client!r}", hint))
+    problems += store_address_problems(variables)
     return problems + [Problem(FILE, f"variables.{key}", message, hint)
                        for key, message, hint in tuning_variable_problems(variables.get("tuning", {}))]
+
+def store_address_problems(variables: Mapping) -> list[Problem]:
+    "The problem of the address of the online store; on Databricks the variable is a name."
+    from mlops_nb.features.stores.store import parse_address
+    own, variable = os.environ.get("MLOPS_ONLINE_STORE"), str(variables.get("online_store") or "")
+    if own: place, address = ("MLOPS_ONLINE_STORE", ""), own
+    else: place, address = (FILE, "variables.online_store"), variable
+    if not own and "://" not in variable: return []
+    return [Problem(*place, message, hint) for _, message, hint in raised_problem("", parse_address, address)]
 
 def tuning_variable_problems(tuning: Any) -> Iterator[ConfProblem]:  # of the variable `tuning`; {}: not declared
     "Problems of the rule by which the train job tunes."

@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from .env import Env, load_env
+from .env import Env, load_env, without_credentials
 from .errors import MlopsError
 from mlops_nb.local_stores import (
     check_mlflow_store,
@@ -34,7 +34,7 @@ from mlops_nb.local_stores import (
     store_errors,
     user_name,
 )
-from .models.registry import sqlite_file, without_credentials
+from .models.registry import sqlite_file
 
 # %% ../nbs/11_doctor.ipynb #5861c25d
 @dataclass(frozen=True)

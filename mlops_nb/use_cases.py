@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['UseCaseName', 'imported_constants', 'use_case_names', 'declares', 'forget_other', 'import_use_case',
-           'check_calendar_days', 'check_of_values']
+           'check_calendar_days', 'check_store_address', 'check_versions', 'checks_of_parameters', 'check_of_values']
 
 # %% ../nbs/16_use_cases.ipynb #4d43e7b6
 import ast
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .bundle.inputs import notebooks_of
 from .bundle.load import Bundle
 from .bundle.parameters import notebook_cells, today
 from .bundle.passed_values import PassedValue
+from .env import Env
 from .errors import MlopsError
 
 # %% ../nbs/16_use_cases.ipynb #ab46f14f
@@ -91,17 +94,40 @@ def check_calendar_days(calendar: Any, passed: list[PassedValue]) -> None:  # ca
             for count in replayed: calendar.cut_of(day, int(count))
         except MlopsError as error: raise one.in_words(error) from None
 
-def check_of_values(bundle: Bundle) -> Callable[[list[PassedValue]], None]:
-    "Return the check of the values of a new run by the use case of the project; without one, all are accepted."
+def check_store_address(env: Env, name: str) -> None:  # name: the parameter online_store, empty for the default
+    "Raise MlopsError for an address of an online store that cannot be read; on Databricks it is any name."
+    from mlops_nb.features.stores.store import parse_address
+    address = os.environ.get("MLOPS_ONLINE_STORE") or name or env.variables.get("online_store")
+    if address and env.engine != "databricks": parse_address(address)
+
+def check_versions(env: Env, passed: list[PassedValue]) -> None:
+    "Raise MlopsError for a version that the registry does not have."
+    from mlops_nb.models import registry
+    by_job: dict[str, dict[str, str]] = {}
+    for one in passed:
+        if one.name in ("model_name", "model_version"): by_job.setdefault(one.job, {})[one.name] = str(one.value)
+    for named in by_job.values():
+        if not (named.get("model_name") and named.get("model_version")): continue
+        with registry.registry_errors(env): registry.get_version(env, named["model_name"], named["model_version"])
+
+def checks_of_parameters(env: Env, use_case: Any) -> dict[str, Callable[[str], Any]]:  # use_case: None for none
+    "Return the checks of single values, by name of the parameter."
+    from mlops_nb.monitoring.windows import parse_granularity
+    checks = {"granularity": parse_granularity, "online_store": partial(check_store_address, env)}
+    if use_case and use_case.check_source: checks["source"] = partial(use_case.check_source, env.root)
+    return checks
+
+def check_of_values(bundle: Bundle, env: Env) -> Callable[[list[PassedValue]], None]:
+    "Return the check of the values of a new run by the use case of the project, if there is one, and by this place."
     names = use_case_names(bundle)
-    if len(names) != 1: return lambda passed: None
-    use_case = import_use_case(bundle.root, names[0])
+    use_case = import_use_case(bundle.root, names[0]) if len(names) == 1 else None
+    checks = checks_of_parameters(env, use_case)
 
     def check(passed: list[PassedValue]) -> None:
-        from mlops_nb.monitoring.windows import parse_granularity
-        check_calendar_days(use_case.calendar, passed)
+        if use_case: check_calendar_days(use_case.calendar, passed)
         for one in passed:
-            if one.name != "granularity": continue
-            try: parse_granularity(str(one.value))
+            if one.name not in checks: continue
+            try: checks[one.name](str(one.value))
             except MlopsError as error: raise one.in_words(error) from None
+        check_versions(env, passed)
     return check

@@ -203,8 +203,14 @@ def file_text(root: Path, name: str) -> str:  # name: relative to `root`
     "Return the text of a file; MlopsError if it is not a regular file of UTF-8 text."
     file = root / name
     if not os.path.isfile(file): raise MlopsError(f"cannot read {name}: it is missing, or not a regular file")
-    try: return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error: raise MlopsError(f"cannot read {name}: {error}") from None
+    try: content = file.read_bytes()
+    except OSError as error: raise MlopsError(f"cannot read {name}: {error}") from None
+    try: return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as files are read in text mode
+    except UnicodeDecodeError as error:
+        line, start = content.count(b"\n", 0, error.start) + 1, content[:2]
+        is_utf16 = start in (b"\xff\xfe", b"\xfe\xff")
+        other = "it is UTF-16" if is_utf16 else f"it has the byte 0x{content[error.start]:x}"
+        raise MlopsError(f"{name}:{line}: the file is not UTF-8: {other}", "save it as UTF-8") from None
 
 def shape_name(node: Node) -> str:
     "Whether a node is a map, a list or a single value, as messages write it."

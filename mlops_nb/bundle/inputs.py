@@ -95,6 +95,7 @@ def check_parameter(parameter: Parameter, value: Any) -> Any:  # the value with 
     typed = convert(parameter.name, value, parameter.type)
     if typed in (None, "") and parameter.default in (None, ""): return typed  # not given
     if isinstance(value, str) and "{{" in value: return typed  # a reference, which is resolved later
+    if typed == parameter.default == 0: return typed  # what the parameter counts is switched off
     rule = rule_of_value(parameter.name, typed)
     if rule: raise ParameterError(f"parameter {parameter.name!r} is {shorten(repr(value))}", f"it must be {rule}")
     return typed

@@ -142,7 +142,9 @@ MAX_REPLAY_DAYS = 366
 
 def as_day(text: str) -> date:
     "Convert a text such as 2026-03-31 to a date; ValueError for any other form, and for a day that does not exist."
-    return datetime.strptime(text, "%Y-%m-%d").date()
+    day = date.fromisoformat(text)
+    if day.isoformat() == text: return day
+    raise ValueError(f"{text!r} is not of the form 2026-03-31")
 
 def is_day(value: Any) -> bool:
     "Whether a value is a date, or the text of one."
@@ -169,7 +171,7 @@ def is_version(value: Any) -> bool:
 VALUE_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # pattern of names, check, rule; the first holds
     ("model_version", is_version, "the number of a version, such as 1"),
     ("as_of", is_day_or_latest, "a date such as {today}, or latest"), ("*_date", is_day, "a date such as {today}"),
-    ("replay_days", in_range(0, MAX_REPLAY_DAYS), f"a number of days from 0 to {MAX_REPLAY_DAYS}"),
+    ("replay_days", in_range(1, MAX_REPLAY_DAYS), f"a number of days from 1 to {MAX_REPLAY_DAYS}"),
     ("*_days", in_range(0), "a number of days from 0 on"), ("*trials", in_range(1), "a number from 1 on"),
     ("*minutes", in_range(1e-9), "a number of minutes greater than 0"), ("*rows", in_range(1), "a number from 1 on"))
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from ..addresses import artifact_folder
 from .references import ModelFacts, StoreFacts, TrackedRun, VersionFacts, plan_store
 from .removals import REMOVING, Plan, Removal, disk_use, remove_path
-from ..env import Env
+from ..env import Env, without_credentials
 from ..errors import MlopsError
 from ..local_stores import select_together, store_errors
 from ..models import registry
@@ -95,7 +95,7 @@ def foreign_store(env: Env) -> str:  # empty for the project's own store
     "The addresses of MLflow if its runs or its models are not in the state folder's own file."
     addresses = sorted({env.tracking_uri, env.registry_uri})
     if addresses == [f"sqlite:///{env.state / 'mlflow.db'}"]: return ""
-    return " and ".join(map(registry.without_credentials, addresses))
+    return " and ".join(map(without_credentials, addresses))
 
 def plan_mlflow(root: Path,  # the folder of all artifacts
                 facts: StoreFacts, cutoff: int,  # milliseconds

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .console import Target, make_home, open_run_store, out, print_rows, show
+from .console import Target, make_home, open_run_store, out, print_rows, show, version_number
 from .runs import repair, run_to_end
 from ..errors import MlopsError
 
@@ -82,7 +82,8 @@ def rollback(name: Name, reason: Annotated[str, typer.Option(help="The reason, f
         out.print(escape(aliases.rollback(get_spark(place), place, place.model(name), reason, to)), highlight=False)
 
 # %% ../../nbs/commands/03_models.ipynb #e4cc3d75
-def approve(name: Name, version: Annotated[int, typer.Argument(help="The number of the version.")],
+def approve(name: Name, version: Annotated[int, typer.Argument(parser=version_number, metavar="VERSION",
+                                                                  help="The number of the version.")],
             approver: Annotated[str, typer.Option("--as", help="The name of the person who approves. Required.")] = "",
             job: Annotated[str, typer.Option(help="The job whose run waits for the approval.")] = "deploy",
             target: Target = None) -> None:

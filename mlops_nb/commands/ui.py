@@ -45,7 +45,7 @@ def choose_port(wanted: int | None) -> int:  # wanted: None for the first free o
 # %% ../../nbs/commands/09_ui.ipynb #9aee9853
 def page_of_server(env: Any) -> str | None:  # None for a local store
     "The models page of a tracking server; MlopsError for a workspace."
-    from mlops_nb.models.registry import without_credentials
+    from mlops_nb.env import without_credentials
     uri = env.tracking_uri
     if uri.startswith("databricks"):
         raise MlopsError(f"the models of target {env.target!r} are in a Databricks workspace",
@@ -55,8 +55,9 @@ def page_of_server(env: Any) -> str | None:  # None for a local store
 def check_local_store(env: Any) -> None:
     "Raise MlopsError unless the store exists and can be read; mend the addresses of a moved state."
     from mlops_nb import addresses
+    from mlops_nb.env import without_credentials
     from mlops_nb.local_stores import check_mlflow_store
-    from mlops_nb.models.registry import has_registry, sqlite_file, without_credentials
+    from mlops_nb.models.registry import has_registry, sqlite_file
     file = sqlite_file(env.tracking_uri)
     if file is None:
         raise MlopsError(f"MLFLOW_TRACKING_URI {without_credentials(env.tracking_uri)!r} is no store that can be shown",
@@ -79,11 +80,13 @@ def start_server(env: Any, port: int, folder: Path) -> subprocess.Popen:  # fold
                                 start_new_session=True)  # a terminal signals this process alone, which ends the other
 
 def answers(port: int) -> bool:
-    "Whether a server listens on a port of this machine."
-    with socket.socket() as probe: return probe.connect_ex(("127.0.0.1", port)) == 0
+    "Whether MLflow's server answers on a port of this machine."
+    from urllib.request import ProxyHandler, build_opener
+    try: return build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
+    except OSError: return False
 
 def serve(server: subprocess.Popen, port: int, signals: list[int]) -> None:  # signals: that this process got
-    "Print the address as soon as the server listens, and wait until it ends or this process gets a signal."
+    "Print the address as soon as the server answers, and wait until it ends or this process gets a signal."
     from mlops_nb.jobs.run_page import open_address
     page, is_shown = f"http://127.0.0.1:{port}/#/models", False
     while server.poll() is None and not signals:

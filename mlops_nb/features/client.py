@@ -21,7 +21,7 @@ from pathlib import Path
 from ..data import tables
 from ..data.schemas import LOSSLESS_CASTS
 from ..data.sql import quoted
-from ..env import Env
+from ..env import Env, without_credentials
 from ..errors import MlopsError, unknown
 from . import feature_model, feature_tables
 from .feature_tables import FeatureTable, as_list
@@ -142,7 +142,7 @@ def existing_model(env: Env, model_uri: str) -> Iterator[None]:
     try: yield
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise MlopsError(f"there is no model at {registry.without_credentials(model_uri)}: {reason}",
+        raise MlopsError(f"there is no model at {without_credentials(model_uri)}: {reason}",
                          f"{ADDRESSES}; {registry.known_models(env)}") from error
 
 def download_model(env: Env, model_uri: str) -> tuple[bytes, FeatureSpec]:  # packed files, see `scoring.packed`

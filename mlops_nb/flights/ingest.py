@@ -6,10 +6,11 @@
 __all__ = ['HAS_NEW_FACTS', 'FLIGHTS_FILE', 'WEATHER_FILE', 'PLANES_FILE', 'AIRPORTS_FILE', 'AIRLINES_FILE', 'FILES',
            'WRONG_WIND', 'MISSING_AIRPORTS', 'WEATHER_ENDS', 'without_wrong_wind', 'check_clocks', 'complete_airports',
            'check_airports', 'with_times', 'check_flight_times', 'known_before', 'known_weather', 'check_days',
-           'check_weather', 'read_source', 'bronze_frames', 'write_bronze']
+           'check_weather', 'check_flight_source', 'read_source', 'bronze_frames', 'write_bronze']
 
 # %% ../../nbs/flights/02_ingest.ipynb #2e9ec2c9
 from datetime import date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,12 @@ from mlops_nb.data.csv_files import (
     check_foreign_keys,
     check_limits,
     check_unique_rows,
+    located_source,
     merge_files,
     read_source_files,
     reject_groups,
     reject_rows,
+    source_files,
 )
 from .days import FACTS, WEATHER_DELAY, YEAR, ZONE
 
@@ -153,6 +156,10 @@ def check_weather(weather: pd.DataFrame, origins: list[str], cut: datetime):
     reject_groups("weather.csv", few, "days lack hours of weather", "the file is not complete")
 
 # %% ../../nbs/flights/02_ingest.ipynb #f3d1d997
+def check_flight_source(root: Path, source: str) -> None:  # root: of the project
+    "Raise MlopsError unless the source has the five files."
+    source_files(located_source(root, source), FILES.values())
+
 def read_source(source: str,  # a package, or a folder
                 cut: datetime) -> dict[str, pd.DataFrame]:  # by name; flights with their times and with all facts
     "Read the five files, and check each of them and their references to each other."

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from ..errors import MISSING_NAMES, PARAMETER_NAMES
 from . import run_store
@@ -37,13 +38,16 @@ def next_commands(messages: list[str]) -> list[str]:
 def advice_lines(names: list[str], messages: list[str],  # of the failed attempts
                  run: dict) -> list[str]:
     "Return the next steps after a run that failed."
-    again = f"mlops run {run['job']} -t {run['target']}"
+    target = f"-t {run['target']}"
+    variables = "".join(f" --var {quote(f'{name}={value}')}" for name, value in json.loads(run["variables"]).items())
+    again = f"mlops run {run['job']} {target}{variables}"
     if names and set(names) <= set(PARAMETER_NAMES):
         proposed = re.findall(r"-p (\w+=[\w.@/-]+)", "\n".join(messages))
         return [f"with other values        {again} -p {proposed[0] if proposed else 'name=value'}"]
     commands = next_commands(messages)
     if names and commands and set(names) <= set(MISSING_NAMES):
-        return [f"run first                {command}" for command in commands] + [f"then again               {again}"]
+        first = [f"{command}{variables}" if command.endswith(target) else command for command in commands]
+        return [f"run first                {command}" for command in first] + [f"then again               {again}"]
     return [f"after fixing the cause   mlops repair {run['run_id']}"]
 
 def next_steps(store: run_store.RunStore, run: dict) -> list[str]:  # none for a run that succeeded

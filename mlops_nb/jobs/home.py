@@ -17,7 +17,7 @@ from .. import addresses
 from ..bundle.load import Bundle
 from ..bundle.passed_values import PassedValue
 from ..bundle.variables import OPTION, check_variable
-from ..env import Env, check_lakehouse, check_server_answers, private_folder
+from ..env import Env, check_address_of_store, check_lakehouse, check_server_answers, private_folder
 from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised
@@ -78,6 +78,7 @@ class Home:
     def prepare_state(self) -> None:
         "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
         check_lakehouse(self.env)
+        for uri in (self.env.tracking_uri, self.env.registry_uri): check_address_of_store(uri)
         check_server_answers(self.env.tracking_uri)
         private_folder(self.env.state)
 

@@ -369,7 +369,8 @@ def get_run(store: RunStore, run_id: int) -> dict:
     rows = store.rows("select * from runs where run_id = ?", min(run_id, 2**63 - 1))  # SQLite's largest integer
     if rows: return with_current_state(rows[0])
     newest = [row["run_id"] for row in store.rows("select run_id from runs order by run_id desc limit 10")]
-    raise unknown("run", str(run_id), newest, where=str(store.path))
+    if newest: raise unknown("run", str(run_id), newest, where=str(store.path))
+    raise MlopsError(f"no run '{run_id}' in {store.path}", "there are no runs yet: mlops run features, or make demo")
 
 def list_runs(store: RunStore, job: str | None = None, limit: int = 20) -> list[dict]:
     "The newest runs first."

@@ -6,8 +6,9 @@
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
            'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'make_run', 'check_target_parameter',
-           'selected_tasks', 'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel', 'restore_record',
-           'wait_for_slot', 'failure_messages', 'end_without_store', 'finish_run', 'notify', 'start_sending']
+           'selected_tasks', 'check_values_of_run', 'begin_run', 'tasks_to_repair', 'reopen', 'end_open_attempts',
+           'cancel', 'restore_record', 'wait_for_slot', 'failure_messages', 'end_without_store', 'finish_run', 'notify',
+           'start_sending']
 
 # %% ../../nbs/jobs/08_runner.ipynb #c2427b33
 import json
@@ -22,7 +23,7 @@ from typing import NoReturn
 from ..bundle import graph, references
 from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_file
-from ..bundle.passed_values import check_passed, passed_values
+from ..bundle.passed_values import check_order_of_days, check_passed, passed_values
 from ..errors import MlopsError, ParameterError, shorten, what_exists
 from . import delivery, run_store
 from .execute import Outcome
@@ -256,6 +257,17 @@ def selected_tasks(key: str, job: dict, only: list[str] | None) -> list[dict]:  
     if keys: return graph.subset(job["tasks"], keys)
     raise MlopsError(f"no task of job {key!r} is selected", what_exists("task", graph.topological(job["tasks"])))
 
+def check_values_of_run(home: Home, key: str, job: dict, given: dict) -> None:  # job: with the selected tasks
+    "Raise an error for values that a task would refuse. Nothing is recorded, so the run has no number yet."
+    now = run_store.now()
+    preview = {"run_id": 0, "start_time": now, "trigger_time": now, "trigger_type": "ONE_TIME", "repair_count": 0}
+    values = job_parameters(job, given, make_run(home, key, 0, job["tasks"], None).context(preview))
+    check_job_parameters(home.env.root, key, job, values)
+    passed = list(passed_values(home.bundle, key, values, job["tasks"]))
+    check_passed(passed)
+    check_order_of_days(job, values)
+    home.check_values(passed)
+
 def begin_run(home: Home, key: str,  # of the job
               given: dict,  # parameters, name -> string
               caller: Step | None = None,  # the run_job task that starts the run
@@ -271,11 +283,10 @@ def begin_run(home: Home, key: str,  # of the job
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to
         values = job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
         check_job_parameters(home.env.root, key, job | {"tasks": tasks}, values)
-        passed = list(passed_values(home.bundle, key, values, tasks))
-        check_passed(passed)
-        home.check_values(passed)
+        check_passed(passed_values(home.bundle, key, values, tasks))
         return values
 
+    if not caller: check_values_of_run(home, key, job | {"tasks": tasks}, given)
     home.prepare_state()
     trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
     run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],

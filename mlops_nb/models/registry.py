@@ -6,8 +6,8 @@
 __all__ = ['LONGEST_TAG', 'STORES', 'client', 'sqlite_file', 'has_registry', 'make_workspace_folder', 'experiment_id',
            'lock_file', 'lock', 'all_pages', 'searched_versions', 'model_versions', 'tag_value', 'model_names',
            'version_numbers', 'whole_number', 'find_version', 'get_version', 'check_model', 'no_model',
-           'register_version', 'without_credentials', 'cause_of', 'registry_errors', 'find_alias', 'get_alias',
-           'known_models', 'known_versions', 'resolve_version', 'tag_of', 'run_of']
+           'register_version', 'cause_of', 'registry_errors', 'find_alias', 'get_alias', 'known_models',
+           'known_versions', 'resolve_version', 'tag_of', 'run_of']
 
 # %% ../../nbs/models/00_registry.ipynb #166a6e64
 import json
@@ -19,11 +19,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from .. import addresses
 from ..data.lakehouse import table_errors
-from ..env import Env
+from ..env import Env, without_credentials
 from ..errors import MissingError, MlopsError, ParameterError, shorten, unknown
 from ..identity import workspace
 from ..local_stores import is_absent, place_problem, store_error, store_errors
@@ -202,11 +201,6 @@ def register_version(env: Env, name: str,  # the model's full name
 
 # %% ../../nbs/models/00_registry.ipynb #f425309e
 STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")  # packages whose errors mean a registry failure
-
-def without_credentials(uri: str) -> str:
-    "Return a URI without user, password and query, for messages."
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
 
 def cause_of(error: BaseException) -> str:
     "Why a call of the registry failed, in one line without user and password."

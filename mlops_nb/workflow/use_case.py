@@ -9,6 +9,7 @@ __all__ = ['FeatureQuery', 'UseCase', 'check_declared_columns', 'check_times', '
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -63,6 +64,8 @@ class UseCase:
     label_known_at: str | None = None  # a TIMESTAMP of `labels`: when the label became known
     # learning
     learner: Learner = LIGHTGBM
+    # (root of the project, parameter `source`): MlopsError if there is no such source; called before a run starts
+    check_source: Callable[[Path, str], None] | None = None
 
     def __post_init__(self):
         check_declared_columns(self)

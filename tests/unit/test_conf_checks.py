@@ -154,18 +154,32 @@ def flights(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "old", "new", "key", "words"), BROKEN, ids=range(len(BROKEN)))
-def test_both_commands_name_the_mistake_with_its_line_and_nothing_is_started(flights, name, old, new, key, words):
+def test_the_mistake_is_named_with_its_line_and_what_to_write(flights, name, old, new, key, words):
     file = flights / "conf" / name
     text = file.read_text()
     before, _, after = text.partition(old)
     file.write_text(before + new + after)
-    line = before.count("\n") + 1
-    place = f"conf/{name}:{line + key.startswith('while')}: {key}"  # a list that is not closed ends in the next line
+    place = f"conf/{name}:{before.count(chr(10)) + 1}: {key}"
     result = CliRunner().invoke(cli.app, ["validate"])
     assert result.exit_code == 1 and place in result.output and words in result.output, result.output
-    with pytest.raises(MlopsError) as error: CliRunner().invoke(cli.app, ["run", "train"], catch_exceptions=False)
-    assert place in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["features.yml", "governance.yml", "monitoring.yml", "train.yml", "validation.yml"])
+def test_a_mistake_in_any_file_is_reported_before_any_job_starts(flights, name):
+    with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
+    with pytest.raises(MlopsError, match=rf"conf/{name}:\d+: another: (no key|the table)"):
+        CliRunner().invoke(cli.app, ["run", "train"], catch_exceptions=False)
     assert not (flights / "state").exists()  # no run, and no folder of one
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("a: 1\n}\n", "conf/train.yml:2: '}' has no opening bracket"),
+    ("a: 1\n<<<<<<< HEAD\nb: 2\n=======\nb: 3\n>>>>>>> mine\n", "conf/train.yml:2: a merge conflict is not resolved"),
+    ("# a\n# Größe\n".encode("latin-1"), "conf/train.yml:2: the file is not UTF-8: it has the byte 0xf6\n  save"),
+    ("a: 1\n".encode("utf-16"), "conf/train.yml:1: the file is not UTF-8: it is UTF-16")])
+def test_a_file_that_an_editor_or_git_left_behind(flights, content, message):
+    (flights / "conf/train.yml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message in CliRunner().invoke(cli.app, ["validate"]).output
 
 
 def test_a_missing_file_is_named(flights):
