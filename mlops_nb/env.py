@@ -124,7 +124,8 @@ DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb
 def check_address_of_store(uri: str) -> None:  # of MLflow's tracking server or registry
     "Raise MlopsError for an address that MLflow does not know, and for a database whose Python package is missing."
     scheme, shown = urlsplit(uri).scheme.partition("+")[0], without_credentials(uri)
-    plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
+    groups = ("mlflow.tracking_store", "mlflow.model_registry_store")
+    plugins = {plugin.name for group in groups for plugin in entry_points(group=group)}
     if scheme not in {"", *SCHEMES, *plugins}: raise unknown("kind of MLflow store", scheme, SCHEMES, where=shown)
     if scheme not in DATABASES: return
     from sqlalchemy.engine import make_url
