@@ -84,10 +84,10 @@ def automl(write: Annotated[bool, typer.Option("--write", help="Write settings t
     """Search over model families on the training rows, and compare the best LightGBM trial with conf/train.yml.
 
     Example: [bold]mlops automl --write --param as_of=2013-04-01[/]"""
-    from mlops_nb.jobs import runner
+    from mlops_nb.jobs import beginning
     if force and not write: raise MlopsError("--force without --write", "write: mlops automl --write --force")
     home = make_home(target, pairs("--var", var), job="automl")
-    run = runner.begin_run(home, "automl", pairs("--param", param))
+    run = beginning.begin_run(home, "automl", pairs("--param", param))
     run_to_end(run)
     proposal = proposal_of(run)
     print_rows(["setting", "present", "proposed"], settings_rows(proposal))

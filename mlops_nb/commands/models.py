@@ -162,10 +162,10 @@ def compare_models(first: VersionReference, second: VersionReference, target: Ta
     Example: [bold]mlops models compare late_arrival@champion prod.flights.late_arrival@champion[/]"""
     from mlops_nb import env
     from mlops_nb.deployment import comparison
-    from mlops_nb.jobs import runner
+    from mlops_nb.jobs import beginning
     from mlops_nb.models import registry
     place = env.load_env(target)
     with registry.registry_errors(place):
         comparison.check_different(*(registry.resolve_version(place, reference) for reference in (first, second)))
     home = make_home(target, {}, job="compare")
-    run_to_end(runner.begin_run(home, "compare", {"first": first, "second": second, "as_of": as_of}))
+    run_to_end(beginning.begin_run(home, "compare", {"first": first, "second": second, "as_of": as_of}))

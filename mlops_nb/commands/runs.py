@@ -92,8 +92,8 @@ def example_of_values(job: str, target: str, names: list[str],  # of missing par
 def begin(home: Any, job: str, given: dict, only: list[str] | None = None) -> Any:  # JobRun
     "Record a run; the error for missing parameters gets an example from the registry, or the job that makes a version."
     from mlops_nb.bundle.passed_values import MissingParameters
-    from mlops_nb.jobs import runner
-    try: return runner.begin_run(home, job, given, only=only)
+    from mlops_nb.jobs import beginning
+    try: return beginning.begin_run(home, job, given, only=only)
     except MissingParameters as error:
         example = example_of_values(job, home.env.target, error.names, newest_versions(home.env))
         raise ParameterError(error.message, f"{error.hint}\n  {example}") from None

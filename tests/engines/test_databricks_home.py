@@ -22,8 +22,9 @@ from sizes import by_size
 from stand_in import Workspace
 
 from mlops_nb.env import load_env
+from mlops_nb.jobs.beginning import begin_run
 from mlops_nb.jobs.home import Home
-from mlops_nb.jobs.runner import begin_run, finish_run
+from mlops_nb.jobs.runner import finish_run
 
 pytestmark = pytest.mark.timeout(2400)  # the first test waits for all jobs
 PYTHON = Path(__file__).parents[2] / ".venv-spark/bin/python"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlops_nb import env
 from mlops_nb.bundle.load import load_bundle
-from mlops_nb.jobs import run_store, runner
+from mlops_nb.jobs import beginning, run_store, runner
 from mlops_nb.jobs.home import Home
 
 
@@ -49,7 +49,7 @@ def in_fork(work):
 def run_killed(place, fatal):
     KilledConnection.fatal = fatal
     run_store.sqlite3.connect = partial(sqlite3.connect, factory=KilledConnection)
-    runner.finish_run(runner.begin_run(place, "parent", {"stamp": "{{job.run_id}}"}))
+    runner.finish_run(beginning.begin_run(place, "parent", {"stamp": "{{job.run_id}}"}))
 
 
 def repair(place):

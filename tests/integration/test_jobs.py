@@ -14,7 +14,7 @@ import pytest
 
 from mlops_nb.commands import runs as runs_commands
 from mlops_nb.errors import MlopsError
-from mlops_nb.jobs import run_store, runner
+from mlops_nb.jobs import beginning, run_store, runner
 
 MLOPS = Path(sys.executable).parent / "mlops"
 IMPORT_TASK = "from mlops_nb import task"
@@ -170,7 +170,7 @@ def test_a_run_without_a_temporary_folder_says_so_and_is_recorded_as_failed(proj
     home = project.home()
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay
     with pytest.raises(MlopsError, match="run 1 of job 'job' could not begin: .*No space left"):
-        runs_commands.run_to_end(runner.begin_run(home, "job", {}))
+        runs_commands.run_to_end(beginning.begin_run(home, "job", {}))
     row = run_store.get_run(home.store, 1)
     assert (row["life_cycle_state"], row["result_state"]) == ("INTERNAL_ERROR", "FAILED")
     assert row["end_time"] and "No space left" in row["state_message"]
@@ -271,12 +271,12 @@ def secret_run(request, project, monkeypatch):
     if request.param == "fork" and not sys.platform.startswith("linux"): pytest.skip("only Linux has a reliable fork")
 
     def run(job):
-        from mlops_nb.jobs import runner, warm
+        from mlops_nb.jobs import beginning, warm
         home = project.home()
         with warm.Warm([], home.notebook_environment) as warm_process:
             if request.param == "fork": home.start = warm_process.start
             pid = warm_process.process.pid if warm_process.process else None
-            job_run = runner.begin_run(home, job, {})
+            job_run = beginning.begin_run(home, job, {})
             runner.finish_run(job_run)
             if pid: assert "value-of" not in Path(f"/proc/{pid}/environ").read_text()
         files = project.root.glob("nbs/seen_*.json")

@@ -19,7 +19,7 @@ from mlops_nb.cli import app
 from mlops_nb.conf import read_conf
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.jobs import run_store, runner
+from mlops_nb.jobs import beginning, run_store
 from mlops_nb.jobs.home import Home
 
 VARIABLES = {"catalog": {"default": "dev"}, "schema": {"default": "s"}, "city": {"default": "EWR"}}
@@ -65,7 +65,7 @@ def refuse(root: Path, message: str, given=None, key="j", **options):
     """The run is refused with this message before anything is recorded."""
     home = home_of(root)
     with pytest.raises(MlopsError, match=message):
-        runner.begin_run(home, key, given or {}, **options)
+        beginning.begin_run(home, key, given or {}, **options)
     assert run_store.list_runs(home.store) == []
 
 
@@ -104,7 +104,7 @@ def test_notebooks_inside_the_sync_root_are_accepted(project):
     assert check(load_bundle(root)) == []
     root = project(one_task("../other.ipynb"), sync={"paths": ["..", "."]})
     assert check(load_bundle(root)) == []
-    assert runner.begin_run(home_of(root), "j", {}).run_id == 1
+    assert beginning.begin_run(home_of(root), "j", {}).run_id == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,7 +152,7 @@ def test_each_job_key_works_in_each_command_and_names_no_path(project, key, tmp_
     for arguments in (["validate"], ["jobs"], ["jobs", "show", key]):
         result = CliRunner().invoke(app, arguments)
         assert (result.exit_code, result.exception) == (0, None), arguments
-    run = runner.begin_run(home_of(root), key, {})
+    run = beginning.begin_run(home_of(root), key, {})
     assert run.record.attempt_folder("a", 0) == tmp_path / "state" / "runs" / "1" / "a" / "0"
 
 
@@ -198,7 +198,7 @@ def test_a_value_that_databricks_or_the_system_refuses_is_refused_before_anythin
 def test_the_largest_parameters_are_accepted_and_shown_in_part(project):
     root = project(one_task())
     value = "x" * (10_000 - len('{"p": ""}'))
-    run = runner.begin_run(home_of(root), "j", {"p": value})
+    run = beginning.begin_run(home_of(root), "j", {"p": value})
     assert run.parameters == {"p": value}
     run.record.decide_task("a", "SUCCESS")
     result = CliRunner().invoke(app, ["runs", "show", "1"])
@@ -243,14 +243,14 @@ def test_a_reference_in_a_value_from_outside_is_text_everywhere(project, monkeyp
     monkeypatch.setenv("BUNDLE_VAR_city", home.notebook_environment["BUNDLE_VAR_city"])
     assert values(load_bundle(root)) == expected  # as a notebook loads it
     monkeypatch.delenv("BUNDLE_VAR_city")
-    run = runner.begin_run(home, "j", {})
+    run = beginning.begin_run(home, "j", {})
     again = load_bundle(root, variables=json.loads(run.record.row["variables"]))  # as a repair loads it
     assert values(again) == expected
     assert values(load_bundle(root)) == ["EWR", "at EWR", "EWR", "EWR", "EWR"]
 
 
 def test_a_reference_to_a_run_in_a_given_value_is_resolved(project):
-    run = runner.begin_run(home_of(project(one_task())), "j", {"p": "{{job.run_id}}"})
+    run = beginning.begin_run(home_of(project(one_task())), "j", {"p": "{{job.run_id}}"})
     assert run.parameters == {"p": "1"}
 
 

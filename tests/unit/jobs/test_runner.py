@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.jobs import run_store, runner
+from mlops_nb.jobs import beginning, run_store, runner
 from mlops_nb.jobs.execute import Outcome
 from mlops_nb.local_stores import StoreError
 
@@ -49,7 +49,7 @@ def sets_values(**values):
 
 
 def run(project, key="job", given=None, **options):
-    job_run = runner.begin_run(project.home(), key, given or {}, **options)
+    job_run = beginning.begin_run(project.home(), key, given or {}, **options)
     return job_run, runner.finish_run(job_run)
 
 
@@ -196,7 +196,7 @@ def test_a_second_run_waits_for_the_first_or_is_skipped(project, acts):
     project.job("impatient", [task(project, "a")], queue={"enabled": False})
     for key, expected in (("job", "SUCCESS"), ("impatient", "MAXIMUM_CONCURRENT_RUNS_REACHED")):
         running.clear(), free.clear()
-        first, second = (runner.begin_run(project.home(), key, {}) for _ in range(2))
+        first, second = (beginning.begin_run(project.home(), key, {}) for _ in range(2))
         results = {}
         def finish(name, job_run, results): results[name] = runner.finish_run(job_run)
         threads = [threading.Thread(target=finish, args=("first", first, results)),
@@ -446,7 +446,7 @@ class BrokenDisplay:
 def test_an_error_of_the_display_changes_no_result(project, acts, event, error):
     project.job("job", [task(project, "a"), task(project, "b", "a")])
     home = project.home(display=BrokenDisplay(event, error))
-    job_run = runner.begin_run(home, "job", {})
+    job_run = beginning.begin_run(home, "job", {})
     assert runner.finish_run(job_run) == "SUCCESS" and home.display.error is error
     assert job_run.record.states == {"a": "SUCCESS", "b": "SUCCESS"}
 
@@ -496,7 +496,7 @@ def test_an_error_of_the_scheduler_stops_the_tasks_and_is_recorded(project, acts
     decide = runner.graph.decide
     monkeypatch.setattr(runner.graph, "decide", lambda task, *states: broken() if task["task_key"] == "b" else decide(
         task, *states))
-    job_run = runner.begin_run(project.home(), "job", {})
+    job_run = beginning.begin_run(project.home(), "job", {})
     with pytest.raises(RuntimeError, match="no decision"): runner.finish_run(job_run)
     row = run_store.get_run(job_run.home.store, job_run.run_id)
     assert (row["life_cycle_state"], row["result_state"]) == ("INTERNAL_ERROR", "FAILED") and stopped.wait(10)
@@ -535,9 +535,9 @@ def test_a_run_of_another_host_keeps_its_slot_until_it_is_cancelled_by_force(pro
     condition = {"condition_task": {"op": "EQUAL_TO", "left": "1", "right": "1"}}
     project.job("job", [{"task_key": "a", **condition}], queue={"enabled": False})
     home = project.home()
-    foreign = runner.begin_run(home, "job", {})
+    foreign = beginning.begin_run(home, "job", {})
     make_foreign(home, foreign.run_id)
-    second = runner.begin_run(home, "job", {})
+    second = beginning.begin_run(home, "job", {})
     assert runner.finish_run(second) == "MAXIMUM_CONCURRENT_RUNS_REACHED"
     message = second.record.row["state_message"]
     assert "host elsewhere" in message and "mlops runs cancel 1 --force" in message
@@ -549,15 +549,15 @@ def test_a_run_of_another_host_keeps_its_slot_until_it_is_cancelled_by_force(pro
     assert (row["life_cycle_state"], row["result_state"], bool(row["end_time"])) == ("TERMINATED", "FAILED", True)
     assert run_store.get_run(home.store, 1)["result_state"] == "CANCELED"
     with pytest.raises(MlopsError, match="run 1 has ended: CANCELED"): runner.cancel(home, 1)
-    assert runner.finish_run(runner.begin_run(home, "job", {})) == "SUCCESS"
+    assert runner.finish_run(beginning.begin_run(home, "job", {})) == "SUCCESS"
 
 
 def test_a_forced_repair_takes_over_a_run_of_another_host_and_the_run_it_called(project):
     condition = {"condition_task": {"op": "EQUAL_TO", "left": "1", "right": "1"}}
     project.job("job", [{"task_key": "a", **condition}])
     home = project.home()
-    parent = runner.begin_run(home, "job", {}).run_id
-    called = runner.begin_run(home, "job", {}).run_id
+    parent = beginning.begin_run(home, "job", {}).run_id
+    called = beginning.begin_run(home, "job", {}).run_id
     run_store.update_run(home.store, called, parent_run_id=parent)
     for run_id in (parent, called): make_foreign(home, run_id)
     assert runner.finish_run(runner.reopen(home, parent, force=True)) == "SUCCESS"
@@ -571,7 +571,7 @@ def test_a_called_run_that_had_succeeded_before_the_kill_is_not_run_again(projec
     project.job("called", [{"task_key": "a", **condition}])
     project.job("job", [{"task_key": "call", "run_job_task": {"job_id": "${resources.jobs.called.id}"}}])
     home = project.home()
-    parent = runner.begin_run(home, "job", {})
+    parent = beginning.begin_run(home, "job", {})
     assert runner.finish_run(parent) == "SUCCESS"
     killed = dict(life_cycle_state="RUNNING", result_state=None, end_time=None, owner="1:0.00")
     run_store.update_run(home.store, parent.run_id, **killed)
