@@ -8,7 +8,6 @@ __all__ = ['Check', 'GENERAL_CHECKS', 'TUNING_SOURCES', 'TUNING_SETTINGS', 'conf
            'tuning_variable_problems']
 
 # %% ../nbs/10_conf_checks.ipynb #200a3210
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from mlops_nb.conf import (
     a_whole_number,
     conf_node,
     is_number,
+    may_be_missing,
     place_of,
     raised_problem,
     setting_problems,
@@ -87,12 +87,11 @@ def conf_problems(bundle: Bundle) -> list[Problem]:  # without duplicates
 # %% ../nbs/10_conf_checks.ipynb #0e718862
 TUNING_SOURCES = ("search", "options")
 TUNING_SETTINGS = {
-    "source": Setting(lambda value: value in TUNING_SOURCES, " or ".join(TUNING_SOURCES)),
-    "trials": a_whole_number(0, 10_000), "rows": a_whole_number(0)}
+    "source": Setting(lambda value: value in TUNING_SOURCES, " or ".join(TUNING_SOURCES)), "rows": a_whole_number(0)}
 
 def variable_problems(bundle: Bundle) -> list[Problem]:
     "Problems of the variables that the notebooks read: names of catalogs and schemas, and choices."
-    from mlops_nb.env import catalogs_of
+    from mlops_nb.env import catalogs_of, parse_settings
     from mlops_nb.features.client import FEATURE_CLIENTS
     variables, problems = bundle.variables, []
     try: catalogs_of(variables, bundle.target)
@@ -102,20 +101,24 @@ def variable_problems(bundle: Bundle) -> list[Problem]:
         hint = what_exists(client, FEATURE_CLIENTS)
         problems.append(Problem(FILE, "variables.feature_client", f"no choice {client!r}", hint))
     problems += store_address_problems(variables)
-    return problems + [Problem(FILE, f"variables.{key}", message, hint)
-                       for key, message, hint in tuning_variable_problems(variables.get("tuning", {}))]
+    problems += [Problem(FILE, *details) for details in
+                 raised_problem("variables.settings", parse_settings, str(variables.get("settings") or "{}"))]
+    of_tuning = tuning_variable_problems(variables["tuning"]) if "tuning" in variables else ()
+    return problems + [Problem(FILE, f"variables.{key}", message, hint) for key, message, hint in of_tuning]
 
 def store_address_problems(variables: Mapping) -> list[Problem]:
     "The problem of the address of the online store; on Databricks the variable is a name."
-    from mlops_nb.features.stores.store import parse_address
-    own, variable = os.environ.get("MLOPS_ONLINE_STORE"), str(variables.get("online_store") or "")
-    if own: place, address = ("MLOPS_ONLINE_STORE", ""), own
-    else: place, address = (FILE, "variables.online_store"), variable
-    if not own and "://" not in variable: return []
+    from mlops_nb.features.stores.store import STORE_VARIABLE, configured_store, parse_address
+    address, setting = configured_store(variables)
+    is_own = setting == STORE_VARIABLE
+    if not is_own and "://" not in address: return []
+    place = (STORE_VARIABLE, "") if is_own else (FILE, "variables.online_store")
     return [Problem(*place, message, hint) for _, message, hint in raised_problem("", parse_address, address)]
 
-def tuning_variable_problems(tuning: Any) -> Iterator[ConfProblem]:  # of the variable `tuning`; {}: not declared
+def tuning_variable_problems(tuning: Any) -> Iterator[ConfProblem]:  # the variable `tuning`
     "Problems of the rule by which the train job tunes."
     if not isinstance(tuning, Mapping):
         yield "tuning", f"{tuning!r} is not valid", "write {source: search, trials: 20, rows: 0}"
-    elif tuning: yield from setting_problems(tuning, TUNING_SETTINGS, "tuning")
+        return
+    trials = a_whole_number(1, 10_000) if tuning.get("source") == "search" else may_be_missing(a_whole_number(0))
+    yield from setting_problems(tuning, {**TUNING_SETTINGS, "trials": trials}, "tuning")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIONAL_PACKAGES', 'CheckResult', 'installed', 'check_python', 'check_engine', 'check_disk', 'is_foreign',
            'foreign_path', 'check_state', 'check_leftovers', 'missing_store', 'check_store', 'check_run_store',
-           'check_mlflow', 'check_port', 'check_extra', 'check_one_pyspark', 'answered_tables', 'store_setting',
+           'check_mlflow', 'check_port', 'check_extra', 'check_one_pyspark', 'answered_tables',
            'check_databricks_store', 'check_online_store', 'check_package', 'read_project', 'guarded', 'project_checks',
            'diagnose']
 
@@ -204,11 +204,6 @@ def answered_tables(store: Any,  # an OnlineStore
     if isinstance(answers[0], Exception): raise answers[0]
     return answers[0]
 
-def store_setting(env: Env) -> str:
-    "The setting that selects the online store."
-    if os.environ.get("MLOPS_ONLINE_STORE"): return "MLOPS_ONLINE_STORE"
-    return "the variable online_store of databricks.yml" if env.variables.get("online_store") else "the default"
-
 def check_databricks_store(name: str | None) -> CheckResult:
     "Check that the bundle names an online store of Databricks."
     if name: return CheckResult("online store", "ok", f"Databricks' own: {name}")
@@ -217,9 +212,9 @@ def check_databricks_store(name: str | None) -> CheckResult:
 
 def check_online_store(env: Env, seconds: float = 5.0) -> CheckResult:
     "Check the online store: its setting, its driver, and that it answers."
-    from mlops_nb.features.stores.store import STORE_KINDS, store
+    from mlops_nb.features.stores.store import STORE_KINDS, configured_store, store
     if env.engine == "databricks": return check_databricks_store(env.variables.get("online_store"))
-    setting = store_setting(env)
+    setting = configured_store(env.variables)[1]
     try:
         opened = store(env)
         file = getattr(opened, "file", None)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'SETTINGS_PARAMETER', 'ENGINES', 'DATABASES', 'SCHEMES', 'DRIVERS', 'check_name', 'full_name',
-           'deployed_settings', 'choose_engine', 'private_folder', 'make_store', 'create_store', 'without_credentials',
-           'check_address_of_store', 'check_server_answers', 'quiet_mlflow', 'Env', 'locations', 'catalog_list',
-           'catalogs_of', 'load_env', 'folder_env', 'check_lakehouse', 'writer_of', 'env_here']
+           'parse_settings', 'deployed_settings', 'choose_engine', 'private_folder', 'make_store', 'create_store',
+           'without_credentials', 'check_address_of_store', 'check_driver', 'check_server_answers', 'quiet_mlflow',
+           'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env', 'folder_env', 'check_lakehouse', 'writer_of',
+           'env_here']
 
 # %% ../nbs/06_env.ipynb #07753e62
 import json
@@ -58,15 +59,18 @@ def full_name(name: str,  # one part, or three with dots between
 # %% ../nbs/06_env.ipynb #f2f909f6
 SETTINGS_PARAMETER = "settings"  # the job parameter, and the variable of the bundle that is its default
 
-def deployed_settings(target: str | None = None) -> dict[str, str]:
-    "Return the values of the deployment whose job runs this notebook; empty on a laptop and in a notebook run by hand."
-    text = task.widget(SETTINGS_PARAMETER, "")
-    if not text: return {}
+def parse_settings(text: str) -> dict[str, str]:  # JSON
+    "Return the values of the parameter `settings`, whose default is the variable of this name."
     what = f"parameter {SETTINGS_PARAMETER!r}"
     hint = "the default is the variable settings of databricks.yml, whose values may not contain quotes and backslashes"
     try: settings = json.loads(text)
     except ValueError as error: raise MlopsError(f"{what} is not JSON: {error}", hint) from None
     if not isinstance(settings, dict): raise MlopsError(f"{what} is not a JSON object", hint)
+    return settings
+
+def deployed_settings(target: str | None = None) -> dict[str, str]:
+    "Return the values of the deployment whose job runs this notebook; empty on a laptop and in a notebook run by hand."
+    settings = parse_settings(task.widget(SETTINGS_PARAMETER, "") or "{}")
     deployed = settings.get("target")
     if target and deployed and target != deployed:
         raise MlopsError(f"parameter target is {target!r}, but this job is deployed for target {deployed!r}",
@@ -111,7 +115,7 @@ def create_store(file: Path):
         SqlAlchemyStore(f"sqlite:///{part}", (addresses.absolute(file.parent) / "artifacts").as_uri()).engine.dispose()
         part.replace(file)
 
-# %% ../nbs/06_env.ipynb #86aeda27
+# %% ../nbs/06_env.ipynb #8c60f98c
 def without_credentials(uri: str) -> str:
     "Return a URI without user, password and query, for messages."
     parts = urlsplit(uri)
@@ -121,22 +125,28 @@ DATABASES = ("postgresql", "mysql", "mssql")
 SCHEMES = ("file", "sqlite", "http", "https", "databricks", "databricks-uc", "uc", *DATABASES)
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # package by module
 
-def check_address_of_store(uri: str) -> None:  # of MLflow's tracking server or registry
+def check_address_of_store(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> None:  # variable: that sets it
     "Raise MlopsError for an address that MLflow does not know, and for a database whose Python package is missing."
-    scheme, shown = urlsplit(uri).scheme.partition("+")[0], without_credentials(uri)
-    groups = ("mlflow.tracking_store", "mlflow.model_registry_store")
-    plugins = {plugin.name for group in groups for plugin in entry_points(group=group)}
-    if scheme not in {"", *SCHEMES, *plugins}: raise unknown("kind of MLflow store", scheme, SCHEMES, where=shown)
-    if scheme not in DATABASES: return
+    try: scheme, shown = urlsplit(uri).scheme.partition("+")[0], without_credentials(uri)
+    except ValueError as error: raise MlopsError(f"{variable} is no address: {error}", "correct or unset it") from None
+    if scheme not in ("", *SCHEMES):
+        groups = ("mlflow.tracking_store", "mlflow.model_registry_store")
+        plugins = [plugin.name for group in groups for plugin in entry_points(group=group)]
+        if scheme not in plugins: raise unknown("kind of MLflow store", scheme, {*SCHEMES, *plugins}, where=shown)
+    if scheme in DATABASES: check_driver(uri, variable)
+
+def check_driver(uri: str, variable: str) -> None:  # uri: of a database
+    "Raise MlopsError unless the Python package of a database can be imported."
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
+    shown = without_credentials(uri)
     try: make_url(uri).get_dialect().import_dbapi()
     except ModuleNotFoundError as error:
         package = DRIVERS.get(error.name, error.name)
         raise MlopsError(f"MLflow's store {shown} needs the Python module {error.name!r}",
-                         f"uv pip install '{package}', or change MLFLOW_TRACKING_URI") from None
-    except ArgumentError as error:
-        raise MlopsError(f"{shown} is no address of a database: {error}", "change MLFLOW_TRACKING_URI") from None
+                         f"uv pip install '{package}', or change {variable}") from None
+    except (ArgumentError, ImportError) as error:
+        raise MlopsError(f"MLflow's store {shown} cannot be used: {error}", f"change {variable}") from None
 
 @cache
 def check_server_answers(uri: str, seconds: float = 5.0) -> None:  # uri: only that of a server is checked
@@ -151,6 +161,7 @@ def check_server_answers(uri: str, seconds: float = 5.0) -> None:  # uri: only t
                          "start it, or change MLFLOW_TRACKING_URI; without that variable a store in the state folder "
                          "is used") from None
 
+# %% ../nbs/06_env.ipynb #86aeda27
 def quiet_mlflow() -> None:
     "Hide MLflow's messages below the level WARNING, or below `$MLFLOW_LOGGING_LEVEL` if it is set."
     level = (os.environ.get("MLFLOW_LOGGING_LEVEL") or "WARNING").upper()
@@ -322,7 +333,9 @@ def folder_env(folder: Path | None = None,  # the base of relative paths; None: 
                **locations(root, engine))
 
 def check_lakehouse(env: Env) -> None:
-    "Raise MlopsError if a local folder for the tables cannot be used."
+    "Raise MlopsError if a local folder for the tables cannot be used, or an address names no bucket."
+    if re.fullmatch(r"\w+:", env.lakehouse):  # its slashes at the end were removed
+        raise MlopsError(f"the lakehouse {env.lakehouse}// names no bucket", "write MLOPS_LAKEHOUSE=s3://BUCKET/FOLDER")
     is_own = "://" not in env.lakehouse and not Path(env.lakehouse).is_relative_to(env.state)
     problem = place_problem(Path(env.lakehouse, "any"), write=True) if is_own else None
     if problem:

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['UseCaseName', 'imported_constants', 'use_case_names', 'declares', 'forget_other', 'import_use_case',
-           'check_calendar_days', 'check_store_address', 'check_versions', 'checks_of_parameters', 'check_of_values']
+           'check_calendar_days', 'check_store_address', 'check_version', 'checks_of_parameters', 'check_of_values']
 
 # %% ../nbs/16_use_cases.ipynb #4d43e7b6
 import ast
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,20 +94,19 @@ def check_calendar_days(calendar: Any, passed: list[PassedValue]) -> None:  # ca
         except MlopsError as error: raise one.in_words(error) from None
 
 def check_store_address(env: Env, name: str) -> None:  # name: the parameter online_store, empty for the default
-    "Raise MlopsError for an address of an online store that cannot be read; on Databricks it is any name."
-    from mlops_nb.features.stores.store import parse_address
-    address = os.environ.get("MLOPS_ONLINE_STORE") or name or env.variables.get("online_store")
-    if address and env.engine != "databricks": parse_address(address)
+    "Raise MlopsError for an address of an online store that cannot be read, and without its driver. It stays closed."
+    from mlops_nb.features.stores.store import configured_store, open_store
+    address, _ = configured_store({"online_store": name or env.variables.get("online_store")})
+    if address and env.engine != "databricks": open_store(address, root=env.root)
 
-def check_versions(env: Env, passed: list[PassedValue]) -> None:
-    "Raise MlopsError for a version that the registry does not have."
+def check_version(env: Env, passed: list[PassedValue], started: str) -> None:
+    "Raise MlopsError if the started job is about a version that the registry does not have; a called one may be new."
     from mlops_nb.models import registry
-    by_job: dict[str, dict[str, str]] = {}
-    for one in passed:
-        if one.name in ("model_name", "model_version"): by_job.setdefault(one.job, {})[one.name] = str(one.value)
-    for named in by_job.values():
-        if not (named.get("model_name") and named.get("model_version")): continue
-        with registry.registry_errors(env): registry.get_version(env, named["model_name"], named["model_version"])
+    named = {one.name: str(one.value) for one in passed if one.job == started}
+    for name in ("first", "second") if started == "compare" else ():
+        with registry.registry_errors(env): registry.resolve_version(env, named[name])
+    if not (named.get("model_name") and named.get("model_version")): return
+    with registry.registry_errors(env): registry.get_version(env, named["model_name"], named["model_version"])
 
 def checks_of_parameters(env: Env, use_case: Any) -> dict[str, Callable[[str], Any]]:  # use_case: None for none
     "Return the checks of single values, by name of the parameter."
@@ -117,17 +115,17 @@ def checks_of_parameters(env: Env, use_case: Any) -> dict[str, Callable[[str], A
     if use_case and use_case.check_source: checks["source"] = partial(use_case.check_source, env.root)
     return checks
 
-def check_of_values(bundle: Bundle, env: Env) -> Callable[[list[PassedValue]], None]:
+def check_of_values(bundle: Bundle, env: Env) -> Callable[[list[PassedValue], str], None]:  # as `Home.check_values`
     "Return the check of the values of a new run by the use case of the project, if there is one, and by this place."
     names = use_case_names(bundle)
     use_case = import_use_case(bundle.root, names[0]) if len(names) == 1 else None
     checks = checks_of_parameters(env, use_case)
 
-    def check(passed: list[PassedValue]) -> None:
+    def check(passed: list[PassedValue], started: str) -> None:
         if use_case: check_calendar_days(use_case.calendar, passed)
         for one in passed:
             if one.name not in checks: continue
             try: checks[one.name](str(one.value))
             except MlopsError as error: raise one.in_words(error) from None
-        check_versions(env, passed)
+        check_version(env, passed, started)
     return check

@@ -55,7 +55,7 @@ def conflict(spot: Spot) -> Explained:
     "Markers of a merge conflict."
     numbers = [i for i, line in enumerate(spot.lines) if re.match(r"(<{7}|>{7})( |$)", line)]
     if not numbers: return None
-    return numbers[0], "a merge conflict is not resolved", "keep one of both versions, and remove the markers"
+    return numbers[0], "a merge conflict is not resolved", "keep one of the two versions, and remove the markers"
 
 def tab(spot: Spot) -> Explained:
     "A tab in the indentation."

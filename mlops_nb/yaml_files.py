@@ -76,7 +76,7 @@ def key_places(node: Node, key: str = "") -> dict[str, Place]:
 def not_a_map(node: Node, got: str) -> MlopsError:  # to be raised by the caller
     "The error for a value of another type in place of a map."
     is_joined = isinstance(node.value, str) and re.match(r"[\w.-]+:[^\s/]", node.value)
-    hint = "write a space after the colon: `name: value`" if is_joined else ""
+    hint = "write a space after the colon: `name: value`" if is_joined else "write `name: value`, one in a line"
     return MlopsError(f"{node.place}: expected a map, got {got}", hint)
 
 def map_of(node: Node) -> dict[str, Node]:

@@ -28,9 +28,8 @@ def run_number(text: str) -> int:
     raise MlopsError(f"{shorten(repr(text))} is not the number of a run", "`mlops runs` lists them")
 
 def version_number(text: str) -> int:
-    "The number of a version, as it was typed; also v2."
-    digits = text.removeprefix("v")
-    if digits.isascii() and digits.isdigit(): return int(digits)
+    "The number of a version, as it was typed."
+    if text.isascii() and text.isdigit() and int(text): return int(text)
     raise MlopsError(f"{shorten(repr(text))} is not the number of a version", "write a number, such as 1")
 
 RunId = Annotated[int, typer.Argument(parser=run_number, metavar="RUN_ID",

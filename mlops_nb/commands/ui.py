@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,8 +83,10 @@ def start_server(env: Any, port: int, folder: Path) -> subprocess.Popen:  # fold
 def answers(port: int) -> bool:
     "Whether MLflow's server answers on a port of this machine."
     from urllib.request import ProxyHandler, build_opener
-    try: return build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
-    except OSError: return False
+    try:
+        with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/health", timeout=1) as response:
+            return response.status == 200
+    except (OSError, HTTPException): return False
 
 def serve(server: subprocess.Popen, port: int, signals: list[int]) -> None:  # signals: that this process got
     "Print the address as soon as the server answers, and wait until it ends or this process gets a signal."

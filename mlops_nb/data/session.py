@@ -35,7 +35,7 @@ def engine_module(engine: str, module: str):
 ENGINE_PARTS = {"sail": ("pysail", "pyspark"), "spark": ("pyspark", "pyspark.core")}  # modules that can be seen
 
 def require_engine(engine: str) -> None:  # sail, spark or databricks
-    "Raise MlopsError unless the packages of an engine are installed; nothing heavy is imported."
+    "Raise MlopsError unless the packages of an engine are installed; no engine is started."
     for module in ENGINE_PARTS.get(engine, ()):
         if find_spec(module): continue
         is_client = module == "pyspark.core"

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MODES', 'RULE_DEFAULTS', 'DEPLOYMENT_SETTINGS', 'RULE_PLACE', 'MORE_DRAWS', 'require_validated', 'check_different',
-           'learnt_through', 'known_until', 'Contender', 'Comparison', 'rule_problems', 'metric_problems_of',
-           'deployment_problems', 'check_deployment_rule', 'check_rule_keys', 'worst_bound', 'is_old', 'deciding_limit',
-           'settled_change', 'is_proven_better', 'accepted_losses', 'old_champion_requirement', 'apply_rule',
-           'missing_rows', 'compare', 'change_text', 'change_interval', 'interval_reason', 'compare_metric',
-           'daily_loss', 'plot_losses', 'percent_decimals', 'histogram_edges', 'plot_change']
+           'learnt_through', 'known_until', 'Contender', 'Comparison', 'deployment_rule_problems',
+           'deployment_metric_problems', 'deployment_problems', 'check_deployment_rule', 'complete_rule', 'worst_bound',
+           'is_old', 'deciding_limit', 'settled_change', 'is_proven_better', 'accepted_losses',
+           'old_champion_requirement', 'apply_rule', 'missing_rows', 'compare', 'change_text', 'change_interval',
+           'interval_reason', 'compare_metric', 'daily_loss', 'plot_losses', 'percent_decimals', 'histogram_edges',
+           'plot_change']
 
 # %% ../../nbs/deployment/03_comparison.ipynb #13a6a3c0
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from mlops_nb.conf import (
     or_null,
     refuse,
     setting_problems,
+    yaml_text,
 )
 from .validation import STATUS, interval_text
 from ..errors import MlopsError, shorten, unknown, what_exists
@@ -106,33 +107,33 @@ DEPLOYMENT_SETTINGS = {
         "fewer days do not keep their confidence", optional=True),
     "champion_max_age_days": or_null(a_whole_number(0)), "not_worse_than": or_null(a_number(0, 1))}
 
-def rule_problems(rule: Mapping, key: str = "") -> Iterator[ConfProblem]:  # key: the path of the rule
+def deployment_rule_problems(rule: Mapping, key: str = "") -> Iterator[ConfProblem]:  # key: the path of the rule
     "Problems of the rule of deployment that need no problem type."
     prefix = f"{key}." if key else ""
     yield from setting_problems(rule, DEPLOYMENT_SETTINGS, key)
-    for name, other in permutations(("champion_max_age_days", "not_worse_than")):
-        if rule.get(name) is not None and rule.get(other) is None:
-            yield f"{prefix}{name}", f"{name} needs {other}", "give both or neither"
+    age, worse = "champion_max_age_days", "not_worse_than"
+    has_age, has_worse, both = rule.get(age) is not None, rule.get(worse) is not None, "give both or neither"
+    if has_age and not has_worse: yield f"{prefix}{age}", f"needs {worse}", both
+    if has_worse and not has_age: yield f"{prefix}{worse}", f"needs {age}", both
 
-def metric_problems_of(rule: Mapping, problem: ProblemType, key: str = "") -> Iterator[ConfProblem]:
+def deployment_metric_problems(rule: Mapping, problem: ProblemType, key: str = "") -> Iterator[ConfProblem]:
     "Problems of the rule's metric, its direction and its floor."
     prefix, metric = f"{key}." if key else "", rule.get("metric")
     if not isinstance(metric, str): return
     if metric not in problem.greater_is_better:
         yield f"{prefix}metric", f"no metric {shorten(repr(metric))}", what_exists(metric, problem.greater_is_better)
         return
-    better, (low, high), floor = problem.greater_is_better[metric], problem.bounds[metric], rule.get("floor")
+    better, values, floor = problem.greater_is_better[metric], a_number(*problem.bounds[metric]), rule.get("floor")
     if isinstance(rule.get("greater_is_better"), bool) and rule["greater_is_better"] != better:
-        yield (f"{prefix}greater_is_better", f"{rule['greater_is_better']} is not valid",
+        yield (f"{prefix}greater_is_better", f"{yaml_text(rule['greater_is_better'])} is not valid",
                f"it must be {str(better).lower()} for {metric}")
-    if is_finite(floor) and not (floor < high if better else floor > low):
-        yield (f"{prefix}floor", f"no version can reach {metric} {floor:g}",
-               f"it must be a number {'below' if better else 'above'} {high if better else low:g}")
+    if is_finite(floor) and not values.is_right(floor):
+        yield f"{prefix}floor", f"{floor} is no value of {metric}", f"it must be {values.rule}"
 
 def deployment_problems(rule: Mapping, problem: ProblemType, key: str = "") -> Iterator[ConfProblem]:
     "All problems of the rule of deployment."
-    yield from rule_problems(rule, key)
-    yield from metric_problems_of(rule, problem, key)
+    yield from deployment_rule_problems(rule, key)
+    yield from deployment_metric_problems(rule, problem, key)
 
 RULE_PLACE = "the rule of deployment"  # for messages
 
@@ -141,9 +142,9 @@ def check_deployment_rule(rule: Mapping, problem: ProblemType) -> dict:
     refuse(deployment_problems(rule, problem), RULE_PLACE)
     return {**RULE_DEFAULTS, **rule}
 
-def check_rule_keys(rule: Mapping) -> dict:
+def complete_rule(rule: Mapping) -> dict:
     "Return the rule with its optional keys; raise MlopsError for a wrong key or value."
-    refuse(rule_problems(rule), RULE_PLACE)
+    refuse(deployment_rule_problems(rule), RULE_PLACE)
     return {**RULE_DEFAULTS, **rule}
 
 # %% ../../nbs/deployment/03_comparison.ipynb #70b02290

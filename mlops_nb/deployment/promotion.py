@@ -22,8 +22,8 @@ from .aliases import ROLLED_BACK
 from mlops_nb.deployment.comparison import (
     Comparison,
     Contender,
-    check_rule_keys,
     compare,
+    complete_rule,
     plot_change,
     plot_losses,
     require_validated,
@@ -128,7 +128,7 @@ def compare_once(env: Env, version: Any, champion: Any | None, rule: Mapping, co
                  ) -> tuple[Comparison, str | None]:  # with its run_id
     "Return the logged comparison of these versions, or a new one. The caller holds the model's lock."
     experiment = registry.experiment_id(env, version.name.split(".")[-1])
-    run_fingerprint = comparison_fingerprint(version, champion, check_rule_keys(rule), costs)
+    run_fingerprint = comparison_fingerprint(version, champion, complete_rule(rule), costs)
     if run := fingerprint.find_run(env, experiment, run_fingerprint): return logged_comparison(run), run.info.run_id
     match = make_match(version, champion)
     age = champion_age_days(version, champion)

@@ -52,7 +52,7 @@ class GuardedDisplay:
     def run_ends(self, *details: Any) -> None: self.show_event("run_ends", *details)
 
 # %% ../../nbs/jobs/06_home.ipynb #d65ed040
-def accept_values(passed: list[PassedValue]) -> None:
+def accept_values(passed: list[PassedValue], started: str) -> None:
     "Accept the values of a run; the command line has a check by the days of the use case."
 
 @dataclass
@@ -64,7 +64,8 @@ class Home:
     parallel: int = field(default_factory=lambda: os.cpu_count() or 1)  # notebooks at the same time
     display: Any = field(default_factory=Silent)
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
-    check_values: Callable[[list[PassedValue]], None] = accept_values  # raises MlopsError for those of a new run
+    # (values of a new run, key of the started job, empty for a called one): MlopsError if they are wrong
+    check_values: Callable[[list[PassedValue], str], None] = accept_values
 
     def __post_init__(self):
         for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
@@ -78,7 +79,8 @@ class Home:
     def prepare_state(self) -> None:
         "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
         check_lakehouse(self.env)
-        for uri in (self.env.tracking_uri, self.env.registry_uri): check_address_of_store(uri)
+        check_address_of_store(self.env.tracking_uri, "MLFLOW_TRACKING_URI")
+        check_address_of_store(self.env.registry_uri, "MLFLOW_REGISTRY_URI")
         check_server_answers(self.env.tracking_uri)
         private_folder(self.env.state)
 

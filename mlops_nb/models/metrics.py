@@ -8,6 +8,8 @@ __all__ = ['GREATER_IS_BETTER', 'EPSILON', 'bin_numbers', 'calibration_bins', 'c
            'fast_metrics', 'cheapest_threshold', 'import_function', 'custom_metrics']
 
 # %% ../../nbs/models/01_metrics.ipynb #70b71462
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
@@ -127,7 +129,8 @@ def import_function(reference: str) -> Callable:  # package.module:function
     module_name, _, function_name = reference.partition(":")
     module = import_module(module_name)
     if hasattr(module, function_name): return getattr(module, function_name)
-    functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    functions = [name for name, value in vars(module).items() if not name.startswith("_")
+                 and inspect.isfunction(value) and value.__module__ == module_name]
     raise unknown("function", function_name, functions, module_name)
 
 def custom_metrics(references: Mapping[str, str],  # package.module:function by metric name
@@ -135,7 +138,10 @@ def custom_metrics(references: Mapping[str, str],  # package.module:function by 
     "Import the custom metrics of a configuration; raise MlopsError if one does not exist."
     functions = {}
     for name, reference in references.items():
-        try: functions[name] = import_function(str(reference))
+        if not isinstance(reference, str) or not re.fullmatch(r"[A-Za-z_][\w.]*:\w+", reference):
+            raise MlopsError(f"custom metric {name!r}: {reference!r} names no function",
+                             "write it as package.module:function")
+        try: functions[name] = import_function(reference)
         except ImportError as error:
             raise MlopsError(f"custom metric {name!r}: {error}", "write it as package.module:function") from None
         if not callable(functions[name]):

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..conf import A_TEXT, SOME_TEXTS, ConfProblem, read_conf, setting_problems
+from ..conf import A_TEXT, ANY_TEXTS, SOME_TEXTS, ConfProblem, read_conf, setting_problems
 from ..errors import what_exists
 
 # %% ../../nbs/models/13_model_card.ipynb #462921f4
 GOVERNANCE_SETTINGS = {
     **dict.fromkeys(("owner", "contact", "purpose", "not_for", "licence_of_data"), A_TEXT),
-    **dict.fromkeys(("limits", "required_sections", "required_tags", "forbidden_features"), SOME_TEXTS)}
+    "limits": SOME_TEXTS, **dict.fromkeys(("required_sections", "required_tags", "forbidden_features"), ANY_TEXTS)}
 
 def unknown_entries(governance: Mapping, key: str,
                     known: Iterable[str] | None,  # the entries that can be required; None: any
                     noun: str) -> Iterator[ConfProblem]:
     "Problems of a list of required sections or tags: those that no version has."
-    if known is None or not SOME_TEXTS.is_right(governance.get(key)): return
+    if known is None or not ANY_TEXTS.is_right(governance.get(key)): return
     for i, name in enumerate(governance[key]):
         if name not in known: yield f"{key}[{i}]", f"no version has the {noun} {name!r}", what_exists(name, known)
 

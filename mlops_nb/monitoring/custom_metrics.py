@@ -58,7 +58,7 @@ def output_type(metric: CustomMetric):  # -> pyspark DataType
     except (ValueError, TypeError, KeyError, AttributeError, PySparkException) as error:
         example = StructField("output", DoubleType()).json()
         raise MlopsError(f"{metric}: output_data_type is {metric.output_data_type!r}",
-                         f"give the JSON of a StructField, such as {example}") from error
+                         f"give the JSON of a StructField, such as {example}", "output_data_type") from error
 
 def arrow_columns(monitor: Monitor, *types: str) -> dict:  # {name: Arrow type}
     "Return the columns that custom metrics of these types add to a metric table."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'THRESHOLD_SETTINGS', 'OF_ALL_ROWS', 'NoiseLimits', 'NO_BASELINE', 'NO_VALUE', 'MANY', 'Threshold',
-           'check_one_limit', 'described_threshold_problems', 'read_thresholds', 'check_thresholds', 'rows_by_version',
+           'check_one_limit', 'threshold_setting_problems', 'read_thresholds', 'check_thresholds', 'rows_by_version',
            'rows_of_metric', 'is_drift', 'window_values', 'baseline_values', 'relative_limits', 'with_limits',
            'compare_windows', 'window_name', 'violations', 'number_texts', 'violation_text', 'unchecked',
            'name_of_metric', 'windows_title', 'plot_means', 'plot_shares', 'plot_numbers', 'with_places',
@@ -13,7 +13,7 @@ __all__ = ['SIDES', 'THRESHOLD_SETTINGS', 'OF_ALL_ROWS', 'NoiseLimits', 'NO_BASE
 
 # %% ../../nbs/monitoring/07_thresholds.ipynb #064b6657
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -54,6 +54,7 @@ class Threshold:
     side: str = ""                  # above, below or both; default: the side of at_least or at_most, else above
 
     def __post_init__(self):
+        refuse(setting_problems(asdict(self), THRESHOLD_SETTINGS), f"the threshold of {self.metric}")
         check_one_limit(self)
         if not self.side: object.__setattr__(self, "side", "above" if self.at_least is None else "below")
 
@@ -63,11 +64,6 @@ def check_one_limit(t: "Threshold") -> None:
     if len(fixed) == 2 or not (fixed or t.false_alarm_rate is not None):
         raise MlopsError(f"the threshold of {t.metric} has {'two limits' if fixed else 'no limit'}",
                          "give at_most or at_least, or a false_alarm_rate")
-    if t.false_alarm_rate is not None and not 0 < t.false_alarm_rate < 0.5:
-        raise MlopsError(f"the false_alarm_rate of {t.metric} is {t.false_alarm_rate}",
-                         "give a share below 0.5, such as 0.01", "false_alarm_rate")
-    if t.min_rows < 0:
-        raise MlopsError(f"min_rows of {t.metric} is {t.min_rows:g}", "give a number from 0 on", "min_rows")
     sides = {"at_most": ["above"], "at_least": ["below"]}[fixed[0]] if fixed else [*SIDES]
     if t.side and t.side not in sides:
         raise MlopsError(f"the side of the threshold of {t.metric} is {t.side!r}", f"there are: {', '.join(sides)}",
@@ -81,9 +77,9 @@ THRESHOLD_SETTINGS = {
     "at_most": or_null(a_number()), "at_least": or_null(a_number()), "min_rows": may_be_missing(a_number(0)),
     "false_alarm_rate": or_null(Setting(lambda value: is_finite(value) and 0 < value < 0.5,
                                         "a share below 0.5, such as 0.01")),
-    "side": Setting(lambda value: value in ("", *SIDES), ", ".join(SIDES), optional=True)}
+    "side": Setting(lambda value: value in ("", *SIDES), " or ".join(SIDES), optional=True)}
 
-def described_threshold_problems(settings: Any, key: str) -> Iterator[ConfProblem]:  # key: the path of the threshold
+def threshold_setting_problems(settings: Any, key: str) -> Iterator[ConfProblem]:  # key: the path of the threshold
     "All problems of the settings of a threshold, one by one."
     if isinstance(settings, Mapping): yield from setting_problems(settings, THRESHOLD_SETTINGS, key)
     else: yield key, f"{settings!r} is not a mapping", "write it as {metric: log_loss, at_most: 1.2}"
@@ -93,8 +89,8 @@ def read_thresholds(described: Iterable[Mapping]) -> list[Threshold]:
     if described is None: raise MlopsError("thresholds is empty", "give a list of thresholds, or [] for none")
     if not isinstance(described, list | tuple):
         raise MlopsError(f"thresholds is {described!r}, not a list", "give a list of thresholds, or [] for none")
-    for i, settings in enumerate(described):
-        refuse(described_threshold_problems(settings, f"thresholds[{i}]"), "the configuration")
+    refuse([problem for i, settings in enumerate(described)
+            for problem in threshold_setting_problems(settings, f"thresholds[{i}]")], "the configuration")
     return [Threshold(**settings) for settings in described]
 
 # %% ../../nbs/monitoring/07_thresholds.ipynb #f5950e02

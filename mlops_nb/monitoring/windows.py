@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METRIC_TYPES', 'CUSTOM_METRIC_SETTINGS', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'MONITOR_SETTINGS',
            'LOG_SETTINGS', 'MORE_SETTINGS', 'GRANULARITIES', 'GROUP', 'HAS_WINDOW', 'CustomMetric',
-           'custom_metric_problems', 'read_custom_metrics', 'Monitor', 'a_list_of', 'described_problems', 'as_monitor',
-           'parse_granularity', 'window_start', 'window_end', 'slice_name', 'column_types', 'text_sql', 'moment_sql',
-           'version_sql', 'slice_sql', 'slice_types', 'with_windows', 'boolean_slices', 'count_versions',
+           'custom_metric_problems', 'read_custom_metrics', 'Monitor', 'a_list_of', 'monitor_setting_problems',
+           'as_monitor', 'parse_granularity', 'window_start', 'window_end', 'slice_name', 'column_types', 'text_sql',
+           'moment_sql', 'version_sql', 'slice_sql', 'slice_types', 'with_windows', 'boolean_slices', 'count_versions',
            'group_id_sql', 'with_groups', 'slice_rows', 'as_groups', 'group_names', 'with_group_columns', 'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
@@ -34,7 +34,7 @@ from mlops_nb.conf import (
     setting_problems,
 )
 from ..data.sql import quoted, sql_text, with_double_literals
-from ..errors import MlopsError, unknown
+from ..errors import MlopsError, shorten, unknown
 
 # %% ../../nbs/monitoring/00_windows.ipynb #6cf1257a
 METRIC_TYPES = ("CUSTOM_METRIC_TYPE_AGGREGATE", "CUSTOM_METRIC_TYPE_DERIVED", "CUSTOM_METRIC_TYPE_DRIFT")
@@ -43,7 +43,8 @@ CUSTOM_METRIC_SETTINGS = {
     "name": Setting(lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", value) is not None,
                     "the name of a column, of letters, digits and underscores"),
     "type": Setting(lambda value: value in METRIC_TYPES, f"one of {', '.join(METRIC_TYPES)}"),
-    "input_columns": Setting(SOME_TEXTS.is_right, 'a list of columns, or [":table"] for a metric of several columns'),
+    "input_columns": Setting(SOME_TEXTS.is_right,
+                             'a list of different columns, or [":table"] for a metric of several columns'),
     "definition": A_TEXT, "output_data_type": A_TEXT}
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def custom_metric_problems(metrics: Any, key: str = "custom_metrics") -> Iterato
     "All problems of custom metrics that a `quality_monitors` resource lists."
     for i, settings in enumerate(metrics if isinstance(metrics, list | tuple) else ()):
         if isinstance(settings, Mapping): yield from setting_problems(settings, CUSTOM_METRIC_SETTINGS, f"{key}[{i}]")
+        else: yield f"{key}[{i}]", f"{shorten(repr(settings))} is not a mapping", "give name, type and definition"
 
 def read_custom_metrics(described: Iterable[Mapping]) -> tuple[CustomMetric, ...]:
     "Create the custom metrics that a `quality_monitors` resource lists."
@@ -106,7 +108,7 @@ def a_list_of(is_right: Callable[[Any], bool], items: str) -> Setting:  # items:
 
 MONITOR_SETTINGS = {  # the fields of a `quality_monitors` resource
     "inference_log": A_MAPPING, "slicing_exprs": a_list_of(is_text, "columns and conditions, such as [origin]"),
-    "custom_metrics": a_list_of(lambda value: isinstance(value, Mapping), "mappings")}
+    "custom_metrics": a_list_of(lambda value: True, "mappings")}  # each is checked by `custom_metric_problems`
 LOG_SETTINGS = {
     **dict.fromkeys(("timestamp_col", "model_id_col", "prediction_col"), A_TEXT),
     **dict.fromkeys(("label_col", "prediction_proba_col"), or_null(A_TEXT)),
@@ -114,7 +116,7 @@ LOG_SETTINGS = {
     "granularities": may_be_missing(ANY_VALUE)}  # not read: the monitoring job has the granularity as a parameter
 MORE_SETTINGS = {"time_zone": may_be_missing(A_TEXT), "sliced_columns": or_null(a_list_of(is_text, "columns"))}
 
-def described_problems(described: Any) -> Iterator[ConfProblem]:
+def monitor_setting_problems(described: Any) -> Iterator[ConfProblem]:
     "All problems of the settings of a `quality_monitors` resource, one by one."
     if not isinstance(described, Mapping):
         yield "", f"{described!r} is not a mapping", "give inference_log with its columns"
@@ -127,7 +129,7 @@ def described_problems(described: Any) -> Iterator[ConfProblem]:
 def as_monitor(described: Mapping,  # a `quality_monitors` resource: inference_log, slicing_exprs, custom_metrics
                **more) -> Monitor:  # time_zone, sliced_columns
     "Create the monitor that a bundle's resource describes."
-    refuse(described_problems(described), "the monitor")
+    refuse(monitor_setting_problems(described), "the monitor")
     refuse(setting_problems(more, MORE_SETTINGS), "the monitor")
     log = {name: value for name, value in described["inference_log"].items() if name != "granularities"}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in more.items()}

@@ -100,7 +100,7 @@ def contract_columns(declaration: FeatureQuery, columns: Iterable[str]) -> Itera
     for name in columns:
         if name in words or not re.fullmatch(r"\w+", name): continue
         yield (f"{declaration.name}.columns.{name}", f"the query of the table has no column {name!r}",
-               what_exists(name, get_close_matches(name, words, n=3) or declaration.primary_keys))
+               what_exists(name, near) if (near := get_close_matches(name, words, n=3)) else "write one of its columns")
 
 def write_features(use_case: UseCase, spark, env: Env, cut: datetime) -> pd.DataFrame:  # table, changed, version
     "Compute the feature tables from the source tables and merge them into those of the target."

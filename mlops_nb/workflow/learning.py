@@ -7,8 +7,8 @@ __all__ = ['NO_CALIBRATION', 'OPTIONAL_SETTINGS', 'COST', 'COSTS', 'TRAIN_SETTIN
            'uncalibrated_encoding', 'labels_of', 'unseen_predictions', 'choose_calibration', 'interval_offsets',
            'TrainedModel', 'baseline_threshold', 'learn', 'predict', 'tuned_parameters', 'with_parameters', 'objective',
            'deciding_keys', 'train_keys', 'is_share', 'are_quantiles', 'is_mapping', 'split_problems', 'key_problems',
-           'held_out_problems', 'values_to_search', 'learner_problems', 'metric_problems', 'train_problems',
-           'read_train', 'deciding_code']
+           'held_out_problems', 'values_to_search', 'further_problems', 'learner_problems', 'metric_problems',
+           'train_problems', 'read_train', 'deciding_code']
 
 # %% ../../nbs/workflow/05_learning.ipynb #7b7aceb4
 import math
@@ -38,6 +38,7 @@ from mlops_nb.conf import (
 )
 from ..errors import MlopsError
 from ..models import calibration, fitted_model
+from ..models.learners import ROUNDS
 from ..models.metrics import cheapest_threshold, custom_metrics
 from ..models.tuning import tuning_problems
 from .rows import GROUPS, ROW_GROUP
@@ -211,7 +212,7 @@ TRAIN_SETTINGS = {
     "min_rows": A_COUNT,
     "costs": Setting(is_mapping, "{missed: 5, false_warning: 1}, with numbers greater than 0"),
     "quantiles": Setting(are_quantiles, "two numbers between 0 and 1 in order, such as [0.05, 0.95]", optional=True),
-    "rounds": a_whole_number(1, 100_000),
+    "rounds": ROUNDS,
     "parameters": Setting(is_mapping, "the parameters of the learner by name; {} for none"),
     "min_slice_rows": A_COUNT,
     "custom_metrics": Setting(is_mapping, "functions by name of the metric; {} for none"),
@@ -246,11 +247,11 @@ def key_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     yield from held_out_problems(use_case, conf.get("held_out_days"))
 
 def held_out_problems(use_case: UseCase, days: Any) -> Iterator[ConfProblem]:  # days: held_out_days
-    "More held-out days than the calendar of the use case has."
+    "At least as many held-out days as the calendar of the use case has."
     first, last = use_case.calendar.first_day, use_case.calendar.last_day
     if not (use_case.has_time and first and last and is_count(days)) or days < (last - first).days: return
     yield ("held_out_days", f"{days:,} days leave none for training",
-           f"the days with data are from {first} to {last}: it must be less than {(last - first).days:,}")
+           f"jobs run as of {first} to {last}: it must be less than {(last - first).days:,}")
 
 def values_to_search(conf: Mapping) -> Iterator[tuple[str, dict]]:  # key path, parameters that a trial can have
     "The ends of the ranges, the choices and the options that are written correctly."
@@ -264,6 +265,16 @@ def values_to_search(conf: Mapping) -> Iterator[tuple[str, dict]]:  # key path, 
     for i, option in enumerate(options if isinstance(options, list) else ()):
         if is_mapping(option): yield f"options[{i}]", option
 
+def further_problems(conf: Mapping, problems: list[ConfProblem],  # the first one, or none
+                     check: Callable[[Mapping], list[ConfProblem]]) -> Iterator[ConfProblem]:
+    "Yield the problems that remain without the parameter of the first one, and so on."
+    parameters = dict(conf["parameters"])
+    while problems:
+        name = problems[0][0].removeprefix("parameters.")
+        if parameters.pop(name, None) is None or name == "objective": return
+        problems = check({**conf, "parameters": parameters})
+        yield from problems
+
 def learner_problems(use_case: UseCase, conf: Mapping,
                      with_search: bool) -> Iterator[ConfProblem]:  # also values of the search space and the options
     "Parameters that the learner does not take."
@@ -271,6 +282,7 @@ def learner_problems(use_case: UseCase, conf: Mapping,
         return raised_problem("parameters", use_case.learner.check, use_case.problem.name, changed)
     problems = check(conf)
     yield from problems
+    yield from further_problems(conf, problems, check)
     if problems or not with_search: return
     for key, parameters in values_to_search(conf):
         for _, message, hint in check(with_parameters(use_case, conf, parameters)): yield key, message, hint

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .. import task
-from ..conf import SOME_TEXTS, ConfProblem
+from ..conf import ANY_TEXTS, ConfProblem
 from ..data.session import get_spark
 from ..env import Env, load_env
 from ..errors import MlopsError
@@ -217,7 +217,7 @@ CARD_SECTIONS = (*model_card.GOVERNANCE_SECTIONS, "Data", "Metrics", "Slices", "
 def requirement_problems(use_case: UseCase, governance: Mapping) -> Iterator[ConfProblem]:
     "All problems of conf/governance.yml: also sections and tags that no version of the use case has."
     yield from model_card.governance_problems(governance, CARD_SECTIONS, version_tags(use_case))
-    if not SOME_TEXTS.is_right(governance.get("forbidden_features")): return
+    if not ANY_TEXTS.is_right(governance.get("forbidden_features")): return
     for i, word in enumerate(governance["forbidden_features"]):
         for message in model_card.forbidden_features(use_case.features, {"forbidden_features": [word]}):
             yield f"forbidden_features[{i}]", message, "remove the feature, or the word from this list"

@@ -81,10 +81,12 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("train.yml", "rounds: 200", "rounds: 1000000", "rounds: 1000000 is not valid", "from 1 to 100,000"),
     ("train.yml", "warned_share: mlops", "log_loss: mlops", "custom_metrics.log_loss: ", "choose another name"),
     ("train.yml", ":warned_share", ":LONGEST_TITLE", "custom_metrics.warned_share: ", "is 60, not a function"),
+    ("train.yml", "mlops_nb.workflow.evaluation:warned_share", "':'", "custom_metrics.warned_share: ",
+     "names no function"),
     ("train.yml", "choices: [true, false]", "choices: [true, maybe]", "search_space.extra_trees.choices[1]: ",
      "LightGBM refuses extra_trees"),
     ("train.yml", "high: 100.0", "high: .inf", "search_space.lambda_l2: ", "both must be finite numbers"),
-    ("train.yml", "{rounds: 308", "{rounds: null", "options[0].rounds: ", "must be a finite number"),
+    ("train.yml", "{rounds: 308", "{rounds: null", "options[0]: rounds is None", "a whole number from 1 to 100,000"),
     ("train.yml", "missed: 5", "missed: five", "costs.missed: 'five' is not valid", "greater than 0"),
     ("train.yml", "learning_rate: 0.1\n", "learning_rat: 0.1\n", "parameters.learning_rat: ",
      "did you mean 'learning_rate'?"),
@@ -99,20 +101,25 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("validation.yml", "    log_loss: {", "    logloss: {", "checks.metrics.logloss: ",
      "did you mean 'log_loss'?"),
     ("validation.yml", "confidence: 0.95", "confidence: 95", "deployment.confidence: ",
-     "between 0.5 and 1"),
+     "greater than 0.5 and less than 1"),
     ("validation.yml", "threshold: 0.65", "threshold: abc", "checks.metrics.log_loss.threshold: 'abc' is not valid",
      "a number from 0 on"),
     ("validation.yml", "threshold: 0.65, greater_is_better: false", "threshold: 0.65, greater_is_better: 'no'",
      "checks.metrics.log_loss.greater_is_better: 'no' is not valid", "false for log_loss"),
     ("validation.yml", "{min_relative_change: 0.05, g", "{min_relative_change: 5, g",
-     "checks.metrics.business_cost.min_relative_change: 5", "between 0 and 1"),
-    ("validation.yml", "tolerance: 0.000001", "tolerance: '0.1'", "checks.logged.tolerance: ", "without quotes"),
+     "checks.metrics.business_cost.min_relative_change: 5", "less than 1"),
+    ("validation.yml", "tolerance: 0.000001", "tolerance: '0.1'", "checks.logged.tolerance: ", "remove the quotes"),
     ("validation.yml", "max_milliseconds: 500", "max_milliseconds: 0", "checks.latency.max_milliseconds: 0",
      "a number greater than 0"),
-    ("validation.yml", "floor: 0.65", "floor: -1", "deployment.floor: no version can reach", "a number above 0"),
+    ("validation.yml", "floor: 0.65", "floor: -1", "deployment.floor: -1 is no value of log_loss", "from 0 on"),
     ("validation.yml", "min_days: 14 ", "min_days: 14.5 ", "deployment.min_days: 14.5", "a whole number from 14 on"),
-    ("validation.yml", "confidence: 0.95", "confidence: 0.2", "deployment.confidence: 0.2", "between 0.5 and 1"),
+    ("validation.yml", "confidence: 0.95", "confidence: 0.2", "deployment.confidence: 0.2", "greater than 0.5"),
     ("validation.yml", "mode: compare", "mode: compete", "deployment.mode: 'compete'", "compare or direct"),
+    ("monitoring.yml", "name: late_flights", "name: count", "monitor.custom_metrics[3].name: ", "rename it"),
+    ("monitoring.yml", "nullif(heuristic_loss, 0)", "nullif(no_such_metric, 0)",
+     "monitor.custom_metrics[2].definition: ", "no metric 'no_such_metric'"),
+    ("monitoring.yml", "output_data_type: *double", "output_data_type: double",
+     "monitor.custom_metrics[1].output_data_type: ", "StructField"),
     ("monitoring.yml", "sliced_columns: []", "sliced_columns: [orign]", "sliced_columns[0]: ",
      "did you mean 'origin'?"),
     ("monitoring.yml", "hour_band,", "hour_bond,", "monitor.slicing_exprs[2]: ", "'hour_band'?"),
@@ -194,6 +201,30 @@ def test_all_mistakes_of_all_files_are_reported_at_once(flights):
         with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
     output = CliRunner().invoke(cli.app, ["validate"]).output
     assert output.count("no key 'another'") == 3
+
+
+def test_all_parameters_that_the_learner_refuses_are_reported_at_once(flights):
+    file = flights / "conf/train.yml"
+    text = file.read_text().replace("  feature_fraction: 0.4", "  feature_fraction: 4")
+    file.write_text(text.replace("  cat_l2:", "  cat_l22:").replace("  lambda_l2: 20", "  lambda_l2: -20"))
+    output = CliRunner().invoke(cli.app, ["validate"]).output
+    for name in ("feature_fraction", "cat_l22", "lambda_l2"): assert f": parameters.{name}: " in output, output
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("governance.yml", "[passenger, age_group, gender, nationality, religion]", "[]"),
+    ("validation.yml", "champion_max_age_days: 180", "champion_max_age_days: null"),
+    ("validation.yml", "floor: 0.65", "floor: 1"), ("validation.yml", "tolerance: 0.000001", "tolerance: 1e-6"),
+    ("monitoring.yml", "definition: model_loss / nullif(heuristic_loss, 0)",
+     "definition: CASE WHEN heuristic_loss > 0 THEN CAST(model_loss AS DOUBLE) END")])
+def test_unusual_values_that_are_right(flights, name, old, new):
+    file = flights / "conf" / name
+    text = file.read_text()
+    if "age" in old: text = text.replace("not_worse_than: 0.01", "not_worse_than: null")
+    assert old in text
+    file.write_text(text.replace(old, new))
+    result = CliRunner().invoke(cli.app, ["validate"])
+    assert result.exit_code == 0 and "no problem" in result.output, result.output
 
 
 def test_all_mistakes_of_a_monitor_and_its_thresholds_are_reported_at_once(flights):

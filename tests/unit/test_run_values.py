@@ -27,13 +27,15 @@ def refusal(tmp_path, monkeypatch):
     ("train -p as_of=2013-4-1", "parameter 'as_of' is '2013-4-1'"),
     ("train -p as_of=yesterday", "it must be a date such as 20"),
     ("train -p as_of=2031-01-01", "a day without data\n  write a day from 2013-01-02 to 2014-01-01"),
-    ("demo -p year_end=2013-02-01", "year_end (2013-02-01) is before first_day (2013-04-01)"),
-    ("demo -p retrain_day=2013-03-01", "task 'challenger' needs what task 'score_the_year' made"),
+    ("demo -p year_end=2013-02-01", "parameter 'year_end' is 2013-02-01, before first_day (2013-04-01)"),
+    ("demo -p retrain_day=2013-03-01", "parameter 'retrain_day' is 2013-03-01, before first_day"),
     ("demo -p replay_days=0", "a number of days from 1 to 366"),
     ("batch_inference -p replay_days=0", "a number of days from 1 to 366"),
     ("monitor -p granularity=month", "no granularity 'month'"),
     ("features -p source=nowhere", "source 'nowhere' is neither a folder nor an installed package"),
     ("features -p source=docs", "no file 'flights.csv' in "),
+    ("compare -p first=a@b@c -p second=1", "no model 'dev.flights.a"),
+    ("train --var settings={", "variables.settings: parameter 'settings' is not JSON"),
     ("features -p online_store=ftp://x", "no kind of online store 'ftp'"),
     ("deploy -p model_name=dev.flights.late_arrival -p model_version=1", "no model 'dev.flights.late_arrival'"),
     ("reproduce -p model_name=x -p model_version=1", "no model 'x' in the registry")])
@@ -44,6 +46,9 @@ def test_a_value_that_a_task_would_refuse(refusal, arguments, message):
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("MLOPS_ENGINE", "spark", "engine 'spark' needs the full pyspark package"),
     ("MLOPS_ONLINE_STORE", "cache", "MLOPS_ONLINE_STORE: the address of the online store cannot be read"),
+    ("MLOPS_LAKEHOUSE", "s3://", "names no bucket"),
+    ("MLFLOW_TRACKING_URI", "http://[bad", "MLFLOW_TRACKING_URI is no address: "),
+    ("MLFLOW_REGISTRY_URI", "mysql://me:word@db/x", "or change MLFLOW_REGISTRY_URI"),
     ("MLFLOW_TRACKING_URI", "mysql://me:word@db/x", "mysql://db/x needs the Python module 'MySQLdb'"),
     ("MLFLOW_TRACKING_URI", "postgres://db/x", "did you mean 'postgresql'?"),
     ("MLFLOW_TRACKING_URI", "http://localhost:1", "no MLflow server answers at http://localhost:1")])

@@ -359,11 +359,11 @@ SOURCE = 'SPACE = {"depth": {"low": 1, "high": 9, "default": 3}}\ndef fit(parame
 @pytest.mark.parametrize("source, words", [
     (SOURCE.replace("SPACE", "SPACES"), "no name 'SPACE' in new.py\n.*SPACES"),
     (SOURCE.replace("fit", "fitt"), "no function 'fit' in new.py\n.*fitt"),
-    (SOURCE.replace("high", "hihg"), "no key 'hihg' in depth in SPACE of new.py\n.*did you mean 'high'"),
+    (SOURCE.replace("high", "hihg"), "depth in SPACE of new.py: hihg: no key 'hihg'\n.*did you mean 'high'"),
     (SOURCE.replace('"default": 3', '"default": 30'), "default 30 is not between"),
-    (SOURCE.replace('"low": 1', '"low": "1"'), "write numbers"),
+    (SOURCE.replace('"low": 1', '"low": "1"'), "it must be a number; remove the quotes"),
     (SOURCE.replace('"low": 1', '"low": 1 + x'), "is not a literal dictionary"),
-    (SOURCE.replace('"high": 9, ', ""), "has no high"), (SOURCE.replace("{", "{{", 1), "new.py, line 1")])
+    (SOURCE.replace('"high": 9, ', ""), "high: the key is missing"), (SOURCE.replace("{", "{{", 1), "new.py, line 1")])
 def test_a_family_with_a_mistake_is_explained(tmp_path, source, words):
     (tmp_path / "new.py").write_text(source)
     with pytest.raises(MlopsError, match=words): trials.find_families([str(tmp_path / "new.py")])

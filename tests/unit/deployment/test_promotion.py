@@ -237,8 +237,8 @@ def test_direct_promotes_what_is_worse_and_what_cannot_be_compared():
 
 @pytest.mark.parametrize("change, message", [
     ({"mode": "duel"}, "mode: 'duel' is not valid"), ({"confidence": 1}, "confidence: 1 is not valid"),
-    ({"floor": None}, "floor: None is not valid"), ({"min_rows": "5000"}, "min_rows: '5000' .*\n.* without quotes"),
-    ({"min_rows": True}, "min_rows: True is not valid"), ({"not_worse_than": 0.01}, "give both or neither"),
+    ({"floor": None}, "floor: null is not valid"), ({"min_rows": "5000"}, "min_rows: '5000' .*\n.* remove the quotes"),
+    ({"min_rows": True}, "min_rows: true is not valid"), ({"not_worse_than": 0.01}, "give both or neither"),
     ({"min_row": 3}, "no key 'min_row'"), ({"metric": "logloss"}, "no metric 'logloss'")])
 def test_an_invalid_rule_is_refused(change, message):
     with pytest.raises(MlopsError, match=message):

@@ -177,7 +177,7 @@ def test_equal_labels_can_be_compared_and_few_groups_cannot():
 
 @pytest.mark.parametrize("change, message", [
     ({"metric": "log_loss"}, "the rule of deployment: metric: no metric 'log_loss'"),
-    ({"metric": "r2_score"}, "greater_is_better: False is not valid\n  it must be true for r2_score"),
+    ({"metric": "r2_score"}, "greater_is_better: false is not valid\n  it must be true for r2_score"),
     ({"metric": "interval_width"}, "no metric 'interval_width' in the metrics of v2")])
 def test_a_deployment_rule_that_does_not_fit_is_named(change, message):
     with pytest.raises(MlopsError, match=message):

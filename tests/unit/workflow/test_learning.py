@@ -170,7 +170,7 @@ def test_settings_that_are_right_are_read(tmp_path):
     ({"costs": {"missed": 0, "false_warning": 1}}, "costs.missed: 0 is not valid"),
     ({"quantiles": [0.1, 0.9]}, "no key 'quantiles'"),
     ({"held_out_share": 0.2}, "held_out_share: the rows of late belong to days"),
-    ({"parameters": None}, "parameters: None is not valid"),
+    ({"parameters": None}, "parameters: null is not valid"),
     ({"parameters": {"objective": "binary", "learning_rate": -1}}, "parameters.learning_rate: .*must be > 0"),
     ({"search_space": {"num_leafs": {"low": 1, "high": 2}}}, "no parameter 'num_leafs'"),
     ({"search_space": {"num_leaves": {"low": 0, "high": 2}}}, "search_space.num_leaves.low: .*must be > 1"),
