@@ -29,7 +29,6 @@ from mlops_nb.conf import (
     ConfProblem,
     Setting,
     a_number,
-    a_number_between,
     a_whole_number,
     is_count,
     is_finite,
@@ -101,7 +100,8 @@ MODES = ("compare", "direct")
 RULE_DEFAULTS = {"min_days": MIN_DECISION_DAYS, "champion_max_age_days": None, "not_worse_than": None}  # optional keys
 DEPLOYMENT_SETTINGS = {
     "mode": Setting(lambda value: value in MODES, " or ".join(MODES)), "metric": A_TEXT, "greater_is_better": A_TRUTH,
-    "min_rows": A_COUNT, "min_relative_change": a_number(0, 1), "confidence": a_number_between(0.5, 1),
+    "min_rows": A_COUNT, "min_relative_change": a_number(0, 1), "confidence": Setting(
+        lambda value: is_finite(value, 0.5) and value < 1, "a number from 0.5 on, less than 1, such as 0.95"),
     "floor": a_number(), "min_days": Setting(
         lambda value: is_count(value, MIN_DECISION_DAYS), f"a whole number from {MIN_DECISION_DAYS} on: intervals from "
         "fewer days do not keep their confidence", optional=True),
