@@ -104,6 +104,7 @@ def check_version(env: Env, passed: list[PassedValue], started: str) -> None:
     from mlops_nb.models import registry
     named = {one.name: str(one.value) for one in passed if one.job == started}
     for name in ("first", "second") if started == "compare" else ():
+        if not named.get(name): continue  # a project can have a job of this name with other parameters
         with registry.registry_errors(env): registry.resolve_version(env, named[name])
     if not (named.get("model_name") and named.get("model_version")): return
     with registry.registry_errors(env): registry.get_version(env, named["model_name"], named["model_version"])
