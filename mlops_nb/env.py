@@ -145,7 +145,7 @@ def check_driver(uri: str, variable: str) -> None:  # uri: of a database
         package = DRIVERS.get(error.name, error.name)
         raise MlopsError(f"MLflow's store {shown} needs the Python module {error.name!r}",
                          f"uv pip install '{package}', or change {variable}") from None
-    except (ArgumentError, ImportError) as error:
+    except (ArgumentError, ImportError, ValueError) as error:  # ValueError: a port that is no number
         raise MlopsError(f"MLflow's store {shown} cannot be used: {error}", f"change {variable}") from None
 
 @cache

@@ -53,6 +53,16 @@ def imported(path: Path) -> set[str]:
     return {mlops_nb._MODULES.get(name, name) for name in names}  # a name of the package itself stands for its module
 
 
+TOP_LEVEL = set("""benchmarks conf docs mlops_nb nbs resources template tests .ci .github .gitignore LICENSE Makefile
+    README.md databricks.yml pyproject.toml requirements.lock settings.ini""".split())
+
+
+def test_no_file_that_a_run_wrote_is_committed():
+    "A state beside its usual place, such as a folder with the name of a bucket."
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    assert {name.split("/")[0] for name in names if name} <= TOP_LEVEL
+
+
 def test_the_wheel_brings_no_pyspark():
     needed = [r for r in metadata.requires("mlops_nb") if "extra ==" not in r]
     owners = {"pyspark", "pyspark-client", "databricks-connect", "pysail"}

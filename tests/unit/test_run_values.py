@@ -51,6 +51,7 @@ def test_a_value_that_a_task_would_refuse(refusal, arguments, message):
     ("MLFLOW_REGISTRY_URI", "mysql://me:word@db/x", "or change MLFLOW_REGISTRY_URI"),
     ("MLFLOW_TRACKING_URI", "mysql://me:word@db/x", "mysql://db/x needs the Python module 'MySQLdb'"),
     ("MLFLOW_TRACKING_URI", "postgres://db/x", "did you mean 'postgresql'?"),
+    ("MLFLOW_TRACKING_URI", "postgresql://me@host:abc/db", "MLflow's store postgresql://host:abc/db cannot be used: "),
     ("MLFLOW_TRACKING_URI", "http://localhost:1", "no MLflow server answers at http://localhost:1")])
 def test_a_place_that_cannot_be_used(refusal, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
