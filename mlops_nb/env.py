@@ -29,6 +29,7 @@ from .bundle.load import FILE, load_bundle, target_names
 from .errors import MlopsError, shorten, unknown
 from .identity import on_databricks
 from .local_stores import check_mlflow_store, place_problem, store_errors
+from .temporary_catalogs import made_at, permanent_catalog
 from .yaml_files import check_path_part
 
 # %% ../nbs/06_env.ipynb #e8dfd4e9
@@ -218,7 +219,8 @@ class Env:
 
     def can_read(self, full: str) -> bool:
         "Whether the target may read the table or model with this name."
-        return self.table(full).split(".")[0] in self.read
+        catalog = self.table(full).split(".")[0]
+        return catalog in self.read or permanent_catalog(catalog) in self.read
 
     def can_write(self, full: str) -> bool:
         "Whether the target may write the table or model with this name."
@@ -239,9 +241,10 @@ class Env:
         raise MlopsError(f"target {self.target!r} may not write {self.table(full)}", hint)
 
     def experiment(self, name: str) -> str:
-        "Return the name of an MLflow experiment; it contains the target, as targets can share one store."
+        "Return the name of an MLflow experiment; it contains the target, and a temporary catalog, which share a store."
         for part in name.split("/"):  # each is a folder of artifacts
             check_path_part(part, "folder", f"experiment {shorten(repr(name))}")
+        if made_at(self.catalog): name = f"{self.catalog}/{name}"
         if not self.tracking_uri.startswith("databricks"): return f"/{self.target}/{name}"
         folder = self.variables.get("experiments") or f"/Shared/mlops_nb/{self.target}"
         return f"{folder.removeprefix('/Workspace').rstrip('/')}/{name}"
@@ -302,6 +305,7 @@ def catalogs_of(variables: Mapping,  # the bundle's resolved variables
     if catalog not in write:
         raise MlopsError(f"target {target!r} may not write its own catalog {catalog!r}",
                          f"variable 'write' is: {', '.join(write)}")
+    if source not in read and permanent_catalog(source) in read: read = (*read, source)
     if source not in read:
         raise MlopsError(f"target {target!r} may not read its source catalog {source!r}",
                          f"variable 'read' is: {', '.join(read)}")

@@ -7,8 +7,6 @@ __all__ = ['models_app', 'VersionReference', 'Name', 'show_model', 'reproduce_mo
            'show_history', 'copy_model', 'compare_models']
 
 # %% ../../nbs/commands/03_models.ipynb #f9620d3a
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -46,22 +44,17 @@ def reproduce_model(reference: VersionReference, target: Target = None) -> None:
     """Train a version again from its recorded tables, code and settings, and compare every metric.
 
     Example: [bold]mlops models reproduce late_arrival/1[/]"""
-    import signal
-    import subprocess
-
     from mlops_nb import env
+    from mlops_nb.ci.temporary_places import run_mlops
     from mlops_nb.deployment import lineage
     from mlops_nb.models import registry
     place = env.load_env(target)
     version = registry.resolve_version(place, reference)
     with lineage.code_at(place.root, version.tags.get("git_sha", ""), place.state) as folder:
         parameters = ["-p", f"model_name={version.name}", "-p", f"model_version={version.version}"]
-        mlops = [sys.executable, "-c", "from mlops_nb.cli import main; main()"]
-        state = {"PYTHONPATH": str(folder), "MLOPS_STATE": str(place.state), "MLOPS_LAKEHOUSE": place.lakehouse}
-        command = [*mlops, "run", "reproduce", "-t", place.target, *parameters]
-        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the run as well, which ends what it has begun
-        process = subprocess.run(command, cwd=folder, env=os.environ | state)
-    if process.returncode: raise typer.Exit(process.returncode)
+        state = {"MLOPS_STATE": str(place.state), "MLOPS_LAKEHOUSE": place.lakehouse}
+        code = run_mlops(["run", "reproduce", "-t", place.target, *parameters], folder, state)
+    if code: raise typer.Exit(code)
 
 # %% ../../nbs/commands/03_models.ipynb #d3bcd331
 def rollback(name: Name, reason: Annotated[str, typer.Option(help="The reason, for the log. Required.")] = "",

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'DELTA_CAUSES', 'DATA_FILE', 'plain_path', 'make_root', 'location', 'reached', 'folders', 'is_table',
-           'remove', 'stored_tables', 'table_error', 'table_errors', 'delta_log', 'catalogs', 'attach_schema',
-           'attach_table', 'attach']
+           'remove', 'stored_tables', 'table_error', 'table_errors', 'delta_log', 'temporary_in', 'catalogs',
+           'attach_schema', 'attach_table', 'attach']
 
 # %% ../../nbs/data/01_lakehouse.ipynb #a57e6ef6
 import hashlib
@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,6 +23,7 @@ from .sql import sql_name, sql_text
 from ..env import Env
 from ..errors import MlopsError, shorten
 from ..local_stores import place_problem
+from ..temporary_catalogs import made_at
 
 # %% ../../nbs/data/01_lakehouse.ipynb #6475f8ef
 PLAIN = re.compile(r"[A-Za-z0-9_./=+@,:-]+")
@@ -163,9 +165,17 @@ def delta_log(env: Env, full: str):  # -> deltalake.DeltaTable
     with table_errors(full): return DeltaTable(location(env, full))
 
 # %% ../../nbs/data/01_lakehouse.ipynb #42ff341a
+@cache
+def temporary_in(lakehouse: str) -> tuple[str, ...]:  # a folder; once for a process, as its session cannot add catalogs
+    "Return the temporary catalogs in a local lakehouse."
+    return tuple(filter(made_at, folders(lakehouse)))
+
 def catalogs(env: Env) -> tuple[str, ...]:
-    "Return the catalogs that the target reads or writes, its own first."
-    return tuple(dict.fromkeys([env.catalog, *env.write, *env.read]))
+    "Return the catalogs that the target reads or writes, its own first; also temporary ones in a local lakehouse."
+    own = dict.fromkeys([env.catalog, *env.write, *env.read])
+    is_own_server = env.engine != "databricks" and not os.environ.get("SPARK_REMOTE")
+    others = temporary_in(env.lakehouse) if is_own_server and "://" not in env.lakehouse else ()
+    return tuple(own | dict.fromkeys(name for name in others if env.can_read(f"{name}.any.any")))
 
 def attach_schema(spark, env: Env, full: str):  # full name of a table in the schema
     "Register a table's schema in the session; MlopsError if the server has it at another location."
