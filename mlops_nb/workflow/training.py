@@ -37,7 +37,15 @@ from ..pictures import significant
 from . import evaluation as evaluations
 from .evaluation import Evaluation
 from .learning import TrainedModel, deciding_code, deciding_keys, labels_of, learn, predict, read_train
-from .rows import BASELINE_VALUE, input_types, labelled, labelled_training_set, load_rows, pin_tables
+from mlops_nb.workflow.rows import (
+    BASELINE_VALUE,
+    ROW_GROUP,
+    input_types,
+    labelled,
+    labelled_training_set,
+    load_rows,
+    pin_tables,
+)
 from .splits import Split, check_row_counts, split_of, split_rows
 from .tuning import tune_parameters
 from .use_case import UseCase
@@ -163,6 +171,8 @@ def log_results(data: TrainingData, evaluation: Evaluation) -> None:
     rows = pd.DataFrame({label: data.labels.astype(float), "prediction": prediction})
     metrics = evaluation.metrics["model"].to_dict() | evaluation.custom
     evidence.log_evaluation(data.env, rows, label, metrics, data.table, data.env.versions[data.table])
+    held_out = data.parts[1]
+    evidence.log_predictions(held_out[list(data.use_case.key)], held_out[ROW_GROUP], rows, label)
     mlflow.log_metrics(evaluation.metrics["baseline"].dropna().add_prefix("baseline_").to_dict())
     for end in ("low", "high"): mlflow.log_metrics(evaluation.bounds[end].add_suffix(f"_{end}").to_dict())
     mlflow.log_table(evaluation.metrics.rename_axis("metric").reset_index(), "evaluation/metrics.json")
