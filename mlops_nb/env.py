@@ -260,11 +260,11 @@ class Env:
             file = Path(self.tracking_uri.removeprefix("sqlite:///"))
             make_store(file)
             if file == self.state / "mlflow.db": addresses.use_here(self.state)  # not the store of someone else
-        variable_before = os.environ.get("MLFLOW_TRACKING_URI")
+        unset = [name for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI") if name not in os.environ]
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.registry_uri)
-        # MLflow sets the variable as well; the next `load_env` would read it as a setting of the user
-        if variable_before is None: os.environ.pop("MLFLOW_TRACKING_URI", None)
+        # MLflow sets the variables as well; the next `load_env` would read them as settings of the user
+        for name in unset: os.environ.pop(name, None)
 
 # %% ../nbs/06_env.ipynb #588cc242
 def locations(root: Path,  # the project's folder, the base of relative paths

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCEPT', 'project_use_case', 'sample_day', 'train_in_place', 'base_results', 'base_commit', 'is_changed',
-           'shared_champion', 'champion_change', 'CommitMetrics', 'judged', 'write_metrics', 'commit_metrics']
+           'shared_champion', 'champion_change', 'CommitMetrics', 'judged', 'write_metric_report', 'commit_metrics']
 
 # %% ../../nbs/ci/04_commit_metrics.ipynb #b4000004
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ from .run_report import REPORT, check_report_folder
 from mlops_nb.ci.temporary_places import (
     drop_place,
     is_shared,
-    place_of,
     place_settings,
     places_folder,
     run_mlops,
     sweep,
+    temporary_env,
 )
 from ..data.session import get_spark
 from ..deployment.comparison import check_deployment_rule, plot_losses
@@ -79,7 +79,7 @@ def base_results(env: Env, use_case: UseCase, commit: str, as_of: str) -> Traini
     "Return the results of another commit; it is trained unless the state has them."
     folder = places_folder(env.state) / "results" / f"{commit}_{as_of}"
     if results := load_results(folder): return results
-    place = place_of(env, temporary_catalog(env.catalog, datetime.now(UTC)))
+    place = temporary_env(env, temporary_catalog(env.catalog, datetime.now(UTC)))
     with code_at(env.root, commit, env.state) as code: train_in_place(env, code, place, as_of)
     results = read_results(place, use_case.model, f"main ({commit[:7]})")
     save_results(results, folder)
@@ -139,7 +139,7 @@ def judged(change: MetricChange, against: str, accepted: bool) -> CommitMetrics:
     refused = worse and not accepted
     return CommitMetrics(refused, text + (f"\nTo mend it: {ACCEPT}\n" if refused else ""))
 
-def write_metrics(result: CommitMetrics, change: MetricChange, folder: Path) -> None:
+def write_metric_report(result: CommitMetrics, change: MetricChange, folder: Path) -> None:
     "Write the report and the picture of the loss by day."
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(result.text, encoding="utf-8")
@@ -165,12 +165,12 @@ def commit_metrics(env: Env,  # of the target in its usual state
     as_of = as_of or ("latest" if champion else sample_day(bundle))
     sweep(env, datetime.now(UTC), KEEP)
     other = None if champion else base_results(env, use_case, commit, as_of)
-    place = place_of(env, temporary_catalog(env.catalog, datetime.now(UTC)))
+    place = temporary_env(env, temporary_catalog(env.catalog, datetime.now(UTC)))
     train_in_place(env, env.root, place, as_of)
     if champion: change = champion_change(use_case, place, champion, settings)
     else: change = metric_change(use_case, other, read_results(place, use_case.model, "this commit"), *settings)
     against = f"{champion.name} v{champion.version}" if champion else other.name
     result = judged(change, against, accepted)
-    write_metrics(result, change, folder)
+    write_metric_report(result, change, folder)
     drop_place(place)
     return result

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from .run_report import check_report_folder, write_report
-from .temporary_places import drop_place, place_of, place_settings, run_mlops, sweep
+from .temporary_places import drop_place, place_settings, run_mlops, sweep, temporary_env
 from ..env import Env
 from ..git import git_or
 from ..jobs import run_store
@@ -52,7 +52,7 @@ def run_integration(env: Env,  # of the target in its usual state
     check_report_folder(folder)
     sweep(env, datetime.now(UTC), KEEP)
     catalog = temporary_catalog(env.catalog, datetime.now(UTC))
-    place = place_of(env, catalog, variables)
+    place = temporary_env(env, catalog, variables)
     pairs = [*(f"--var={name}={value}" for name, value in variables.items()), f"--var=catalog={catalog}",
              *(f"--param={name}={value}" for name, value in parameters.items())]
     code = run_mlops(["run", job, "-t", env.target, *pairs], env.root, place_settings(env, catalog))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .run_report import markdown_table
+from .run_report import markdown_rows
 from ..deployment.comparison import Comparison, Contender, change_interval, change_text, check_deployment_rule
 from ..deployment.promotion import Match
 from ..env import Env
@@ -136,5 +136,5 @@ def metric_cells(change: MetricChange) -> list[list[str]]:
 def change_markdown(change: MetricChange, title: str, verdict: str) -> str:
     "Describe a change for a pull request."
     new, old = change.metrics.columns
-    table = markdown_table(["metric", old, new, "change"], metric_cells(change))
+    table = markdown_rows(["metric", old, new, "change"], metric_cells(change))
     return f"### {title}\n\n{verdict} {change_sentence(change)}\n\n{table}\n"

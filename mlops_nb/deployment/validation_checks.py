@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LATENCY_CALLS', 'CHECKS', 'CHECK_PARAMETERS', 'HeldOut', 'Evidence', 'check_predicts', 'check_signature',
-           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'check_held_out',
-           'check_metrics', 'check_logged', 'check_improvement', 'check_calibration', 'slice_changes', 'check_slices',
-           'milliseconds', 'check_latency', 'unusual_rows', 'prediction_problems', 'check_robust', 'check_problems',
-           'check_rules', 'checks', 'required_value', 'plot_metric_rule', 'plot_metrics']
+           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'check_release',
+           'check_held_out', 'check_metrics', 'check_logged', 'check_improvement', 'check_calibration', 'slice_changes',
+           'check_slices', 'milliseconds', 'check_latency', 'unusual_rows', 'prediction_problems', 'check_robust',
+           'check_problems', 'check_rules', 'checks', 'required_value', 'plot_metric_rule', 'plot_metrics']
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #aa24e308
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from time import perf_counter
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .. import pictures
-from ..conf import A_COUNT, ConfProblem, a_number, a_number_between, refuse, setting_problems
+from ..conf import A_COUNT, A_TEXT, ConfProblem, a_number, a_number_between, refuse, setting_problems
 from . import validation
 from .validation import CONF_FILE, NotEvaluated, metric_rule_problems, run_check
 from ..errors import MlopsError, counted, shorten, what_exists
@@ -198,6 +199,19 @@ def check_card(evidence: Evidence) -> list[str]:
         reasons.append(f"the card does not name the licence of the data: {licence}")
     return reasons
 
+# %% ../../nbs/deployment/02_validation_checks.ipynb #7f4ce271
+def check_release(evidence: Evidence, *, branches: str) -> list[str]:  # a pattern, such as release/*
+    "The commit of the version is of a release branch, and the code had no other changes."
+    commit, branch, is_dirty = (evidence.tags.get(f"git_{name}", "unknown") for name in ("sha", "branch", "dirty"))
+    reasons = []
+    if not fnmatchcase(branch, branches):
+        reasons.append(f"commit {commit[:7]} is of branch {branch!r}, and a version of this target must be of "
+                       f"{branches}: merge the commit into such a branch, and train from there")
+    if is_dirty == "true": reasons.append(f"the code differs from commit {commit[:7]}: commit the changes, train again")
+    if is_dirty not in ("true", "false"):
+        reasons.append(f"it is not known whether the code differs from commit {commit[:7]}: deploy it with make deploy")
+    return reasons
+
 # %% ../../nbs/deployment/02_validation_checks.ipynb #b2a34786
 def check_held_out(evidence: Evidence, *, min_rows: float) -> list[str]:
     "The held-out rows are enough, of several days, with a baseline for each row; for classes with both labels."
@@ -306,12 +320,13 @@ def check_robust(evidence: Evidence) -> list[str]:
 CHECKS = {function.__name__.removeprefix("check_"): function for function in (
     check_predicts, check_signature, check_tags, check_description, check_card, check_forbidden, check_size,
     check_held_out, check_metrics, check_logged, check_improvement, check_calibration, check_slices, check_latency,
-    check_robust)}
+    check_robust, check_release)}
 
 CHECK_PARAMETERS = {
     "size": {"max_bytes": A_COUNT}, "held_out": {"min_rows": A_COUNT}, "logged": {"tolerance": a_number(0)},
     "improvement": {"min_relative_change": a_number(0, 1)}, "calibration": {"max_error": a_number(0, 1)},
     "slices": {"min_rows": A_COUNT, "max_relative_change": a_number(0)},
+    "release": {"branches": A_TEXT},
     "latency": {"max_milliseconds": a_number_between(0, math.inf)}}  # by name of the check; the others have none
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #ea885c4f

@@ -28,16 +28,18 @@ def deployed_commit(env: Env) -> str:
     try: return identity.git_folder_commit(env.root, identity.workspace())
     except (DatabricksError, ValueError): return ""  # the workspace does not answer; `code_version` says what follows
 
-def code_version(env: Env) -> dict[str, str]:  # git_sha, git_dirty
-    "Return the commit of the project, and whether tracked files differ from it."
-    if env.home == "databricks" and (sha := deployed_commit(env)): return {"git_sha": sha, "git_dirty": "unknown"}
+def code_version(env: Env) -> dict[str, str]:  # git_sha, git_dirty, git_branch
+    "Return the commit of the project, whether tracked files differ from it, and its branch."
+    if env.home == "databricks" and (sha := deployed_commit(env)):
+        return {"git_sha": sha, **{name: env.variables.get(name) or "unknown" for name in ("git_dirty", "git_branch")}}
     sha = git_or("", env.root, "rev-parse", "-q", "--verify", "HEAD")
     if sha:
         changes = git(env.root, "status", "--porcelain", "--untracked-files=no")
-        return {"git_sha": sha, "git_dirty": str(bool(changes)).lower()}
+        return {"git_sha": sha, "git_dirty": str(bool(changes)).lower(),
+                "git_branch": git_or("unknown", env.root, "symbolic-ref", "--short", "-q", "HEAD")}
     package = f"mlops_nb {installed_version('mlops_nb')}"
     print(f"The commit of the code is unknown: {env.root} is in no git repository. The version records {package}.")
-    return {"git_sha": package, "git_dirty": "unknown"}
+    return {"git_sha": package, "git_dirty": "unknown", "git_branch": "unknown"}
 
 # %% ../../nbs/models/10_evidence.ipynb #18642c01
 def pinned_requirements(*packages: str) -> list[str]:

@@ -116,7 +116,7 @@ def load(use_case: UseCase, target: str,
 
 # %% ../../nbs/workflow/08_training.ipynb #5f1e90b1
 SPLIT_TAGS = ("as_of", "trained_through", "held_out_from", "held_out_to", "held_out_share")
-ORIGIN_TAGS = ("git_sha", "git_dirty", "fingerprint", "read_versions", "owner")
+ORIGIN_TAGS = ("git_sha", "git_dirty", "git_branch", "fingerprint", "read_versions", "owner")
 
 def version_tags(use_case: UseCase) -> tuple[str, ...]:
     "The names of all tags that training gives to a version; those that do not apply to it are missing."

@@ -156,6 +156,7 @@ def gather(use_case: UseCase, target: str,
     "Read the checks, the version, its held-out rows and its model."
     env = load_env(target)
     rules = read_checks(use_case, env.root)
+    if branches := env.variables.get("release_branches"): rules["release"] = {"branches": branches}
     version = validation.begin_validation(env, model_name, model_version)
     return Candidate(env, version, rules, gather_evidence(use_case, get_spark(env), env, version))
 

@@ -98,10 +98,11 @@ def deployed_env(monkeypatch, target="dev", **settings):
 
 def test_a_deployed_notebook_uses_the_values_of_its_deployment(monkeypatch):
     env = deployed_env(monkeypatch, schema="dev_ana_flights", source_schema="flights", source_catalog="prod",
-                       git_sha="0a1b2c", user="ana@example.org", experiments="/Workspace/Users/ana@example.org/x/")
+                       git_sha="0a1b2c", git_branch="release/2", git_dirty="false", user="ana@example.org",
+                       experiments="/Workspace/Users/ana@example.org/x/")
     assert env.table("plane") == "dev.dev_ana_flights.plane" and env.source_table("plane") == "prod.flights.plane"
     assert env.experiment("late_arrival") == "/Users/ana@example.org/x/late_arrival"
-    assert evidence.code_version(env) == {"git_sha": "0a1b2c", "git_dirty": "unknown"}
+    assert evidence.code_version(env) == {"git_sha": "0a1b2c", "git_dirty": "false", "git_branch": "release/2"}
     own = deployed_env(monkeypatch, schema="dev_ana_flights", source_schema="flights", user="ana@example.org")
     assert own.source_table("plane") == "dev.dev_ana_flights.plane"
     assert own.experiment("late_arrival") == "/Users/ana@example.org/mlops_nb/dev/late_arrival"
