@@ -34,6 +34,8 @@ def wheel_faults(files: CheckedFiles, wheel: Path) -> list[str]:
 
 def wheel_complete(files: CheckedFiles) -> Refusal | None:
     "Build the wheel into `dist/`; refuse a package whose wheel lacks files."
+    folders = [f"{folder}/" for folder in package_folders(files.root, files.package).values()]
+    if not any(name == "pyproject.toml" or name.startswith(tuple(folders)) for name in files.names): return None
     dist = files.root / "dist"
     dist.mkdir(exist_ok=True)
     faults = wheel_faults(files, built_wheel(files.root, dist, files.package))

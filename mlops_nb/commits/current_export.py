@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from .checked_files import TIDY, CheckedFiles, Refusal
-from ..projects.update import export_failure
 
 # %% ../../nbs/commits/02_current_export.ipynb #5d46593c
 SETTINGS = ("settings.ini", "pyproject.toml")
@@ -71,6 +70,7 @@ def concerns_export(files: CheckedFiles, names: Iterable[str]) -> bool:
 def export_current(files: CheckedFiles) -> Refusal | None:
     "Refuse modules that differ from what the notebooks export."
     if not concerns_export(files, files.names): return None
+    from mlops_nb.projects.update import export_failure  # imports more than `mlops --help` should
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         copy_sources(files, folder)
