@@ -33,6 +33,7 @@ $(READY): requirements.lock
 
 # The driver merges notebooks by cell (see .gitattributes). It belongs to the clone, so that other clones need no nbdev.
 setup: $(READY)  ## set up this clone for git: merge notebooks by cell, run the checks before each commit
+	@git rev-parse --git-dir >/dev/null || { echo "make it a repository first: git init"; exit 1; }
 	@git config merge.nbdev-merge.name "merge notebooks by cell"
 	@git config merge.nbdev-merge.driver "'$(CURDIR)/$(BIN)/nbdev_merge' %O %A %B %P"
 	@$(BIN)/pre-commit install
