@@ -33,8 +33,9 @@ def mend_code(lines: list[str]) -> str:
 
 def code_tidy(files: CheckedFiles) -> Refusal | None:
     "Refuse code in which ruff finds something."
-    names = [name for name in files.names if name.endswith(CODE)]
-    modules = [name for name in names if name.startswith(f"{files.package}/")]
-    lines = ruff_lines(files, "--force-exclude", "--", *names) if names else []
+    names = {name for name in files.names if name.endswith(CODE)}
+    modules = sorted(name for name in names if name.startswith(f"{files.package}/"))
+    # All files, also if few are given: ruff excludes a given file whose folder has a parent named like the package.
+    lines = [line for line in ruff_lines(files, ".") if line.split(":")[0] in names] if names else []
     if modules: lines += ruff_lines(files, "--isolated", "--select=F821", "--", *modules)
     return Refusal(tuple(lines), mend_code(lines)) if lines else None
