@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUNDLE_FOLDERS', 'COMMIT_CHECKS', 'SHOWN_FAULTS', 'target_faults', 'bundle_valid', 'wheel_whole', 'chosen_checks',
-           'result_of', 'show_result', 'check_commit']
+           'annotation', 'result_of', 'show_result', 'check_commit']
 
 # %% ../../nbs/commands/11_check.ipynb #dacb65a9
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -65,6 +66,11 @@ def chosen_checks(names: Iterable[str]) -> list[str]:
 # %% ../../nbs/commands/11_check.ipynb #34a5b31f
 SHOWN_FAULTS = 20  # of a check; the rest is counted
 
+def annotation(name: str, refusal: Refusal) -> str:
+    "Return the line that makes GitHub show a refusal on the page of a workflow's run."
+    text = "\n".join([*refusal.faults[:SHOWN_FAULTS], f"mend: {refusal.mend}"])
+    return f"::error title={name}::" + text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
 def result_of(name: str, files: CheckedFiles) -> Refusal | None:
     "Run a check; an error that stops it is a refusal."
     try: return COMMIT_CHECKS[name](files)
@@ -79,6 +85,7 @@ def show_result(name: str, refusal: Refusal | None, seconds: float) -> None:
     more = len(refusal.faults) - SHOWN_FAULTS
     if more > 0: show(f"  and {counted(more, 'more fault')}")
     show(f"  mend: {escape(refusal.mend)}")
+    if os.environ.get("GITHUB_ACTIONS") == "true": typer.echo(annotation(name, refusal))
 
 # %% ../../nbs/commands/11_check.ipynb #af99ce87
 def check_commit(paths: Annotated[list[Path] | None, typer.Argument(

@@ -19,9 +19,9 @@ def leftovers(notebook: Mapping[str, Any]) -> list[str]:
     "Return what runs have left in the cells of a notebook."
     cells = [cell for cell in notebook.get("cells", []) if cell.get("cell_type") == "code"]
     outputs = [output for cell in cells for output in cell.get("outputs") or []]
-    errors = sorted({output.get("ename", "unknown") for output in outputs if output.get("output_type") == "error"})
+    errors = [output.get("ename", "unknown") for output in outputs if output.get("output_type") == "error"]
     kinds = []
-    if errors: kinds.append(f"an error output ({', '.join(errors)})")
+    if errors: kinds.append(f"an error output ({', '.join(sorted(set(errors)))})")
     if len(outputs) > len(errors): kinds.append("outputs")
     if any(cell.get("execution_count") is not None for cell in cells): kinds.append("execution counts")
     return kinds

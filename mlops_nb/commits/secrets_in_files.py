@@ -27,7 +27,7 @@ MORE_PATTERNS = {"Databricks token": re.compile(r"\bd(?:api|ose|kea)[0-9a-f]{32}
                  "Google API key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
                  "GitHub fine-grained token": re.compile(r"\bgithub_pat_[0-9A-Za-z_]{22,}")}
 PASSWORD_IN_URL = "Basic Auth Credentials"  # detect-secrets' name
-WITHOUT_USER = re.compile(r"://:([^@/{}\s'\"]+)@")  # as in addresses of Redis, which detect-secrets does not know
+WITHOUT_USER = re.compile(r":/{2}:([^@/{}\s'\"]+)@")  # as in addresses of Redis, which detect-secrets does not know
 PLACEHOLDERS = re.compile(r"x+|pass|password|secret|word|hidden|token|[<*$].*", re.I)  # as in http://me:password@host
 
 @cache

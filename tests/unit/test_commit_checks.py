@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from mlops_nb.commands.app import app
 from mlops_nb.commands.check import COMMIT_CHECKS, result_of
 from mlops_nb.commits.checked_files import checked_files
+from mlops_nb.commits.clean_notebooks import notebook_fault
 from mlops_nb.commits.secrets_in_files import kinds_of_secrets
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -207,6 +208,7 @@ def test_after_make_setup_a_bad_commit_does_not_happen(shop, monkeypatch):
     assert run(shop, "git", "rev-parse", "HEAD") != before
 
 
+DRIVER = f"merge.nbdev-merge.driver='{Path(sys.executable).parent}/nbdev_merge' %O %A %B %P"  # as make setup says
 NAMES = [f'#| eval: false\nprint("{word}")\n' for word in ("one", "two", "three")]
 
 
@@ -238,11 +240,22 @@ def two_branches(folder: Path, *, counts: bool) -> None:
 @pytest.mark.parametrize("counts", [False, True])
 def test_edits_of_different_cells_merge_with_the_driver(repository, counts):
     two_branches(repository, counts=counts)
-    driver = f"merge.nbdev-merge.driver='{Path(sys.executable).parent}/nbdev_merge' %O %A %B %P"
-    run(repository, "git", "-c", driver, "merge", "-q", "-m", "both", "first")
+    run(repository, "git", "-c", DRIVER, "merge", "-q", "-m", "both", "first")
     sources = ["".join(cell["source"]) for cell in json.loads((repository / "a.ipynb").read_text())["cells"]]
     assert sources == ['print("first")\n', NAMES[1], 'print("second")\n']
     assert run(repository, "git", "status", "--porcelain") == ""
+
+
+def test_edits_of_one_cell_stay_a_conflict_in_a_notebook_that_can_be_opened(repository):
+    for branch in ("first", "second"):
+        run(repository, "git", "checkout", "-q", "-b", branch, "main")
+        source = [f"print('{branch}')"]
+        edit_notebook(repository, lambda cells, source=source: cells[0].update(source=source), "a.ipynb")
+        commit(repository, branch)
+    run(repository, "git", "-c", DRIVER, "merge", "-q", "first", code=1)
+    text = (repository / "a.ipynb").read_text()
+    assert len(json.loads(text)["cells"]) == len(NAMES) + 4  # the other side, and three markers
+    assert "has a merge conflict: keep one side" in notebook_fault("a.ipynb", text, ())
 
 
 def test_without_the_driver_git_reports_the_conflict_and_the_check_names_it(repository):
