@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'MORE_PATTERNS', 'PASSWORD_IN_URL', 'WITHOUT_USER', 'PLACEHOLDERS', 'ALLOWED', 'ALLOWED_NEXT', 'REMOVE',
-           'LARGEST_FILE', 'detectors', 'kinds_of_secrets', 'texts_of', 'notebook_texts', 'file_texts',
+           'LARGEST_SEARCHED', 'detectors', 'kinds_of_secrets', 'texts_of', 'notebook_texts', 'file_texts',
            'may_have_secrets', 'secret_lines', 'secret_faults', 'no_secrets']
 
 # %% ../../nbs/commits/04_secrets_in_files.ipynb #261c9ee6
@@ -108,13 +108,13 @@ def secret_faults(name: str, text: str) -> list[str]:
             faults.append(f"{place} contains a secret: {kind}")
     return faults
 
-LARGEST_FILE = 10_000_000  # bytes; larger ones are data, and reading them would take minutes
+LARGEST_SEARCHED = 10_000_000  # bytes; larger ones are data, and reading them would take minutes
 
 def no_secrets(files: CheckedFiles) -> Refusal | None:
     "Refuse files that contain a key, a token or a password; large files, and those that are not text, are not read."
     faults = []
     for name in files.names:
-        if (files.root / name).stat().st_size > LARGEST_FILE: continue
+        if (files.root / name).stat().st_size > LARGEST_SEARCHED: continue
         content = (files.root / name).read_bytes()
         if b"\0" not in content[:8192]: faults += secret_faults(name, content.decode("utf-8", errors="replace"))
     return Refusal(tuple(faults), REMOVE) if faults else None

@@ -17,7 +17,8 @@ from mlops_nb.commits.clean_notebooks import notebook_fault
 from mlops_nb.commits.secrets_in_files import kinds_of_secrets
 
 pytestmark = pytest.mark.usefixtures("no_settings")
-PACKAGE, NOTEBOOK, MODULE = "shop", "nbs/01_use_case.ipynb", "shop/use_case.py"
+NOTEBOOK, MODULE = "nbs/01_use_case.ipynb", "team_shop/use_case.py"
+PACKAGE = "team_shop"  # a name of its own: the check of the bundle imports the package into the process of the tests
 TOKEN = "dapi" + 2 * "0123456789abcdef"  # in parts: the checks of this repository read this file, too
 HOOKS = ("notebooks-clean", "export-current", "code", "secrets", "bundle")
 
@@ -99,8 +100,8 @@ def with_badly_formatted_code(project: Path) -> None:
 
 
 def with_a_module_outside_of_the_wheel(project: Path) -> None:
-    (project / "shop/pages").mkdir()
-    (project / "shop/pages/page.py").write_text("TITLE = 'Shop'\n")
+    (project / "team_shop/pages").mkdir()
+    (project / "team_shop/pages/page.py").write_text("TITLE = 'Shop'\n")
 
 
 BAD_COMMITS = [  # how it is made, the check that refuses it, what it names, what mends it
@@ -110,7 +111,7 @@ BAD_COMMITS = [  # how it is made, the check that refuses it, what it names, wha
     (with_a_secret_in_an_output, "secrets", "outputs, line 2 contains a secret: Databricks token", "revoke it"),
     (with_a_broken_bundle, "bundle", "did you mean 'train'", "mlops validate -t TARGET"),
     (with_badly_formatted_code, "code", "I001 [*] Import block is un-sorted", "make tidy"),
-    (with_a_module_outside_of_the_wheel, "wheel", "shop/pages/page.py is not in the wheel", "[tool.setuptools]"),
+    (with_a_module_outside_of_the_wheel, "wheel", "team_shop/pages/page.py is not in the wheel", "[tool.setuptools]"),
 ]
 
 
@@ -263,7 +264,7 @@ def test_without_the_driver_git_reports_the_conflict_and_the_check_names_it(repo
     run(repository, "git", "merge", "-q", "first", code=1)
     (repository / "nbs").mkdir()
     (repository / "a.ipynb").rename(repository / "nbs/a.ipynb")
-    (repository / "settings.ini").write_text("[DEFAULT]\nlib_path = shop\nnbs_path = nbs\n")
+    (repository / "settings.ini").write_text("[DEFAULT]\nlib_path = team_shop\nnbs_path = nbs\n")
     refusal = result_of("notebooks-clean", checked_files(repository))
     assert refusal.faults == ("nbs/a.ipynb has a merge conflict: resolve it with nbdev_fix nbs/a.ipynb",)
 

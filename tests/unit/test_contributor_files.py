@@ -13,7 +13,8 @@ from states import ROOT
 def repository(request, tmp_path_factory) -> Path:
     if request.param == "platform": return ROOT
     with pytest.MonkeyPatch.context() as patch:
-        return generated.write(tmp_path_factory.mktemp("team") / "shop", generated.made_up("regression", True), patch)
+        return generated.write(tmp_path_factory.mktemp("team") / "team_files",
+                               generated.made_up("regression", True), patch)
 
 
 def targets(folder: Path) -> set[str]:
