@@ -197,6 +197,8 @@ def test_after_make_setup_a_bad_commit_does_not_happen(shop, monkeypatch):
     if not (Path(sys.executable).parent / "pre-commit").exists(): pytest.skip("pre-commit is missing: make install")
     monkeypatch.setenv("SKIP", "bundle")  # of pre-commit: this hook takes seconds
     make(shop, "setup")
+    driver = run(shop, "git", "config", "--local", "merge.nbdev-merge.driver").strip()
+    assert driver == f"'{shop}/.venv/bin/nbdev_merge' %O %A %B %P" and (shop / ".venv/bin/nbdev_merge").exists()
     with_a_secret_in_a_cell(shop)
     before = run(shop, "git", "rev-parse", "HEAD")
     printed = commit(shop, "a token", code=1)
