@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from . import automl, ci, jobs, machine, models, new, runs, tables, ui, update
+from . import automl, check, ci, jobs, machine, models, new, runs, tables, ui, update
 from .console import err
 from ..errors import MlopsError, shorten
 
@@ -22,6 +22,7 @@ app = typer.Typer(help="Run the bundle's jobs on this machine, as Databricks wou
 for command in (runs.run, runs.repair, models.rollback, models.approve, jobs.validate, machine.doctor, ui.ui):
     app.command()(command)
 app.command("clean")(machine.clean_state)
+app.command("check")(check.check_commit)
 app.command()(new.new)
 app.command()(update.update)
 app.command()(automl.automl)

@@ -24,7 +24,7 @@ from ..errors import MlopsError
 
 # %% ../../nbs/projects/13_platform_wheel.ipynb #e7753a46
 PLATFORM = "mlops_nb"
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", PLATFORM)  # beside the folders in `package-dir`
+SOURCES = ("pyproject.toml", "README.md", "LICENSE")  # beside the package and the folders in `package-dir`
 BUILD = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
 EARLIEST_TIME = "315532800"  # 1980-01-01 in seconds: the earliest time of a zip archive
 
@@ -33,25 +33,26 @@ def source_root() -> Path | None:
     root = Path(mlops_nb.__file__).parents[1]
     return root if (root / "pyproject.toml").exists() and (root / "template").is_dir() else None
 
-def copied_source(root: Path, folder: Path) -> None:
+def copied_source(root: Path, folder: Path, package: str = PLATFORM) -> None:
     "Copy what the wheel is built from into a folder."
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    others = project.get("tool", {}).get("setuptools", {}).get("package-dir", {}).values()
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for name in (*SOURCES, *project["tool"]["setuptools"]["package-dir"].values()):
+    for name in (*SOURCES, package, *others):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (root / name).is_dir(): shutil.copytree(root / name, folder / name, ignore=ignored)
-        else: shutil.copyfile(root / name, folder / name)
+        elif (root / name).exists(): shutil.copyfile(root / name, folder / name)
 
-def built_wheel(root: Path, folder: Path) -> Path:
-    "Build the wheel of a clone into a folder; raise MlopsError with the message of setuptools if that fails."
+def built_wheel(root: Path, folder: Path, package: str = PLATFORM) -> Path:
+    "Build the wheel of a clone or a project into a folder; MlopsError with setuptools' message if that fails."
     with tempfile.TemporaryDirectory() as temporary:
-        copied_source(root, Path(temporary))
+        copied_source(root, Path(temporary), package)
         process = subprocess.run([sys.executable, "-c", BUILD, str(folder.resolve())], cwd=temporary,
                                  env=os.environ | {"SOURCE_DATE_EPOCH": EARLIEST_TIME}, capture_output=True, text=True)
-    wheels = sorted(folder.glob(f"{PLATFORM}-*.whl"))
+    wheels = sorted(folder.glob(f"{package}-*.whl"), key=lambda path: path.stat().st_mtime)
     if process.returncode == 0 and wheels: return wheels[-1]
     reason = (process.stderr or process.stdout).strip().splitlines() or ["no wheel was written"]
-    raise MlopsError(f"the wheel of the platform cannot be built from {root}: {reason[-1]}",
+    raise MlopsError(f"the wheel of {package} cannot be built from {root}: {reason[-1]}",
                      "install the packages of requirements.lock, or install mlops_nb from a wheel")
 
 # %% ../../nbs/projects/13_platform_wheel.ipynb #5ed845ab

@@ -54,7 +54,8 @@ def render_notebook(text: str, values: Mapping[str, Any],
     return json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/projects/12_rendering.ipynb #d51ca78c
-HIDDEN, JINJA = ("github", "gitignore"), ".jinja"  # names with a leading dot in a project; suffix of a template
+HIDDEN = ("github", "gitignore", "gitattributes", "devcontainer", "pre-commit-config.yaml")  # with a dot in a project
+JINJA = ".jinja"  # suffix of a template
 
 def project_path(path: Path,  # in the template
                  package: str) -> Path:  # in the project

@@ -253,6 +253,7 @@ def test_help_lists_the_commands_and_the_command_line_imports_nothing_heavy(mlop
 
 SECRETS = {"MLOPS_SECRET_MAIL_TOKEN": "value-of-the-token-71", "MLOPS_SECRET_ONLINE_POSTGRES": "value-of-postgres-72",
            "MLOPS_SECRET_OTHER_KEY": "value-of-the-other-73"}
+# pragma: allowlist nextline secret
 CREDENTIALS = SECRETS | {"MLOPS_SMTP": "smtp://me:value-of-smtp-74@host", "AWS_SECRET_ACCESS_KEY": "of-storage"}
 SHOWS_ENVIRONMENT = """import json, os
 from pathlib import Path

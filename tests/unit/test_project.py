@@ -53,7 +53,8 @@ def imported(path: Path) -> set[str]:
     return {mlops_nb._MODULES.get(name, name) for name in names}  # a name of the package itself stands for its module
 
 
-TOP_LEVEL = set("""benchmarks conf docs mlops_nb nbs resources template tests .ci .github .gitignore LICENSE Makefile
+TOP_LEVEL = set("""benchmarks conf docs mlops_nb nbs resources template tests .ci .devcontainer .gitattributes .github
+    .gitignore .pre-commit-config.yaml CHANGELOG.md CONTRIBUTING.md LICENSE Makefile
     README.md databricks.yml pyproject.toml requirements.lock settings.ini""".split())
 
 
@@ -181,7 +182,7 @@ def test_the_package_itself_has_what_users_import_and_loads_nothing_before():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
 def test_pages_import_and_link_what_exists(page):
     text = page.read_text()
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

@@ -304,6 +304,7 @@ def test_a_webhook_trusts_the_authorities_of_python(is_trusted, hook, certificat
 
 @pytest.mark.parametrize("url", [
     "ftp://example.org/T0-secret", "file:///etc/hostname?T0-secret", "example.org/T0-secret", "http:///T0-secret",
+    # pragma: allowlist nextline secret
     "http://ann:T0-secret@127.0.0.1/", "http://127.0.0.1:T0-secret/", "http://127.0.0.1/T0-secret x",
     "http://[T0-secret", "T0-secret", "http://127.0.0.1:99999/T0-secret", "http://127.0.0.1:1/T0-secret\r\nX: y",
     "http://é\x00/T0-secret", ""])
@@ -544,6 +545,7 @@ def test_a_dead_mail_server(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["mail.example.org", "ann:hunter2@", "ann:hunter2@mail:port", "ann:hunter2@mail:99999",
+                                  # pragma: allowlist nextline secret
                                   "smtp://ann:hunter2@mail:25", "ann:hunter2@mail:25/x", "ann:hun/ter2@mail:25", ":25",
                                   "ann:hunter2@[mail:25"])
 def test_a_mail_server_that_cannot_be_read(text, tmp_path, monkeypatch):
