@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LATENCY_CALLS', 'CHECKS', 'CHECK_PARAMETERS', 'HeldOut', 'Evidence', 'check_predicts', 'check_signature',
-           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'check_release',
-           'check_held_out', 'check_metrics', 'check_logged', 'check_improvement', 'check_calibration', 'slice_changes',
-           'check_slices', 'milliseconds', 'check_latency', 'unusual_rows', 'prediction_problems', 'check_robust',
-           'check_problems', 'check_rules', 'checks', 'required_value', 'plot_metric_rule', 'plot_metrics']
+           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'release_problems',
+           'check_release', 'check_held_out', 'check_metrics', 'check_logged', 'check_improvement', 'check_calibration',
+           'slice_changes', 'check_slices', 'milliseconds', 'check_latency', 'unusual_rows', 'prediction_problems',
+           'check_robust', 'check_problems', 'check_rules', 'checks', 'required_value', 'plot_metric_rule',
+           'plot_metrics']
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #aa24e308
 import math
@@ -200,17 +201,22 @@ def check_card(evidence: Evidence) -> list[str]:
     return reasons
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #7f4ce271
-def check_release(evidence: Evidence, *, branches: str) -> list[str]:  # a pattern, such as release/*
-    "The commit of the version is of a release branch, and the code had no other changes."
-    commit, branch, is_dirty = (evidence.tags.get(f"git_{name}", "unknown") for name in ("sha", "branch", "dirty"))
-    reasons = []
+def release_problems(tags: Mapping[str, str],  # git_sha, git_branch, git_dirty
+                     branches: str) -> list[str]:  # a pattern, such as release/*
+    "Say why code is not that of a release: its branch, or changes that are not committed."
+    commit, branch, is_dirty = (tags.get(f"git_{name}", "unknown") for name in ("sha", "branch", "dirty"))
+    problems = []
     if not fnmatchcase(branch, branches):
-        reasons.append(f"commit {commit[:7]} is of branch {branch!r}, and a version of this target must be of "
-                       f"{branches}: merge the commit into such a branch, and train from there")
-    if is_dirty == "true": reasons.append(f"the code differs from commit {commit[:7]}: commit the changes, train again")
+        problems.append(f"commit {commit[:7]} is of branch {branch!r}, and a version of this target must be of "
+                        f"{branches}: merge the commit into such a branch, and train from there")
+    if is_dirty == "true": problems.append(f"the code differs from commit {commit[:7]}: commit the changes, train again")
     if is_dirty not in ("true", "false"):
-        reasons.append(f"it is not known whether the code differs from commit {commit[:7]}: deploy it with make deploy")
-    return reasons
+        problems.append(f"it is not known whether the code differs from commit {commit[:7]}: deploy it with make deploy")
+    return problems
+
+def check_release(evidence: Evidence, *, branches: str) -> list[str]:
+    "The commit of the version is of a release branch, and the code had no other changes."
+    return release_problems(evidence.tags, branches)
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #b2a34786
 def check_held_out(evidence: Evidence, *, min_rows: float) -> list[str]:
