@@ -1,7 +1,7 @@
 # The commands of the project; CI calls the same targets.
 .DEFAULT_GOAL := help
 .PHONY: help install setup install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark \
-  bench check notebooks-clean export-current code secrets bundle wheel tidy ui lab lock clean
+  bench integration metrics report deploy run roll-back release-check plan check notebooks-clean export-current code secrets bundle wheel tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 # Waiting threads must not spin: they would slow down other processes.
 export OMP_WAIT_POLICY = PASSIVE
@@ -43,6 +43,39 @@ install-stores: $(READY)  ## install the Python drivers for the tests of online 
 
 demo: $(READY)  ## run a year of production on the flights of 2013: train, score, monitor, retrain
 	@$(BIN)/mlops run demo
+
+integration: $(READY)  ## run all pipelines on the target staging, in a temporary catalog; report in build/integration
+	@$(BIN)/mlops ci integration -t staging
+
+BASE ?= origin/main
+metrics: $(READY)  ## compare the metrics of this commit with the Champion of a shared registry, or with BASE=origin/main
+	@$(BIN)/mlops ci metrics --base $(BASE) $(if $(ACCEPT),--accept)
+
+report: $(READY)  ## print the report of a pull request from what is in build: tests, coverage, metrics, integration
+	@$(BIN)/mlops ci report
+
+# With DATABRICKS_HOST the next targets work in that workspace, otherwise `run` runs the job on this machine.
+TARGET ?= dev
+WITH_CLI = command -v databricks >/dev/null || { echo "install the Databricks CLI 1.0 or later: see README.md, Deploy to Databricks"; exit 1; }
+DIRTY = $$(test -z "$$(git status --porcelain --untracked-files=no)" && echo false || echo true)
+
+release-check: $(READY)  ## check that this commit may be deployed: TARGET=prod
+	@$(BIN)/mlops ci release -t $(TARGET)
+
+plan:  ## show what a deployment would change: TARGET=staging
+	@$(WITH_CLI); databricks bundle validate -t $(TARGET) && databricks bundle plan -t $(TARGET)
+
+deploy:  ## deploy the bundle to the workspace: TARGET=dev
+	@$(WITH_CLI); databricks bundle deploy -t $(TARGET) --var git_dirty=$(DIRTY)
+
+run: $(if $(DATABRICKS_HOST),,$(READY))  ## run a job of the workspace, or of this machine: JOB=smoke TARGET=prod (WAIT=no: only start it)
+	@if [ -n "$${DATABRICKS_HOST:-}" ]; then $(WITH_CLI); databricks bundle run -t $(TARGET) $(if $(filter no,$(WAIT)),--no-wait) $(JOB); \
+	else $(BIN)/mlops run $(JOB) -t $(TARGET); fi
+
+roll-back:  ## deploy an earlier commit again: COMMIT=... TARGET=prod
+	@git rev-parse --quiet --verify "$(COMMIT)^{commit}" >/dev/null || { echo "no commit COMMIT=$(COMMIT); git fetch origin"; exit 1; }
+	@git worktree remove --force .mlops/roll-back 2>/dev/null || true; git worktree add --quiet --detach .mlops/roll-back "$(COMMIT)"
+	@status=0; $(MAKE) -C .mlops/roll-back deploy TARGET=$(TARGET) || status=$$?; git worktree remove --force .mlops/roll-back; exit $$status
 
 approve: $(READY)  ## approve a version that waits: NAME=... VERSION=... WHO="..." TARGET=...
 	@$(BIN)/mlops approve "$$NAME" "$$VERSION" --as "$$WHO" --target "$$TARGET"

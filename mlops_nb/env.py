@@ -260,7 +260,7 @@ class Env:
             file = Path(self.tracking_uri.removeprefix("sqlite:///"))
             make_store(file)
             if file == self.state / "mlflow.db": addresses.use_here(self.state)  # not the store of someone else
-        unset = [name for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI") if name not in os.environ]
+        unset = [name for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI") if not os.environ.get(name)]
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.registry_uri)
         # MLflow sets the variables as well; the next `load_env` would read them as settings of the user

@@ -27,7 +27,8 @@ def suite_row(file: Path) -> list[str]:  # suite, passed, failed, skipped, secon
 
 def failed_tests(file: Path) -> list[str]:
     "Return the names of the tests that failed."
-    return [f"{case.get('classname')}::{case.get('name')}" for case in ElementTree.parse(file).getroot().iter("testcase")
+    cases = ElementTree.parse(file).getroot().iter("testcase")
+    return [f"{case.get('classname')}::{case.get('name')}" for case in cases
             if case.find("failure") is not None or case.find("error") is not None]
 
 # %% ../../nbs/ci/06_pull_request.ipynb #b6000006

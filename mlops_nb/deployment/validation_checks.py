@@ -209,9 +209,10 @@ def release_problems(tags: Mapping[str, str],  # git_sha, git_branch, git_dirty
     if not fnmatchcase(branch, branches):
         problems.append(f"commit {commit[:7]} is of branch {branch!r}, and a version of this target must be of "
                         f"{branches}: merge the commit into such a branch, and train from there")
-    if is_dirty == "true": problems.append(f"the code differs from commit {commit[:7]}: commit the changes, train again")
+    if is_dirty == "true":
+        problems.append(f"the code differs from commit {commit[:7]}: commit the changes, train again")
     if is_dirty not in ("true", "false"):
-        problems.append(f"it is not known whether the code differs from commit {commit[:7]}: deploy it with make deploy")
+        problems.append(f"it is unknown whether the code differs from commit {commit[:7]}: deploy it with make deploy")
     return problems
 
 def check_release(evidence: Evidence, *, branches: str) -> list[str]:
