@@ -27,9 +27,9 @@ def environment(state: Path) -> dict[str, str]:
     return kept | {"MLOPS_STATE": str(state), "COLUMNS": "250"}
 
 
-def mlops(state: Path, *words, code: int = 0) -> str:
-    "Run the command on the real bundle with this state, and return its output."
-    process = subprocess.run([MLOPS, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=900,
+def mlops(state: Path, *words, code: int = 0, cwd: Path = ROOT) -> str:
+    "Run the command on the real bundle, or on a copy of it, with this state, and return its output."
+    process = subprocess.run([MLOPS, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=900,
                              env=environment(state))
     output = process.stdout + process.stderr
     assert process.returncode == code, output
