@@ -65,7 +65,7 @@ def check_remote_engine(engine: str) -> str:  # in words, what is used beside th
         user = check_workspace()
         return f", workspace of {user}" if user else ""
     if address := os.environ.get("SPARK_REMOTE"):
-        session.check_answers(address)
+        session.check_engine_starts(engine)
         return f", the server at {address}"
     return f", Java {session.check_java()}" if engine == "spark" else ""
 

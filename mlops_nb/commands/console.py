@@ -120,7 +120,7 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None,
     place = env.load_env(target, variables, loaded.root)
     if job:
         from mlops_nb.data.session import check_engine_starts
-        check_engine_starts(place)
+        check_engine_starts(place.engine)
         more["check_values"] = check_of_values(loaded, place)
     return Home(place, loaded, variables, display=progress.display(out), **more)
 

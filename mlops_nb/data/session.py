@@ -182,9 +182,9 @@ def is_installed(package: str) -> bool:
     try: return bool(version_of_package(package))
     except PackageNotFoundError: return False
 
-def connect(address: str, env: Env):  # -> SparkSession
+def connect(address: str, engine: str):  # -> SparkSession
     "Open a new session on a Spark Connect server, in UTC; its calls fail within seconds if the server dies."
-    session = engine_module(env.engine, "pyspark.sql.connect.session")
+    session = engine_module(engine, "pyspark.sql.connect.session")
     check_answers(address)
     from pyspark.sql.connect.client.retries import DefaultPolicy
     os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # otherwise the functions of the full pyspark package need a JVM
@@ -196,7 +196,7 @@ def connect(address: str, env: Env):  # -> SparkSession
         raise
     spark.client.set_retry_policies([DefaultPolicy(max_retries=7, backoff_multiplier=2, initial_backoff=50)])
     spark.conf.set("spark.sql.session.timeZone", "UTC")
-    if env.engine == "spark":
+    if engine == "spark":
         for name, value in NAN_CONF.items(): spark.conf.set(name, value)
     return spark
 
@@ -256,7 +256,7 @@ def open_session(env: Env,
     "Open a new session on the target's engine."
     if env.engine == "databricks": return databricks_session(env), None
     if address:
-        spark = connect(address, env)
+        spark = connect(address, env.engine)
         try:
             if env.engine == "sail":
                 check_catalogs(spark, env, address)
@@ -267,12 +267,12 @@ def open_session(env: Env,
         return spark, None
     if env.engine == "sail":
         server = start_sail(env)
-        return connect("sc://{}:{}".format(*server.listening_address), env), server
+        return connect("sc://{}:{}".format(*server.listening_address), env.engine), server
     if any(key[0] == "spark" for key in SESSIONS):
         raise MlopsError("this process already runs Apache Spark for another lakehouse or target",
                          "call mlops_nb.data.session.stop() first")
     server, address = start_spark()
-    return connect(address, env), server
+    return connect(address, env.engine), server
 
 # %% ../../nbs/data/02_session.ipynb #e65de4aa
 def get_spark(env: Env):  # -> SparkSession
@@ -289,11 +289,11 @@ def get_spark(env: Env):  # -> SparkSession
                 raise
         return SESSIONS[key][0]
 
-def check_engine_starts(env: Env) -> None:
-    "Raise MlopsError if the engine of a target is not installed, or its server is not there; the engine stays off."
-    require_engine(env.engine)
-    address = os.environ.get("SPARK_REMOTE") if env.engine != "databricks" else None
-    if address: stop_session(connect(address, env))
+def check_engine_starts(engine: str) -> None:  # sail, spark or databricks
+    "Raise MlopsError if an engine is not installed, or its server cannot be used; no engine is started."
+    require_engine(engine)
+    address = os.environ.get("SPARK_REMOTE") if engine != "databricks" else None
+    if address: stop_session(connect(address, engine))
 
 def stop():
     "Stop every session of this process and the servers that it started."
