@@ -144,7 +144,7 @@ def test_a_profile_without_https_and_one_that_does_not_exist(machine, tmp_path):
 
 
 @pytest.mark.parametrize(("engine", "status", "body"), [
-    ("sail", 401, b'{"error_code":401,"message":"Credential was not sent or was of an unsupported type for this API."}'),
+    ("sail", 401, b'{"error_code":401,"message":"Credential was not sent or is of an unsupported type."}'),
     ("databricks", 403, b'{"error_code":"403","message":"Invalid access token."}')])
 def test_a_token_that_is_expired(machine, tmp_path, engine, status, body):
     with answering(status, body) as (port, requests):
