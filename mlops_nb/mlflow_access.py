@@ -114,8 +114,12 @@ def check_login(uri: str, user: str, password: str, token: str) -> str:  # the s
                          "start it, or change MLFLOW_TRACKING_URI; without that variable a store in the state folder "
                          "is used") from None
     has_own_login = os.environ.get("MLFLOW_TRACKING_AUTH") or os.environ.get("MLFLOW_TRACKING_AWS_SIGV4")
-    if response.status_code in (401, 403) and not has_own_login: raise login_refused(uri)
-    text = response.text.strip() if response.status_code == 200 else ""
+    status = response.status_code
+    # 500: how `basic-auth` with `auth_cache_ttl_seconds` answers a token
+    if (status in (401, 403) or status == 500 and headers) and not has_own_login: raise login_refused(uri)
+    if status >= 500:
+        raise MlopsError(f"the MLflow server at {without_credentials(uri)} fails: HTTP {status}", "look into its log")
+    text = response.text.strip() if status == 200 else ""
     if re.match(VERSION_PARTS, text): check_server_version(uri, text)
     return text if re.match(VERSION_PARTS, text) else ""  # some servers hide it
 

@@ -176,7 +176,8 @@ def test_a_login_that_is_refused_leaves_nothing(world, server, project, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLOPS_STATE", str(project.root / "state"))
     monkeypatch.chdir(project.root)
-    with pytest.raises(MlopsError, match=message): CliRunner().invoke(cli.app, ["run", "log"], catch_exceptions=False)
+    with pytest.raises(MlopsError, match=message):
+        print(CliRunner().invoke(cli.app, ["run", "log"], catch_exceptions=False).output)
     with pytest.raises(MlopsError, match=message): training.train(world.data)
     assert not (project.root / "state").exists() and content(world.env) == before
     assert message in doctor.check_mlflow(load_env()).observation
@@ -198,7 +199,7 @@ def test_a_user_who_may_only_read_changes_nothing(world, monkeypatch):
 def test_two_processes_move_an_alias_at_once_and_both_moves_are_recorded(world, server):
     from mlops_nb.deployment import aliases
     client, name = registry.client(world.env), world.version.name
-    client.create_model_version(name, world.version.source, world.version.run_id)
+    registry.register_version(world.env, name, world.version.model_id, {})
     arguments = [sys.executable, "-c", MOVE, str(world.folder), server.uri]
     variables = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{PAGE.parents[1]}"}
     processes = [subprocess.Popen([*arguments, number], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -81,7 +81,7 @@ REFUSED = [
      "it is expired, revoked or of another server\n  set MLFLOW_TRACKING_TOKEN")]
 
 
-@pytest.mark.parametrize(("status", "login", "message"), [(401, *case) for case in REFUSED] + [(403, *REFUSED[3])])
+@pytest.mark.parametrize(("status", "login", "message"), [(401, *case) for case in REFUSED] + [(500, *REFUSED[3])])
 def test_a_server_that_refuses_the_login(machine, tmp_path, status, login, message):
     with answering(status, b"You are not authenticated") as (port, requests):
         for name, value in login.items(): machine.setenv(name, value)
