@@ -29,21 +29,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*IProgress n
               pytest.mark.filterwarnings("ignore:.*type hint")]
 PAGE = Path(__file__).parents[2] / "docs/mlflow-server.md"
 WORDS = {"ann": "first-password-of-ann", "bob": "first-password-of-bob", "admin": "ReplaceThisFirstPassword"}
-MOVE = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from small_use_cases import home_of
-from mlops_nb.data.session import get_spark, stop
-from mlops_nb.deployment import aliases
-folder, uri, version = Path(sys.argv[1]), *sys.argv[2:]
-env = replace(home_of(folder), tracking_uri=uri, registry_uri=uri)
-spark = get_spark(env)
-print("ready", flush=True)
-sys.stdin.readline()  # both processes start at once
-print(aliases.move_alias(spark, env, env.model("cancelled"), "champion", version, f"by process {version}"))
-stop()
-"""
 
 
 def code(heading: str, language: str = "bash") -> str:
@@ -194,30 +179,6 @@ def test_a_user_who_may_only_read_changes_nothing(world, monkeypatch):
     with pytest.raises(MlopsError, match=r"user 'bob' lacks a permission at MLflow .* \(registered-models/alias\)"):
         aliases.set_alias(world.env, world.version.name, "champion", 1)
     assert content(world.env) == before
-
-
-def test_two_processes_move_an_alias_at_once_and_both_moves_are_recorded(world, server):
-    from mlops_nb.deployment import aliases
-    client, name = registry.client(world.env), world.version.name
-    registry.register_version(world.env, name, world.version.model_id, {})
-    arguments = [sys.executable, "-c", MOVE, str(world.folder), server.uri]
-    variables = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{PAGE.parents[1]}"}
-    processes = [subprocess.Popen([*arguments, number], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                  env=variables) for number in "12"]
-    try:
-        for process in processes: assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        outputs = [process.communicate(timeout=60)[0] for process in processes]
-    finally:
-        for process in processes: process.kill()
-    assert outputs == ["True\n"] * 2
-    log = aliases.read_log(get_spark(world.env), world.env, name)
-    last = int(client.get_model_version_by_alias(name, "champion").version)
-    assert [(row["move"], row["from_version"], row["to_version"], row["state"]) for row in log] == [
-        (1, None, 3 - last, "done"), (2, 3 - last, last, "done")]
-    assert int(client.get_model_version_by_alias(name, "previous_champion").version) == 3 - last
 
 
 def test_the_backup_holds_what_the_server_has(world, server):
