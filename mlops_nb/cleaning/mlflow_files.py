@@ -21,9 +21,10 @@ from urllib.parse import unquote, urlsplit
 from ..addresses import artifact_folder
 from .references import ModelFacts, StoreFacts, TrackedRun, VersionFacts, plan_store
 from .removals import REMOVING, Plan, Removal, disk_use, remove_path
-from ..env import Env, without_credentials
+from ..env import Env
 from ..errors import MlopsError
 from ..local_stores import select_together, store_errors
+from ..mlflow_access import without_credentials
 from ..models import registry
 
 # %% ../../nbs/cleaning/03_mlflow_files.ipynb #9b7f7652

@@ -119,8 +119,8 @@ def make_home(target: str | None, variables: dict, parallel: int | None = None,
         refuse_problems(loaded)
     place = env.load_env(target, variables, loaded.root)
     if job:
-        from mlops_nb.data.session import require_engine
-        require_engine(place.engine)
+        from mlops_nb.data.session import check_engine_starts
+        check_engine_starts(place.engine)
         more["check_values"] = check_of_values(loaded, place)
     return Home(place, loaded, variables, display=progress.display(out), **more)
 

@@ -46,7 +46,7 @@ def choose_port(wanted: int | None) -> int:  # wanted: None for the first free o
 # %% ../../nbs/commands/09_ui.ipynb #9aee9853
 def page_of_server(env: Any) -> str | None:  # None for a local store
     "The models page of a tracking server; MlopsError for a workspace."
-    from mlops_nb.env import without_credentials
+    from mlops_nb.mlflow_access import without_credentials
     uri = env.tracking_uri
     if uri.startswith("databricks"):
         raise MlopsError(f"the models of target {env.target!r} are in a Databricks workspace",
@@ -56,8 +56,8 @@ def page_of_server(env: Any) -> str | None:  # None for a local store
 def check_local_store(env: Any) -> None:
     "Raise MlopsError unless the store exists and can be read; mend the addresses of a moved state."
     from mlops_nb import addresses
-    from mlops_nb.env import without_credentials
     from mlops_nb.local_stores import check_mlflow_store
+    from mlops_nb.mlflow_access import without_credentials
     from mlops_nb.models.registry import has_registry, sqlite_file
     file = sqlite_file(env.tracking_uri)
     if file is None:

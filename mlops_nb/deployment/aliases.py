@@ -23,6 +23,7 @@ from .validation import STATUS, replace_section
 from ..env import Env
 from ..errors import MlopsError
 from ..identity import running_user
+from ..mlflow_access import mlflow_refusals
 from ..models import registry
 
 # %% ../../nbs/deployment/04_aliases.ipynb #e42029a2
@@ -106,7 +107,8 @@ def points_to(env: Env, name: str, alias: str) -> int | None:
 
 def set_alias(env: Env, name: str, alias: str, version: int) -> None:
     "Point an alias to a version, without a record."
-    registry.client(env).set_registered_model_alias(env.check_write(name), alias, str(version))
+    with mlflow_refusals(env.registry_uri):
+        registry.client(env).set_registered_model_alias(env.check_write(name), alias, str(version))
 
 def finish_move(spark, env: Env, row: Mapping) -> None:  # with kind
     "Do the steps after the alias has moved: the alias of the previous version, tags and descriptions, the row's state."

@@ -21,7 +21,7 @@ from pathlib import Path
 from ..data import tables
 from ..data.schemas import LOSSLESS_CASTS
 from ..data.sql import quoted
-from ..env import Env, without_credentials
+from ..env import Env
 from ..errors import MlopsError, unknown
 from . import feature_model, feature_tables
 from .feature_tables import FeatureTable, as_list
@@ -31,6 +31,7 @@ from .stores.publishing import publish
 from .stores.store import OnlineStore
 from .stores.store import store as online_store_of
 from .training_set import TrainingSet, check_spark, create_training_set, with_features
+from ..mlflow_access import without_credentials
 from ..models import registry, scoring
 
 # %% ../../nbs/features/06_client.ipynb #f2d5488a

@@ -17,10 +17,11 @@ from .. import addresses
 from ..bundle.load import Bundle
 from ..bundle.passed_values import PassedValue
 from ..bundle.variables import OPTION, check_variable
-from ..env import Env, check_address_of_store, check_lakehouse, check_server_answers, private_folder
+from ..env import Env, check_lakehouse, private_folder
 from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised
+from ..mlflow_access import check_address_of_store, check_mlflow_answers, check_workspace
 
 # %% ../../nbs/jobs/06_home.ipynb #f22b6f7e
 class Silent:
@@ -81,7 +82,8 @@ class Home:
         check_lakehouse(self.env)
         check_address_of_store(self.env.tracking_uri, "MLFLOW_TRACKING_URI")
         check_address_of_store(self.env.registry_uri, "MLFLOW_REGISTRY_URI")
-        check_server_answers(self.env.tracking_uri)
+        for uri in {self.env.tracking_uri, self.env.registry_uri}: check_mlflow_answers(uri)
+        if self.env.engine == "databricks": check_workspace()
         private_folder(self.env.state)
 
     def mlflow_variables(self) -> dict:

@@ -22,10 +22,11 @@ from typing import Any
 
 from .. import addresses
 from ..data.lakehouse import table_errors
-from ..env import Env, without_credentials
+from ..env import Env
 from ..errors import MissingError, MlopsError, ParameterError, shorten, unknown
 from ..identity import workspace
 from ..local_stores import is_absent, place_problem, store_error, store_errors
+from ..mlflow_access import mlflow_refusals, refusal_of, without_credentials
 from ..yaml_files import LONGEST_NAME, check_path_part
 
 # %% ../../nbs/models/00_registry.ipynb #64fb3c04
@@ -60,13 +61,15 @@ def experiment_id(env: Env,
     "Return the id of the target's experiment; create the experiment if it does not exist."
     from mlflow.exceptions import MlflowException
     mlflow, full_name = client(env), env.experiment(name)
-    experiment = mlflow.get_experiment_by_name(full_name)
+    with mlflow_refusals(env.tracking_uri): experiment = mlflow.get_experiment_by_name(full_name)
     if experiment: return experiment.experiment_id
     location = None
     if env.tracking_uri.startswith("sqlite"):
         location = (addresses.artifact_folder(env.state) / full_name.strip("/")).as_uri()
     if env.tracking_uri.startswith("databricks"): make_workspace_folder(full_name.rpartition("/")[0])
-    try: return mlflow.create_experiment(full_name, artifact_location=location)
+    try:
+        with mlflow_refusals(env.tracking_uri):
+            return mlflow.create_experiment(full_name, artifact_location=location)
     except MlflowException as error:  # another process created it first
         if error.error_code != "RESOURCE_ALREADY_EXISTS": raise
         return mlflow.get_experiment_by_name(full_name).experiment_id
@@ -196,7 +199,7 @@ def register_version(env: Env, name: str,  # the model's full name
     "Register a logged model as a new version; the first version creates the registered model."
     from mlflow import register_model
     client(env)
-    with table_errors(env.check_write(name), "registered", "model"):
+    with table_errors(env.check_write(name), "registered", "model"), mlflow_refusals(env.registry_uri):
         return register_model(f"models:/{model_id}", name, tags=dict(tags))
 
 # %% ../../nbs/models/00_registry.ipynb #f425309e
@@ -224,7 +227,8 @@ def registry_errors(env: Env) -> Iterator[None]:
         is_remote = type(error).__module__.split(".")[0] in ("requests", "urllib3")
         file = None if is_remote else sqlite_file(env.registry_uri)
         converted = file and store_error("the MLflow store", file, error, write=not place_problem(file, write=False))
-        if converted: raise converted from error
+        refusal = refusal_of(error, env.registry_uri)
+        if converted or refusal: raise (converted or refusal) from error
         if type(error).__module__.split(".")[0] not in STORES and not isinstance(error, ModuleNotFoundError): raise
         raise MlopsError(f"the registry at {without_credentials(env.registry_uri)} failed: {cause_of(error)}",
                          "check the address (MLFLOW_TRACKING_URI); repeat the command when the registry is available: "

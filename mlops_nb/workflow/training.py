@@ -28,6 +28,7 @@ from ..data.session import get_spark
 from ..env import Env, load_env
 from ..errors import MlopsError
 from ..features.client import feature_client
+from ..mlflow_access import mlflow_refusals
 from ..models import evidence, fitted_model, model_card, registry
 from ..models import fingerprint as fingerprints
 from ..models.fingerprint import code_digest, data_digest, find_run, register_run
@@ -265,8 +266,9 @@ def log_training(data: TrainingData, tags: Mapping[str, str],  # of the run, bes
     use_case, (training_rows, held_out) = data.use_case, data.parts
     check_row_counts(use_case, training_rows, held_out, data.conf["min_rows"])
     governance, experiment = model_card.read_governance(data.env.root), registry.experiment_id(data.env, use_case.model)
-    with mlflow.start_run(experiment_id=experiment, run_name=f"as of {data.split.as_of}",
-                          tags={**tags, **data.split.tags, "owner": governance["owner"]}) as run:
+    with mlflow_refusals(data.env.tracking_uri), mlflow.start_run(
+            experiment_id=experiment, run_name=f"as of {data.split.as_of}",
+            tags={**tags, **data.split.tags, "owner": governance["owner"]}) as run:
         trained = learn(use_case, training_rows, data.conf)
         log_evidence(data, trained, governance)
         log_fitted_model(data, trained)
