@@ -1,6 +1,6 @@
 # The commands of the project; CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help install install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark bench check tidy ui lab lock clean
+.PHONY: help install install-docs install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark bench docs docs-links check tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 # Waiting threads must not spin: they would slow down other processes.
 export OMP_WAIT_POLICY = PASSIVE
@@ -87,6 +87,20 @@ $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 bench: $(VENV)/.bench  ## measure timings as ratios to a peer
 	@$(BIN)/python benchmarks/run.py
 
+$(VENV)/.docs: docs/requirements.lock $(READY)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements docs/requirements.lock && touch $@
+
+install-docs: $(VENV)/.docs  ## install what builds the documentation, and the driver of Chromium for its test
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements tests/browser/requirements.lock
+
+SPHINX = $(BIN)/python -m sphinx -q -W --keep-going -j 2 -d docs/_build/doctrees
+
+docs: $(VENV)/.docs  ## build the site of the documentation, with the notebooks as the runs of the state executed them
+	@$(SPHINX) -b html docs docs/_build/html && echo "the site: docs/_build/html/index.html"
+
+docs-links: $(VENV)/.docs  ## check the links of the documentation to other sites
+	@$(SPHINX) -b linkcheck docs docs/_build/linkcheck && echo "every link to another site leads somewhere"
+
 NOTEBOOKS = $$(find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*')
 # nbdev keeps the modules of moved or deleted notebooks, so all generated modules are deleted first.
 EXPORT = find mlops_nb -name '*.py' -not -path mlops_nb/__init__.py -delete && $(BIN)/nbdev_export
@@ -108,11 +122,13 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs
 
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
-PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")
+EXTRA = import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
 
-lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, engines and store tests
+lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, docs, engines and store tests
 	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
-	@$(BIN)/python -c '$(PEERS)' | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
+	@$(BIN)/python -c '$(EXTRA)' bench | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
+	@$(BIN)/python -c '$(EXTRA)' docs | $(COMPILE) - --constraint requirements.lock --output-file docs/requirements.lock
+	@$(BIN)/python -c '$(EXTRA)' browser | $(COMPILE) - --constraint requirements.lock --output-file tests/browser/requirements.lock
 	@$(COMPILE) pyproject.toml tests/engines/spark.in --extra spark --extra flights \
 	  --output-file tests/engines/requirements.lock
 	@$(COMPILE) pyproject.toml tests/stores.in --extra aws --extra azure --extra postgres --extra redis \
@@ -120,4 +136,4 @@ lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, engine
 	@grep -vxFf requirements.lock tests/stores.part >tests/stores.lock; rm tests/stores.part
 
 clean:  ## delete the environments and the local state
-	rm -rf $(VENV) .venv-spark .venv-connect .mlops .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-spark .venv-connect .mlops docs/_build docs/pages .pytest_cache .ruff_cache
