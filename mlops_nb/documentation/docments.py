@@ -6,7 +6,7 @@
 __all__ = ['SHORT', 'Member', 'Comments', 'all_arguments', 'parameter_comments', 'signature_text', 'function_member',
            'class_member', 'constants', 'public_members']
 
-# %% ../../nbs/documentation/01_docments.ipynb #4a0160fc
+# %% ../../nbs/documentation/01_docments.ipynb #fdc9e456
 import ast
 import io
 import tokenize
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# %% ../../nbs/documentation/01_docments.ipynb #c46c566d
+# %% ../../nbs/documentation/01_docments.ipynb #43e66c22
 @dataclass(frozen=True)
 class Member:
     "Something that a module or a class defines."
@@ -23,7 +23,6 @@ class Member:
     signature: str = ""  # without the name
     text: str = ""  # the docstring; of a constant: its value, if it is short
     comments: dict[str, str] = field(default_factory=dict)  # of parameters or fields, of `return`, and a `note`
-    types: dict[str, str] = field(default_factory=dict)  # of parameters or fields
     members: tuple["Member", ...] = ()  # the public methods of a class
 
 class Comments(dict):  # line number -> text
@@ -56,7 +55,7 @@ def parameter_comments(node: ast.FunctionDef, comments: Comments) -> dict[str, s
         by_line[line] = "note" if line in by_line else "return"
     return {name: text for line, name in sorted(by_line.items()) if (text := comments.at(line))}
 
-# %% ../../nbs/documentation/01_docments.ipynb #18ad5884
+# %% ../../nbs/documentation/01_docments.ipynb #6283ed44
 def signature_text(node: ast.FunctionDef) -> str:
     "The parameters of a function and what it returns, as Python text."
     arguments = ast.unparse(node.args)
@@ -68,23 +67,21 @@ def function_member(node: ast.FunctionDef, comments: Comments, kind: str) -> Mem
     "A function or method."
     if any(ast.unparse(d).split(".")[-1] in ("property", "cached_property") for d in node.decorator_list):
         kind = "property"
-    types = {a.arg: ast.unparse(a.annotation) for a in all_arguments(node) if a.annotation}
-    return Member(node.name, kind, signature_text(node), ast.get_docstring(node) or "", parameter_comments(node, comments),
-                  types)
+    text, about = ast.get_docstring(node) or "", parameter_comments(node, comments)
+    return Member(node.name, kind, signature_text(node), text, about)
 
 def class_member(node: ast.ClassDef, comments: Comments) -> Member:
     "A class with its fields or parameters and its public methods."
     fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
     own = {item.target.id: comments.at(item.end_lineno) for item in fields}
-    types = {item.target.id: ast.unparse(item.annotation) for item in fields}
     functions = [item for item in node.body if isinstance(item, ast.FunctionDef)]
     text = ""
     for item in functions:
         if item.name != "__init__": continue
         made = function_member(item, comments, "method")
-        text, own, types = made.signature, own | made.comments, types | made.types
+        text, own = made.signature, own | made.comments
     methods = tuple(function_member(item, comments, "method") for item in functions if not item.name.startswith("_"))
-    return Member(node.name, "class", text, ast.get_docstring(node) or "", own, types, methods)
+    return Member(node.name, "class", text, ast.get_docstring(node) or "", own, methods)
 
 SHORT = 100  # characters of a constant's value that a page shows
 

@@ -7,7 +7,7 @@ __all__ = ['SUCCESSES', 'LINK_TO_RESULTS', 'DIRECTIVES', 'Execution', 'notebooks
            'introduction', 'is_prose_or_code', 'execution_note', 'executed_page', 'page_of_executed', 'source_page',
            'as_page']
 
-# %% ../../nbs/documentation/03_executed.ipynb #36000813
+# %% ../../nbs/documentation/03_executed.ipynb #3ee4e35d
 import json
 import re
 import shlex
@@ -24,7 +24,7 @@ from ..jobs import run_page, run_store
 from ..jobs.progress import executed_notebook, task_message
 from ..jobs.tasks import nested_tasks
 
-# %% ../../nbs/documentation/03_executed.ipynb #1f46caf2
+# %% ../../nbs/documentation/03_executed.ipynb #2501832f
 @dataclass(frozen=True)
 class Execution:
     "A successful execution of a notebook."
@@ -38,7 +38,7 @@ class Execution:
 
     @property
     def command(self) -> str:
-        "The command that runs the job with these parameters; those that the job has by itself are left out."
+        "The command that runs the job with these parameters."
         words = ["mlops", "run", self.job, "-t", self.target]
         for name, value in self.parameters.items():
             if name not in ("target", "trigger_date") and value: words += ["--param", f"{name}={value}"]
@@ -67,7 +67,7 @@ def newest_execution(store: run_store.RunStore, runs: Path,  # the folder that h
                              task_message(row), row["end_time"])
     return None
 
-# %% ../../nbs/documentation/03_executed.ipynb #7a028ebd
+# %% ../../nbs/documentation/03_executed.ipynb #afa9b190
 LINK_TO_RESULTS = re.compile(r"^\[[^\]]*\]\(#Run\)\s*$", re.MULTILINE)
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)  # of nbdev
 

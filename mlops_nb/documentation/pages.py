@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['notebook_pages', 'with_site_links', 'write_notebook', 'write_page', 'SocketClient', 'execute_notebook', 'tour_page',
-           'write_pages']
+           'job_page', 'write_pages']
 
-# %% ../../nbs/documentation/04_pages.ipynb #56f5ddf0
+# %% ../../nbs/documentation/04_pages.ipynb #54914077
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..jobs.execute import socket_name
 from ..jobs.run_store import RunStore
 from ..task import write_atomically
 
-# %% ../../nbs/documentation/04_pages.ipynb #2ffabff5
+# %% ../../nbs/documentation/04_pages.ipynb #34750632
 def notebook_pages(site: Site) -> dict[str, str]:  # path of a notebook below the root -> a job that runs it, or ""
     "The notebooks of the use case: those of the jobs, and those beside them."
     of_jobs = {path: min(tasks) for path, tasks in notebooks_of_jobs(load_bundle(site.root)).items()}
@@ -53,7 +53,7 @@ def write_page(page: Path, text: str) -> Path:
     if not page.exists() or page.read_text() != text: write_atomically(page, text)
     return page
 
-# %% ../../nbs/documentation/04_pages.ipynb #bc76952a
+# %% ../../nbs/documentation/04_pages.ipynb #de3d7590
 class SocketClient(NotebookClient):
     "A client whose kernel is reached through sockets of files, not of the network."
 
@@ -72,23 +72,27 @@ def tour_page(path: Path, root: Path) -> Any:  # nbformat notebook
     "The executed tour, with its code folded."
     return as_page(execute_notebook(path, root).cells, is_folded=True)
 
-# %% ../../nbs/documentation/04_pages.ipynb #5d57ba11
+# %% ../../nbs/documentation/04_pages.ipynb #0aa68995
+def job_page(site: Site, name: str,  # path of the notebook below the root
+             job: str, state: Path) -> Any:  # nbformat notebook
+    "The page of a notebook of the use case: as executed by its newest run, or its source."
+    tasks = notebooks_of_jobs(load_bundle(site.root)).get(name, {})
+    execution = newest_execution(RunStore(state / "runs.db"), state / "runs", tasks)
+    return executed_page(execution) if execution else source_page(nbformat.read(site.root / name, as_version=4), job)
+
 def write_pages(root: Path,  # of the project
                 docs: Path,  # the folder of Sphinx's source files
-                package: Path | None = None  # whose modules get reference pages
+                package: Path | None = None,  # whose modules get reference pages
+                state: Path | None = None  # the folder with the runs; that in use by default
                 ) -> Site:
     "Write the pages of the notebooks and modules of a project into `docs/pages`, and remove those that are gone."
-    site, state = read_site(root, docs), load_env(root=root).state
+    site, state = read_site(root, docs), state or load_env(root=root).state
     jobs, folder, tour = notebook_pages(site), site.docs / "pages", site.root / "nbs/index.ipynb"
     site.pages.update({name: folder / "notebooks" / Path(name).name for name in jobs})
     if tour.exists(): site.pages["nbs/index.ipynb"] = folder / "tour.ipynb"
-    store, tasks = RunStore(state / "runs.db"), notebooks_of_jobs(load_bundle(site.root))
     written = {write_notebook(site, tour_page(tour, site.root), tour)} if tour.exists() else set()
     for name, job in jobs.items():
-        execution = newest_execution(store, state / "runs", tasks.get(name, {}))
-        source = nbformat.read(site.root / name, as_version=4)
-        page = executed_page(execution) if execution else source_page(source, job)
-        written.add(write_notebook(site, page, site.root / name))
+        written.add(write_notebook(site, job_page(site, name, job, state), site.root / name))
     for name, text in (reference_pages(site, package) if package else {}).items():
         written.add(write_page(folder / "reference" / name, text))
     for file in set(folder.rglob("*.*")) - written: file.unlink()
