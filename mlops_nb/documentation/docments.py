@@ -6,7 +6,7 @@
 __all__ = ['SHORT', 'Member', 'Comments', 'all_arguments', 'parameter_comments', 'signature_text', 'function_member',
            'class_member', 'constants', 'public_members']
 
-# %% ../../nbs/documentation/01_docments.ipynb #fdc9e456
+# %% ../../nbs/documentation/01_docments.ipynb #aa2d8f3b
 import ast
 import io
 import tokenize
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# %% ../../nbs/documentation/01_docments.ipynb #43e66c22
+# %% ../../nbs/documentation/01_docments.ipynb #5bdfe137
 @dataclass(frozen=True)
 class Member:
     "Something that a module or a class defines."
@@ -55,7 +55,7 @@ def parameter_comments(node: ast.FunctionDef, comments: Comments) -> dict[str, s
         by_line[line] = "note" if line in by_line else "return"
     return {name: text for line, name in sorted(by_line.items()) if (text := comments.at(line))}
 
-# %% ../../nbs/documentation/01_docments.ipynb #6283ed44
+# %% ../../nbs/documentation/01_docments.ipynb #e851ba28
 def signature_text(node: ast.FunctionDef) -> str:
     "The parameters of a function and what it returns, as Python text."
     arguments = ast.unparse(node.args)

@@ -7,7 +7,7 @@ __all__ = ['SUCCESSES', 'LINK_TO_RESULTS', 'DIRECTIVES', 'Execution', 'notebooks
            'introduction', 'is_prose_or_code', 'execution_note', 'executed_page', 'page_of_executed', 'source_page',
            'as_page']
 
-# %% ../../nbs/documentation/03_executed.ipynb #3ee4e35d
+# %% ../../nbs/documentation/03_executed.ipynb #d48ca43c
 import json
 import re
 import shlex
@@ -24,7 +24,7 @@ from ..jobs import run_page, run_store
 from ..jobs.progress import executed_notebook, task_message
 from ..jobs.tasks import nested_tasks
 
-# %% ../../nbs/documentation/03_executed.ipynb #2501832f
+# %% ../../nbs/documentation/03_executed.ipynb #fa6dc93d
 @dataclass(frozen=True)
 class Execution:
     "A successful execution of a notebook."
@@ -67,7 +67,7 @@ def newest_execution(store: run_store.RunStore, runs: Path,  # the folder that h
                              task_message(row), row["end_time"])
     return None
 
-# %% ../../nbs/documentation/03_executed.ipynb #afa9b190
+# %% ../../nbs/documentation/03_executed.ipynb #8e2ccc46
 LINK_TO_RESULTS = re.compile(r"^\[[^\]]*\]\(#Run\)\s*$", re.MULTILINE)
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)  # of nbdev
 

@@ -6,7 +6,7 @@
 __all__ = ['CODE_PARTS', 'ADDRESS', 'SECTION', 'Site', 'read_site', 'site_address', 'relative', 'outside_code', 'site_links',
            'heading_anchor', 'headings', 'section_of', 'with_sections']
 
-# %% ../../nbs/documentation/00_links.ipynb #2afa4bb4
+# %% ../../nbs/documentation/00_links.ipynb #17f92ab7
 import configparser
 import os
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import MlopsError, unknown
 
-# %% ../../nbs/documentation/00_links.ipynb #0bda1780
+# %% ../../nbs/documentation/00_links.ipynb #71e51a80
 @dataclass(frozen=True)
 class Site:
     "Where the pages of a site come from."
@@ -39,7 +39,7 @@ def read_site(root: Path,  # of the repository; its settings.ini may name the ho
     section = settings["DEFAULT"]
     return Site(root.resolve(), docs.resolve(), section.get("git_url", "").rstrip("/"), section.get("branch", "main"))
 
-# %% ../../nbs/documentation/00_links.ipynb #8376e74a
+# %% ../../nbs/documentation/00_links.ipynb #7051d314
 def site_address(site: Site, source: Path,  # the file that has the link
                  page: Path,  # the page that is made from it
                  address: str) -> str:  # as in the file
@@ -69,7 +69,7 @@ def site_links(site: Site, source: Path, page: Path, text: str) -> str:  # text:
     "The Markdown with the addresses that its links have on the site."
     return outside_code(text, lambda part: ADDRESS.sub(lambda m: site_address(site, source, page, m[0]), part))
 
-# %% ../../nbs/documentation/00_links.ipynb #c4fd81cc
+# %% ../../nbs/documentation/00_links.ipynb #c5fbbb2a
 SECTION = re.compile(r"^<!-- section: (\S+)#(\S+) -->$", re.MULTILINE)
 
 def heading_anchor(heading: str) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['notebook_pages', 'with_site_links', 'write_notebook', 'write_page', 'SocketClient', 'execute_notebook', 'tour_page',
            'job_page', 'write_pages']
 
-# %% ../../nbs/documentation/04_pages.ipynb #54914077
+# %% ../../nbs/documentation/04_pages.ipynb #74887766
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..jobs.execute import socket_name
 from ..jobs.run_store import RunStore
 from ..task import write_atomically
 
-# %% ../../nbs/documentation/04_pages.ipynb #34750632
+# %% ../../nbs/documentation/04_pages.ipynb #58f2fa22
 def notebook_pages(site: Site) -> dict[str, str]:  # path of a notebook below the root -> a job that runs it, or ""
     "The notebooks of the use case: those of the jobs, and those beside them."
     of_jobs = {path: min(tasks) for path, tasks in notebooks_of_jobs(load_bundle(site.root)).items()}
@@ -53,7 +53,7 @@ def write_page(page: Path, text: str) -> Path:
     if not page.exists() or page.read_text() != text: write_atomically(page, text)
     return page
 
-# %% ../../nbs/documentation/04_pages.ipynb #de3d7590
+# %% ../../nbs/documentation/04_pages.ipynb #95f09590
 class SocketClient(NotebookClient):
     "A client whose kernel is reached through sockets of files, not of the network."
 
@@ -72,7 +72,7 @@ def tour_page(path: Path, root: Path) -> Any:  # nbformat notebook
     "The executed tour, with its code folded."
     return as_page(execute_notebook(path, root).cells, is_folded=True)
 
-# %% ../../nbs/documentation/04_pages.ipynb #0aa68995
+# %% ../../nbs/documentation/04_pages.ipynb #eceffdce
 def job_page(site: Site, name: str,  # path of the notebook below the root
              job: str, state: Path) -> Any:  # nbformat notebook
     "The page of a notebook of the use case: as executed by its newest run, or its source."
@@ -95,5 +95,6 @@ def write_pages(root: Path,  # of the project
         written.add(write_notebook(site, job_page(site, name, job, state), site.root / name))
     for name, text in (reference_pages(site, package) if package else {}).items():
         written.add(write_page(folder / "reference" / name, text))
-    for file in set(folder.rglob("*.*")) - written: file.unlink()
+    for kind in ("notebooks", "reference"):
+        for file in set((folder / kind).rglob("*.*")) - written: file.unlink()
     return site
