@@ -56,6 +56,7 @@ SPHINX = {
     "extensions": ["myst_nb"], "exclude_patterns": ["_build"],
     "html_theme": "furo", "html_static_path": ["pages/_static"], "html_css_files": ["site.css"],
     "html_favicon": "pages/_static/icon.svg", "html_copy_source": False, "html_show_sphinx": False,
+    "html_show_copyright": False,
     "nb_execution_mode": "off",  # the pages hold what the runs have executed
     "nb_output_stderr": "remove",  # warnings of libraries are no results
     "nb_code_prompt_show": "code", "nb_code_prompt_hide": "code",

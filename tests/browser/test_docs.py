@@ -19,10 +19,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SIZES = {"wide": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 pytestmark = pytest.mark.slow
-for package, command in (("furo", "make install-docs"), ("playwright", "make install-docs")):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is missing: {command}", allow_module_level=True)
-if CHROMIUM is None: pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needed_tools():
+    for package in ("furo", "playwright"):
+        if importlib.util.find_spec(package) is None: pytest.skip(f"{package} is missing: make install-docs")
+    if CHROMIUM is None: pytest.skip("no Chromium: apt-get install chromium")
 
 
 def is_current() -> bool:
