@@ -1,12 +1,9 @@
 """A Sail session for each test file, with its own lakehouse, and one trained state that test files share."""
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from states import code_digest, copy_state, make_trained
+from states import copy_state, trained
 
 from mlops_nb.data import session as sessions
 from mlops_nb.env import load_env
@@ -21,24 +18,6 @@ ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment
 def pytest_collection_modifyitems(items):
     order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.stem, len(ORDER)))
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory, worker_id) -> Path:
-    """The state after the jobs `features` and `train`, made once for all workers. Read-only; `own_trained` is a copy.
-
-    MLOPS_TEST_STATE names a folder that keeps the state for later test runs; it is made anew when the code changes."""
-    folder = tmp_path_factory.getbasetemp()
-    if worker_id != "master": folder = folder.parent  # of all workers
-    if kept := os.environ.get("MLOPS_TEST_STATE"): folder = Path(kept) / code_digest()
-    folder.mkdir(parents=True, exist_ok=True)
-    state, made = folder / "trained", folder / "trained.made"
-    with FileLock(folder / "trained.lock"):
-        if not made.exists():
-            shutil.rmtree(state, ignore_errors=True)  # the rest of a failed worker
-            make_trained(state)
-            made.touch()
-    return state
 
 
 @pytest.fixture(scope="module")

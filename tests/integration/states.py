@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
+import pytest
+from filelock import FileLock
 
 from mlops_nb import addresses
 from mlops_nb.env import Env, load_env
@@ -52,6 +54,24 @@ def make_trained(state: Path) -> None:
     for job, as_of in (("features", TABLES_AS_OF), ("train", TRAINED_AS_OF)):
         printed = mlops(state, "run", job, "--param", f"as_of={as_of}")
         (state / f"{job}.txt").write_text(printed)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, worker_id) -> Path:
+    """The state after the jobs `features` and `train`, made once for all workers. Read-only; `own_trained` is a copy.
+
+    MLOPS_TEST_STATE names a folder that keeps the state for later test runs; it is made anew when the code changes."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master": folder = folder.parent  # of all workers
+    if kept := os.environ.get("MLOPS_TEST_STATE"): folder = Path(kept) / code_digest()
+    folder.mkdir(parents=True, exist_ok=True)
+    state, made = folder / "trained", folder / "trained.made"
+    with FileLock(folder / "trained.lock"):
+        if not made.exists():
+            shutil.rmtree(state, ignore_errors=True)  # the rest of a failed worker
+            make_trained(state)
+            made.touch()
+    return state
 
 
 def copy_state(source: Path, target: Path) -> Path:

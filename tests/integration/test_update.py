@@ -317,7 +317,7 @@ def test_the_command_ends_with_1_for_a_conflict(edited, wheel, tmp_path, monkeyp
 @pytest.mark.parametrize(("target", "exclude"), [("dev", []), ("staging", ["data/**"]), ("prod", ["data/**"])])
 def test_what_databricks_gets(written, target, exclude):
     bundle = load_bundle(written, target, {"source": f"/Volumes/{target}/club/landing/customers.csv"})
-    assert bundle.data["sync"]["exclude"] == ["tests/**", *exclude]
+    assert bundle.data["sync"]["exclude"] == ["tests/**", "docs/**", *exclude]
     parameters = {entry["name"]: entry["default"] for entry in bundle.jobs["features"]["parameters"]}
     assert parameters["source"] == f"/Volumes/{target}/club/landing/customers.csv"
     for name, job in bundle.jobs.items():

@@ -103,10 +103,10 @@ def test_one_version_everywhere():
     assert settings["DEFAULT"]["version"] == mlops_nb.__version__ == metadata.version("mlops_nb")
 
 
-LOCKS = [ROOT / "requirements.lock", *(ROOT / "tests/engines").glob("*.lock")]
+LOCKS = [ROOT / "requirements.lock", *(ROOT / "tests").rglob("*.lock"), *ROOT.glob("*/requirements.lock")]
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_locks_pin_and_name_no_address(lock):
     lines = lock.read_text().splitlines()
     assert all("==" in line for line in lines if line.strip()) and not any("://" in line for line in lines)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlops_nb.documentation.links import SECTION, section_of
 from mlops_nb.errors import MlopsError
 from mlops_nb.projects.data_files import Dialect, read_data
 from mlops_nb.projects.new_project import Options, check_is_new, plan_project
@@ -81,6 +82,19 @@ def test_a_table_gives_declarations_and_files(tmp_path, name):
     modules = [text for path, text in files.items() if str(path).endswith("use_case.py")]
     assert len(modules) == 1 and compile(modules[0], "use_case.py", "exec")
     assert max(map(len, modules[0].splitlines())) <= 120, "the project's own check refuses longer lines"
+
+
+def test_a_project_builds_its_pages_by_the_settings_of_the_platform(tmp_path):
+    "docs/conf.py is executed as Sphinx does it; docs/index.md shows the README, below its heading."
+    rendered = render_project(template_folder(), settings(planned(tmp_path, shop())))
+    files = {path.as_posix(): text for path, text in rendered.items()}
+    names = {"__file__": str(tmp_path / "shop/docs/conf.py")}
+    exec(files["docs/conf.py"], names)
+    assert names["project"] == "shop" and names["html_theme"] == "furo" and callable(names["setup"])
+    (tmp_path / "README.md").write_text(files["README.md"])
+    path, anchor = SECTION.search(files["docs/index.md"]).groups()
+    assert path == "../README.md" and "## What to edit next" in section_of(tmp_path / "README.md", anchor)
+    assert "docs/pages/" in files[".gitignore"].splitlines() and "\ndocs: $(VENV)/.docs" in files["Makefile"]
 
 
 def test_columns_with_spaces_keep_their_names(tmp_path):
