@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READ', 'WRITE', 'OWN', 'READING', 'Access', 'Grant', 'grants_on', 'grants_of_target', 'expected_grants', 'access_of',
-           'access_of_all', 'grants_in_yaml', 'is_covered', 'missing_grants', 'excess_grants', 'check_access']
+           'access_of_all', 'grants_in_yaml', 'includes_privilege', 'missing_grants', 'excess_grants', 'check_access']
 
 # %% ../../nbs/bundle/11_access.ipynb #8128f5f6
 from collections.abc import Iterable, Iterator, Mapping
@@ -113,7 +113,7 @@ def grants_in_yaml(resource: Mapping) -> dict[str, set[str]]:  # principal -> pr
         granted[str(item.get("principal"))] = granted.get(str(item.get("principal")), set()) | names
     return granted
 
-def is_covered(privilege: str, granted: Iterable[str]) -> bool:
+def includes_privilege(privilege: str, granted: Iterable[str]) -> bool:
     "Whether the granted privileges include one."
     granted = set(granted)
     return privilege in granted or ("ALL_PRIVILEGES" in granted and privilege not in _NOT_IN_ALL)
@@ -122,7 +122,7 @@ def missing_grants(expected: Iterable[Grant], granted: Mapping[str, set[str]], k
     "Yield a finding for each principal that has less than the lists say."
     missing: dict[tuple[str, str], list[str]] = {}
     for grant in expected:
-        if not is_covered(grant.privilege, granted.get(grant.principal, ())):
+        if not includes_privilege(grant.privilege, granted.get(grant.principal, ())):
             missing.setdefault((grant.principal, grant.reason), []).append(grant.privilege)
     for (principal, reason), privileges in missing.items():
         names = ", ".join(privileges)
@@ -136,7 +136,7 @@ def excess_grants(resource: Mapping, key: str, expected: Mapping[str, set[str]],
         principal, privileges = str(item.get("principal")), item.get("privileges")
         if principal == deployer or not isinstance(privileges, list): continue
         own = expected.get(principal, set())
-        more = [str(name) for name in privileges if not is_covered(str(name), own)]
+        more = [str(name) for name in privileges if not includes_privilege(str(name), own)]
         if not more: continue
         allowed = f"{', '.join(sorted(own))} only" if own else "nothing here"
         finding = (f"{key}.grants[{i}]", f"{principal!r} has {', '.join(more)}, which no list read or write gives",

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['IN_BUNDLES_ONLY', 'TYPE_OF_SCHEDULE', 'PRINCIPAL_FIELDS', 'ENDPOINT_NAME', 'LARGEST_ENDPOINT_NAME', 'GRANULARITY',
-           'RULES', 'BUNDLE_LEVELS', 'NO_SHARED_RUN_AS', 'DIRECT_ONLY', 'check_fields', 'check_unity_names',
+           'RULES_OF_KINDS', 'BUNDLE_LEVELS', 'NO_SHARED_RUN_AS', 'DIRECT_ONLY', 'check_fields', 'check_unity_names',
            'permission_findings', 'check_levels', 'grant_findings', 'check_grants', 'check_experiment',
-           'check_endpoint', 'traffic_findings', 'check_monitor', 'check_source', 'check_alert', 'check_dashboard',
-           'check_volume', 'cron_findings', 'check_resource', 'resources_of', 'check_shared_permissions',
-           'check_run_as', 'check_engine', 'check_presets', 'settings_text', 'check_renamed', 'all_resource_findings']
+           'check_endpoint', 'traffic_findings', 'check_quality_monitor', 'check_source', 'check_alert',
+           'check_dashboard', 'check_volume', 'cron_findings', 'check_resource', 'resources_of',
+           'check_shared_permissions', 'check_run_as', 'check_deployment_engine', 'check_presets', 'settings_text',
+           'check_renamed', 'all_resource_findings']
 
 # %% ../../nbs/bundle/10_resources.ipynb #3f2db733
 import json
@@ -83,13 +84,15 @@ def check_levels(kind: str, known: Kind, resource: Mapping, key: str) -> Iterato
 def grant_findings(kind: str, known: Kind, privilege: Any, path: str) -> Iterator[Finding]:
     "Yield a finding for a privilege that does not exist, or that this kind does not have."
     every = shape("catalog", "Privilege").values
-    if privilege in known.privileges: return
-    if str(privilege).replace(" ", "_") == "CREATE_MODEL_VERSION":
+    if not isinstance(privilege, str):
+        yield path, f"expected a privilege, got {privilege!r}", "write its name, such as SELECT"
+    if not isinstance(privilege, str) or privilege in known.privileges: return
+    if privilege.replace(" ", "_") == "CREATE_MODEL_VERSION":
         yield path, "a bundle cannot grant CREATE MODEL VERSION", "grant it in SQL, or make the principal the owner"
     elif privilege in every:
         hint = f"they have {', '.join(sorted(known.privileges))}"
         yield path, f"privilege {privilege} cannot be granted on {kind}", hint
-    else: yield path, f"no privilege {privilege!r}", nearest(str(privilege).upper().replace(" ", "_"), every)
+    else: yield path, f"no privilege {privilege!r}", nearest(privilege.upper().replace(" ", "_"), every)
 
 def check_grants(kind: str, known: Kind, resource: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for grants without a principal, with invalid privileges, and for kinds that have no grants."
@@ -153,7 +156,7 @@ def traffic_findings(config: Mapping, key: str) -> Iterator[Finding]:
     if shares and all(isinstance(share, int) for share in shares) and sum(shares) != 100:
         yield f"{key}.traffic_config.routes", f"the traffic of the routes is {sum(shares)} %", "it must be 100 %"
 
-def check_monitor(resource: Mapping, key: str) -> Iterator[Finding]:
+def check_quality_monitor(resource: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for monitors without exactly one type, and for names, granularities and e-mail lists."
     types = [name for name in ("inference_log", "snapshot", "time_series") if resource.get(name) is not None]
     if len(types) != 1:
@@ -198,9 +201,9 @@ def check_volume(resource: Mapping, key: str) -> Iterator[Finding]:
     if is_external != bool(resource.get("storage_location")):
         yield key, "a volume has a storage_location if, and only if, its volume_type is EXTERNAL", ""
 
-RULES: dict[str, Callable[[Mapping, str], Iterator[Finding]]] = {
-    "experiments": check_experiment, "model_serving_endpoints": check_endpoint, "quality_monitors": check_monitor,
-    "alerts": check_alert, "dashboards": check_dashboard, "volumes": check_volume}
+RULES_OF_KINDS: dict[str, Callable[[Mapping, str], Iterator[Finding]]] = {
+    "experiments": check_experiment, "model_serving_endpoints": check_endpoint, "alerts": check_alert,
+    "quality_monitors": check_quality_monitor, "dashboards": check_dashboard, "volumes": check_volume}
 
 # %% ../../nbs/bundle/10_resources.ipynb #120ab90f
 def cron_findings(schedule: Mapping, key: str) -> Iterator[Finding]:
@@ -220,7 +223,7 @@ def check_resource(kind: str, known: Kind, resource: Mapping, key: str) -> Itera
     yield from check_unity_names(known, resource, key)
     yield from check_levels(kind, known, resource, key)
     yield from check_grants(kind, known, resource, key)
-    if kind in RULES: yield from RULES[kind](resource, key)
+    if kind in RULES_OF_KINDS: yield from RULES_OF_KINDS[kind](resource, key)
     if isinstance(resource.get("schedule"), dict): yield from cron_findings(resource["schedule"], f"{key}.schedule")
 
 def resources_of(bundle: Bundle, kind: str) -> list[tuple[str, dict]]:
@@ -240,7 +243,7 @@ def check_shared_permissions(bundle: Bundle) -> Iterator[Finding]:
 def check_run_as(bundle: Bundle) -> Iterator[Finding]:
     "Yield findings for a run_as of the target that cannot hold for all of its resources, or that names no one."
     run_as = bundle.data.get("run_as")
-    if run_as is None: return
+    if not run_as: return
     if not isinstance(run_as, dict) or len(run_as) != 1 or not set(run_as) <= {"user_name", "service_principal_name"}:
         yield "run_as", "run_as must name one user or service principal", "write {service_principal_name: ...}"
     for kind in NO_SHARED_RUN_AS:
@@ -248,7 +251,7 @@ def check_run_as(bundle: Bundle) -> Iterator[Finding]:
             yield ("run_as", f"run_as of a target is not supported together with {key}",
                    "set run_as in each job instead: run_as: ${var.run_as}")
 
-def check_engine(bundle: Bundle) -> Iterator[Finding]:
+def check_deployment_engine(bundle: Bundle) -> Iterator[Finding]:
     "Yield findings for an unknown engine, and for kinds that the engine terraform does not have."
     engine = bundle.data["bundle"].get("engine")
     if engine not in (None, "direct", "terraform"):
@@ -286,6 +289,7 @@ def check_renamed(bundle: Bundle) -> Iterator[Finding]:
     "Yield findings for names of schemas and models that are not those that development mode gives them."
     is_development = bundle.data["bundle"].get("mode") == "development"
     if not is_development and not part(bundle.data, "presets").get("name_prefix"): return
+    cause = "development mode" if is_development else "the preset name_prefix"
     deployed = as_deployed(bundle)
     renamed = _renamed(bundle, deployed)
     texts = dict(strings(deployed.data.get("resources") or {}, "resources"))
@@ -297,12 +301,12 @@ def check_renamed(bundle: Bundle) -> Iterator[Finding]:
         if path.endswith((".comment", ".description")): continue
         for old, (reference, new) in renamed.items():
             if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w-])", text):
-                yield path, f"development mode renames {old.split('.')[-1]!r} to {new!r}", f"write {reference}"
+                yield path, f"{cause} renames {old.split('.')[-1]!r} to {new!r}", f"write {reference}"
 
 # %% ../../nbs/bundle/10_resources.ipynb #c9b0e3fa
 def all_resource_findings(bundle: Bundle) -> Iterator[Finding]:
     "Yield the findings of all resources that are not jobs, and of what the bundle says for all of them."
     for kind, known in kinds().items():
         for key, resource in resources_of(bundle, kind): yield from check_resource(kind, known, resource, key)
-    for check_part in (check_shared_permissions, check_run_as, check_engine, check_presets, check_renamed):
+    for check_part in (check_shared_permissions, check_run_as, check_deployment_engine, check_presets, check_renamed):
         yield from check_part(bundle)

@@ -190,8 +190,8 @@ def link_model(name: Name, job: Annotated[str, typer.Option(help="The job of the
     if unlink: return show(f"{escape(full)} has no deployment job; set the variable deployment_job to false")
     show(f"job {escape(job)} ({number}) is the deployment job of {escape(full)}")
     if str(place.variables.get("deployment_job")).lower() != "true":
-        show(f"next: set the variable deployment_job of target {escape(place.target)} to true and deploy; otherwise the "
-             "train job starts it as well")
+        show(f"next: set the variable deployment_job of target {escape(place.target)} to true and deploy; otherwise "
+             "the train job starts it as well")
 
 def deployed_job(place: Any, job: str) -> int:  # place: mlops_nb.env.Env
     "Return the id of a job of the bundle, in the workspace or on this machine."

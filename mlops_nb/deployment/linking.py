@@ -21,7 +21,7 @@ def job_in_workspace(workspace: Any,  # databricks.sdk.WorkspaceClient
     listed = list(workspace.jobs.list(name=name))
     ids = [job.job_id for job in listed if tags.items() <= (job.settings.tags or {}).items()]
     if len(ids) == 1: return ids[0]
-    if not ids: raise MlopsError(f"the workspace has no job {name!r} of this target", "databricks bundle deploy adds it")
+    if not ids: raise MlopsError(f"the workspace has no job {name!r} of this target", "first databricks bundle deploy")
     raise MlopsError(f"the workspace has {len(ids)} jobs {name!r} of this target", "choose one: --job-id ID")
 
 # %% ../../nbs/deployment/08_linking.ipynb #a1ef2386

@@ -34,12 +34,12 @@ def test_nothing_waits_for_a_table_that_does_not_exist_yet(bundle):
     assert (schema["catalog_name"], schema["name"]) == (bundle.target, "flights")
 
 
-def test_only_the_deploying_identity_can_change_production_and_users_can_view_it(bundle):
+def test_only_the_deploying_identity_and_the_owners_can_change_production(bundle):
     workspace, is_dev = bundle.data["workspace"], bundle.target == "dev"
     assert workspace["root_path"].startswith("/Workspace/Users/") and "/Shared/" not in workspace["root_path"]
     assert bundle.data["bundle"]["mode"] == ("development" if is_dev else "production")
-    viewers = [] if is_dev else [{"level": "CAN_VIEW", "group_name": "users"}]
-    assert bundle.data.get("permissions", []) == viewers
+    levels = {item["group_name"]: item["level"] for item in bundle.data.get("permissions", [])}
+    assert levels == ({} if is_dev else {"ml_engineers": "CAN_MANAGE", "data_scientists": "CAN_VIEW"})
 
 
 def test_exploration_is_deployed_in_dev_only(bundle):
@@ -186,7 +186,8 @@ def test_a_function_of_unity_catalog_does_little_work_for_each_row(function):
 
 def test_what_the_template_declares_is_what_this_project_declares():
     template = (ROOT / "template/databricks.yml.jinja").read_text()
-    for name in ("online_store", "git_sha", "settings", "experiments", "cluster_id", "libraries", "source_schema"):
+    for name in ("online_store", "git_sha", "settings", "experiments", "cluster_id", "libraries", "source_schema",
+                 "deployment_job", "workers", "owners", "service_principal", "run_as"):
         assert f"\n  {name}:\n" in template, name
     assert 'environment_version: "5"' in template and "/Workspace/Shared" not in template
     jobs = list((ROOT / "template/resources").glob("*.job.yml*"))
