@@ -27,10 +27,16 @@ def job_in_workspace(workspace: Any,  # databricks.sdk.WorkspaceClient
 # %% ../../nbs/deployment/08_linking.ipynb #a1ef2386
 def link_deployment_job(env: Env, name: str,  # the model's full name
                         job_id: int | None) -> None:  # None: no job is started any more
-    "Set or remove the job that the registry starts for each new version of the model."
+    "Set or remove the job that the registry starts for each new version; MlopsError if the registry has no such jobs."
     env.check_write(name)
     registry.check_model(env, name)
-    registry.client(env).update_registered_model(name, deployment_job_id=str(job_id or ""))
+    mlflow, job = registry.client(env), str(job_id or "")
+    # MLflow's own registry would lose a description that is not given
+    description = mlflow.get_registered_model(name).description
+    mlflow.update_registered_model(name, description=description, deployment_job_id=job)
+    if linked_job(env, name) != job:
+        raise MlopsError(f"the registry {env.registry_uri} keeps no deployment job: Unity Catalog does",
+                         "leave the variable deployment_job false: the train job then starts the job deploy itself")
 
 def linked_job(env: Env, name: str) -> str:  # "" if none is linked
     "Return the id of the model's deployment job."

@@ -9,12 +9,13 @@ import pytest
 
 from mlops_nb import identity, task
 from mlops_nb.bundle.checks import check
-from mlops_nb.bundle.load import load_bundle
+from mlops_nb.bundle.load import as_deployed, load_bundle
 from mlops_nb.deployment import aliases
 from mlops_nb.env import folder_env, load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.functions import SAMPLES, calls_per_row, create_function_sql, declare_function
 from mlops_nb.flights.feature_engineering import REQUEST_FUNCTIONS
+from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.jobs.tasks import nested_tasks
 from mlops_nb.models import evidence, registry
 
@@ -89,11 +90,11 @@ def test_every_notebook_gets_what_only_the_deployment_knows(bundle):
     assert bundle.variables["git_sha"] == evidence.code_version(load_env(bundle.target, root=ROOT))["git_sha"]
 
 
-def deployed_env(monkeypatch, target="dev", **settings):
-    text = json.dumps({"target": "dev", **settings})
+def deployed_env(monkeypatch, requested="dev", **settings):  # requested: by the notebook's parameter
+    text = json.dumps({"target": "dev"} | settings)
     monkeypatch.setattr(task, "widget", lambda name, default: text if name == "settings" else default)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "18.0")
-    return load_env(target, root=ROOT)
+    return load_env(requested, root=ROOT)
 
 
 def test_a_deployed_notebook_uses_the_values_of_its_deployment(monkeypatch):
@@ -105,6 +106,22 @@ def test_a_deployed_notebook_uses_the_values_of_its_deployment(monkeypatch):
     own = deployed_env(monkeypatch, schema="dev_ana_flights", source_schema="flights", user="ana@example.org")
     assert own.source_table("plane") == "dev.dev_ana_flights.plane"
     assert own.experiment("late_arrival") == "/Users/ana@example.org/mlops_nb/dev/late_arrival"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_notebooks_use_the_names_that_the_deployment_makes(target, monkeypatch):
+    "In every mode: development mode changes names of resources."
+    deployed = as_deployed(load_bundle(ROOT, target, user="ana@example.org"))
+    settings, resources = json.loads(deployed.variables["settings"]), deployed.data["resources"]
+    assert settings == json.loads(deployed.jobs["train"]["parameters"][-1]["default"])
+    env = deployed_env(monkeypatch, target, **settings)
+    schema = resources["schemas"]["project"]
+    assert env.table("plane") == f"{schema['catalog_name']}.{schema['name']}.plane"
+    assert schema["name"] == ("dev_ana_flights" if target == "dev" else "flights")
+    for model in resources.get("registered_models", {}).values():
+        assert env.model(FLIGHTS.model) == f"{model['catalog_name']}.{model['schema_name']}.{model['name']}"
+    for experiment in resources.get("experiments", {}).values():
+        assert env.experiment(FLIGHTS.model) == experiment["name"]
 
 
 def test_a_job_of_one_target_refuses_another_and_says_what_its_settings_lack(monkeypatch):
