@@ -97,7 +97,7 @@ def test_only_an_existing_model_of_the_target_is_linked(env, model):
         link_deployment_job(env, "dev.flights.late", 1)
 
 
-def test_the_command_links_the_job_of_the_bundle(unity_catalog, monkeypatch):
+def test_the_command_links_the_job_of_this_project(unity_catalog, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unity_catalog.tracking_uri)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
@@ -112,7 +112,7 @@ def test_the_command_links_the_job_of_the_bundle(unity_catalog, monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["dev", "prod"])
-def test_the_linked_job_takes_what_databricks_passes_to_it(target):
+def test_the_linked_job_of_this_project_takes_what_databricks_passes(target):
     "Databricks passes the parameters model_name and model_version of the job, and starts no second one meanwhile."
     job = load_bundle(ROOT, target).job("deploy")
     parameters = {item["name"]: item["default"] for item in job["parameters"]}
