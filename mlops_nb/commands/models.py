@@ -4,10 +4,16 @@
 
 # %% auto #0
 __all__ = ['models_app', 'VersionReference', 'Name', 'show_model', 'reproduce_model', 'rollback', 'approve', 'move_cells',
-           'show_history', 'copy_model', 'compare_models']
+           'show_history', 'copy_model', 'compare_models', 'link_model', 'deployed_job']
 
 # %% ../../nbs/commands/03_models.ipynb #f9620d3a
+<<<<<<< HEAD
 from typing import Annotated
+=======
+import os
+import sys
+from typing import Annotated, Any
+>>>>>>> 633a24bc8f55175bf04f5c627bccb4b707a0aea1
 
 import typer
 from rich.markup import escape
@@ -162,3 +168,36 @@ def compare_models(first: VersionReference, second: VersionReference, target: Ta
         comparison.check_different(*(registry.resolve_version(place, reference) for reference in (first, second)))
     home = make_home(target, {}, job="compare")
     run_to_end(beginning.begin_run(home, "compare", {"first": first, "second": second, "as_of": as_of}))
+
+# %% ../../nbs/commands/03_models.ipynb #ebc30ef9
+@models_app.command("link")
+def link_model(name: Name, job: Annotated[str, typer.Option(help="The job of the bundle to link.")] = "deploy",
+               job_id: Annotated[int | None, typer.Option(help="Its id. Default: that of the deployed job.")] = None,
+               unlink: Annotated[bool, typer.Option("--unlink", help="Remove the link.")] = False,
+               target: Target = None) -> None:
+    """Link the job deploy as the model's deployment job: Databricks then starts it for each new version.
+
+    Example: [bold]mlops models link late_arrival -t prod[/]"""
+    from mlops_nb import env
+    from mlops_nb.deployment import linking
+    from mlops_nb.models import registry
+    place = env.load_env(target)
+    full = place.model(name)
+    with registry.registry_errors(place):
+        number = None if unlink else job_id or deployed_job(place, job)
+        linking.link_deployment_job(place, full, number)
+    if unlink: return show(f"{escape(full)} has no deployment job; set the variable deployment_job to false")
+    show(f"job {escape(job)} ({number}) is the deployment job of {escape(full)}")
+    if str(place.variables.get("deployment_job")).lower() != "true":
+        show(f"next: set the variable deployment_job of target {escape(place.target)} to true and deploy; otherwise "
+             "the train job starts it as well")
+
+def deployed_job(place: Any, job: str) -> int:  # place: mlops_nb.env.Env
+    "Return the id of a job of the bundle, in the workspace or on this machine."
+    from mlops_nb.bundle.load import as_deployed, job_id, load_bundle
+    from mlops_nb.deployment import linking
+    loaded = load_bundle(target=place.target)
+    if not place.tracking_uri.startswith("databricks"): return job_id(job) if loaded.job(job) else 0
+    from databricks.sdk import WorkspaceClient
+    tags = {"bundle": loaded.name, "target": loaded.target}
+    return linking.job_in_workspace(WorkspaceClient(), as_deployed(loaded).job(job)["name"], tags)

@@ -9,12 +9,13 @@ import pytest
 
 from mlops_nb import identity, task
 from mlops_nb.bundle.checks import check
-from mlops_nb.bundle.load import load_bundle
+from mlops_nb.bundle.load import as_deployed, load_bundle
 from mlops_nb.deployment import aliases
 from mlops_nb.env import folder_env, load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.functions import SAMPLES, calls_per_row, create_function_sql, declare_function
 from mlops_nb.flights.feature_engineering import REQUEST_FUNCTIONS
+from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.jobs.tasks import nested_tasks
 from mlops_nb.models import evidence, registry
 
@@ -34,12 +35,12 @@ def test_nothing_waits_for_a_table_that_does_not_exist_yet(bundle):
     assert (schema["catalog_name"], schema["name"]) == (bundle.target, "flights")
 
 
-def test_only_the_deploying_identity_can_change_production_and_users_can_view_it(bundle):
+def test_only_the_deploying_identity_and_the_owners_can_change_production(bundle):
     workspace, is_dev = bundle.data["workspace"], bundle.target == "dev"
     assert workspace["root_path"].startswith("/Workspace/Users/") and "/Shared/" not in workspace["root_path"]
     assert bundle.data["bundle"]["mode"] == ("development" if is_dev else "production")
-    viewers = [] if is_dev else [{"level": "CAN_VIEW", "group_name": "users"}]
-    assert bundle.data.get("permissions", []) == viewers
+    levels = {item["group_name"]: item["level"] for item in bundle.data.get("permissions", [])}
+    assert levels == ({} if is_dev else {"ml_engineers": "CAN_MANAGE", "data_scientists": "CAN_VIEW"})
 
 
 def test_exploration_is_deployed_in_dev_only(bundle):
@@ -89,11 +90,11 @@ def test_every_notebook_gets_what_only_the_deployment_knows(bundle):
     assert bundle.variables["git_sha"] == evidence.code_version(load_env(bundle.target, root=ROOT))["git_sha"]
 
 
-def deployed_env(monkeypatch, target="dev", **settings):
-    text = json.dumps({"target": "dev", **settings})
+def deployed_env(monkeypatch, requested="dev", **settings):  # requested: by the notebook's parameter
+    text = json.dumps({"target": "dev"} | settings)
     monkeypatch.setattr(task, "widget", lambda name, default: text if name == "settings" else default)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "18.0")
-    return load_env(target, root=ROOT)
+    return load_env(requested, root=ROOT)
 
 
 def test_a_deployed_notebook_uses_the_values_of_its_deployment(monkeypatch):
@@ -106,6 +107,22 @@ def test_a_deployed_notebook_uses_the_values_of_its_deployment(monkeypatch):
     own = deployed_env(monkeypatch, schema="dev_ana_flights", source_schema="flights", user="ana@example.org")
     assert own.source_table("plane") == "dev.dev_ana_flights.plane"
     assert own.experiment("late_arrival") == "/Users/ana@example.org/mlops_nb/dev/late_arrival"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_notebooks_use_the_names_that_the_deployment_makes(target, monkeypatch):
+    "In every mode: development mode changes names of resources."
+    deployed = as_deployed(load_bundle(ROOT, target, user="ana@example.org"))
+    settings, resources = json.loads(deployed.variables["settings"]), deployed.data["resources"]
+    assert settings == json.loads(deployed.jobs["train"]["parameters"][-1]["default"])
+    env = deployed_env(monkeypatch, target, **settings)
+    schema = resources["schemas"]["project"]
+    assert env.table("plane") == f"{schema['catalog_name']}.{schema['name']}.plane"
+    assert schema["name"] == ("dev_ana_flights" if target == "dev" else "flights")
+    for model in resources.get("registered_models", {}).values():
+        assert env.model(FLIGHTS.model) == f"{model['catalog_name']}.{model['schema_name']}.{model['name']}"
+    for experiment in resources.get("experiments", {}).values():
+        assert env.experiment(FLIGHTS.model) == experiment["name"]
 
 
 def test_a_job_of_one_target_refuses_another_and_says_what_its_settings_lack(monkeypatch):
@@ -187,7 +204,8 @@ def test_a_function_of_unity_catalog_does_little_work_for_each_row(function):
 
 def test_what_the_template_declares_is_what_this_project_declares():
     template = (ROOT / "template/databricks.yml.jinja").read_text()
-    for name in ("online_store", "git_sha", "settings", "experiments", "cluster_id", "libraries", "source_schema"):
+    for name in ("online_store", "git_sha", "settings", "experiments", "cluster_id", "libraries", "source_schema",
+                 "deployment_job", "workers", "owners", "service_principal", "run_as"):
         assert f"\n  {name}:\n" in template, name
     assert 'environment_version: "5"' in template and "/Workspace/Shared" not in template
     jobs = list((ROOT / "template/resources").glob("*.job.yml*"))

@@ -35,6 +35,7 @@ class Workspace:
         self.folder, self.target, self.python = folder, target, python
         self.files, self.state = folder / "files", folder / "workspace"
         self.bundle, self.said, self.lock = load_bundle(root=root, target=target), [], threading.Lock()
+        self.deployed = load_bundle(root=root, target=target, user=USER, deployed=True)
         self.options = {}  # of the catalog, in every following notebook
         self.settings = self.deployed_settings()
         self.state.mkdir(parents=True)
@@ -54,16 +55,9 @@ class Workspace:
         self.server = self.serve()
         self.process = None
 
-    def schema_name(self, name: str) -> str:
-        "The name of a schema of the bundle: development mode puts the user before it."
-        return f"dev_{USER.partition('@')[0]}_{name}" if self.target == "dev" else name
-
     def deployed_settings(self) -> dict[str, str]:
         "The values of the job parameter `settings`, as a deployment resolves them."
-        settings = json.loads(self.bundle.variables["settings"])
-        return settings | {
-            "schema": self.schema_name(settings["schema"]), "user": USER, "git_sha": "0123456789abcdef",
-            "experiments": f"/Users/{USER}/{self.bundle.data['bundle']['name']}/{self.target}"}
+        return json.loads(self.deployed.variables["settings"]) | {"git_sha": "0123456789abcdef"}
 
     def install(self, root: Path):
         "Build the wheel from the files of a commit, and install it without its dependencies."
@@ -132,8 +126,8 @@ class Workspace:
 
     def deploy(self):
         "Make the schemas that are resources of the bundle."
-        for schema in self.bundle.data["resources"]["schemas"].values():
-            self.sql(f"CREATE SCHEMA `{schema['catalog_name']}`.`{self.schema_name(schema['name'])}`")
+        for schema in self.deployed.data["resources"]["schemas"].values():
+            self.sql(f"CREATE SCHEMA `{schema['catalog_name']}`.`{schema['name']}`")
 
     def stop(self):
         if self.process:

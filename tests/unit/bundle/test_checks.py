@@ -492,7 +492,7 @@ def test_what_a_job_hands_to_a_job(problems_of):
             "did you mean 'jobs'?",
         ),
         (
-            {"resources": {"schemas": {"a.b": {"name": "s"}}}},
+            {"resources": {"schemas": {"a.b": {"catalog_name": "c", "name": "s"}}}},
             "resources.schemas.a.b",
             "no reference can contain the key 'a.b', such as ${resources.schemas.a.b.id}",
             "use a letter first",

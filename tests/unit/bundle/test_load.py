@@ -730,7 +730,15 @@ junk = st.recursive(
 GOOD = {
     "bundle": {"name": "example"},
     "include": [],
-    "variables": {"a": {"default": "1"}, "b": {"type": "complex", "default": ["${var.a}"]}},
+    "variables": {
+        "a": {"default": "1"},
+        "b": {"type": "complex", "default": ["${var.a}"]},
+        "catalog": {"default": "c"},
+        "schema": {"default": "s"},
+        "workers": {"default": "w"},
+        "read": {"type": "complex", "default": ["c", "other"]},
+        "settings": {"default": '{"schema": "s"}'},
+    },
     "workspace": {"root_path": "/Workspace/x"},
     "artifacts": {"w": {"path": "."}},
     "permissions": [{"level": "CAN_VIEW", "group_name": "g"}],
@@ -762,8 +770,36 @@ GOOD = {
                 ],
             }
         },
-        "schemas": {"s": {"name": "s", "grants": [{"principal": "p", "privileges": ["SELECT"]}]}},
+        "schemas": {
+            "s": {"catalog_name": "c", "name": "s", "grants": [{"principal": "p", "privileges": ["SELECT"]}]}
+        },
+        "volumes": {"v": {"catalog_name": "c", "schema_name": "${resources.schemas.s.name}", "name": "v"}},
+        "registered_models": {"m": {"catalog_name": "c", "schema_name": "s", "name": "m"}},
+        "experiments": {"e": {"name": "/Shared/e", "permissions": [{"level": "CAN_READ", "group_name": "g"}]}},
+        "model_serving_endpoints": {
+            "n": {
+                "name": "n",
+                "config": {
+                    "served_entities": [{"name": "a", "entity_name": "c.s.m", "workload_size": "Small"}],
+                    "traffic_config": {"routes": [{"served_model_name": "a", "traffic_percentage": 100}]},
+                },
+            }
+        },
+        "quality_monitors": {
+            "q": {
+                "table_name": "c.s.t",
+                "assets_dir": "/Shared",
+                "output_schema_name": "c.s",
+                "time_series": {"timestamp_col": "t", "granularities": ["1 day"]},
+                "notifications": {"on_failure": {"email_addresses": ["a"]}},
+                "schedule": {"quartz_cron_expression": "0 0 6 * * ?", "timezone_id": "UTC"},
+            }
+        },
+        "alerts": {"l": {"display_name": "l", "warehouse_id": "1", "file_path": "l.dbalert.json"}},
+        "dashboards": {"d": {"file_path": "d.lvdash.json"}},
     },
+    "run_as": {"user_name": "u"},
+    "presets": {"name_prefix": "p_"},
     "targets": {
         "dev": {
             "mode": "development",
@@ -849,6 +885,7 @@ def test_staging_and_prod_differ_in_declared_variables_only():
     staging = load_bundle(ROOT, "staging", variables=prod.variables)
     assert staging.variables == prod.variables
     assert without_target(staging.jobs, "staging") == without_target(prod.jobs, "prod")
+    assert staging.data["permissions"] == prod.data["permissions"]
     assert {kind: value for kind, value in staging.data["resources"].items() if kind != "jobs"} == {
         kind: value for kind, value in prod.data["resources"].items() if kind != "jobs"
     }
