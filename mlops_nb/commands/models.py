@@ -7,13 +7,7 @@ __all__ = ['models_app', 'VersionReference', 'Name', 'show_model', 'reproduce_mo
            'show_history', 'copy_model', 'compare_models', 'link_model', 'deployed_job']
 
 # %% ../../nbs/commands/03_models.ipynb #f9620d3a
-<<<<<<< HEAD
-from typing import Annotated
-=======
-import os
-import sys
 from typing import Annotated, Any
->>>>>>> 633a24bc8f55175bf04f5c627bccb4b707a0aea1
 
 import typer
 from rich.markup import escape

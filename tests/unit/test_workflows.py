@@ -1,4 +1,4 @@
-"""The workflows of .github: their form, the targets that they call, and their scripts with a `gh` that answers as GitHub."""
+"""The workflows of .github: their form, the targets that they call, and their scripts with a `gh` like GitHub's."""
 import json
 import os
 import re
@@ -59,7 +59,8 @@ def test_the_checks_that_the_ruleset_requires_are_jobs_of_pull_requests():
             versions = job.get("strategy", {}).get("matrix", {}).get("python", [""])
             names |= {job["name"].replace("${{ matrix.python }}", version) for version in versions}
     rules = json.loads((ROOT / ".github/rulesets/main.json").read_text())["rules"]
-    required, = (rule["parameters"]["required_status_checks"] for rule in rules if rule["type"] == "required_status_checks")
+    kind = "required_status_checks"
+    required, = (rule["parameters"][kind] for rule in rules if rule["type"] == kind)
     assert {check["context"] for check in required} == names - {"plan", "report", "notify"}
 
 
@@ -151,7 +152,7 @@ echo "$(git rev-parse --short HEAD) $*" >>"$CALLS"
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    "A repository with our Makefile and two commits, and a command `databricks` that records where and how it is called."
+    "A repository with our Makefile and two commits, and a command `databricks` that records its calls."
     folder, bin_folder = tmp_path / "repository", tmp_path / "bin"
     folder.mkdir()
     bin_folder.mkdir()
