@@ -643,7 +643,7 @@ def test_a_table_of_another_program_keeps_nan_in_its_copy_and_is_not_written(spa
                   lambda: tables.overwrite(spark, env, name, tables.read(spark, env, name))):
         with pytest.raises(MlopsError, match="statistics in its log(.|\n)*mlops tables snapshot"): write()
     wrong = [row.v for row in tables.read(spark, env, name).collect()]
-    assert wrong == [5.0, 5.0, 5.0], "Sail reads it right now: remove this gap from the README"
+    assert wrong == [5.0, 5.0, 5.0], "Sail reads it right now: remove this gap from docs/engines.md"
 
 
 def test_the_check_after_a_write_notices_a_number_that_became_another(spark, env, name, monkeypatch):
