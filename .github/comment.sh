@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Writes a report to GitHub with the CLI gh, once for each name: the text of before is replaced.
-#   .github/comment.sh pull NUMBER NAME FILE    a comment on a pull request
-#   .github/comment.sh issue TITLE NAME FILE    a comment on the open issue with this title, which is opened if needed
+#   bash .github/comment.sh pull NUMBER NAME FILE    a comment on a pull request
+#   bash .github/comment.sh issue TITLE NAME FILE    a comment on the open issue with this title, which is opened if needed
 set -euo pipefail
 kind=$1 place=$2 name=$3 file=$4
 repository=repos/${GITHUB_REPOSITORY:?}

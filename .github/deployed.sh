@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints commit=SHA of the newest successful deployment to an environment, by the CLI gh; nothing without one.
-#   .github/deployed.sh ENVIRONMENT
+#   bash .github/deployed.sh ENVIRONMENT
 set -euo pipefail
 repository=repos/${GITHUB_REPOSITORY:?}
 deployments=$(gh api "$repository/deployments?environment=$1&per_page=30" --jq '.[] | "\(.id) \(.sha)"')

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..bundle.inputs import own_parameters
 from ..bundle.load import Bundle, load_bundle, target_names
-from .integration import KEEP
+from .integration import KEEP, all_pipelines
 from mlops_nb.ci.metric_change import (
     MetricChange,
     TrainingResults,
@@ -59,8 +59,8 @@ def project_use_case(bundle: Bundle) -> UseCase:
                      f"there are: {', '.join(name.attribute for name in names)}" if names else "declare one")
 
 def sample_day(bundle: Bundle) -> str:
-    "Return the day of the sample: the default of the parameter `first_day` of the job integration, or latest."
-    parameters = own_parameters(bundle.jobs.get("integration", {}))
+    "Return the day of the sample: the default of the parameter `first_day` of the job of all pipelines, or latest."
+    parameters = own_parameters(bundle.jobs.get(all_pipelines(bundle), {}))
     return str(parameters["first_day"][1]) if "first_day" in parameters else "latest"
 
 # %% ../../nbs/ci/04_commit_metrics.ipynb #b4000008

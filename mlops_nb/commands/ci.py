@@ -24,16 +24,19 @@ Folder = Annotated[Path, typer.Option("--report", help="The folder for the repor
 def integration(target: Target = "staging", var: Var = None,
                 param: Annotated[list[str] | None, typer.Option(
                     "--param", "-p", help="A parameter of the job, as name=value. Repeatable.")] = None,
-                job: Annotated[str, typer.Option(help="The job that calls the others.")] = "integration",
+                job: Annotated[str, typer.Option(
+                    help="The job that calls the others. Default: integration, or demo.")] = "",
                 keep: Annotated[bool, typer.Option("--keep", help="Keep the catalog for a day.")] = False,
                 report: Folder = Path("build/integration")) -> None:
     """Run all pipelines in a temporary catalog; drop it, or keep it for a day if the run failed.
 
     Example: [bold]mlops ci integration -t staging[/]"""
     from mlops_nb import env
-    from mlops_nb.ci.integration import examine_command, run_integration
+    from mlops_nb.bundle.load import load_bundle
+    from mlops_nb.ci.integration import all_pipelines, examine_command, run_integration
     variables, parameters = pairs("--var", var), pairs("--param", param)
     if "catalog" in variables: raise MlopsError("--var catalog cannot be given", "the run makes a catalog of its own")
+    job = job or all_pipelines(load_bundle(target=target))
     result = run_integration(env.load_env(target, variables), job, variables, parameters, report, keep)
     if result.report: show(f"report           {result.report}")
     if result.kept: show(f"catalog          {result.place.catalog}, kept for a day\n"

@@ -130,6 +130,7 @@ def test_a_new_project_passes_and_is_not_changed(written, shop):
     assert [name for name in after if after[name] != before.get(name) and not name.startswith("dist/")] == []
 
 
+@pytest.mark.slow
 def test_the_command_lists_all_that_is_wrong_and_make_tidy_mends_it(shop, monkeypatch):
     "Edits that are not committed stay as they are until they are mended."
     for spoil in (edited_by_hand, with_an_error_output, with_badly_formatted_code): spoil(shop)
@@ -193,6 +194,7 @@ def commit(project: Path, message: str, code: int = 0) -> str:
     return run(project, "git", "commit", "-q", "-m", message, code=code)
 
 
+@pytest.mark.slow
 def test_after_make_setup_a_bad_commit_does_not_happen(shop, monkeypatch):
     if not (Path(sys.executable).parent / "pre-commit").exists(): pytest.skip("pre-commit is missing: make install")
     monkeypatch.setenv("SKIP", "bundle")  # of pre-commit: this hook takes seconds

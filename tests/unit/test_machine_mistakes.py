@@ -18,6 +18,8 @@ from mlops_nb.data import session
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 
+pytestmark = pytest.mark.slow  # small servers, and the client's own attempts
+
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH",
              "MLFLOW_TRACKING_AWS_SIGV4", "DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CONFIG_PROFILE",

@@ -15,13 +15,18 @@ ACTIONS = [*WORKFLOWS, ROOT / ".github/actions/setup/action.yml"]
 INSTALL = "go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.7"
 
 
+TEMPLATE = ROOT / "template/github"  # of the projects that `mlops new` makes
+
+
 def jobs_of(file: Path) -> dict: return yaml.safe_load(file.read_text())["jobs"]
 
 
+@pytest.mark.slow
 def test_actionlint_has_nothing_to_say():
     tool = shutil.which("actionlint") or shutil.which("actionlint", path=Path.home() / "go/bin")
     if not tool: pytest.skip(f"actionlint is missing: {INSTALL}")
-    result = subprocess.run([tool, *map(str, WORKFLOWS)], cwd=ROOT, capture_output=True, text=True)
+    files = [*WORKFLOWS, *TEMPLATE.glob("workflows/*.yml")]
+    result = subprocess.run([tool, *map(str, files)], cwd=ROOT, capture_output=True, text=True)
     assert (result.stdout + result.stderr, result.returncode) == ("", 0)
 
 
@@ -41,6 +46,23 @@ def test_a_workflow_has_least_permissions_and_no_stored_token(file):
         checkouts = [step for step in job["steps"] if "checkout@" in step.get("uses", "")]
         assert all(step["with"]["persist-credentials"] is False for step in checkouts)
         assert job["timeout-minutes"] <= 60
+
+
+def test_a_project_has_the_same_workflows():
+    "Files of one name are equal, except those that a project has simpler."
+    files = [file.relative_to(TEMPLATE) for file in TEMPLATE.rglob("*") if file.is_file()]
+    simpler = {"workflows/ci.yml", "workflows/docs.yml", "rulesets/main.json", "CODEOWNERS", "pull_request_template.md"}
+    same = [file for file in files if file.as_posix() not in simpler]
+    assert len(same) >= 6
+    for file in same: assert (TEMPLATE / file).read_text() == (ROOT / ".github" / file).read_text(), file
+    makefile = (ROOT / "template/Makefile.jinja").read_text()
+    for file in TEMPLATE.glob("workflows/*.yml"):
+        for target in re.findall(r"\bmake (?:--\w+ )?([a-z-]+)", re.sub("#.*", "", file.read_text())):
+            assert re.search(f"^{target}:", makefile, re.MULTILINE), f"{file.name}: make {target}"
+    rule = json.loads((TEMPLATE / "rulesets/main.json").read_text())["rules"][-1]["parameters"]
+    files = [TEMPLATE / f"workflows/{name}.yml" for name in ("ci", "integration")]
+    names = {job["name"] for file in files for job in jobs_of(file).values()}
+    assert {check["context"] for check in rule["required_status_checks"]} == names - {"plan", "report", "notify"}
 
 
 @pytest.mark.parametrize("file", ACTIONS, ids=lambda file: file.name)
@@ -106,12 +128,13 @@ def github(tmp_path, monkeypatch):
     monkeypatch.setenv("GITHUB_REPOSITORY", "o/r")
 
     def script(name: str, *words: str) -> str:
-        result = subprocess.run([ROOT / ".github" / name, *words], capture_output=True, text=True)
+        result = subprocess.run(["bash", ROOT / ".github" / name, *words], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return result.stdout
     return script, lambda: json.loads(file.read_text()), lambda state: file.write_text(json.dumps(state))
 
 
+@pytest.mark.slow
 def test_a_report_is_one_comment_that_is_updated(github, tmp_path):
     script, state, _ = github
     report = tmp_path / "report.md"
@@ -124,6 +147,7 @@ def test_a_report_is_one_comment_that_is_updated(github, tmp_path):
         ("12", "<!-- report: ci -->\nsecond"), ("12", "<!-- report: integration -->\nother")]
 
 
+@pytest.mark.slow
 def test_a_failure_of_main_is_one_issue(github, tmp_path):
     script, state, _ = github
     report = tmp_path / "report.md"
@@ -134,6 +158,7 @@ def test_a_failure_of_main_is_one_issue(github, tmp_path):
     assert [c["body"].splitlines()[1] for c in state()["comments"]] == ["tuesday"]
 
 
+@pytest.mark.slow
 def test_the_commit_before_is_that_of_the_newest_deployment_that_succeeded(github):
     script, _, write = github
     deployments = [{"id": number, "sha": sha} for number, sha in ((4, "now"), (3, "failed"), (2, "good"), (1, "old"))]

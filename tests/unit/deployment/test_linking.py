@@ -14,6 +14,8 @@ from mlops_nb.deployment.linking import link_deployment_job, linked_job
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 NAME = "dev.flights.late_arrival"
 

@@ -37,7 +37,8 @@ DATES = ("as_of", "trained_through", "held_out_from", "held_out_to")
 
 def test_this_project_enables_every_check_and_each_has_a_docstring():
     checks = validating.read_checks(FLIGHTS, load_env("dev").root)
-    assert list(checks) == list(validation_checks.CHECKS)
+    of_targets = {"release"}  # the variable release_branches of a target adds it
+    assert list(checks) == [name for name in validation_checks.CHECKS if name not in of_targets]
     assert all(check.__doc__ for check in validation_checks.CHECKS.values())
 
 
