@@ -29,6 +29,7 @@ from mlops_nb.ci.metric_change import (
 )
 from .run_report import REPORT, check_report_folder
 from mlops_nb.ci.temporary_places import (
+    RESULTS,
     drop_place,
     is_shared,
     place_settings,
@@ -70,6 +71,7 @@ def train_in_place(env: Env,  # of the target in its usual state
     "Run features and training with the code of a folder; MlopsError if one of them fails."
     for job in ("features", "train"):
         words = ["run", job, "-t", env.target, f"--var=catalog={place.catalog}", "--var=deployment_job=true",
+                 *(["--var=online_store="] if env.variables.get("online_store") else []),
                  f"--param=as_of={as_of}"]  # the deployment is linked to the model, so training does not start it
         exit_code = run_mlops(words, code, place_settings(env, place.catalog))
         if exit_code: raise MlopsError(f"job {job} of {code} failed with exit code {exit_code}",
@@ -77,7 +79,8 @@ def train_in_place(env: Env,  # of the target in its usual state
 
 def base_results(env: Env, use_case: UseCase, commit: str, as_of: str) -> TrainingResults:
     "Return the results of another commit; it is trained unless the state has them."
-    folder = places_folder(env.state) / "results" / f"{commit}_{as_of}"
+    day = date.today() if as_of == "latest" else as_of
+    folder = places_folder(env.state) / RESULTS / f"{commit}_{day}"
     if results := load_results(folder): return results
     place = temporary_env(env, temporary_catalog(env.catalog, datetime.now(UTC)))
     with code_at(env.root, commit, env.state) as code: train_in_place(env, code, place, as_of)

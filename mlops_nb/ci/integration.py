@@ -58,7 +58,8 @@ def run_integration(env: Env,  # of the target in its usual state
     sweep(env, datetime.now(UTC), KEEP)
     catalog = temporary_catalog(env.catalog, datetime.now(UTC))
     place = temporary_env(env, catalog, variables)
-    pairs = [*(f"--var={name}={value}" for name, value in variables.items()), f"--var=catalog={catalog}",
+    own = {"catalog": catalog} | ({"online_store": ""} if env.variables.get("online_store") else {})
+    pairs = [*(f"--var={name}={value}" for name, value in {**own, **variables}.items()),
              *(f"--param={name}={value}" for name, value in parameters.items())]
     code = run_mlops(["run", job, "-t", env.target, *pairs], env.root, place_settings(env, catalog))
     kept, store = keep or bool(code), run_store.RunStore(place.state / "runs.db")

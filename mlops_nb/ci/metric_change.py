@@ -8,6 +8,7 @@ __all__ = ['TrainingResults', 'read_predictions', 'read_results', 'save_results'
 
 # %% ../../nbs/ci/03_metric_change.ipynb #b3000004
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ..errors import MlopsError
 from ..models import registry
 from ..models.evidence import PREDICTIONS_FILE
 from ..models.problem_types import ProblemType, operating_point
+from ..task import write_atomically
 from ..workflow.comparing import compare_predictions
 from ..workflow.use_case import UseCase
 
@@ -58,11 +60,13 @@ def read_results(env: Env, model: str,  # its name of one part
 def save_results(results: TrainingResults, folder: Path) -> None:
     "Write results to a folder; results.json comes last, so that a folder with it is complete."
     folder.mkdir(parents=True, exist_ok=True)
-    if results.predictions is not None: results.predictions.to_parquet(folder / "predictions.parquet")
+    own = os.getpid()  # another process may write the same results
+    if results.predictions is not None:
+        part = folder / f"predictions.{own}.part"
+        results.predictions.to_parquet(part)
+        part.replace(folder / "predictions.parquet")
     facts = {"name": results.name, "metrics": results.metrics, "tags": results.tags}
-    part = folder / "results.json.part"
-    part.write_text(json.dumps(facts), encoding="utf-8")
-    part.replace(folder / "results.json")
+    write_atomically(folder / "results.json", json.dumps(facts))
 
 def load_results(folder: Path) -> TrainingResults | None:  # None: the folder has no complete results
     "Read results that `save_results` wrote."
