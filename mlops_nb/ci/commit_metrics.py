@@ -29,7 +29,7 @@ from mlops_nb.ci.metric_change import (
 )
 from .run_report import REPORT, check_report_folder
 from mlops_nb.ci.temporary_places import (
-    RESULTS,
+    RESULTS_FOLDER,
     drop_place,
     is_shared,
     place_settings,
@@ -80,7 +80,7 @@ def train_in_place(env: Env,  # of the target in its usual state
 def base_results(env: Env, use_case: UseCase, commit: str, as_of: str) -> TrainingResults:
     "Return the results of another commit; it is trained unless the state has them."
     day = date.today() if as_of == "latest" else as_of
-    folder = places_folder(env.state) / RESULTS / f"{commit}_{day}"
+    folder = places_folder(env.state) / RESULTS_FOLDER / f"{commit}_{day}"
     if results := load_results(folder): return results
     place = temporary_env(env, temporary_catalog(env.catalog, datetime.now(UTC)))
     with code_at(env.root, commit, env.state) as code: train_in_place(env, code, place, as_of)

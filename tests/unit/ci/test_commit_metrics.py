@@ -92,8 +92,8 @@ def test_a_refused_commit_reads_what_mends_it_and_an_accepted_one_passes():
 
 def test_the_base_is_where_the_branch_begins_and_an_unknown_one_names_the_command(tmp_path):
     git(tmp_path, "init", "-q", "-b", "main")
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    def commit(message): git(tmp_path, *who, "commit", "-q", "--allow-empty", "-m", message)
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    def commit(message): git(tmp_path, *author, "commit", "-q", "--allow-empty", "-m", message)
     commit("first")
     first = git(tmp_path, "rev-parse", "HEAD")
     git(tmp_path, "switch", "-q", "-c", "feature")
