@@ -327,7 +327,8 @@ def limits_table(run: Monitoring) -> Any:  # pandas Styler: LIMIT_COLUMNS
         metric=limit.metric, column=limit.column) for limit in run.thresholds]
     table = pd.concat(checked) if checked else pd.DataFrame(columns=["window_start", *LIMIT_COLUMNS])
     table["window"] = [run.window(start) for start in table.window_start]
-    return table[list(LIMIT_COLUMNS)].style.hide().format(precision=3, na_rep="–")
+    shown = table[list(LIMIT_COLUMNS)].style.hide().format(precision=3, na_rep="–")
+    return shown.format("{:,.0f}", subset=["count"], na_rep="–")
 
 # %% ../../nbs/workflow/15_monitoring.ipynb #9fbea009
 def worst_slices(run: Monitoring,
@@ -342,7 +343,7 @@ def worst_slices(run: Monitoring,
     means = [name for name in ("label_mean", "probability_mean", "prediction_mean", loss) if name in rows]
     table = rows.groupby(["slice_key", "slice_value"], dropna=False).agg(
         {"labelled": "sum"} | dict.fromkeys(means, "mean"))
-    table = table[table.labelled >= min_rows]
+    table = table[table.labelled >= min_rows].astype({"labelled": int})
     return (table.nlargest(most, loss) if loss in table else table.head(most)).round(3)
 
 def finish_monitoring(run: Monitoring) -> None:
