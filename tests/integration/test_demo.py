@@ -8,7 +8,7 @@ import pyarrow.dataset as ds
 import pytest
 from states import client_of, copy_state, mlops, registered
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]  # `make integration` runs the same jobs in every build
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,6 @@ def test_two_versions_are_compared_by_a_command(demo, tmp_path):
     assert "both references name dev.flights.late_arrival v2" in printed and "Traceback" not in printed
 
 
-@pytest.mark.full
 def test_a_plausible_version_of_an_older_smaller_window_is_refused_with_its_reasons(demo, tmp_path):
     "As of May, after a Champion as of July: it passes all checks on its own weeks, and is worse in June, new to both."
     state = copy_state(demo[0], tmp_path / "state")

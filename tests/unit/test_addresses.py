@@ -104,6 +104,7 @@ def check_works(state: Path, run_id: str) -> None:
     assert Path(unquote(urlsplit(experiment.artifact_location).path)).is_relative_to(state)
 
 
+@pytest.mark.slow
 def test_a_moved_and_a_copied_state_work_without_the_original(trained_state, tmp_path, capsys):
     original, run_id = trained_state
     before, copy, moved = digest(original), tmp_path / "état déplacé #1/100%", tmp_path / "moved"

@@ -123,6 +123,7 @@ def test_a_bad_commit_is_refused_by_a_check_that_says_what_mends_it(shop, spoil,
     assert TOKEN not in "\n".join(refusal.faults)
 
 
+@pytest.mark.slow
 def test_a_new_project_passes_and_is_not_changed(written, shop):
     before = generated.contents(shop)
     assert {name: result_of(name, checked_files(shop)) for name in COMMIT_CHECKS} == dict.fromkeys(COMMIT_CHECKS)

@@ -231,6 +231,7 @@ logging.getLogger("mlflow.models").warning("a warning")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level, shows_messages", [
     (None, False), *(pytest.param(*values, marks=pytest.mark.slow) for values in (("ERROR", False), ("INFO", True)))])
 def test_mlflow_prints_its_messages_only_if_the_user_sets_the_level(tmp_path, empty_store, level, shows_messages):

@@ -499,6 +499,7 @@ def test_a_search_with_other_rows_needs_another_name(tmp_path):
     assert set(pd.read_parquet(tmp_path / "a/dataset.parquet")[SPLIT]) == set(PARTS)
 
 
+@pytest.mark.slow
 def test_a_repeatable_search_proposes_the_same_trials_again(tmp_path):
     families = trials.find_families(["lightgbm", "linear"])
 

@@ -46,6 +46,7 @@ def test_the_metrics_are_those_of_scikit_learn_on_the_common_rows():
     assert change.comparison.change == pytest.approx(expected) and is_worse(change)
 
 
+@pytest.mark.slow
 def test_noise_refuses_nothing_and_a_better_commit_neither():
     pairs = [[results(name, 0.15, 2 * n + i, label_seed=n) for i, name in enumerate("ab")] for n in range(20)]
     refused = [is_worse(change_of(*pair)) for pair in pairs]

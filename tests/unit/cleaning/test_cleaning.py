@@ -316,6 +316,7 @@ def test_a_damaged_table_is_kept_with_one_sentence(state):
     assert table_files.plan_table(env, "dev.flights.plane", None, 1).kept[0].reason == f"not examined: {sentence}"
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_moved_state_knows_its_own_artifacts_before_their_addresses_change(state, tmp_path):
     from mlops_nb.models import registry
     client = registry.client(load_env("dev"))

@@ -193,6 +193,7 @@ def test_a_proven_improvement_ends_the_sum_of_accepted_losses(env, name, promote
     assert float(registry.get_version(env, name, 3).tags["accepted_loss"]) == 0
 
 
+@pytest.mark.slow
 def test_the_seed_does_not_decide():
     "Draws are added until the error of the bound is small beside its distance from the limit; else nothing is decided."
     label, day, new, old = noisy(3)

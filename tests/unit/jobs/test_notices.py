@@ -250,6 +250,7 @@ def test_a_host_that_does_not_exist(tmp_path):
     assert not notify("http://no-such-host.invalid/", tmp_path).ok
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_given_up_in_time(hook, tmp_path):
     hook.script = [lambda request: hook.stop.wait(20)]
     delivery = notify(url_of(hook), tmp_path, seconds=0.3)
@@ -257,6 +258,7 @@ def test_a_server_that_hangs_is_given_up_in_time(hook, tmp_path):
     assert not delivery.ok and delivery.detail == "no answer in time"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(30)  # the server would send until the test ends
 def test_a_server_that_sends_one_byte_at_a_time_is_given_up_in_time(hook, tmp_path):
     def drip(request):
@@ -335,6 +337,7 @@ def test_an_unknown_destination_and_a_missing_secret(tmp_path):
     assert not no_secret.ok and "no secret 'secrets/a/b'" in no_secret.detail
 
 
+@pytest.mark.slow
 def test_failing_receivers_do_not_affect_others_and_order_is_kept(hook, tmp_path):
     hook.script = [200]
     with socket.socket() as silent:
@@ -346,6 +349,7 @@ def test_failing_receivers_do_not_affect_others_and_order_is_kept(hook, tmp_path
     assert [d.ok for d in deliveries] == [False, True, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_number_of_concurrent_messages_is_limited(hook, tmp_path):
     def slowly(request):
         time.sleep(0.05)
@@ -529,6 +533,7 @@ def test_answers_of_the_mail_server(script, ok, calls, smtp_server, tmp_path):
     assert (delivery.ok, smtp_server.calls) == (ok, calls), delivery.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["connect", "RCPT", "DATA"])
 def test_a_mail_server_that_hangs(where, smtp_server, tmp_path):
     smtp_server.script = {where: [None, None]}

@@ -224,6 +224,7 @@ print(json.dumps([mlflow.pyfunc.load_model(path).predict(rows).tolist() for path
 """
 
 
+@pytest.mark.slow
 def test_mlflow_serves_every_kind_without_this_project_and_without_pickle(tmp_path):
     import mlflow
     own = own_functions(tmp_path)

@@ -160,6 +160,7 @@ def test_what_makes_a_project_impossible(changes, message):
     assert message in str(error.value) and error.value.hint
 
 
+@pytest.mark.slow
 def test_500_columns_take_seconds():
     rng = np.random.default_rng(2)
     frame = pd.DataFrame({f"x{n}": rng.normal(size=3000) for n in range(500)}).assign(id=range(3000))
