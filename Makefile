@@ -56,7 +56,7 @@ report: $(READY)  ## print the report of a pull request from what is in build: t
 
 # With DATABRICKS_HOST the next targets work in that workspace, otherwise `run` runs the job on this machine.
 TARGET ?= dev
-WITH_CLI = command -v databricks >/dev/null || { echo "install the Databricks CLI 1.0 or later: see README.md, Deploy to Databricks"; exit 1; }
+WITH_CLI = command -v databricks >/dev/null || { echo "install the Databricks CLI 1.0 or later: see docs/deploy.md"; exit 1; }
 DIRTY = $$(test -z "$$(git status --porcelain --untracked-files=no)" && echo false || echo true)
 
 release-check: $(READY)  ## check that this commit may be deployed: TARGET=prod
@@ -66,7 +66,7 @@ plan:  ## show what a deployment would change: TARGET=staging
 	@$(WITH_CLI); databricks bundle validate -t $(TARGET) && databricks bundle plan -t $(TARGET)
 
 deploy:  ## deploy the bundle to the workspace: TARGET=dev
-	@$(WITH_CLI); databricks bundle deploy -t $(TARGET) --var git_dirty=$(DIRTY)
+	@$(WITH_CLI); databricks bundle deploy -t $(TARGET) --var git_dirty=$(DIRTY) $(if $(BRANCH),--var git_branch=$(BRANCH))
 
 run: $(if $(DATABRICKS_HOST),,$(READY))  ## run a job of the workspace, or of this machine: JOB=smoke TARGET=prod (WAIT=no: only start it)
 	@if [ -n "$${DATABRICKS_HOST:-}" ]; then $(WITH_CLI); databricks bundle run -t $(TARGET) $(if $(filter no,$(WAIT)),--no-wait) $(JOB); \
@@ -75,7 +75,9 @@ run: $(if $(DATABRICKS_HOST),,$(READY))  ## run a job of the workspace, or of th
 roll-back:  ## deploy an earlier commit again: COMMIT=... TARGET=prod
 	@git rev-parse --quiet --verify "$(COMMIT)^{commit}" >/dev/null || { echo "no commit COMMIT=$(COMMIT); git fetch origin"; exit 1; }
 	@git worktree remove --force .mlops/roll-back 2>/dev/null || true; git worktree add --quiet --detach .mlops/roll-back "$(COMMIT)"
-	@status=0; $(MAKE) -C .mlops/roll-back deploy TARGET=$(TARGET) || status=$$?; git worktree remove --force .mlops/roll-back; exit $$status
+	@branch=$$(git for-each-ref --contains "$(COMMIT)" --format '%(refname)' 'refs/heads/release/*' 'refs/remotes/origin/release/*' | head -1); \
+	status=0; $(MAKE) -C .mlops/roll-back deploy TARGET=$(TARGET) BRANCH="$$(echo "$$branch" | sed -E "s;refs/(heads|remotes/origin)/;;")" || status=$$?; \
+	git worktree remove --force .mlops/roll-back; exit $$status
 
 approve: $(READY)  ## approve a version that waits: NAME=... VERSION=... WHO="..." TARGET=...
 	@$(BIN)/mlops approve "$$NAME" "$$VERSION" --as "$$WHO" --target "$$TARGET"

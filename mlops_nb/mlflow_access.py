@@ -189,7 +189,9 @@ def check_token(uri: str, host: str, token: str) -> str:  # the user's name
     except (requests.RequestException, OSError) as error:
         raise MlopsError(f"no workspace answers at {host}: {request_failure(error)}",
                          "correct DATABRICKS_HOST, or the host of the profile") from None
-    if response.status_code in (401, 403): raise token_refused(host)
+    # 403 is also the answer to a valid token whose scopes leave this question out; then it does not speak of the token
+    is_refused = response.status_code == 401 or (response.status_code == 403 and "token" in response.text.lower())
+    if is_refused: raise token_refused(host)
     try: return response.json().get("userName", "")
     except (ValueError, AttributeError): return ""
 

@@ -135,11 +135,11 @@ class CommitMetrics:
 
 def judged(change: MetricChange, against: str, accepted: bool) -> CommitMetrics:
     "Decide whether a commit passes the check, and describe its metrics."
-    worse = is_worse(change)
-    verdict = "**Refused:** this commit lowers the metric." if worse else "**Passed.**"
-    if worse and accepted: verdict = "**Accepted:** this commit lowers the metric."
+    reason = "this commit lowers the metric." if is_worse(change) else ""
+    if change.is_incomparable: reason = "the metrics cannot be compared."
+    refused = bool(reason) and not accepted
+    verdict = f"**{'Refused' if refused else 'Accepted'}:** {reason}" if reason else "**Passed.**"
     text = change_markdown(change, f"Check `metrics`: this commit against {against}", verdict)
-    refused = worse and not accepted
     return CommitMetrics(refused, text + (f"\nTo mend it: {ACCEPT}\n" if refused else ""))
 
 def write_metric_report(result: CommitMetrics, change: MetricChange, folder: Path) -> None:

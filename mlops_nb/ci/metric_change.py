@@ -80,7 +80,10 @@ def paired_match(problem: ProblemType, base: TrainingResults,
                  candidate: TrainingResults) -> Match | None:  # None: nothing can be paired
     "The rows that both commits have held out with the same label, and the predictions of both."
     if base.predictions is None or candidate.predictions is None: return None
-    rows = candidate.predictions.merge(base.predictions, on="row", suffixes=("", "_base"), validate="one_to_one")
+    for one in (candidate, base):
+        if one.predictions.row.duplicated().any():
+            raise MlopsError(f"{one.name} has held out two rows of one key", "correct the key of the use case")
+    rows = candidate.predictions.merge(base.predictions, on="row", suffixes=("", "_base"))
     if rows.empty or not np.array_equal(rows.label, rows.label_base): return None
     sides = [Contender(one.name, rows[column].to_numpy(), operating_point(problem, one.tags, owner=one.name))
              for one, column in ((candidate, "prediction"), (base, "prediction_base"))]
@@ -95,16 +98,18 @@ class MetricChange:
     rule: Mapping  # the rule of deployment, which names this metric
     problem: ProblemType
     match: Match | None = None
+    is_incomparable: bool = False  # both commits have predictions, but too few of the same rows
 
 def metric_change(use_case: UseCase, base: TrainingResults, candidate: TrainingResults, rule: Mapping,
                   costs: Mapping) -> MetricChange:
     "Compare the results of two commits."
     problem = use_case.problem
     rule, match = check_deployment_rule(rule, problem), paired_match(problem, base, candidate)
-    if match: return match_change(match, rule, costs)
+    if match and len(match.label) >= rule["min_rows"]: return match_change(match, rule, costs)
     names = [name for name in problem.greater_is_better if name in base.metrics and name in candidate.metrics]
     table = pd.DataFrame({one.name: [one.metrics[name] for name in names] for one in (candidate, base)}, index=names)
-    return MetricChange(table, None, rule, problem)
+    has_both = base.predictions is not None and candidate.predictions is not None
+    return MetricChange(table, None, rule, problem, is_incomparable=has_both)
 
 def match_change(match: Match, rule: Mapping, costs: Mapping) -> MetricChange:
     "Compare two sides on the same rows."
@@ -122,7 +127,8 @@ def is_worse(change: MetricChange) -> bool:
 def change_sentence(change: MetricChange) -> str:
     "Say how the metric that decides has changed."
     metric, result = change.rule["metric"], change.comparison
-    if result is None: return "The held-out rows of the two commits cannot be paired, so the changes have no interval."
+    if change.is_incomparable: return "The commits have held out other rows or labels: nothing says which is better."
+    if result is None: return "The other commit stored no predictions, so the changes have no interval."
     better = change.rule["greater_is_better"]
     return (f"`{metric}` is {change_text(result.change, better)} on {result.rows:,} held-out rows "
             f"({change.rule['confidence']:.0%} interval: {change_interval(result.bounds, better)}).")
@@ -133,7 +139,7 @@ def metric_cells(change: MetricChange) -> list[list[str]]:
     rows = []
     for name, (new, old) in change.metrics.drop("example_count", errors="ignore").iterrows():
         better = change.problem.greater_is_better.get(name)
-        text = change_text(new / old - 1, better) if better is not None and old else f"{new - old:+.4g}"
+        text = change_text((new - old) / abs(old), better) if better is not None and old else f"{new - old:+.4g}"
         rows.append([f"**{name}**" if name == change.rule["metric"] else name, f"{old:.4f}", f"{new:.4f}", text])
     return rows
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['RESULTS_FOLDER', 'KEEP_RESULTS', 'places_folder', 'place_settings', 'temporary_env', 'run_mlops', 'is_shared',
-           'delete_models', 'drop_place', 'temporary_names', 'remove_old_results', 'sweep']
+           'delete_once', 'delete_models', 'drop_place', 'temporary_names', 'remove_old_results', 'sweep']
 
 # %% ../../nbs/ci/00_temporary_places.ipynb #b0000004
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -63,13 +63,20 @@ def is_shared(env: Env) -> bool:
     file = registry.sqlite_file(env.registry_uri)
     return file is None or not file.is_relative_to(env.state)
 
+def delete_once(delete: Callable[[str], Any], name: str) -> None:
+    "Delete something of the registry that another process may have deleted meanwhile."
+    from mlflow.exceptions import MlflowException
+    try: delete(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"): raise
+
 def delete_models(env: Env) -> None:
     "Delete the registered models and the experiments of a temporary catalog."
     client, experiments = registry.client(env), env.experiment("x").removesuffix("x")
     for model in registry.all_pages(client.search_registered_models):
-        if model.name.startswith(f"{env.catalog}."): client.delete_registered_model(model.name)
+        if model.name.startswith(f"{env.catalog}."): delete_once(client.delete_registered_model, model.name)
     for experiment in registry.all_pages(client.search_experiments):
-        if experiment.name.startswith(experiments): client.delete_experiment(experiment.experiment_id)
+        if experiment.name.startswith(experiments): delete_once(client.delete_experiment, experiment.experiment_id)
 
 def drop_place(env: Env) -> None:  # what `temporary_env` returns
     "Drop the tables, models and state of a temporary catalog; of a part that is gone already nothing happens."

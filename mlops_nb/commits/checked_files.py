@@ -55,9 +55,8 @@ class CheckedFiles:
 
     @property
     def notebooks(self) -> list[str]:
-        "The notebooks that are sources of the project; a template of projects holds such notebooks, too."
-        folders = (f"{self.notebook_folder}/", "template/")
-        return [name for name in self.names if name.endswith(".ipynb") and name.startswith(folders)]
+        "All notebooks: also one that is no source of a module is committed without outputs."
+        return [name for name in self.names if name.endswith(".ipynb")]
 
 def checked_files(root: Path, given: Iterable[str | Path] = ()) -> CheckedFiles:
     "Return what the checks look at: the given files, or all files of the project."

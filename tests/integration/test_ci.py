@@ -2,18 +2,22 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from states import MODEL, ROOT, TRAINED_AS_OF, env_of, environment, mlops
+from states import MODEL, ROOT, TRAINED_AS_OF, client_of, env_of, environment, mlops
 
-from mlops_nb.ci import metric_change, temporary_places
+from mlops_nb.bundle.load import load_bundle
+from mlops_nb.ci import commit_metrics, metric_change, temporary_places
 from mlops_nb.ci.integration import examine_command, run_integration
 from mlops_nb.ci.temporary_places import temporary_env
+from mlops_nb.deployment import copying
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.temporary_catalogs import temporary_catalog
+from mlops_nb.workflow import deploying
 
 pytestmark = pytest.mark.slow
 WRITES = """from mlops_nb import get_spark, load_env, tables
@@ -88,6 +92,23 @@ def test_tables_and_models_in_shared_places_are_dropped_too(pipelines, tmp_path,
     assert [model.name for model in client.search_registered_models()] == ["dev.s.model"]
     assert {e.name for e in client.search_experiments()} == {"Default", "/dev/model"}
     assert [path.name for path in (tmp_path / "lake").iterdir()] == ["dev"]
+
+
+def test_a_commit_is_compared_with_the_champion_of_a_shared_registry(own_trained, tmp_path, monkeypatch):
+    "The Champion is a copy of the version of dev, so nothing changes; both are scored on the rows after their training."
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{own_trained / 'mlflow.db'}")
+    monkeypatch.delenv("MLOPS_STATE", raising=False)
+    here = replace(load_env("dev", root=ROOT), state=tmp_path, lakehouse=str(own_trained / "lakehouse"))
+    use_case = commit_metrics.project_use_case(load_bundle(ROOT, "dev"))
+    champion = commit_metrics.shared_champion(here, use_case)
+    assert (champion.name, int(champion.version)) == (MODEL, 1)
+    copying.copy_version(replace(load_env("prod", root=ROOT), state=tmp_path, read=("prod", "dev")), f"{MODEL}/1")
+    client_of(own_trained).set_registered_model_alias(MODEL.replace("dev.", "prod."), "champion", "1")
+    champion = commit_metrics.shared_champion(here, use_case)
+    assert champion.name == MODEL.replace("dev.", "prod.")
+    change = commit_metrics.champion_change(use_case, here, champion, deploying.deployment_settings(use_case, here))
+    assert list(change.metrics) == [f"{MODEL} v1", f"{champion.name} v1"] and change.comparison.change == 0
+    assert change.comparison.rows > 20_000 and not metric_change.is_worse(change)
 
 
 @pytest.fixture(scope="module")

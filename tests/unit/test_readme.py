@@ -34,15 +34,18 @@ def command_words(group, words=()):
         yield " ".join((*words, name)), options | {"--help"}
 
 
+GROUPS = {name for name, command in typer.main.get_command(app).commands.items() if hasattr(command, "commands")}
 COMMANDS = dict(command_words(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_that_a_page_shows_exists(page):
-    for line in re.findall(r"\bmlops ((?:[a-z]+ ?)+[^`\n|]*)", page.read_text()):
+    for line in re.findall(r"(?:`|^|\$ |/)mlops ([a-z]+[^`\n|]*)", page.read_text(), re.MULTILINE):
         words = line.split("#")[0].split()
         known = [" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS]
-        if not known: continue  # prose after the name of the project
+        if not known:
+            assert words[0] in GROUPS, f"mlops {line}"
+            continue
         wrong = [word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word) and word not in COMMANDS[known[0]]]
         assert not wrong, f"mlops {line}: {wrong}"
 

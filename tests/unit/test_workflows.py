@@ -15,6 +15,7 @@ ACTIONS = [*WORKFLOWS, ROOT / ".github/actions/setup/action.yml"]
 INSTALL = "go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.7"
 
 
+NOT_REQUIRED = {"plan", "report", "notify", "deploy", "publish", "links"}  # jobs of workflows of pull requests
 TEMPLATE = ROOT / "template/github"  # of the projects that `mlops new` makes
 
 
@@ -42,7 +43,10 @@ def test_a_workflow_has_least_permissions_and_no_stored_token(file):
     workflow = yaml.safe_load(file.read_text())
     assert set(workflow["permissions"]) <= {"contents", "id-token"} and workflow["permissions"]["contents"] == "read"
     assert "concurrency" in workflow and "secrets." not in file.read_text()
-    for job in workflow["jobs"].values():
+    for name, job in workflow["jobs"].items():
+        writes = {right for right, level in job.get("permissions", {}).items() if level == "write"}
+        assert writes <= {"report": {"pull-requests"}, "notify": {"issues", "pull-requests"},
+                          "publish": {"pages", "id-token"}}.get(name, {"id-token"}), name
         checkouts = [step for step in job["steps"] if "checkout@" in step.get("uses", "")]
         assert all(step["with"]["persist-credentials"] is False for step in checkouts)
         assert job["timeout-minutes"] <= 60
@@ -60,9 +64,9 @@ def test_a_project_has_the_same_workflows():
         for target in re.findall(r"\bmake (?:--\w+ )?([a-z-]+)", re.sub("#.*", "", file.read_text())):
             assert re.search(f"^{target}:", makefile, re.MULTILINE), f"{file.name}: make {target}"
     rule = json.loads((TEMPLATE / "rulesets/main.json").read_text())["rules"][-1]["parameters"]
-    files = [TEMPLATE / f"workflows/{name}.yml" for name in ("ci", "integration")]
+    files = [TEMPLATE / f"workflows/{name}.yml" for name in ("ci", "integration", "docs")]
     names = {job["name"] for file in files for job in jobs_of(file).values()}
-    assert {check["context"] for check in rule["required_status_checks"]} == names - {"plan", "report", "notify"}
+    assert {check["context"] for check in rule["required_status_checks"]} == names - NOT_REQUIRED
 
 
 @pytest.mark.parametrize("file", ACTIONS, ids=lambda file: file.name)
@@ -83,7 +87,7 @@ def test_the_checks_that_the_ruleset_requires_are_jobs_of_pull_requests():
     rules = json.loads((ROOT / ".github/rulesets/main.json").read_text())["rules"]
     kind = "required_status_checks"
     required, = (rule["parameters"][kind] for rule in rules if rule["type"] == kind)
-    assert {check["context"] for check in required} == names - {"plan", "report", "notify"}
+    assert {check["context"] for check in required} == names - NOT_REQUIRED
 
 
 GH = r"""#!/usr/bin/env python3
@@ -198,6 +202,7 @@ def repository(tmp_path, monkeypatch):
         (folder / "code.py").write_text(f"x = {number}\n")
         run("git", "add", ".")
         run(*git, "commit", "-qm", str(number))
+    run("git", "branch", "release/1.0", "HEAD~1")
     commits = run("git", "log", "--format=%h").splitlines()
     return run, folder, lambda: (tmp_path / "calls").read_text().splitlines(), commits
 
@@ -212,7 +217,7 @@ def test_deploy_run_and_roll_back_call_the_cli_with_the_right_code(repository):
     run("make", "deploy", "TARGET=prod")
     assert calls() == [f"{newest} bundle deploy -t prod --var git_dirty=false", f"{newest} bundle run -t prod smoke",
                        f"{newest} bundle run -t prod --no-wait train",
-                       f"{before} bundle deploy -t prod --var git_dirty=false",
+                       f"{before} bundle deploy -t prod --var git_dirty=false --var git_branch=release/1.0",
                        f"{newest} bundle deploy -t prod --var git_dirty=true"]
     assert "no commit COMMIT=abc" in run("make", "roll-back", "TARGET=prod", "COMMIT=abc", code=2)
     assert not (folder / ".mlops/roll-back").exists() and run("git", "worktree", "list").count("\n") == 0

@@ -142,6 +142,16 @@ def test_grants_that_contradict_the_lists_are_problems_with_file_and_line(file, 
     assert on_line in file.read_text().splitlines()[first.line - 1]
 
 
+def test_in_development_the_group_of_the_workers_has_no_more_than_the_lists_give(file):
+    text = file.read_text()
+    old = "grants: [{principal: \"${var.data_scientists}\", privileges: [USE_SCHEMA, SELECT, EXECUTE]}]"
+    assert old in text
+    file.write_text(text.replace(old, old.replace("EXECUTE", "EXECUTE, MODIFY, MANAGE")))
+    problem, *_ = check(load_bundle(file.parent, "dev"))
+    assert "'data_scientists' has MODIFY, MANAGE, which no list" in problem.message
+    assert not problem.is_warning
+
+
 QA = """
   qa:
     <<: *deployed

@@ -60,7 +60,7 @@ def test_a_metric_that_is_better_when_it_is_higher():
     assert is_worse(change_of(worse, good, rule=rule)) and not is_worse(change_of(good, worse, rule=rule))
 
 
-def test_without_common_rows_the_metrics_are_shown_and_nothing_is_refused():
+def test_what_cannot_be_compared_is_refused_unless_the_other_commit_stored_nothing():
     base, candidate = results("main", 0.1), results("this commit", 2.0, seed=9)
     other = candidate.predictions.assign(row=lambda rows: rows.row + 1_000_000)
     flipped = candidate.predictions.assign(label=lambda rows: 1 - rows.label)
@@ -70,7 +70,26 @@ def test_without_common_rows_the_metrics_are_shown_and_nothing_is_refused():
     change = metric_change.metric_change(use_case, replace(base, predictions=None), candidate, RULE, COSTS)
     assert list(change.metrics.index) == ["log_loss"] and not is_worse(change)
     text = commit_metrics.judged(change, "main", accepted=False).text
-    assert "**Passed.**" in text and "cannot be paired" in text
+    assert "**Passed.**" in text and "The other commit stored no predictions" in text
+    few = candidate.predictions.head(RULE["min_rows"] - 1)
+    for predictions in (other, flipped, few):
+        change = metric_change.metric_change(use_case, base, replace(candidate, predictions=predictions), RULE, COSTS)
+        result = commit_metrics.judged(change, "main", accepted=False)
+        assert result.refused and "**Refused:** the metrics cannot be compared." in result.text
+        assert not commit_metrics.judged(change, "main", accepted=True).refused
+
+
+def test_a_key_that_two_rows_have_is_a_mistake_of_the_use_case():
+    base, candidate = results("main", 0.1), results("this commit", 0.1, seed=9)
+    twice = replace(candidate, predictions=pd.concat([candidate.predictions, candidate.predictions.head(1)]))
+    with pytest.raises(MlopsError, match="this commit has held out two rows of one key"):
+        paired_match(BINARY, base, twice)
+
+
+def test_a_negative_metric_that_rises_is_better():
+    table = pd.DataFrame({"this commit": {"r2_score": -0.1}, "main": {"r2_score": -0.2}})
+    change = metric_change.MetricChange(table, None, RULE, REGRESSION)
+    assert metric_change.metric_cells(change) == [["r2_score", "-0.2000", "-0.1000", "50.0% better"]]
 
 
 def test_a_number_is_compared_by_its_own_metrics():
