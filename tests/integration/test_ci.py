@@ -95,7 +95,7 @@ def test_tables_and_models_in_shared_places_are_dropped_too(pipelines, tmp_path,
 
 
 def test_a_commit_is_compared_with_the_champion_of_a_shared_registry(own_trained, tmp_path, monkeypatch):
-    "The Champion is a copy of the version of dev, so nothing changes; both are scored on the rows after their training."
+    "The Champion is a copy of the version of dev, so nothing changes; both are scored on rows after their training."
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{own_trained / 'mlflow.db'}")
     monkeypatch.delenv("MLOPS_STATE", raising=False)
     here = replace(load_env("dev", root=ROOT), state=tmp_path, lakehouse=str(own_trained / "lakehouse"))

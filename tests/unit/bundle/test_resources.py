@@ -116,7 +116,6 @@ MISTAKES = {
     "slash in a name": (of("volumes", "catalog_name: prod, schema_name: a/b, name: v"), "name 'a/b' contains '/'"),
     "space in a catalog": (of("catalogs", "name: my catalog"), "name 'my catalog' contains ' '"),
     "relative experiment": (of("experiments", "name: late_arrival"), "is not an absolute path"),
-    "experiment at the root": (of("experiments", "name: /late_arrival"), "is not an absolute path"),
     "endpoint's name": (of("model_serving_endpoints", "name: my churn"), "'my churn' is not a valid name"),
     "reserved name": (of("model_serving_endpoints", "name: databricks-churn"), "databricks- are reserved"),
     "table of a monitor": (of("quality_monitors", f"{MONITOR}, snapshot: {{}}".replace("prod.shop.scores", "scores")),
