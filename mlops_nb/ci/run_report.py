@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from ..errors import MlopsError
-from ..jobs import advice, progress, run_page, run_store
+from ..jobs import progress, run_page, run_store
 from ..jobs.run_page import TaskResult
 from ..models.model_card import markdown_row
 
@@ -55,7 +55,6 @@ def run_markdown(store: run_store.RunStore, run_id: int, title: str,
     rows = [[" › ".join(task.path), task.state, task.seconds, task.message.split("\n")[0]] for task in tasks]
     parts = [f"### {title}: {progress.run_state(run)} in {progress.seconds(run)} s",
              "\n".join(f"- {name}: {value}" for name, value in facts.items()), *map(failure_text, failed),
-             "\n".join(f"    {line}" for line in advice.next_steps(store, run)),
              markdown_rows(["task", "result", "seconds", "message"], rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -33,14 +33,15 @@ def integration(target: Target = "staging", var: Var = None,
     Example: [bold]mlops ci integration -t staging[/]"""
     from mlops_nb import env
     from mlops_nb.bundle.load import load_bundle
-    from mlops_nb.ci.integration import all_pipelines, examine_command, run_integration
+    from mlops_nb.ci.integration import all_pipelines, examine_command, in_state, run_integration
     variables, parameters = pairs("--var", var), pairs("--param", param)
     if "catalog" in variables: raise MlopsError("--var catalog cannot be given", "the run makes a catalog of its own")
     job = job or all_pipelines(load_bundle(target=target))
     result = run_integration(env.load_env(target, variables), job, variables, parameters, report, keep)
     if result.report: show(f"report           {result.report}")
     if result.kept: show(f"catalog          {result.place.catalog}, kept for a day\n"
-                         f"look at it       {examine_command(result.place)}")
+                         f"look at it       {examine_command(result.place)}\n"
+                         f"continue it      {in_state(result.place)} mlops repair 1")
     raise typer.Exit(result.exit_code)
 
 @ci_app.command("metrics")
