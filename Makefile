@@ -1,6 +1,6 @@
 # The commands of the project; CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help install setup install-docs install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark \
+.PHONY: help install setup install-docs install-engines install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark \
   bench docs docs-links integration metrics report deploy run roll-back release-check plan check notebooks-clean export-current code secrets bundle wheel tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 # Waiting threads must not spin: they would slow down other processes.
@@ -120,6 +120,8 @@ test-slow: $(READY)  ## run rare and long tests: kills, online stores, a year (M
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-connect
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --requirements tests/engines/connect.lock
 	@$(BIN)/uv pip install --quiet --python .venv-connect/bin/python --no-deps --editable . && touch $@
+
+install-engines: .venv-spark/.ready .venv-connect/.ready  ## install the environments with Apache Spark and Databricks Connect
 
 test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## compare Sail with Apache Spark and Delta (Java 17)
 	$(call suite,engines,600,$(PYTEST) -m "not slow" tests/engines)

@@ -113,6 +113,7 @@ def test_a_run_as_of_an_earlier_day_removes_no_label_that_is_known(late):
     assert f"{len(known)} of them with a label known before {as_of}" in printed, "the counts are those of the day"
 
 
+@pytest.mark.full
 def test_no_held_out_label_of_rows_without_a_time_moves_the_model(tmp_path):
     "The labels of the held-out rows are inverted: the metrics change, the model does not."
     frame = generated.made_up("binary", has_time=False)

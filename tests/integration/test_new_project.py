@@ -96,6 +96,7 @@ USE_CASE = table_use_case(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_project_takes_an_on_demand_feature_and_an_estimator_of_scikit_learn(tmp_path, monkeypatch):
     "As docs/declarations.md shows them; the weight is looked up for the function, and is no feature itself."
     project = generated.write(tmp_path / "parcels", generated.made_up("regression", False), monkeypatch)

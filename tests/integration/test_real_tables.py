@@ -87,7 +87,7 @@ def rates(tmp_path_factory) -> Loop:
     return run_loop(tmp_path_factory.mktemp("real") / "rates", "hotel_rates", "avg_price_per_room", "arrival_date")
 
 
-@pytest.fixture(params=["churn", "rates"])
+@pytest.fixture(params=["churn", pytest.param("rates", marks=pytest.mark.full)])
 def loop(request) -> Loop: return request.getfixturevalue(request.param)
 
 
@@ -192,6 +192,7 @@ def days_of(frame: pd.DataFrame) -> np.ndarray: return pd.to_datetime(frame.arri
 
 
 @pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.full
 def test_the_metrics_of_a_regression_version_are_those_of_scikit_learn(rates, number):
     "On the held-out days of the table; the training rows are the days before."
     version, metrics, params = rates.version(number)
@@ -212,6 +213,7 @@ def test_the_metrics_of_a_regression_version_are_those_of_scikit_learn(rates, nu
     assert expected["root_mean_squared_error"] < 0.7 * expected["baseline_root_mean_squared_error"]
 
 
+@pytest.mark.full
 def test_every_later_stay_is_scored_once_with_its_interval(rates):
     rows, version = rates.predictions(), rates.version(1)[0]
     later = rates.frame[days_of(rates.frame) >= date.fromisoformat(version.tags["as_of"])]
@@ -222,6 +224,7 @@ def test_every_later_stay_is_scored_once_with_its_interval(rates):
     assert np.allclose(by_key.prediction, rates.model_predictions(1, later), atol=1e-9)
 
 
+@pytest.mark.full
 def test_the_monitor_measures_what_scikit_learn_does_in_each_month(rates):
     rows, profile = rates.predictions(), rates.rows("predictions_profile_metrics")
     overall = profile[(profile.column_name == ":table") & (profile.log_type == "INPUT") & profile.slice_key.isna()
@@ -239,6 +242,7 @@ def test_the_monitor_measures_what_scikit_learn_does_in_each_month(rates):
         assert {name: months[month][name] for name in expected} == pytest.approx(expected, rel=1e-9), month
 
 
+@pytest.mark.full
 def test_the_second_version_meets_the_first_on_days_that_neither_has_learnt_from(rates):
     "The days after those that the later version learnt from, up to its as_of."
     versions = [rates.version(number)[0] for number in (1, 2)]
@@ -251,6 +255,7 @@ def test_the_second_version_meets_the_first_on_days_that_neither_has_learnt_from
     assert sentence in versions[1].tags["deployment_decision"]
 
 
+@pytest.mark.full
 def test_no_column_that_grows_with_the_time_is_a_feature(rates):
     "arrival_date_num is the arrival as a fraction of the year, so a model never saw the values of later rows."
     from mlflow.models import get_model_info

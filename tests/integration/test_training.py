@@ -113,7 +113,7 @@ def test_a_version_has_the_tags_card_and_pictures_of_its_problem(world):
     import mlflow
     own = {"cancelled": {"held_out_share", "threshold", "baseline_threshold", "baseline_value"},
            "minutes": {"trained_through", "held_out_from", "held_out_to", "interval_low", "interval_high"}}
-    common = {"as_of", "git_sha", "git_dirty", "fingerprint", "read_versions", "owner"}
+    common = {"as_of", "git_sha", "git_dirty", "git_branch", "fingerprint", "read_versions", "owner"}
     model = world.use_case.model
     assert set(world.version.tags) == common | own[model]
     assert set(json.loads(world.version.tags["read_versions"])) == {
