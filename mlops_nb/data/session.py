@@ -169,7 +169,8 @@ def close_once(client):  # pyspark's client of a session
 
 def check_spark_version(server_version: str, address: str) -> None:
     "Raise MlopsError unless a Spark Connect server has the major version of the client."
-    packages = ("pyspark", "pyspark-client", "databricks-connect")
+    if is_installed("databricks-connect"): return  # it has the version of the runtime, and checks the server
+    packages = ("pyspark", "pyspark-client")
     client_version = next((version_of_package(name) for name in packages if is_installed(name)), server_version)
     if server_version.partition(".")[0] == client_version.partition(".")[0]: return
     raise MlopsError(f"the Spark server at {address} has version {server_version}, and the client pyspark has "

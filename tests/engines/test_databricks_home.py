@@ -33,7 +33,7 @@ MODEL = "dev.dev_someone_flights.late_arrival"
 V1, V2 = {"model_name": MODEL, "model_version": "1"}, {"first": f"{MODEL}/1", "second": f"{MODEL}/2"}
 DEPLOYED = (("features", {"as_of": "2013-02-20", "online_store": "flights-online"}, None),
             ("train", {"as_of": "2013-02-15"}, None),
-            ("batch_inference", {"as_of": "2013-02-15", "replay_days": "2"}, ["inference"]))
+            ("batch_inference", {"as_of": "2013-02-15", "replay_days": "2"}, ["inference"]), ("smoke", {}, None))
 OTHERS = (("monitor", {"as_of": "2013-02-20", "granularity": "1 week"}, None),
           ("train", {"as_of": "2013-02-16"}, ["train"]), ("compare", V2, None), ("reproduce", V1, None),
           ("eda", {"as_of": "2013-02-15"}, None),
@@ -111,6 +111,7 @@ def test_what_the_notebooks_said(ran):
     assert ran["07_validate"] == [f"{MODEL} v1 passed 15 checks"]
     assert ran["08_deploy"][0].startswith(f"{MODEL} v1 is Champion: log_loss ")
     assert re.match(rf"1,\d\d\d rows of 2 days scored by {MODEL} v1", ran["09_batch_inference"][0])
+    assert ran["17_smoke"][0].startswith(f"{MODEL} v1 predicts 100 rows in ")
 
 
 def test_nothing_is_written_beside_the_deployed_files(workspace, ran):
