@@ -160,7 +160,7 @@ def commit_metrics(env: Env,  # of the target in its usual state
     "Train this commit and compare its metrics with the Champion, or with those of the commit that it branches off."
     check_report_folder(folder)
     bundle = load_bundle(env.root, env.target)
-    use_case, settings, champion = project_use_case(bundle), None, None
+    use_case = project_use_case(bundle)
     settings, champion = deployment_settings(use_case, env), shared_champion(env, use_case)
     commit = "" if champion else base_commit(env.root, base)
     if commit and not is_changed(env.root, commit):

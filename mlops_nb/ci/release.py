@@ -8,9 +8,8 @@ __all__ = ['Release', 'read_release']
 # %% ../../nbs/ci/05_release.ipynb #b5000004
 from dataclasses import dataclass
 
-from ..deployment.validation_checks import release_problems
 from ..env import Env
-from ..models.evidence import code_version
+from ..models.evidence import code_version, release_problems
 
 # %% ../../nbs/ci/05_release.ipynb #b5000005
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def release(target: Target = "prod") -> None:
     commit = read_release(env.load_env(target))
     if commit.problems:
         raise MlopsError(f"this code may not be deployed to {target}: {'; '.join(commit.problems)}",
-                         "git switch -c release/VERSION main, then push this branch")
+                         "each problem names what mends it; a release branch begins with: "
+                         "git switch -c release/VERSION main")
     show(f"commit {commit.commit[:7]} of {commit.branch} may be deployed to {target}")
 
 @ci_app.command("report")

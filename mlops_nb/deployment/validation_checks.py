@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['LATENCY_CALLS', 'CHECKS', 'CHECK_PARAMETERS', 'HeldOut', 'Evidence', 'check_predicts', 'check_signature',
-           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'release_problems',
-           'check_release', 'check_held_out', 'check_metrics', 'check_logged', 'check_improvement', 'check_calibration',
-           'slice_changes', 'check_slices', 'milliseconds', 'check_latency', 'unusual_rows', 'prediction_problems',
-           'check_robust', 'check_problems', 'check_rules', 'checks', 'required_value', 'plot_metric_rule',
-           'plot_metrics']
+           'check_forbidden', 'check_size', 'check_tags', 'check_description', 'check_card', 'check_release',
+           'check_held_out', 'check_metrics', 'check_logged', 'check_improvement', 'check_calibration', 'slice_changes',
+           'check_slices', 'milliseconds', 'check_latency', 'unusual_rows', 'prediction_problems', 'check_robust',
+           'check_problems', 'check_rules', 'checks', 'required_value', 'plot_metric_rule', 'plot_metrics']
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #aa24e308
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from time import perf_counter
 from types import SimpleNamespace
@@ -30,6 +28,7 @@ from .validation import CONF_FILE, NotEvaluated, metric_rule_problems, run_check
 from ..errors import MlopsError, counted, shorten, what_exists
 from ..models import model_card
 from ..models.day_resampling import MIN_DECISION_DAYS, group_unit
+from ..models.evidence import release_problems
 from ..models.problem_types import ProblemType, intervals, loss_change, point_tags
 from ..models.slices import slice_metrics
 
@@ -201,20 +200,6 @@ def check_card(evidence: Evidence) -> list[str]:
     return reasons
 
 # %% ../../nbs/deployment/02_validation_checks.ipynb #7f4ce271
-def release_problems(tags: Mapping[str, str],  # git_sha, git_branch, git_dirty
-                     branches: str) -> list[str]:  # a pattern, such as release/*
-    "Say why code is not that of a release: its branch, or changes that are not committed."
-    commit, branch, is_dirty = (tags.get(f"git_{name}", "unknown") for name in ("sha", "branch", "dirty"))
-    problems = []
-    if not fnmatchcase(branch, branches):
-        problems.append(f"commit {commit[:7]} is of branch {branch!r}, and a version of this target must be of "
-                        f"{branches}: merge the commit into such a branch, and train from there")
-    if is_dirty == "true":
-        problems.append(f"the code differs from commit {commit[:7]}: commit the changes, train again")
-    if is_dirty not in ("true", "false"):
-        problems.append(f"it is unknown whether the code differs from commit {commit[:7]}: deploy it with make deploy")
-    return problems
-
 def check_release(evidence: Evidence, *, branches: str) -> list[str]:
     "The commit of the version is of a release branch, and the code had no other changes."
     return release_problems(evidence.tags, branches)
