@@ -1,6 +1,6 @@
 # The commands of the project; CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help install setup install-docs install-engines install-stores demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark \
+.PHONY: help install setup install-docs install-engines install-stores install-peers demo approve test test-all test-notebooks test-unit test-integration test-slow test-spark \
   bench docs docs-links integration metrics report deploy run roll-back release-check plan check notebooks-clean export-current code secrets bundle wheel tidy ui lab lock clean
 .SHELLFLAGS := -eu -c
 # Waiting threads must not spin: they would slow down other processes.
@@ -129,6 +129,13 @@ test-spark: $(READY) .venv-spark/.ready .venv-connect/.ready  ## compare Sail wi
 $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements benchmarks/requirements.lock && touch $@
 
+# The servers that `make bench` compares endpoints with; their dependencies exclude some of ours
+.venv-peers/.ready: benchmarks/serving_peers.lock $(READY)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-peers
+	@$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --requirements benchmarks/serving_peers.lock && touch $@
+
+install-peers: .venv-peers/.ready  ## install MLServer and BentoML for make bench
+
 bench: $(VENV)/.bench  ## measure timings as ratios to a peer
 	@$(BIN)/python benchmarks/run.py
 
@@ -180,6 +187,7 @@ EXTRA = import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["
 lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, docs, engines and store tests
 	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
 	@$(BIN)/python -c '$(EXTRA)' bench | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
+	@$(COMPILE) benchmarks/serving_peers.in --output-file benchmarks/serving_peers.lock
 	@$(BIN)/python -c '$(EXTRA)' docs | $(COMPILE) - --constraint requirements.lock --output-file docs/requirements.lock
 	@$(BIN)/python -c '$(EXTRA)' browser | $(COMPILE) - --constraint requirements.lock --output-file tests/browser/requirements.lock
 	@$(COMPILE) pyproject.toml tests/engines/spark.in --extra spark --extra flights \

@@ -13,6 +13,7 @@ import nbformat
 import online_store
 import point_in_time
 import psutil
+import serving
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -107,7 +108,8 @@ def demo(folder: Path) -> list[tuple]:
 
 
 MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows,
-            "online": online_store.online_store, "automl": automl.rows, "demo": demo}
+            "online": online_store.online_store, "serving": serving.rows,
+            "automl": automl.rows, "demo": demo}
 
 
 def main() -> None:
