@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from load import Load, put_load, require_wrk
-from serving_peers import PEERS, bento_server, ml_server, mlflow_server
+from serving_peers import PEERS, Load, bento_server, ml_server, mlflow_server, put_load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/integration"))
+from load import require_wrk
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

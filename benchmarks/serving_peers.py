@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from load import Load, put_load
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests/integration"))
+from load import Load, put_load  # noqa: E402
+
 PEERS = HERE.parent / ".venv-peers/bin"  # made by `make install-peers`; their dependencies exclude some of ours
 
 

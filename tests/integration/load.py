@@ -35,21 +35,25 @@ def require_wrk() -> None:
     if not shutil.which("wrk"): sys.exit("this benchmark needs wrk: apt-get install wrk")
 
 
-def script_of(body: bytes, headers: dict[str, str], folder: Path) -> Path:
+def script_of(body: bytes, headers: dict[str, str], delay: int,  # milliseconds between two requests of a connection
+              folder: Path) -> Path:
     "Write the script with which wrk posts a body."
     lines = ['wrk.method = "POST"', f"wrk.body = {json.dumps(body.decode())}"]
     lines += [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
     script = folder / "post.lua"
+    if delay: lines.append(f"function delay() return {delay} end")
     script.write_text("\n".join(lines) + REPORT)
     return script
 
 
 def put_load(url: str, body: bytes, headers: dict[str, str] | None = None, seconds: int = 8,
-             connections: int = 16) -> Load:
-    "Post a body as often as the server answers, on all connections at the same time."
+             connections: int = 16,
+             rate: float = 0) -> Load:  # requests per second, at most; 0: as many as the server answers
+    "Post a body on all connections at the same time."
+    delay = int(1000 * connections / rate) if rate else 0
     headers = {"Content-Type": "application/json", **(headers or {})}
     with tempfile.TemporaryDirectory() as folder:
-        script = script_of(body, headers, Path(folder))
+        script = script_of(body, headers, delay, Path(folder))
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
         printed = subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ).stdout
