@@ -93,7 +93,7 @@ class FakeFeatures:
         from mlops_nb.serving.scoring_protocol import bad_request
         for row in rows:
             if "origin" not in row: raise bad_request("the request has no 'origin'")
-        looked_up = [{"distance": self.distances.get(row["origin"]), "delay": None, "carrier": None} | row for row in rows]
-        return [{name: row[name] for name in FEATURES} for row in looked_up]
+        features = [{"distance": self.distances.get(row["origin"]), "delay": None, "carrier": None} for row in rows]
+        return [{name: (values | row)[name] for name in FEATURES} for values, row in zip(features, rows, strict=True)]
 
     def close(self): pass

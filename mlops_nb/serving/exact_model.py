@@ -6,7 +6,7 @@
 __all__ = ['LONGEST_REASON', 'STACK_TRACE', 'ABSOLUTE_PATH', 'SERVING_EXAMPLE', 'FIRST_VALUES', 'public_text', 'mlflow_reason',
            'failed_answer', 'example_body', 'plain_row', 'ExactModel']
 
-# %% ../../nbs/serving/02_exact_model.ipynb #620c339c
+# %% ../../nbs/serving/02_exact_model.ipynb #f5b003ae
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from ..errors import MlopsError
 from ..models.scoring import load_pyfunc, model_input
 from .scoring_protocol import Answer, Refusal, bad_request, decoded_body, error_answer, rows_of
 
-# %% ../../nbs/serving/02_exact_model.ipynb #ad8673f0
+# %% ../../nbs/serving/02_exact_model.ipynb #354a0df6
 LONGEST_REASON = 1000  # characters
 STACK_TRACE = "Traceback (most recent call last)"
 ABSOLUTE_PATH = re.compile(r"(?:\bfile:/{1,3}|(?<![\w.:/])/|\b[A-Za-z]:\\)(?:[\w.@+~-]+[/\\])+([\w.@+~-]*)")
@@ -49,7 +49,7 @@ def failed_answer(error: BaseException) -> Answer:
     reason = public_text(mlflow_reason(error.message, error.__context__))
     return error_answer(status, error.error_code, reason) if status < 500 else error_answer(400, "BAD_REQUEST", reason)
 
-# %% ../../nbs/serving/02_exact_model.ipynb #690f8d25
+# %% ../../nbs/serving/02_exact_model.ipynb #c911efe0
 SERVING_EXAMPLE = "serving_input_example.json"  # MLflow writes it from a model's input example
 FIRST_VALUES = {"string": "", "boolean": False, "datetime": "2000-01-01", "binary": ""}  # by type; numbers are 0
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from served_models import FEATURES, ROWS, booster, encoding_of
 
@@ -30,6 +30,7 @@ def pair(request, tmp_path_factory):
     return booster(objective, label), BoosterRows(file, is_raw), is_raw
 
 
+@settings(max_examples=40)
 @given(rows=st.lists(st.lists(NUMBERS, min_size=len(FEATURES), max_size=len(FEATURES)), min_size=1, max_size=5))
 def test_one_row_and_many_rows_are_predicted_as_by_the_package(pair, rows):
     package, from_file, is_raw = pair
@@ -83,7 +84,8 @@ def test_what_is_no_booster_of_ours_is_refused_with_lightgbms_reason(tmp_path, c
     data = lightgbm.Dataset(np.arange(60.0)[:, None], np.arange(60) % 3, params={"verbose": -1, "min_data_in_leaf": 1})
     settings = {"objective": "multiclass", "num_class": 3, "verbose": -1, "num_threads": 1}
     lightgbm.train(settings, data, 1).save_model(tmp_path / "classes.txt")
-    with pytest.raises(MlopsError, match="predicts 3 numbers per row"): BoosterRows(tmp_path / "classes.txt", is_raw=True)
+    with pytest.raises(MlopsError, match="predicts 3 numbers per row"):
+        BoosterRows(tmp_path / "classes.txt", is_raw=True)
 
 
 def test_a_process_that_predicts_imports_neither_pandas_nor_lightgbm(tmp_path):
