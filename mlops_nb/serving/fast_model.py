@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FEATURE_FOLDER', 'INNER_FOLDER', 'DECISIVE', 'NAN', 'CLEAN_TYPES', 'LOOKED_UP_TYPES', 'LARGEST_INTEGER',
            'CLEAN_FIELDS', 'SPLIT_FIELDS', 'EVENT_LOOP_ROWS', 'read_mlmodel', 'code_definitions', 'check_code',
-           'column_types', 'fitted_folder', 'check_input_types', 'fitted_parts', 'RowEncoder', 'probability',
+           'signature_columns', 'fitted_folder', 'check_input_types', 'fitted_parts', 'RowEncoder', 'probability',
            'calibration_of', 'values_getter', 'is_plain_index', 'FastModel']
 
-# %% ../../nbs/serving/04_fast_model.ipynb #4deecc3a
+# %% ../../nbs/serving/04_fast_model.ipynb #3114c3f0
 import ast
 import importlib.util
 import json
@@ -26,7 +26,7 @@ from ..errors import MlopsError
 from .lightgbm_rows import BoosterRows
 from .scoring_protocol import Answer, Refusal, rows_of
 
-# %% ../../nbs/serving/04_fast_model.ipynb #4742cc05
+# %% ../../nbs/serving/04_fast_model.ipynb #b73b1591
 FEATURE_FOLDER, INNER_FOLDER = "data/feature_store", "data/feature_store/raw_model"
 DECISIVE = {"models.fitted_model": ("encode", "sigmoid", "booster_predictions", "predictions", "read_booster",
                                     "FittedModel"),
@@ -51,14 +51,14 @@ def check_code(file: Path, module: str) -> None:
     stored, current = (code_definitions(path.read_text("utf-8"), DECISIVE[module]) for path in (file, own))
     if stored != current: raise MlopsError(f"{file.name} of the version differs from mlops_nb.{module}")
 
-def column_types(mlmodel: Mapping) -> dict[str, str]:
+def signature_columns(mlmodel: Mapping) -> dict[str, str]:
     "Return the type of each input by its name; raise MlopsError for tensors and nested types."
     inputs = json.loads(mlmodel["signature"].get("inputs") or "[]")
     if not inputs or any(set(column) - {"type", "name", "required"} for column in inputs) or mlmodel["has_type_hints"]:
         raise MlopsError("the signature has no plain named columns")
     return {column["name"]: column["type"] for column in inputs}
 
-# %% ../../nbs/serving/04_fast_model.ipynb #7800504f
+# %% ../../nbs/serving/04_fast_model.ipynb #3ee751a4
 def fitted_folder(folder: Path, mlmodel: Mapping) -> Path:
     "Return the folder with the fitted model; for a model with its feature spec, it is the inner one."
     loader = mlmodel["flavor"]["loader_module"]
@@ -91,12 +91,12 @@ def fitted_parts(folder: Path) -> tuple[dict, Path]:  # the encoding, the booste
     encoding = json.loads((inner_folder / artifacts["encoding"]["path"]).read_text("utf-8"))
     if encoding["kind"] != "lightgbm" or encoding["problem"] not in ("binary", "regression"):
         raise MlopsError(f"the model is of the kind {encoding['kind']} for {encoding['problem']}")
-    enforced = [column_types(mlmodel) for mlmodel in mlmodels if mlmodel["signature"]]
+    enforced = [signature_columns(mlmodel) for mlmodel in mlmodels if mlmodel["signature"]]
     if not enforced: raise MlopsError("the model has no signature")
     for types in enforced: check_input_types(encoding, types)
     return encoding, inner_folder / artifacts["booster"]["path"]
 
-# %% ../../nbs/serving/04_fast_model.ipynb #524497af
+# %% ../../nbs/serving/04_fast_model.ipynb #bd925509
 NAN = math.nan
 CLEAN_TYPES = {float, int, type(None)}
 LOOKED_UP_TYPES = CLEAN_TYPES | {bool}
@@ -132,7 +132,7 @@ class RowEncoder:
         "Return whether NumPy keeps the texts of a row: it makes 'None' of null, and cuts zero characters at the end."
         return all(type(values[position]) is str and values[position][-1:] != "\0" for position, _ in self.codes)
 
-# %% ../../nbs/serving/04_fast_model.ipynb #08197ff6
+# %% ../../nbs/serving/04_fast_model.ipynb #d3d25aca
 CLEAN_FIELDS = {"dataframe_split", "dataframe_records", "instances", "inputs", "client_request_id"}
 SPLIT_FIELDS = {"columns", "data", "index"}
 EVENT_LOOP_ROWS = 50  # a request with more rows takes more than a millisecond: call `invoke` in a thread
