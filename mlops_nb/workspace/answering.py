@@ -17,7 +17,7 @@ from typing import Any
 
 import mlops_nb
 from ..serving.scoring_protocol import Answer, Refusal, client_request_id, error_answer, parsed_body
-from .generations import Endpoints, Generation, ServedEntity
+from .generations import ServedEntity, ServingGeneration, WorkerEndpoints
 from mlops_nb.workspace.requests import (
     INVOCATIONS,
     NOT_AUTHENTICATED,
@@ -107,7 +107,7 @@ class Predictions:
 class Ledger:
     "Counts the answers and logs the payloads of a worker."
 
-    def __init__(self, endpoints: Endpoints, spool: Any = None):  # serving.spool.SpoolWriter
+    def __init__(self, endpoints: WorkerEndpoints, spool: Any = None):  # serving.spool.SpoolWriter
         self.endpoints, self.spool = endpoints, spool
 
     def keep(self, exchange: Exchange) -> None:
@@ -155,7 +155,7 @@ OWN_PAGES = {"/ping": b"\n", "/health": b"\n", "/version": mlops_nb.__version__.
 class Application:
     "The ASGI application of a worker."
 
-    def __init__(self, endpoints: Endpoints, forward: Callable,  # ASGI application for all other paths
+    def __init__(self, endpoints: WorkerEndpoints, forward: Callable,  # ASGI application for all other paths
                  spool: Any = None):  # serving.spool.SpoolWriter
         self.endpoints, self.forward, self.requesters = endpoints, forward, Requesters({})
         self.predictions, self.ledger = Predictions(), Ledger(endpoints, spool)

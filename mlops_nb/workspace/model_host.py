@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUEST_HEAD', 'RESPONSE_HEAD', 'HOST_IMPORTS', 'ONE_THREAD', 'read_exactly', 'answer_connection', 'die_with_parent',
-           'memory_of', 'ModelServer', 'load_exact', 'reason_of', 'run_model', 'ModelProcess', 'ModelHost',
+           'memory_of', 'ModelServer', 'load_exact', 'reason_of', 'run_model', 'ModelProcess', 'ModelForks',
            'own_output', 'import_libraries', 'command_lines', 'model_host_main', 'obey']
 
 # %% ../../nbs/workspace/03_model_host.ipynb #44217547
@@ -134,7 +134,7 @@ class ModelProcess:
     is_loaded: bool = False
     ending: float = field(default=float("inf"))  # when it is killed, by `time.monotonic`
 
-class ModelHost:
+class ModelForks:
     "Forks model processes and reports about them."
 
     END_SECONDS = 30  # until a process that was asked to end is killed
@@ -263,7 +263,7 @@ def model_host_main(load: Callable[[Path, str], Any] = load_exact) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not write to control
-    host = ModelHost(load, lambda message: os.write(output, json.dumps(message).encode() + b"\n"))
+    host = ModelForks(load, lambda message: os.write(output, json.dumps(message).encode() + b"\n"))
     import_libraries()
     reader, writer = os.pipe()
     for descriptor in (reader, writer): os.set_blocking(descriptor, False)
@@ -280,7 +280,7 @@ def model_host_main(load: Callable[[Path, str], Any] = load_exact) -> None:
     host.say = lambda message: None
     host.end_all()
 
-def obey(host: ModelHost, command: dict) -> None:
+def obey(host: ModelForks, command: dict) -> None:
     "Execute a command of control."
     if command["command"] == "start": host.start(command)
     elif command["command"] == "end": host.end(command["socket"])
