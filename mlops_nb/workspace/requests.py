@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INVOCATIONS', 'NOT_AUTHENTICATED', 'LARGEST_REQUEST', 'random_bits', 'BOUNDS', 'invocation_paths', 'unknown_path',
-           'Requesters', 'too_large', 'check_headers', 'Disconnected', 'read_body', 'read_rest', 'row_count',
-           'new_request_id', 'Tally']
+           'Requesters', 'too_large', 'check_headers', 'Disconnected', 'read_body', 'read_rest', 'new_request_id',
+           'Tally']
 
 # %% ../../nbs/workspace/05_requests.ipynb #64dde306
 import hmac
@@ -90,18 +90,6 @@ async def read_rest(receive: Callable[[], Awaitable[dict]], body: bytearray, lim
         more = message["more_body"]
     if len(body) > limit: raise too_large(limit)
     return bytes(body)
-
-# %% ../../nbs/workspace/05_requests.ipynb #d5e81635
-def row_count(request: Mapping) -> int:  # the parsed body
-    "Return about how many rows a request has; 1 if its form is not known."
-    for form in ("dataframe_records", "instances", "inputs"):
-        if form in request:
-            rows = request[form]
-            if isinstance(rows, dict): rows = next(iter(rows.values()), ())
-            return len(rows) if isinstance(rows, list) else 1
-    frame = request.get("dataframe_split")
-    data = frame.get("data") if isinstance(frame, dict) else None
-    return len(data) if isinstance(data, list) else 1
 
 # %% ../../nbs/workspace/05_requests.ipynb #dfbb442d
 random_bits = Random().getrandbits  # seeded by the system, and independent of a seed that a library sets
