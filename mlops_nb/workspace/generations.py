@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MlopsError, unknown
-from ..serving.scoring_protocol import Refusal
 from ..serving.traffic import Routes
 from .model_connections import ModelPool
 from .requests import Tally, invocation_paths
@@ -131,7 +130,9 @@ class WorkerEndpoints:
         "Connect to the process of a served entity, and load its fast path."
         pool = ModelPool(spec["name"], spec["socket"], spec["concurrency"], self.on_failure)
         try: await pool.prepare()
-        except Refusal as refusal: raise MlopsError(refusal.message) from None
+        except OSError as error:
+            raise MlopsError(f"the process of served model {spec['name']!r} does not accept connections: "
+                             f"{error.strerror or error}") from None
         try:
             loop = asyncio.get_running_loop()
             fast = await loop.run_in_executor(self.loader, self.load, Path(spec["folder"]), spec["target"])

@@ -55,10 +55,8 @@ class ModelPool:
         self.idle, self.in_flight, self.is_closed = [], 0, False
 
     async def connect(self) -> ModelConnection:
-        "Make a connection; Refusal if the process does not answer."
-        try: return (await asyncio.get_running_loop().create_unix_connection(ModelConnection, self.path))[1]
-        except OSError as error:
-            raise self.failed(f"it does not accept connections: {error.strerror or error}") from None
+        "Make a connection; OSError if the process does not accept it."
+        return (await asyncio.get_running_loop().create_unix_connection(ModelConnection, self.path))[1]
 
     def failed(self, reason: str) -> Refusal:
         "Report that the process is gone; the answer to the request that noticed it."
@@ -95,10 +93,12 @@ class ModelPool:
         while self.idle:
             connection = self.idle.pop()
             if connection.is_open: return connection
-        return await self.connect()
+        try: return await self.connect()
+        except OSError as error:
+            raise self.failed(f"it does not accept connections: {error.strerror or error}") from None
 
     async def prepare(self) -> None:
-        "Make the first connection; Refusal if the process does not answer."
+        "Make the first connection, before there are requests; OSError."
         self.idle.append(await self.connect())
 
     def close(self) -> None:
