@@ -1,6 +1,6 @@
 """A worker and a model host with small models, driven as control drives them; as a script, their processes.
 
-A model is a folder with `model.json`: `value` is predicted; `fast` says whether the worker can predict it; with `fault`,
+A model is a folder with `model.json`: `value` is predicted; `fast`: the worker can predict it as well; with `fault`,
 loading or the first prediction fails. A request says in `inputs` what happens: `{"seconds": [0.2]}` takes this
 long in the model process, `{"wait": [0.2]}` in a thread of the worker, and `{"exit": [3]}` ends the model process."""
 import hashlib
