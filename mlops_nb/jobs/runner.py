@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
-           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'tasks_to_repair', 'reopen',
-           'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot', 'failure_messages', 'end_without_store',
-           'finish_run', 'notify', 'start_sending']
+           'start_ready_tasks', 'start_thread', 'record_failure', 'obey_stop_request', 'run_graph', 'tasks_to_repair',
+           'reopen', 'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot', 'failure_messages',
+           'end_without_store', 'finish_run', 'notify', 'start_sending']
 
 # %% ../../nbs/jobs/09_runner.ipynb #c2427b33
 import json
@@ -213,6 +213,11 @@ def record_failure(run: JobRun, key: str, outcome: Outcome) -> Outcome:  # the s
     return outcome
 
 # %% ../../nbs/jobs/09_runner.ipynb #0e539b47
+def obey_stop_request(run: JobRun) -> None:
+    "Stop the run if another process has requested it."
+    if run.stop_signal.reason: return
+    if run_store.is_stop_requested(run.record.store, run.run_id): run.stop_signal.stop("CANCELED")
+
 def run_graph(run: JobRun) -> str:  # result state
     "Run the tasks that have no state yet. The leaves of the graph decide the result."
     states, finished = run.record.states, queue.Queue()
@@ -222,6 +227,7 @@ def run_graph(run: JobRun) -> str:  # result state
     while len(states) < len(run.tasks):
         if time.monotonic() > deadline: run.stop_signal.stop("TIMEDOUT")
         run.record.store.check_same_file()
+        obey_stop_request(run)
         try: key, outcome = finished.get(timeout=0.2)
         except queue.Empty: pass
         else:
@@ -271,7 +277,7 @@ def cancel(home: Home, run_id: int,
     if row[0]["life_cycle_state"] not in run_store.ACTIVE:
         raise MlopsError(f"run {run_id} has ended: {run['result_state']}", "only a run without an end can be cancelled")
     if run["liveness"] == "alive":
-        run_store.stop_owner(home.store, run)
+        run_store.request_stop(home.store, run_id)
         return f"run {run_id} was asked to stop; its running tasks end as CANCELED"
     if run["liveness"] == "unknown" and not force:
         raise run_store.running_error(run, f"mlops runs cancel {run_id}")
@@ -305,6 +311,7 @@ def wait_for_slot(run: JobRun) -> bool:  # False if the run is skipped
             return False
         run.home.display.run_waits(run, holders)
         time.sleep(0.5)
+        obey_stop_request(run)
     return True
 
 def failure_messages(record: RunRecord) -> str:  # one task after the other
@@ -356,7 +363,8 @@ def start_sending(run: JobRun, event: str, task: dict | None, state: str | None,
     notices = notifications(run.job, event, task, state, run.record.attempts.get(key, 0), last_attempt)
     if not notices: return
     parent_run_id = run.run_id if task else None
-    body = payload(event, job_id(run.key), run.job.get("name", run.key), run.run_id, parent_run_id, key)
+    number, name = job_id(run.key, run.home.bundle.target), run.job.get("name", run.key)
+    body = payload(event, number, name, run.run_id, parent_run_id, key)
 
     def send() -> None:
         try:
