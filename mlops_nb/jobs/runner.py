@@ -252,14 +252,15 @@ def tasks_to_repair(bundle: Bundle, row: dict) -> list[dict]:  # row: of the run
     return graph.subset(bundle.job(key)["tasks"], recorded)
 
 def reopen(home: Home, run_id: int, caller: Step | None = None,
-           force: bool = False) -> JobRun:  # force: also if the run may run on another host
-    "Prepare an ended or killed run to run again the tasks that failed and those that depend on them."
+           force: bool = False,  # also if the run may run on another host
+           again: set[str] | None = None) -> JobRun:  # the tasks to run again
+    "Prepare an ended or killed run to run tasks again: by default those that failed and those that depend on them."
     tasks = tasks_to_repair(home.bundle, run_store.get_run(home.store, run_id))  # an error changes nothing
     row = run_store.reopen_run(home.store, run_id, force)
     end_open_attempts(home, run_id)
     run = make_run(home, row["job"], run_id, tasks, caller, json.loads(row["parameters"]))
     latest = run_store.latest_attempts(home.store, run_id)
-    restore_record(run.record, tasks, latest)
+    restore_record(run.record, tasks, latest, again)
     return run
 
 def end_open_attempts(home: Home, run_id: int) -> None:
@@ -287,14 +288,15 @@ def cancel(home: Home, run_id: int,
     return f"run {run_id} is recorded as CANCELED"
 
 def restore_record(record: RunRecord, tasks: list,
-                   latest: dict) -> None:  # task_key -> row of its last attempt
+                   latest: dict,  # task_key -> row of its last attempt
+                   again: set[str] | None = None) -> None:  # the tasks to run again; those that failed by default
     "Fill the record from the run store, without the states of the tasks to run again."
     for key, attempt in latest.items():
         record.attempts[key] = attempt["attempt_number"]
         if attempt["outcome"]: record.outcomes[key] = attempt["outcome"]
     states = {task["task_key"]: latest.get(task["task_key"], {}).get("result_state") for task in tasks}
-    to_repair = graph.needs_repair(tasks, states)
-    record.states = {key: state for key, state in states.items() if key not in to_repair}
+    to_repair = graph.needs_repair(tasks, states) if again is None else again
+    record.states = {key: state for key, state in states.items() if state and key not in to_repair}
 
 # %% ../../nbs/jobs/09_runner.ipynb #db0de5b7
 def wait_for_slot(run: JobRun) -> bool:  # False if the run is skipped
