@@ -7,7 +7,7 @@ __all__ = ['START_SECONDS', 'NOT_FORWARDED', 'page_of_server', 'check_local_stor
            'serve_pages', 'start_pages', 'last_lines', 'PagesProcess', 'path_below', 'body_parts', 'send_text',
            'MlflowPages', 'pass_back', 'mlflow_app']
 
-# %% ../../nbs/workspace/12_mlflow_pages.ipynb #c7f2005e
+# %% ../../nbs/workspace/12_mlflow_pages.ipynb #110e6d6b
 import asyncio
 import os
 import shutil
@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import MlopsError
 
-# %% ../../nbs/workspace/12_mlflow_pages.ipynb #958b57ed
+# %% ../../nbs/workspace/12_mlflow_pages.ipynb #a13625c0
 def page_of_server(env: Any) -> str | None:  # None for a local store
     "The models page of a tracking server; MlopsError for a workspace."
     from mlops_nb.mlflow_access import without_credentials
@@ -48,7 +48,7 @@ def check_local_store(env: Any) -> None:
     check_mlflow_store(file)
     if file == env.state / "mlflow.db": addresses.use_here(env.state)
 
-# %% ../../nbs/workspace/12_mlflow_pages.ipynb #97c5f944
+# %% ../../nbs/workspace/12_mlflow_pages.ipynb #46bca05d
 def pages_environment(env: Any) -> dict[str, str]:
     "The variables of the process of MLflow's server."
     from mlops_nb.addresses import artifact_folder
@@ -57,7 +57,8 @@ def pages_environment(env: Any) -> dict[str, str]:
         "_MLFLOW_SERVER_FILE_STORE": env.tracking_uri, "_MLFLOW_SERVER_REGISTRY_STORE": env.registry_uri,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_folder(env.state).as_uri(),
         "MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+        "MLFLOW_ENABLE_REMOTE_ASSISTANT": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING"}
 
 def end_with_parent() -> None:
     "End this process when the other end of its standard input is closed."
@@ -68,7 +69,9 @@ def serve_pages() -> None:
     "Serve MLflow's application on a Unix socket: `python -c '…serve_pages()' SOCKET`."
     threading.Thread(target=end_with_parent, daemon=True).start()
     import uvicorn
-    uvicorn.run("mlflow.server.fastapi_app:app", uds=sys.argv[1], log_level="warning", lifespan="off")
+    # MLflow allows its assistant, which runs commands, to clients of this machine: no header may name one
+    uvicorn.run("mlflow.server.fastapi_app:app", uds=sys.argv[1], log_level="warning", lifespan="off",
+                proxy_headers=False)
 
 def start_pages(env: Any, folder: Path) -> subprocess.Popen:  # folder: of the socket and the log
     "Start MLflow's server; it ends when its standard input is closed."
@@ -81,7 +84,7 @@ def last_lines(folder: Path, count: int = 5) -> str:
     "The end of the log of the process."
     return "\n  ".join((folder / "log.txt").read_text(errors="replace").strip().splitlines()[-count:])
 
-# %% ../../nbs/workspace/12_mlflow_pages.ipynb #e1b46762
+# %% ../../nbs/workspace/12_mlflow_pages.ipynb #e8617314
 START_SECONDS = 60
 
 class PagesProcess:
@@ -118,7 +121,7 @@ class PagesProcess:
         if self.folder: shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.folder = None
 
-# %% ../../nbs/workspace/12_mlflow_pages.ipynb #fec79cfc
+# %% ../../nbs/workspace/12_mlflow_pages.ipynb #d28e2692
 NOT_FORWARDED = (b"authorization", b"cookie", b"origin", b"connection", b"keep-alive", b"proxy-authorization", b"te",
                  b"trailer", b"transfer-encoding", b"upgrade", b"expect")
 
@@ -144,12 +147,11 @@ async def send_text(send: Callable, status: int, text: str, headers: tuple = ())
     await send({"type": "http.response.start", "status": status, "headers": content})
     await send({"type": "http.response.body", "body": text.encode()})
 
-# %% ../../nbs/workspace/12_mlflow_pages.ipynb #5098cf37
+# %% ../../nbs/workspace/12_mlflow_pages.ipynb #b51c8456
 class MlflowPages:
     "An ASGI application that passes requests to MLflow's server."
 
-    def __init__(self, env: Any):
-        self.env, self.process, self.client, self.used = env, PagesProcess(env), None, None
+    def __init__(self, env: Any): self.env, self.process = env, PagesProcess(env)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "websocket": return await send({"type": "websocket.close", "code": 1000})
@@ -161,29 +163,23 @@ class MlflowPages:
                 return await send_text(send, 307, "", ((b"location", scope["root_path"].encode() + b"/"),))
             socket = await asyncio.to_thread(self.process.ready)
         except MlopsError as error: return await send_text(send, 503, str(error))
-        await self.forward(self.connection(socket), scope, receive, send)
+        await self.forward(socket, scope, receive, send)
 
-    def connection(self, socket: Path) -> Any:  # httpx.AsyncClient
-        "The client of the server that listens on this socket."
-        import httpx
-        if self.used != socket:
-            transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None))
-            self.client, self.used = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False), socket
-        return self.client
-
-    async def forward(self, client: Any, scope: dict, receive: Callable, send: Callable) -> None:
-        "Pass a request on, and its answer back as it comes."
+    async def forward(self, socket: Path, scope: dict, receive: Callable, send: Callable) -> None:
+        "Pass a request on by a connection of its own, and its answer back as it comes."
         import httpx
         headers = [(name, value) for name, value in scope["headers"] if name not in NOT_FORWARDED]
         address = httpx.URL("http://mlflow", raw_path=path_below(scope))
         has_body = scope["method"] not in ("GET", "HEAD")
-        request = client.build_request(scope["method"], address, headers=headers,
-                                       content=body_parts(receive) if has_body else None)
-        try: response = await client.send(request, stream=True)
-        except httpx.HTTPError as error:
-            return await send_text(send, 502, f"MLflow's server did not answer: {type(error).__name__}; try again")
-        try: await pass_back(response, send)
-        finally: await response.aclose()
+        content = body_parts(receive) if has_body else None
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)  # no TLS on a socket
+        async with httpx.AsyncClient(transport=transport, timeout=None, trust_env=False) as client:
+            request = client.build_request(scope["method"], address, headers=headers, content=content)
+            try: response = await client.send(request, stream=True)
+            except httpx.HTTPError as error:
+                return await send_text(send, 502, f"MLflow's server did not answer: {type(error).__name__}; try again")
+            try: await pass_back(response, send)
+            finally: await response.aclose()
 
     def close(self) -> None:
         "End MLflow's server."

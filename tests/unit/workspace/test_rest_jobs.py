@@ -2,37 +2,24 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
 import pytest
-import uvicorn
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import InvalidParameterValue, NotImplemented, ResourceDoesNotExist
 from databricks.sdk.service.jobs import QueueSettings, RunLifeCycleState, RunResultState, TerminationCodeCode
 from fastapi import FastAPI
+from served import served
 
 from mlops_nb.bundle.load import job_id
 from mlops_nb.jobs import run_store, runner
 from mlops_nb.jobs.execute import Outcome
 from mlops_nb.jobs.job_service import JobService
+from mlops_nb.workspace.rest_identity import identity_router
 from mlops_nb.workspace.rest_jobs import jobs_router
 
 SUCCESS, SECONDS = RunResultState.SUCCESS, timedelta(seconds=60)
-
-
-@contextmanager
-def served(app):
-    "The address of a server with this application, in a thread."
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started: time.sleep(0.01)
-    try: yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture
@@ -52,7 +39,7 @@ def client(service):
         request.state.user = request.headers.get("authorization", "").removeprefix("Bearer ")
         return await call_next(request)
 
-    app.include_router(jobs_router(service))
+    for router in (jobs_router(service), identity_router()): app.include_router(router)
     with served(app) as host: yield WorkspaceClient(host=host, token="ben")
 
 
