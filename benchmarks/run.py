@@ -10,6 +10,7 @@ from pathlib import Path
 
 import automl
 import nbformat
+import online_experiments
 import online_store
 import point_in_time
 import psutil
@@ -108,8 +109,8 @@ def demo(folder: Path) -> list[tuple]:
 
 
 MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows,
-            "online": online_store.online_store, "serving": serving.rows,
-            "automl": automl.rows, "demo": demo}
+            "online": online_store.online_store, "serving": serving.rows, "automl": automl.rows,
+            "experiments": online_experiments.rows, "demo": demo}
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import task
-from ..conf import A_MAPPING, ConfProblem, read_conf, setting_problems
+from ..conf import A_MAPPING, ConfProblem, may_be_missing, read_conf, setting_problems
 from ..data.session import get_spark
 from ..deployment import lineage, validation, validation_checks
 from ..deployment.comparison import deployment_problems
+from ..deployment.online_experiment import experiment_problems
 from ..deployment.validation_checks import Evidence, HeldOut
 from ..env import Env, load_env
 from ..errors import MlopsError
@@ -32,7 +33,7 @@ from .training import SPLIT_TAGS, version_tags
 from .use_case import UseCase
 
 # %% ../../nbs/workflow/10_validating.ipynb #613c6696
-RULE_SETTINGS = dict.fromkeys(("checks", "deployment"), A_MAPPING)  # of conf/validation.yml
+RULE_SETTINGS = {"checks": A_MAPPING, "deployment": A_MAPPING, "experiment": may_be_missing(A_MAPPING)}
 
 def validation_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProblem]:
     "All problems of conf/validation.yml."
@@ -41,6 +42,8 @@ def validation_problems(use_case: UseCase, conf: Mapping) -> Iterator[ConfProble
         yield from validation_checks.check_problems(conf["checks"], use_case.problem)
     if isinstance(conf.get("deployment"), dict):
         yield from deployment_problems(conf["deployment"], use_case.problem, "deployment")
+    if isinstance(conf.get("experiment"), dict):
+        yield from experiment_problems(conf["experiment"], use_case.problem, "experiment")
 
 def read_rules(use_case: UseCase, root: Path) -> dict[str, dict]:  # checks, deployment
     "Read conf/validation.yml."

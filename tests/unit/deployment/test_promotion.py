@@ -1,6 +1,5 @@
 """The decision, and moves of aliases with kills, races and wrong arguments. The log is a dict here, without Spark."""
 import itertools
-from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from memory_registry import Registry
 
 from mlops_nb.deployment import aliases as aliases_module
 from mlops_nb.deployment import comparison as comparison_module
@@ -443,41 +441,6 @@ def test_a_champion_that_was_deleted_can_be_replaced_and_is_not_forgotten(env, n
     result = aliases_module.rollback(None, env, name, "v2 was deleted")
     assert result.endswith("v1 is Champion again, there was no Champion: v2 was deleted")
     assert state(env, name)[0]["champion"] == 1
-
-
-class Registry:
-    "A registry in memory with the client's methods that moves of aliases call: many kills cost little."
-
-    def __init__(self): self.versions, self.aliases = {}, {}
-
-    def create_registered_model(self, name): self.versions[name], self.aliases[name] = {}, {}
-
-    def create_model_version(self, name, source):
-        number = str(len(self.versions[name]) + 1)
-        self.versions[name][number] = SimpleNamespace(name=name, version=number, tags={}, description=None)
-
-    def get_registered_model(self, name): return SimpleNamespace(name=name, aliases=self.aliases[name])
-
-    def get_model_version(self, name, version): return deepcopy(self.stored(name, version))
-
-    def get_model_version_by_alias(self, name, alias): return deepcopy(self.stored(name, self.aliases[name].get(alias)))
-
-    def stored(self, name, version):
-        if version in self.versions[name]: return self.versions[name][version]
-        raise MlflowException("it does not exist", error_code=RESOURCE_DOES_NOT_EXIST)
-
-    def set_registered_model_alias(self, name, alias, version):
-        self.aliases[name][alias] = self.stored(name, version).version
-
-    def set_model_version_tag(self, name, version, tag, value): self.stored(name, version).tags[tag] = value
-
-    def delete_model_version_tag(self, name, version, tag): del self.stored(name, version).tags[tag]
-
-    def update_model_version(self, name, version, description): self.stored(name, version).description = description
-
-    def delete_model_version(self, name, version):
-        del self.versions[name][version]
-        self.aliases[name] = {alias: number for alias, number in self.aliases[name].items() if number != version}
 
 
 @pytest.fixture

@@ -1,0 +1,136 @@
+"""An online experiment with real tables: the inference log, labels as of a day, the log of decisions, the picture."""
+import json
+from dataclasses import replace
+from datetime import date, timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import NAME, home, three_versions
+
+from mlops_nb.data import tables
+from mlops_nb.data.session import get_spark, stop
+from mlops_nb.deployment import aliases
+from mlops_nb.deployment.experiment_log import EXPERIMENT_LOG, read_experiments
+from mlops_nb.deployment.online_experiment import (
+    ANSWER_COLUMNS,
+    Control,
+    check_experiment,
+    complete_blocks,
+    experiment_defaults,
+)
+from mlops_nb.errors import MissingError
+from mlops_nb.models.problem_types import BINARY
+from mlops_nb.workflow import experimenting
+from mlops_nb.workflow.experimenting import INFERENCE_LOG, LOGGED, EndpointCalls, Experiment
+from mlops_nb.workflow.use_case import UseCase
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
+FIRST, REQUESTS = date(2013, 7, 1), 40
+SETTINGS = check_experiment(experiment_defaults(BINARY) | {
+    "steps": [50, 100], "alpha": 0.4, "block_days": 1, "label_days": 1, "min_requests": 1, "max_days": 20}, BINARY)
+
+
+def labels(spark, env, as_of):
+    "The label of a flight is known on the day after it."
+    return spark.sql(f"SELECT * FROM {env.table('flights')} WHERE known_at < TIMESTAMP'{as_of} 00:00:00'")
+
+
+USE_CASE = UseCase(model="late_arrival", problem=BINARY, key=("flight", "origin"), label="late", rows=None,
+                   labels=labels, source=("flights",), features=("hour",), lookups=None, day="flight_day",
+                   prediction_time="asked_at", label_known_at="known_at")
+
+
+def flights():
+    number = 10 * REQUESTS
+    day = np.repeat(pd.date_range(FIRST, periods=10), REQUESTS)
+    return pd.DataFrame({"flight": np.arange(number), "origin": "JFK", "flight_day": day.date, "hour": 1.0,
+                         "asked_at": day + pd.Timedelta("10h"), "known_at": day + pd.Timedelta("30h"),
+                         "late": np.tile([True, False, False, True], number // 4)})
+
+
+def logged(frame):
+    "The requests: version 2 answers half of them and is better; some fail, some are of another model or version."
+    size, is_challenger = len(frame), frame.flight % 2 == 0
+    probability = np.where(frame.late, 0.9, 0.1) * np.where(is_challenger, 1, 0.6)
+    log = pd.DataFrame({
+        LOGGED["model"]: NAME, LOGGED["version"]: np.where(is_challenger, "2", "1"), LOGGED["status"]: 200,
+        LOGGED["time"]: pd.Timestamp("2026-11-27 10:00"), LOGGED["prediction"]: probability,
+        LOGGED["milliseconds"]: 4, "flight": frame.flight, "origin": frame.origin, "flight_day": frame.flight_day,
+        "late": ~frame.late})  # not the label that was known: it is not used
+    failed = log.head(3).assign(**{LOGGED["status"]: 400, LOGGED["prediction"]: np.nan})
+    others = [log.head(5).assign(**{column: value})
+              for column, value in ((LOGGED["model"], "dev.flights.other"), (LOGGED["version"], "3"))]
+    assert size == len(log)
+    return pd.concat([log, failed, *others], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    env = home(tmp_path_factory.mktemp("experiment"))
+    three_versions(env)
+    stop()
+    spark = get_spark(env)
+    tables.merge(spark, env, "flights", spark.createDataFrame(flights()), ["flight", "origin"])
+    log = spark.createDataFrame(logged(flights()))
+    tables.overwrite(spark, env, INFERENCE_LOG, log)
+    for alias, version in (("champion", 1), ("challenger", 2)):
+        aliases.move_alias(spark, env, NAME, alias, version, "to begin with")
+    yield env, spark
+    stop()
+
+
+def test_the_requests_with_the_labels_known_at_a_day(world):
+    env, spark = world
+    answers = experimenting.read_answers(USE_CASE, spark, env, FIRST, FIRST + timedelta(3), 1, 2)
+    assert tuple(answers.columns) == ANSWER_COLUMNS and set(map(str, answers.day)) == {
+        "2013-07-01", "2013-07-02", "2013-07-03"}
+    assert len(answers) == 3 * REQUESTS + 3 and answers.is_error.sum() == 3  # other models and versions are not in it
+    known = answers[answers.label.notna()]
+    assert set(map(str, known.day)) == {"2013-07-01", "2013-07-02"}
+    truth = flights().assign(request=lambda rows: rows.flight.astype(str) + "/JFK").set_index("request").late
+    assert (known.label == truth[known.request].to_numpy(float)).all()
+    assert known.is_challenger.mean() == pytest.approx(0.5, abs=0.05) and not known.is_shadow.any()
+
+
+def test_an_experiment_with_tables_is_decided_and_recorded_once_a_day(world):
+    env, spark = world
+    served = SimpleNamespace(versions={"champion": 1, "challenger": 2}, traffic={"champion": 100, "challenger": 0})
+    def set_traffic(env, endpoint, traffic):
+        assert endpoint == "dev-flights-late_arrival"
+        served.traffic = {name: traffic.get(name, 0) for name in served.versions}
+    calls = EndpointCalls(lambda env, model: env.model(model).replace(".", "-"), lambda env, name: served, set_traffic)
+    endpoint = calls.of(env, USE_CASE.model, "")
+    for number in (*range(8), 7):
+        experiment = Experiment(USE_CASE, env, FIRST + timedelta(number - 1), endpoint, SETTINGS)
+        experimenting.decide_day(experiment)
+        if served.traffic["challenger"] == 100: break
+    assert aliases.points_to(env, NAME, "champion") == 2 and served.traffic == {"champion": 0, "challenger": 100}
+    rows = read_experiments(spark, env, NAME)
+    assert [row["decision"] for row in rows] == ["start", *["wait"] * (len(rows) - 2), "promote"]
+    assert all(row["decided_by"] and row["decided_at"] and row["state"] == "done" for row in rows)
+    assert json.loads(rows[0]["settings"]) == SETTINGS and rows[-1]["better"] >= 2.5
+    assert tables.read(spark, env, EXPERIMENT_LOG).count() == len(rows)
+    move = aliases.read_log(spark, env, NAME)[-1]
+    assert (move["alias"], move["to_version"]) == ("champion", 2) and rows[-1]["reason"] in move["reason"]
+    picture = experimenting.experiment_picture(experiment)
+    assert "the experiment is won" in picture.get_suptitle()
+    assert list(experimenting.decisions_table(experiment).decision) == ["start", "promote"]
+
+
+def test_without_an_inference_log_the_message_says_how_to_get_one(world):
+    env, spark = world
+    with pytest.raises(MissingError, match="has no table dev.empty.inference_log"):
+        experimenting.read_answers(USE_CASE, spark, replace(env, schema="empty"), FIRST, FIRST, 1, 2)
+
+
+def test_shadow_answers_are_compared_in_pairs(world):
+    env, spark = world
+    split = logged(flights()).assign(is_shadow=False)
+    shadow = split[split[LOGGED["version"]] == "1"].assign(is_shadow=True, **{LOGGED["version"]: "2"})
+    tables.overwrite(spark, env, INFERENCE_LOG, spark.createDataFrame(pd.concat([split, shadow])))
+    answers = experimenting.read_answers(USE_CASE, spark, env, FIRST, FIRST + timedelta(3), 1, 2)
+    assert answers.is_shadow.sum() == len(answers[~answers.is_challenger]) > REQUESTS
+    block, = complete_blocks(answers, SETTINGS, BINARY, FIRST, FIRST + timedelta(2), 50, Control())
+    assert block.is_paired and block.improvement == 0 and block.challenger_requests == REQUESTS / 2
