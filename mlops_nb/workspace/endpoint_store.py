@@ -6,7 +6,7 @@
 __all__ = ['ENDPOINT_TABLES', 'NOT_UPDATING', 'IN_PROGRESS', 'UPDATE_FAILED', 'CUT_OFF', 'KEPT_CONFIGS', 'EndpointRecord',
            'ConfigRecord', 'endpoint_record', 'EndpointStore', 'insert_row', 'add_config', 'update_conflict']
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #bf32293b
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #88da7614
 import json
 import sqlite3
 import uuid
@@ -18,9 +18,9 @@ from pathlib import Path
 from ..errors import what_exists
 from ..jobs.run_store import now
 from ..local_stores import select_rows, store_errors
-from ..serving.endpoint_config import EndpointConfig, EndpointError, NewEndpoint, endpoint_config
+from ..serving.endpoint_config import EndpointConfig, NewEndpoint, RestError, endpoint_config
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #c227aee7
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #a7f2ccd9
 ENDPOINT_TABLES = """
 create table if not exists endpoints (
   name text primary key, id text not null, creator text not null, created integer not null, updated integer not null,
@@ -40,7 +40,7 @@ NOT_UPDATING, IN_PROGRESS, UPDATE_FAILED = "NOT_UPDATING", "IN_PROGRESS", "UPDAT
 CUT_OFF = "the local workspace ended during the update"
 KEPT_CONFIGS = 50  # of one endpoint
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #6268f353
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #747ed8ba
 @dataclass(frozen=True)
 class EndpointRecord:
     "An endpoint as the store has it."
@@ -73,7 +73,7 @@ def endpoint_record(row: dict) -> EndpointRecord:
     values = {name: json.loads(row[name]) for name in ("settings", "tags", "ai_gateway")}
     return EndpointRecord(**row | values)
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #3f440f70
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #3685a380
 class EndpointStore:
     "The endpoints of a local workspace."
 
@@ -101,11 +101,11 @@ class EndpointStore:
         return [endpoint_record(row) for row in self.rows("select * from endpoints order by name")]
 
     def endpoint(self, name: str) -> EndpointRecord:
-        "Return one endpoint; EndpointError RESOURCE_DOES_NOT_EXIST with the existing ones."
+        "Return one endpoint; RestError RESOURCE_DOES_NOT_EXIST with the existing ones."
         rows = self.rows("select * from endpoints where name = ?", name)
         if rows: return endpoint_record(rows[0])
         names = [row["name"] for row in self.rows("select name from endpoints")]
-        raise EndpointError(f"Endpoint with name '{name[:100]}' does not exist", what_exists(name, names),
+        raise RestError(f"Endpoint with name '{name[:100]}' does not exist", what_exists(name, names),
                             "RESOURCE_DOES_NOT_EXIST")
 
     def config(self, record: EndpointRecord, version: int | None) -> ConfigRecord | None:
@@ -126,14 +126,14 @@ class EndpointStore:
                       update_state=IN_PROGRESS, update_message="")
         with self.connect() as connection:
             if connection.execute("select 1 from endpoints where name = ?", (new.name,)).fetchone():
-                raise EndpointError(f"Endpoint with name '{new.name}' already exists",
+                raise RestError(f"Endpoint with name '{new.name}' already exists",
                                     "update its config, or choose another name", "RESOURCE_ALREADY_EXISTS")
             insert_row(connection, "endpoints", values)
             add_config(connection, values["id"], new.name, 1, new.config, user, targets)
         return self.endpoint(new.name)
 
     def begin_update(self, name: str, config: EndpointConfig, user: str, targets: dict[str, str]) -> EndpointRecord:
-        "Record a pending configuration; EndpointError RESOURCE_CONFLICT if an update is in progress."
+        "Record a pending configuration; RestError RESOURCE_CONFLICT if an update is in progress."
         record = self.endpoint(name)
         with self.connect() as connection:
             version = record.last_version + 1
@@ -208,7 +208,7 @@ def add_config(connection: sqlite3.Connection, endpoint_id: str, endpoint_name: 
             config_version=version, served_entity_name=entity.name, entity_name=entity.entity_name,
             entity_version=entity.entity_version, target=targets[entity.name], created=now()))
 
-def update_conflict(name: str) -> EndpointError:  # to be raised by the caller
+def update_conflict(name: str) -> RestError:  # to be raised by the caller
     "The error for an update while another one is in progress."
-    return EndpointError(f"Endpoint '{name}' is being updated: its config_update is IN_PROGRESS",
+    return RestError(f"Endpoint '{name}' is being updated: its config_update is IN_PROGRESS",
                          "wait until the update ends", "RESOURCE_CONFLICT")
