@@ -82,7 +82,8 @@ NO_STATISTICS = " TBLPROPERTIES ('delta.dataSkippingNumIndexedCols' = '0')"
 
 def create_table_sql(env: Env, full: str, columns: list,  # StructFields
                      required: Iterable[str], keys: tuple[str, ...], comment: str,
-                     timeseries: str | None = None) -> str:  # the key that is the time of a feature table
+                     timeseries: str | None = None,  # the key that is the time of a feature table
+                     cluster_by: tuple[str, ...] = ()) -> str:
     "Return the CREATE TABLE statement: an external table in a local lakehouse; on Databricks a managed one with a key."
     lines = [f"{quoted(c.name)} {sql_type(c)}" + (" NOT NULL" if c.name in {*required, *keys} else "")
              + (f" COMMENT {sql_text(c.metadata['comment'])}" if c.metadata.get("comment") else "") for c in columns]
@@ -92,5 +93,8 @@ def create_table_sql(env: Env, full: str, columns: list,  # StructFields
     about = f" COMMENT {sql_text(comment)}" if comment else ""
     path = "" if env.engine == "databricks" else f" LOCATION {sql_text(location(env, full))}"
     no_statistics = NO_STATISTICS if env.engine != "databricks" else ""
-    columns_sql = ", ".join(lines)
-    return f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} ({columns_sql}) USING delta{about}{path}{no_statistics}"
+    # Sail 0.7 has partitions and no clusters
+    word, columns_sql = "CLUSTER" if env.engine == "databricks" else "PARTITIONED", ", ".join(lines)
+    layout = f" {word} BY ({', '.join(map(quoted, cluster_by))})" if cluster_by else ""
+    return (f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} ({columns_sql}) USING delta{layout}{about}{path}"
+            f"{no_statistics}")

@@ -128,7 +128,7 @@ def create_schema(spark, env: Env, full: str,  # the name of a table or function
 
 def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
                      required: Iterable[str] = (), keys: tuple[str, ...] = (), comment: str = "",
-                     timeseries: str | None = None):
+                     timeseries: str | None = None, cluster_by: tuple[str, ...] = ()):
     "Create a table if it does not exist; otherwise add the missing columns."
     check_columns(full, columns)
     if exists(spark, env, full):
@@ -139,21 +139,23 @@ def create_or_extend(spark, env: Env, full: str, columns: list,  # StructFields
     else:
         attach_schema(spark, env, full)
         spark.sql(f"DROP TABLE IF EXISTS {sql_name(env, full)}").collect()  # registered, but removed from disk
-    spark.sql(create_table_sql(env, full, columns, required, keys, comment, timeseries)).collect()
+    spark.sql(create_table_sql(env, full, columns, required, keys, comment, timeseries, cluster_by)).collect()
 
 # %% ../../nbs/data/04_tables.ipynb #cc0304f8
 def create(spark, env: Env, name: str,
            schema,  # a StructType, or text such as "day DATE, late DOUBLE"
            keys: Iterable[str] = (),  # columns that identify a row: never null, and on Databricks the primary key
            comment: str = "",  # the meaning of a row
-           timeseries: str | None = None):  # the key that is a time, see `FeatureTable`
+           timeseries: str | None = None,  # the key that is a time, see `FeatureTable`
+           cluster_by: Iterable[str] = ()):  # columns by which queries choose rows, such as a date
     "Create a table with these columns, or add the missing ones if the table exists."
     full, keys, columns = env.check_write(name), tuple(keys), columns_of(spark, schema)
     names = [c.name for c in columns]
     for key in keys:
         if key not in names: raise unknown("column", key, names, "the schema")
     required = [c.name for c in columns if not c.nullable]
-    def write(): create_or_extend(spark, env, full, columns, required, keys, comment, timeseries)
+    cluster_by = tuple(cluster_by)
+    def write(): create_or_extend(spark, env, full, columns, required, keys, comment, timeseries, cluster_by)
     with table_errors(full, "created"): retry(f"creating {full}", write)
 
 # %% ../../nbs/data/04_tables.ipynb #0bb27244
@@ -253,27 +255,30 @@ def any_of(conditions: list[str]) -> str:
     middle = len(conditions) // 2
     return f"({any_of(conditions[:middle])}) OR ({any_of(conditions[middle:])})"
 
-def match_condition(keys: tuple[str, ...]) -> str:
+def match_condition(keys: tuple[str, ...],
+                    within: str | None) -> str:  # as in `merge`
     "Return the SQL condition under which rows `s` and `t` have the same key."
-    return " AND ".join(f"t.{quoted(key)} = s.{quoted(key)}" for key in keys)
+    same = " AND ".join(f"t.{quoted(key)} = s.{quoted(key)}" for key in keys)
+    return f"{same} AND ({within})" if within else same
 
 def pending_rows(table: str, view: str, keys: tuple[str, ...],
                  compared: list,  # the StructFields whose difference makes a row outdated
-                 update_when: str | None) -> str:
+                 update_when: str | None, within: str | None) -> str:
     "Return the query of a view's rows that a MERGE would insert or update."
     differences = [f"NOT ({comparable_value(c, 't.')} <=> {comparable_value(c, 's.')})" for c in compared]
     is_outdated = f"({any_of(differences)})" + (f" AND ({update_when})" if update_when else "")
-    return (f"SELECT s.* FROM {view} AS s LEFT JOIN {table} AS t ON {match_condition(keys)} "
+    return (f"SELECT s.* FROM {view} AS s LEFT JOIN {table} AS t ON {match_condition(keys, within)} "
             f"WHERE t.{quoted(keys[0])} IS NULL OR ({is_outdated})")
 
-def merge_statement(table: str, pending: str, columns: list, keys: tuple[str, ...], update_when: str | None) -> str:
+def merge_statement(table: str, pending: str, columns: list, keys: tuple[str, ...], update_when: str | None,
+                    within: str | None) -> str:
     "Return the statement that merges the rows of a query into a table."
     listed = [quoted(c.name) for c in columns]
     assignments = ", ".join(f"t.{quoted(c.name)} = s.{quoted(c.name)}" for c in columns if c.name not in keys)
     matched = "WHEN MATCHED" + (f" AND ({update_when})" if update_when else "")
     update = f" {matched} THEN UPDATE SET {assignments}" if assignments else ""
     values = ", ".join(f"s.{name}" for name in listed)
-    return (f"MERGE INTO {table} AS t USING ({pending}) AS s ON {match_condition(keys)}{update}"
+    return (f"MERGE INTO {table} AS t USING ({pending}) AS s ON {match_condition(keys, within)}{update}"
             f" WHEN NOT MATCHED THEN INSERT ({', '.join(listed)}) VALUES ({values})")
 
 def count_rows(spark, query: str, update_when: str | None) -> int:
@@ -303,6 +308,7 @@ def merge(spark, env: Env, name: str, df,
           keys: Iterable[str],  # columns that identify a row
           update_when: str | None = None,  # a SQL condition over `t` (table) and `s` (new row); default: always
           ignore: Iterable[str] = (),  # columns whose difference alone is no reason to update a row
+          within: str | None = None,  # a condition over `t` of all rows with a key of `df`; no other rows are read
           ) -> int:  # the number of inserted and updated rows
     "Insert rows with a new key and update rows that differ; create the table or add columns if needed."
     full, columns, keys = env.check_write(name), df.schema.fields, key_columns(df.columns, keys)
@@ -312,10 +318,10 @@ def merge(spark, env: Env, name: str, df,
         create_or_extend(spark, env, full, columns, keys=keys)
         table = sql_name(env, full)
         condition = update_when and condition_sql(update_when, spark.table(table).schema.fields)
-        pending = pending_rows(table, view, keys, compared, condition)
+        pending = pending_rows(table, view, keys, compared, condition, within)
         count = count_rows(spark, pending, condition)
         if not count: return 0
-        spark.sql(merge_statement(table, pending, columns, keys, condition)).collect()
+        spark.sql(merge_statement(table, pending, columns, keys, condition, within)).collect()
         missing = count_rows(spark, pending, condition)
         if missing: raise NotWritten(f"{missing} of {count} rows are missing in the table")
         return count

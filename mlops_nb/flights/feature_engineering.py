@@ -210,14 +210,13 @@ def holidays() -> np.ndarray:  # datetime64[D], sorted
 def days_to_holiday(flight_day: date) -> float:
     "Days between a day and the nearest holiday, before or after it; 0 on a holiday."
     known = holidays()
-    place = np.searchsorted(known, flight_day).clip(1, len(known) - 1)
+    place = np.searchsorted(known[:-1], flight_day)  # 0 before the first holiday: known[-1] is then far away
     days = np.minimum(abs(flight_day - known[place - 1]), abs(known[place] - flight_day))
-    return np.where(np.isnat(days), np.nan, days.astype(float))
+    return days / np.timedelta64(1, "D")
 
 def weekday(flight_day: date) -> float:
     "The day of the week: 0 is Monday."
-    days = flight_day.astype("datetime64[D]")
-    return np.where(np.isnat(days), np.nan, (days.astype(int) + 3) % 7)
+    return (flight_day - np.datetime64("1969-12-29")) / np.timedelta64(1, "D") % 7  # that day was a Monday
 
 # %% ../../nbs/flights/03_feature_engineering.ipynb #bfb8bae6
 def hour_sin(sched_dep_time: int) -> float:

@@ -278,6 +278,32 @@ class OnlineStore(StoreAdapter):
         def look_up(*key): return self.get(table, [key], columns)[0]
         return look_up
 
+    def rows_by_key(self, table: str, keys: Iterable[tuple], columns: Sequence[str]) -> dict[tuple, dict | None]:
+        "Return the rows of a table by key; each key is read once, and a key with a missing part is not read."
+        wanted = list(dict.fromkeys(key for key in keys if None not in key))
+        return dict(zip(wanted, self.get(table, wanted, columns), strict=True)) if wanted else {}
+
+    def joined_reader(self, lookups: Sequence[tuple[str, Sequence[str]]],  # a table and columns of it, each
+                      ) -> Callable[[Sequence[Sequence[tuple]]], list[list]]:
+        """Return a function that reads several tables at once, for one or more requests.
+
+        A request is one key for each lookup. Its result is the list of the values of all columns; they are None if the
+        row is missing, or a part of the key is None."""
+        columns = {}
+        for table, names in lookups:
+            self.layout(table, names)
+            columns.setdefault(table, {}).update(dict.fromkeys(names))
+        def read(requests: Sequence[Sequence[tuple]]) -> list[list]:
+            keys = {table: [] for table in columns}
+            for request in requests:
+                for (table, _), key in zip(lookups, request, strict=True): keys[table].append(key)
+            rows = {table: self.rows_by_key(table, keys[table], tuple(columns[table])) for table in columns}
+            def joined(request):
+                parts = ((names, rows[table].get(key)) for (table, names), key in zip(lookups, request, strict=True))
+                return [row and row[name] for names, row in parts for name in names]
+            return [joined(request) for request in requests]
+        return read
+
 # %% ../../../nbs/features/stores/01_store.ipynb #11e433f8
 def timeout_of(address: Address) -> float:  # seconds
     "Return the option `timeout` of an address; 2 seconds without it."
