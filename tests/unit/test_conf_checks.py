@@ -147,7 +147,9 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
      "did you mean 'carrier_daily'?"),
     ("features.yml", "plane_age:", "plane_aeg:", "plane.columns.plane_aeg: ", "'plane_age'?"),
     ("features.yml", "{type: int, nullable: false, values: [0, 1, 2]}", "{type: integer, nullable: false}",
-     "aircraft_recent.columns.aircraft_stage.type: ", "did you mean 'int")]
+     "aircraft_recent.columns.aircraft_stage.type: ", "did you mean 'int"),
+    ("serving.yml", "challenger: true", "chalenger: true", "chalenger: no key", "did you mean 'challenger'?"),
+    ("serving.yml", "shadow: false", "shadow: sometimes", "shadow: 'sometimes' is not valid", "true or false")]
 
 
 @pytest.fixture
@@ -171,7 +173,8 @@ def test_the_mistake_is_named_with_its_line_and_what_to_write(flights, name, old
     assert result.exit_code == 1 and place in result.output and words in result.output, result.output
 
 
-@pytest.mark.parametrize("name", ["features.yml", "governance.yml", "monitoring.yml", "train.yml", "validation.yml"])
+@pytest.mark.parametrize("name", [
+    "features.yml", "governance.yml", "monitoring.yml", "serving.yml", "train.yml", "validation.yml"])
 def test_a_mistake_in_any_file_is_reported_before_any_job_starts(flights, name):
     with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
     with pytest.raises(MlopsError, match=rf"conf/{name}:\d+: another: (no key|the table)"):
@@ -247,3 +250,18 @@ def test_all_mistakes_of_a_rule_are_reported_at_once(flights):
     for key in ("checks.size.max_byte", "checks.size.max", "deployment.mode", "deployment.floor",
                 "deployment.min_rows", "deployment.not_worse_than"):
         assert f": {key}: " in output, output
+
+
+@pytest.mark.parametrize(("old", "new", "key", "words"), [
+    ("workload_size: Small", "workload_size: small", "endpoint.workload_size: 'small'", "Small, Medium, Large"),
+    ("enabled: true", "enable: true", "endpoint.enable: no key", "did you mean 'enabled'?"),
+    ('name: ""', "name: late.arrival", "endpoint.name: 'late.arrival'", "letters, digits, hyphens"),
+    ("inference_table: late_arrival", "inference_table: Late-Arrival", "endpoint.inference_table: ", "in lower case")])
+def test_a_mistake_in_the_settings_of_the_endpoint_is_named(flights, old, new, key, words):
+    file = flights / "databricks.yml"
+    text = file.read_text()
+    file.unlink()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    output = CliRunner().invoke(cli.app, ["validate"]).output
+    assert f"variables.{key}" in output and words in output, output

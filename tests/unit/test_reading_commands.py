@@ -14,7 +14,7 @@ READING = [
     "runs", "runs show 1", "runs open 1", "runs cancel 1", "repair 1", "jobs", "jobs show train", "validate", "doctor",
     "models show a@champion", "models history a", "models compare a/1 b/2", "models copy dev.flights.a/1 -t prod",
     "models reproduce a/1",
-    "models link a", "grants -t prod",
+    "models link a", "models serve a", "models serve a --remove", "grants -t prod",
     "rollback a --reason x", "approve a 1 --as Ann", "clean --keep 3d", "clean --keep 3d --yes",
     "ui", "run nojob", "run features -p nope=1", "run features --only nope"]
 

@@ -12,6 +12,7 @@ from mlops_nb.models.model_card import GOVERNANCE_SETTINGS
 from mlops_nb.monitoring.thresholds import Threshold
 from mlops_nb.projects.rendering import render_text
 from mlops_nb.projects.table_source import TableSource
+from mlops_nb.serving.endpoint_settings import ENDPOINT_SETTINGS, SERVING_SETTINGS
 from mlops_nb.workflow.learning import TRAIN_SETTINGS
 from mlops_nb.workflow.use_case import FeatureQuery, UseCase
 
@@ -44,6 +45,7 @@ def test_every_rule_of_the_code_is_documented():
     assert CHECKS.keys() <= documented("conf/validation.yml")
     assert {field.name for field in fields(Threshold)} <= documented("conf/monitoring.yml")
     assert set(GOVERNANCE_SETTINGS) == documented("conf/governance.yml")
+    assert {*SERVING_SETTINGS, *ENDPOINT_SETTINGS} == documented("conf/serving.yml")
 
 
 @pytest.mark.parametrize("has_time", [True, False])
