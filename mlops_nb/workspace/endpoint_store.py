@@ -6,7 +6,7 @@
 __all__ = ['ENDPOINT_TABLES', 'NOT_UPDATING', 'IN_PROGRESS', 'UPDATE_FAILED', 'CUT_OFF', 'KEPT_CONFIGS', 'EndpointRecord',
            'ConfigRecord', 'endpoint_record', 'EndpointStore', 'insert_row', 'add_config', 'update_conflict']
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #88da7614
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #d57f39a1
 import json
 import sqlite3
 import uuid
@@ -20,7 +20,7 @@ from ..jobs.run_store import now
 from ..local_stores import select_rows, store_errors
 from ..serving.endpoint_config import EndpointConfig, NewEndpoint, RestError, endpoint_config
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #a7f2ccd9
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #247838a8
 ENDPOINT_TABLES = """
 create table if not exists endpoints (
   name text primary key, id text not null, creator text not null, created integer not null, updated integer not null,
@@ -40,7 +40,7 @@ NOT_UPDATING, IN_PROGRESS, UPDATE_FAILED = "NOT_UPDATING", "IN_PROGRESS", "UPDAT
 CUT_OFF = "the local workspace ended during the update"
 KEPT_CONFIGS = 50  # of one endpoint
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #747ed8ba
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #8bf9bf92
 @dataclass(frozen=True)
 class EndpointRecord:
     "An endpoint as the store has it."
@@ -73,7 +73,7 @@ def endpoint_record(row: dict) -> EndpointRecord:
     values = {name: json.loads(row[name]) for name in ("settings", "tags", "ai_gateway")}
     return EndpointRecord(**row | values)
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #3685a380
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #888fc934
 class EndpointStore:
     "The endpoints of a local workspace."
 
@@ -106,7 +106,7 @@ class EndpointStore:
         if rows: return endpoint_record(rows[0])
         names = [row["name"] for row in self.rows("select name from endpoints")]
         raise RestError(f"Endpoint with name '{name[:100]}' does not exist", what_exists(name, names),
-                            "RESOURCE_DOES_NOT_EXIST")
+                        "RESOURCE_DOES_NOT_EXIST")
 
     def config(self, record: EndpointRecord, version: int | None) -> ConfigRecord | None:
         "Return a configuration of an endpoint; None for no version."
@@ -127,7 +127,7 @@ class EndpointStore:
         with self.connect() as connection:
             if connection.execute("select 1 from endpoints where name = ?", (new.name,)).fetchone():
                 raise RestError(f"Endpoint with name '{new.name}' already exists",
-                                    "update its config, or choose another name", "RESOURCE_ALREADY_EXISTS")
+                                "update its config, or choose another name", "RESOURCE_ALREADY_EXISTS")
             insert_row(connection, "endpoints", values)
             add_config(connection, values["id"], new.name, 1, new.config, user, targets)
         return self.endpoint(new.name)
@@ -211,4 +211,4 @@ def add_config(connection: sqlite3.Connection, endpoint_id: str, endpoint_name: 
 def update_conflict(name: str) -> RestError:  # to be raised by the caller
     "The error for an update while another one is in progress."
     return RestError(f"Endpoint '{name}' is being updated: its config_update is IN_PROGRESS",
-                         "wait until the update ends", "RESOURCE_CONFLICT")
+                     "wait until the update ends", "RESOURCE_CONFLICT")

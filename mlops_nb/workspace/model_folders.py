@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGISTRY_LOCK', 'ModelFolders', 'folder_key']
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #7b60add6
+# %% ../../nbs/workspace/07_model_folders.ipynb #5ff0e626
 import shutil
 import tempfile
 import threading
@@ -20,7 +20,7 @@ from ..models import registry
 from ..serving.endpoint_config import EndpointConfig, RestError
 from ..temporary_catalogs import permanent_catalog
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #c073518a
+# %% ../../nbs/workspace/07_model_folders.ipynb #0ad734ae
 REGISTRY_LOCK = threading.Lock()  # MLflow's addresses are settings of the whole process
 
 class ModelFolders:
@@ -37,7 +37,7 @@ class ModelFolders:
         if not target and permanent_catalog(catalog) == self.env.catalog: return self.env  # without databricks.yml
         if not target:
             raise RestError(f"no target of databricks.yml writes the catalog {catalog!r} of model {model}",
-                                "write the full name of a model of this project", "RESOURCE_DOES_NOT_EXIST")
+                            "write the full name of a model of this project", "RESOURCE_DOES_NOT_EXIST")
         return self.env if target == self.env.target else self.load(target, root=self.env.root)
 
     def owner_of(self, config: EndpointConfig) -> Env:
@@ -46,8 +46,8 @@ class ModelFolders:
         for env in targets.values():
             if all(env.can_read(model) for model in targets): return env
         raise RestError(f"no target may read all models of the endpoint: {', '.join(targets)}",
-                            "the variable read in databricks.yml lists the catalogs that a target may read",
-                            "PERMISSION_DENIED")
+                        "the variable read in databricks.yml lists the catalogs that a target may read",
+                        "PERMISSION_DENIED")
 
     def check(self, config: EndpointConfig, table: str = "",  # table: of the payloads, "" for none
               ) -> dict[str, str]:  # served name -> target that loads it
@@ -55,7 +55,7 @@ class ModelFolders:
         env = self.owner_of(config)
         if table and permanent_catalog(table.split(".")[0]) not in env.write:
             raise RestError(f"target {env.target!r} may not write the inference table {table}",
-                                f"it may write the catalogs: {', '.join(env.write)}", "PERMISSION_DENIED")
+                            f"it may write the catalogs: {', '.join(env.write)}", "PERMISSION_DENIED")
         for entity in config.entities: self.version(env, entity.entity_name, entity.entity_version)
         return {entity.name: env.target for entity in config.entities}
 
@@ -71,7 +71,7 @@ class ModelFolders:
                 raise RestError(error.message, error.hint, "TEMPORARILY_UNAVAILABLE") from None
         if version.status not in (None, "READY"):
             raise RestError(f"version {number} of model {model} is {version.status}, not READY",
-                                "wait until it is registered, or serve another version")
+                            "wait until it is registered, or serve another version")
         return version
 
     def fetch(self, target: str, model: str, number: str) -> Path:

@@ -6,7 +6,7 @@
 __all__ = ['WorkspacePlaces', 'workspace_places', 'make_places', 'write_private', 'Running', 'write_running', 'read_running',
            'already_running', 'only_one']
 
-# %% ../../nbs/workspace/00_places.ipynb #649e86f1
+# %% ../../nbs/workspace/00_places.ipynb #36c194d2
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ..errors import MlopsError
 from ..jobs.run_store import liveness, origin, owner
 from ..local_stores import store_errors
 
-# %% ../../nbs/workspace/00_places.ipynb #51efa9e0
+# %% ../../nbs/workspace/00_places.ipynb #7f15c9a6
 @dataclass(frozen=True)
 class WorkspacePlaces:
     "The files and folders of a local workspace."
@@ -64,7 +64,7 @@ def write_private(file: Path, text: str) -> None:
         with os.fdopen(descriptor, "w") as stream: stream.write(text)
         part.replace(file)
 
-# %% ../../nbs/workspace/00_places.ipynb #7c5131d0
+# %% ../../nbs/workspace/00_places.ipynb #6be935b8
 @dataclass(frozen=True)
 class Running:
     "The address and the process of a local workspace."
@@ -85,7 +85,7 @@ def read_running(places: WorkspacePlaces) -> Running | None:  # None: nothing se
     state = liveness(facts["owner"])
     return None if state == "dead" else Running(str(facts.get("host")), int(facts.get("pid", 0)), facts["owner"], state)
 
-# %% ../../nbs/workspace/00_places.ipynb #8272b49e
+# %% ../../nbs/workspace/00_places.ipynb #8d80f1a1
 def already_running(places: WorkspacePlaces) -> MlopsError:  # to be raised by the caller
     "The error for a second workspace of the same state."
     running = read_running(places)

@@ -6,7 +6,7 @@
 __all__ = ['USER_RULE', 'token_digest', 'load_tokens', 'save_token', 'owner_token', 'make_token', 'remove_token',
            'users_by_digest', 'bearer_token', 'user_of']
 
-# %% ../../nbs/workspace/01_tokens.ipynb #54d22344
+# %% ../../nbs/workspace/01_tokens.ipynb #b28a78d9
 import hmac
 import json
 import re
@@ -18,7 +18,7 @@ from hashlib import sha256
 from ..errors import MlopsError, shorten, unknown
 from .places import WorkspacePlaces, write_private
 
-# %% ../../nbs/workspace/01_tokens.ipynb #099beccb
+# %% ../../nbs/workspace/01_tokens.ipynb #2e6330b9
 USER_RULE = re.compile(r"[\w.@+-]{1,100}")  # names of people and of services, such as ann@example.com
 
 def token_digest(token: str) -> str:
@@ -50,7 +50,7 @@ def owner_token(places: WorkspacePlaces, user: str) -> str:
     write_private(places.token, f"{token}\n")
     return token
 
-# %% ../../nbs/workspace/01_tokens.ipynb #98d91476
+# %% ../../nbs/workspace/01_tokens.ipynb #fe850e68
 def make_token(places: WorkspacePlaces, name: str) -> str:
     "Make a token for another person or service; MlopsError if the name has one."
     if not USER_RULE.fullmatch(name):
@@ -66,7 +66,7 @@ def remove_token(places: WorkspacePlaces, name: str) -> None:
     del tokens[name]
     write_private(places.tokens, json.dumps(tokens, indent=1))
 
-# %% ../../nbs/workspace/01_tokens.ipynb #0803ad08
+# %% ../../nbs/workspace/01_tokens.ipynb #8a2b6275
 def users_by_digest(tokens: Mapping[str, Mapping]) -> dict[str, str]:  # digest -> user name
     "Return the names by digest, as workers get them."
     return {entry["sha256"]: name for name, entry in tokens.items()}

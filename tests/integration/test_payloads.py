@@ -114,7 +114,8 @@ def test_a_table_that_cannot_be_written_keeps_its_segment_and_the_others_are_wri
                     ("dev.flights.even_payload", values(2), b"{}", b"{}")])
     fill(tmp_path, [("dev.flights.even_payload", values(3), b"{}", b"{}")], "worker1")
     monkeypatch.setattr(payload_table, "PAYLOAD_BATCH_BYTES", 1)  # a batch for each segment
-    with pytest.raises(MlopsError, match="(?s)'databricks_request_id' of dev.flights.odd_payload is bigint.*tried again"):
+    with pytest.raises(MlopsError, match="(?s)'databricks_request_id' of dev.flights.odd_payload is bigint.*tried "
+                                          "again"):
         write_payloads(spark, env, tmp_path)
     assert request_ids(spark, env, "even_payload") == ["request2", "request3"] and len(closed_segments(tmp_path)) == 1
 
