@@ -12,21 +12,39 @@ import sys
 import typer
 from rich.markup import escape
 
-from . import automl, check, ci, grants, jobs, machine, models, new, runs, tables, ui, update
+from mlops_nb.commands import (
+    automl,
+    check,
+    ci,
+    endpoints,
+    grants,
+    jobs,
+    machine,
+    models,
+    new,
+    runs,
+    tables,
+    ui,
+    up,
+    update,
+)
 from .console import err
 from ..errors import MlopsError, shorten
 
 # %% ../../nbs/commands/20_app.ipynb #bda11cae
 app = typer.Typer(help="Run the bundle's jobs on this machine, as Databricks would run them in a workspace.",
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for command in (runs.run, runs.repair, models.rollback, models.approve, jobs.validate, machine.doctor, ui.ui):
+for command in (runs.run, runs.repair, models.rollback, models.approve, jobs.validate, machine.doctor, ui.ui, up.down):
     app.command()(command)
+app.command("endpoints")(endpoints.list_endpoints)
+app.command("query")(endpoints.query_endpoint)
 app.command("grants")(grants.show_grants)
 app.command("clean")(machine.clean_state)
 app.command("check")(check.check_commit)
 app.command()(new.new)
 app.command()(update.update)
 app.command()(automl.automl)
+app.add_typer(up.up_app, name="up")
 app.add_typer(runs.runs_app, name="runs")
 app.add_typer(jobs.jobs_app, name="jobs")
 app.add_typer(models.models_app, name="models")

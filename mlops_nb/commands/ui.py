@@ -33,14 +33,15 @@ def is_free(port: int) -> bool:
         except OSError: return False
     return True
 
-def choose_port(wanted: int | None) -> int:  # wanted: None for the first free one
+def choose_port(wanted: int | None,  # None for the first free one
+                first: int = FIRST_PORT, command: str = "mlops ui") -> int:
     "Return a free port; MlopsError if the wanted one is in use."
-    first_free = next((port for port in range(FIRST_PORT, FIRST_PORT + 100) if is_free(port)), None)
+    first_free = next((port for port in range(first, first + 100) if is_free(port)), None)
     if wanted is None and first_free: return first_free
     if wanted and is_free(wanted): return wanted
-    if wanted is None: raise MlopsError(f"no port from {FIRST_PORT} to {FIRST_PORT + 99} is free", "give one: --port")
+    if wanted is None: raise MlopsError(f"no port from {first} to {first + 99} is free", "give one: --port")
     raise MlopsError(f"port {wanted} is in use, or this user may not listen on it",
-                     f"mlops ui --port {first_free}" if first_free else "give another: --port")
+                     f"{command} --port {first_free}" if first_free else "give another: --port")
 
 # %% ../../nbs/commands/09_ui.ipynb #336d8d0d
 def start_server(env: Any, port: int, folder: Path) -> subprocess.Popen:  # folder: of its log
