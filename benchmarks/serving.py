@@ -65,7 +65,7 @@ def create_endpoint(client, name: str) -> float:  # seconds until it is ready
                                                   enabled=True)
     began = time.perf_counter()
     gateway = serving.AiGatewayConfig(inference_table_config=table)
-    config = serving.EndpointCoreConfigInput(served_entities=[entity])
+    config = serving.EndpointCoreConfigInput(name=name, served_entities=[entity])
     client.serving_endpoints.create_and_wait(name=name, ai_gateway=gateway, config=config)
     return time.perf_counter() - began
 

@@ -34,7 +34,7 @@ def endpoint_config(version: int | str = 1, name: str = "champion", **options):
     from databricks.sdk.service.serving import EndpointCoreConfigInput, ServedEntityInput
     entity = ServedEntityInput(name=name, entity_name=MODEL, entity_version=str(version), workload_size="Small",
                                scale_to_zero_enabled=False, **options)
-    return EndpointCoreConfigInput(served_entities=[entity])
+    return EndpointCoreConfigInput(name="", served_entities=[entity])  # its name is that of the endpoint
 
 
 def inference_table(prefix: str):
