@@ -8,7 +8,7 @@ __all__ = ['FEATURE_FOLDER', 'INNER_FOLDER', 'DECISIVE', 'NAN', 'CLEAN_TYPES', '
            'signature_columns', 'fitted_folder', 'check_input_types', 'fitted_parts', 'RowEncoder', 'probability',
            'calibration_of', 'values_getter', 'is_plain_index', 'FastModel']
 
-# %% ../../nbs/serving/04_fast_model.ipynb #3114c3f0
+# %% ../../nbs/serving/04_fast_model.ipynb #7637b182
 import ast
 import importlib.util
 import json
@@ -26,7 +26,7 @@ from ..errors import MlopsError
 from .lightgbm_rows import BoosterRows
 from .scoring_protocol import Answer, Refusal, rows_of
 
-# %% ../../nbs/serving/04_fast_model.ipynb #b73b1591
+# %% ../../nbs/serving/04_fast_model.ipynb #023ca008
 FEATURE_FOLDER, INNER_FOLDER = "data/feature_store", "data/feature_store/raw_model"
 DECISIVE = {"models.fitted_model": ("encode", "sigmoid", "booster_predictions", "predictions", "read_booster",
                                     "FittedModel"),
@@ -58,7 +58,7 @@ def signature_columns(mlmodel: Mapping) -> dict[str, str]:
         raise MlopsError("the signature has no plain named columns")
     return {column["name"]: column["type"] for column in inputs}
 
-# %% ../../nbs/serving/04_fast_model.ipynb #3ee751a4
+# %% ../../nbs/serving/04_fast_model.ipynb #552ba445
 def fitted_folder(folder: Path, mlmodel: Mapping) -> Path:
     "Return the folder with the fitted model; for a model with its feature spec, it is the inner one."
     loader = mlmodel["flavor"]["loader_module"]
@@ -96,7 +96,7 @@ def fitted_parts(folder: Path) -> tuple[dict, Path]:  # the encoding, the booste
     for types in enforced: check_input_types(encoding, types)
     return encoding, inner_folder / artifacts["booster"]["path"]
 
-# %% ../../nbs/serving/04_fast_model.ipynb #bd925509
+# %% ../../nbs/serving/04_fast_model.ipynb #f7485ca1
 NAN = math.nan
 CLEAN_TYPES = {float, int, type(None)}
 LOOKED_UP_TYPES = CLEAN_TYPES | {bool}
@@ -125,14 +125,14 @@ class RowEncoder:
     def looked_up_numbers(self, values: list) -> list[float] | None:
         "Return the numbers of a row with looked-up features, whose whole numbers and booleans Arrow converts."
         numbers = self.numbers(values, LOOKED_UP_TYPES)
-        if numbers is None: return None
+        if numbers is None or int not in set(map(type, numbers)): return numbers
         return None if any(type(value) is int and abs(value) > LARGEST_INTEGER for value in numbers) else numbers
 
     def is_instance(self, values: list) -> bool:
         "Return whether NumPy keeps the texts of a row: it makes 'None' of null, and cuts zero characters at the end."
         return all(type(values[position]) is str and values[position][-1:] != "\0" for position, _ in self.codes)
 
-# %% ../../nbs/serving/04_fast_model.ipynb #d3d25aca
+# %% ../../nbs/serving/04_fast_model.ipynb #1cc13a0f
 CLEAN_FIELDS = {"dataframe_split", "dataframe_records", "instances", "inputs", "client_request_id"}
 SPLIT_FIELDS = {"columns", "data", "index"}
 EVENT_LOOP_ROWS = 50  # a request with more rows takes more than a millisecond: call `invoke` in a thread
