@@ -152,7 +152,9 @@ def test_a_failing_store_is_left_to_the_exact_model(tmp_path):
     request = {"dataframe_records": [{"origin": "JFK"}]}
     assert FastModel(folder, FailingFeatures()).invoke(request) is None
     answer = ExactModel(folder, FailingFeatures()).invoke(json.dumps(request).encode())
-    assert (answer.status, json.loads(answer.body)["message"]) == (400, "the model failed: OSError: disk I/O error")
+    assert answer.status == 503
+    assert json.loads(answer.body) == {"error_code": "TEMPORARILY_UNAVAILABLE",
+                                       "message": "the features cannot be looked up: OSError: disk I/O error"}
 
 
 @pytest.mark.parametrize(("file", "old", "new"), [
