@@ -6,7 +6,7 @@
 __all__ = ['LONGEST_REASON', 'STACK_TRACE', 'ABSOLUTE_PATH', 'SERVING_EXAMPLE', 'TALKATIVE', 'FIRST_VALUES', 'public_text',
            'mlflow_reason', 'failed_answer', 'example_body', 'plain_row', 'ExactModel']
 
-# %% ../../nbs/serving/02_exact_model.ipynb #452685ce
+# %% ../../nbs/serving/02_exact_model.ipynb #e4018922
 import logging
 import os
 import re
@@ -21,7 +21,7 @@ from ..errors import MlopsError
 from ..models.scoring import load_pyfunc, model_input
 from .scoring_protocol import Answer, Refusal, bad_request, decoded_body, error_answer, rows_of
 
-# %% ../../nbs/serving/02_exact_model.ipynb #7e2802f2
+# %% ../../nbs/serving/02_exact_model.ipynb #fada0bf3
 LONGEST_REASON = 1000  # characters
 STACK_TRACE = "Traceback (most recent call last)"
 ABSOLUTE_PATH = re.compile(r"(?:\bfile:/{1,3}|(?<![\w.:/])/|\b[A-Za-z]:\\)(?:[\w.@+~-]+[/\\])+([\w.@+~-]*)")
@@ -50,7 +50,7 @@ def failed_answer(error: BaseException) -> Answer:
     reason = public_text(mlflow_reason(error.message, error.__context__))
     return error_answer(status, error.error_code, reason) if status < 500 else error_answer(400, "BAD_REQUEST", reason)
 
-# %% ../../nbs/serving/02_exact_model.ipynb #b16377b0
+# %% ../../nbs/serving/02_exact_model.ipynb #6873fb42
 SERVING_EXAMPLE = "serving_input_example.json"  # MLflow writes it from a model's input example
 TALKATIVE = ("mlflow.models.utils", "mlflow.pyfunc.scoring_server")  # they warn at each request with extra columns
 FIRST_VALUES = {"string": "", "boolean": False, "datetime": "2000-01-01", "binary": ""}  # by type; numbers are 0
@@ -85,6 +85,14 @@ class ExactModel:
         from mlflow.pyfunc import scoring_server
         return scoring_server.invocations(request, "application/json", self.model, self.schema).response.encode()
 
+    def looked_up(self, rows: list[dict]) -> list[dict]:
+        "Complete the rows; an error that is no refusal is the store's, and the request can be sent again."
+        try: return self.features.complete(rows)
+        except Refusal: raise
+        except Exception as error:
+            reason = public_text(f"the features cannot be looked up: {type(error).__name__}: {error}")
+            raise Refusal(503, "TEMPORARILY_UNAVAILABLE", reason) from error
+
     def completed(self, request: Mapping) -> bytes:  # a JSON object
         "Return the predictions of a request whose features are looked up."
         import pyarrow as pa
@@ -93,7 +101,7 @@ class ExactModel:
         if rows is None: raise bad_request("the model looks up features by keys, which tensors do not have: send "
                                            "dataframe_split, dataframe_records, or objects as instances")
         if not rows: raise bad_request("the request has no rows")
-        complete, output = self.features.complete(rows), StringIO()
+        complete, output = self.looked_up(rows), StringIO()
         try: frame = model_input(self.model, pa.Table.from_pylist(complete), tuple(self.features.outputs))
         except (pa.ArrowException, MlopsError) as error:
             raise bad_request(f"the features do not fit the model's signature: {public_text(str(error))}") from error

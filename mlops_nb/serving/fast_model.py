@@ -8,12 +8,11 @@ __all__ = ['FEATURE_FOLDER', 'INNER_FOLDER', 'DECISIVE', 'NAN', 'CLEAN_TYPES', '
            'signature_columns', 'fitted_folder', 'check_input_types', 'fitted_parts', 'RowEncoder', 'probability',
            'calibration_of', 'values_getter', 'is_plain_index', 'FastModel']
 
-# %% ../../nbs/serving/04_fast_model.ipynb #3114c3f0
+# %% ../../nbs/serving/04_fast_model.ipynb #d5625345
 import ast
 import importlib.util
 import json
 import math
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..errors import MlopsError
 from .lightgbm_rows import BoosterRows
 from .scoring_protocol import Answer, Refusal, rows_of
 
-# %% ../../nbs/serving/04_fast_model.ipynb #b73b1591
+# %% ../../nbs/serving/04_fast_model.ipynb #eb6fd5ff
 FEATURE_FOLDER, INNER_FOLDER = "data/feature_store", "data/feature_store/raw_model"
 DECISIVE = {"models.fitted_model": ("encode", "sigmoid", "booster_predictions", "predictions", "read_booster",
                                     "FittedModel"),
@@ -58,7 +57,7 @@ def signature_columns(mlmodel: Mapping) -> dict[str, str]:
         raise MlopsError("the signature has no plain named columns")
     return {column["name"]: column["type"] for column in inputs}
 
-# %% ../../nbs/serving/04_fast_model.ipynb #3ee751a4
+# %% ../../nbs/serving/04_fast_model.ipynb #48e72dcc
 def fitted_folder(folder: Path, mlmodel: Mapping) -> Path:
     "Return the folder with the fitted model; for a model with its feature spec, it is the inner one."
     loader = mlmodel["flavor"]["loader_module"]
@@ -96,7 +95,7 @@ def fitted_parts(folder: Path) -> tuple[dict, Path]:  # the encoding, the booste
     for types in enforced: check_input_types(encoding, types)
     return encoding, inner_folder / artifacts["booster"]["path"]
 
-# %% ../../nbs/serving/04_fast_model.ipynb #bd925509
+# %% ../../nbs/serving/04_fast_model.ipynb #d63ecac9
 NAN = math.nan
 CLEAN_TYPES = {float, int, type(None)}
 LOOKED_UP_TYPES = CLEAN_TYPES | {bool}
@@ -125,14 +124,14 @@ class RowEncoder:
     def looked_up_numbers(self, values: list) -> list[float] | None:
         "Return the numbers of a row with looked-up features, whose whole numbers and booleans Arrow converts."
         numbers = self.numbers(values, LOOKED_UP_TYPES)
-        if numbers is None: return None
+        if numbers is None or int not in set(map(type, numbers)): return numbers
         return None if any(type(value) is int and abs(value) > LARGEST_INTEGER for value in numbers) else numbers
 
     def is_instance(self, values: list) -> bool:
         "Return whether NumPy keeps the texts of a row: it makes 'None' of null, and cuts zero characters at the end."
         return all(type(values[position]) is str and values[position][-1:] != "\0" for position, _ in self.codes)
 
-# %% ../../nbs/serving/04_fast_model.ipynb #d3d25aca
+# %% ../../nbs/serving/04_fast_model.ipynb #98a4c558
 CLEAN_FIELDS = {"dataframe_split", "dataframe_records", "instances", "inputs", "client_request_id"}
 SPLIT_FIELDS = {"columns", "data", "index"}
 EVENT_LOOP_ROWS = 50  # a request with more rows takes more than a millisecond: call `invoke` in a thread
@@ -192,7 +191,7 @@ class FastModel:
             if not rows: return None
             scores = [booster.predict_row(rows[0])] if len(rows) == 1 else booster.predict_rows(rows)
         except Refusal as refusal: return refusal.answer
-        except (LookupError, OverflowError, struct.error, MlopsError): return None
+        except Exception: return None  # a missing feature, too large a number, …: the exact model says what is wrong
         predictions = scores if self.calibrate is None else [self.calibrate(score) for score in scores]
         if not all(map(math.isfinite, predictions)): return None
         body = f'{{"predictions": [{", ".join(map(repr, predictions))}]}}'.encode()

@@ -18,9 +18,9 @@ SHARED = {
     "approve": "the command `mlops approve`, and the function that it calls",
     "list_runs": "the command `mlops runs`, and the query that it shows",
     "rollback": "the command `mlops rollback`, and the function that it calls",
-    "Refusal": "a request that is not answered, and a check of a commit that fails",
     "REGRESSION": "the problem type, and its name in Databricks' monitors",
     "PROBLEM_TYPES": "the problem types, and their names in Databricks' monitors",
+    "Refusal": "a request that is not answered, with its reason, and what is wrong with the files of a commit",
 }
 RIDDLES = {"found", "there", "said", "told", "asked", "who"}  # they do not say what the thing is
 

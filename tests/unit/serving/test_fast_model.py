@@ -145,6 +145,18 @@ def test_looked_up_features_give_the_same_answers(tmp_path):
     assert pair[0].invoke({"instances": [[1.0]]}) is None is pair[0].invoke({"dataframe_records": []})
 
 
+def test_a_failing_store_is_left_to_the_exact_model(tmp_path):
+    class FailingFeatures(FakeFeatures):
+        def complete(self, rows): raise OSError("disk I/O error")
+    folder = version_with_spec(tmp_path)
+    request = {"dataframe_records": [{"origin": "JFK"}]}
+    assert FastModel(folder, FailingFeatures()).invoke(request) is None
+    answer = ExactModel(folder, FailingFeatures()).invoke(json.dumps(request).encode())
+    assert answer.status == 503
+    assert json.loads(answer.body) == {"error_code": "TEMPORARILY_UNAVAILABLE",
+                                       "message": "the features cannot be looked up: OSError: disk I/O error"}
+
+
 @pytest.mark.parametrize(("file", "old", "new"), [
     ("fitted_model.py", "slope * booster", "2 * slope * booster"), ("fitted_model.py", "codes < 0", "codes < 1"),
     ("MLmodel", '"double"', '"float"'), ("MLmodel", "from_type_hint: false", "from_type_hint: true"),
