@@ -458,8 +458,11 @@ def test_readers_never_see_a_part_of_a_row(address, online, table):
         try:
             with open_store(address, timeout=10) as other:
                 look_up, keys = other.reader(table, columns), [f"key {i}" for i in range(20)]
+                join = other.joined_reader([(table, columns)] * 2)
                 while not is_over.is_set():
-                    for row in [*other.get(table, keys, columns), look_up("key 7")]:
+                    joined = join([[("key 7",), ("key 8",)]])[0]
+                    parts = [dict(zip(columns, part, strict=True)) for part in (joined[:8], joined[8:])]
+                    for row in [*other.get(table, keys, columns), look_up("key 7"), *parts]:
                         seen.add(row["c0"])
                         if len(set(row.values())) > 1: problems.append(row)
         except Exception as error: problems.append(error)
