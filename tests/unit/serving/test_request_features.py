@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.features import functions as feature_functions
 from mlops_nb.features.feature_model import FEATURE_STORE_FOLDER, SPEC
@@ -71,10 +72,11 @@ SPEC_OF_MODEL = spec_of([*LOOKUPS, function(warmth, temperature="temperature"),
 
 
 @pytest.fixture(scope="module")
-def home(env, tmp_path_factory):
+def home(tmp_path_factory):
     "A target with an online store and registered functions of its own."
     folder = tmp_path_factory.mktemp("home")
-    own = replace(env, engine="sail", state=folder, lakehouse=str(folder / "lakehouse"), variables={})
+    own = replace(load_env("dev"), home="local", engine="sail", state=folder, lakehouse=str(folder / "lakehouse"),
+                  variables={})
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLOPS_ONLINE_STORE", raising=False)
         for f in (warmth, hours_to_noon, ratio): feature_functions.register_function(None, own, f)
