@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['requester', 'run_with_token', 'tasks_to_run_again', 'RunHost', 'remove_run']
 
-# %% ../../nbs/jobs/13_hosted_runs.ipynb #50e27c83
+# %% ../../nbs/jobs/13_hosted_runs.ipynb #11de8b17
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ from .home import Home
 from .process import removed_folder
 from .tasks import JobRun
 
-# %% ../../nbs/jobs/13_hosted_runs.ipynb #cf373d9e
+# %% ../../nbs/jobs/13_hosted_runs.ipynb #117d5909
 def requester(store: run_store.RunStore, run_id: int) -> str:  # "" for a run of the command line
     "The user of the server who requested a run."
     rows = store.rows("select user_name from requests where run_id = ?", run_id)
@@ -39,7 +40,7 @@ def run_with_token(store: run_store.RunStore, token: str, job: str, target: str)
     first = f"job {runs[0]['job']!r} of target {runs[0]['target']!r}"
     raise MlopsError(f"the idempotency_token was used for run {number} of {first}", hint)
 
-# %% ../../nbs/jobs/13_hosted_runs.ipynb #58b4dd7d
+# %% ../../nbs/jobs/13_hosted_runs.ipynb #c98db2fa
 def tasks_to_run_again(tasks: list[dict], names: Iterable[str],  # task keys
                        and_dependents: bool) -> set[str]:  # also the tasks that depend on them
     "The tasks of a repair that names them. MlopsError for a task that the run does not have."
@@ -50,7 +51,7 @@ def tasks_to_run_again(tasks: list[dict], names: Iterable[str],  # task keys
     if and_dependents: again |= {other for name in names for other in graph.downstream(tasks, name)}
     return again
 
-# %% ../../nbs/jobs/13_hosted_runs.ipynb #8d25ad35
+# %% ../../nbs/jobs/13_hosted_runs.ipynb #dfe167ed
 class RunHost:
     "The runs that this process executes."
 
@@ -118,13 +119,13 @@ class RunHost:
     def close(self, seconds: float = 20) -> list[int]:  # the runs that have not ended in this time
         "Stop all runs, as Ctrl-C does, and wait until they have ended."
         self.is_closed = True
-        runs = list(self.running.values())
+        runs, end = list(self.running.values()), time.monotonic() + seconds
         for run, _ in runs: run.stop_signal.stop("CANCELED")
-        for _, thread in runs: thread.join(seconds)
+        for _, thread in runs: thread.join(max(0, end - time.monotonic()))
         self.stack.close()
         return [run.run_id for run, thread in runs if thread.is_alive()]
 
-# %% ../../nbs/jobs/13_hosted_runs.ipynb #2fbdb225
+# %% ../../nbs/jobs/13_hosted_runs.ipynb #ad149323
 def remove_run(store: run_store.RunStore, state: Path, run_id: int) -> None:
     "Remove the record and the folder of a run that has ended, and of the runs that it called."
     run = run_store.get_run(store, run_id)

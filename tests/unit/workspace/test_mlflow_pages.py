@@ -12,8 +12,8 @@ from mlops_nb.workspace.mlflow_pages import mlflow_app, pages_environment
 
 SERVER = """
 import asyncio, os, sys, threading
-from mlops_nb.workspace.mlflow_pages import end_with_parent
-threading.Thread(target=end_with_parent, daemon=True).start()
+from mlops_nb.workspace.mlflow_pages import end_with_input
+threading.Thread(target=end_with_input, daemon=True).start()
 async def app(scope, receive, send):
     body, more = b"", True
     while more:
