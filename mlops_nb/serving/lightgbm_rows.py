@@ -6,7 +6,7 @@
 __all__ = ['LIBRARY_NAMES', 'ROW_ARGUMENTS', 'NORMAL', 'RAW', 'FLOAT64', 'ROW_MAJOR', 'FIRST_TREE', 'ALL_TREES', 'ONE_THREAD',
            'library_file', 'libraries', 'call_lightgbm', 'BoosterRows']
 
-# %% ../../nbs/serving/03_lightgbm_rows.ipynb #1dd8bf1f
+# %% ../../nbs/serving/03_lightgbm_rows.ipynb #2312e458
 import ctypes
 import importlib.util
 import struct
@@ -19,7 +19,7 @@ from weakref import finalize
 
 from ..errors import MlopsError
 
-# %% ../../nbs/serving/03_lightgbm_rows.ipynb #594dd82e
+# %% ../../nbs/serving/03_lightgbm_rows.ipynb #51fe2deb
 LIBRARY_NAMES = ("lib_lightgbm.so", "lib_lightgbm.dylib", "lib_lightgbm.dll")  # Linux, macOS, Windows
 
 def library_file() -> Path:
@@ -49,7 +49,7 @@ def call_lightgbm(name: str, *arguments) -> None:
         reason = library.LGBM_GetLastError().decode(errors="replace").strip()
         raise MlopsError(f"LightGBM's {name.removeprefix('LGBM_')} failed: {reason}")
 
-# %% ../../nbs/serving/03_lightgbm_rows.ipynb #5a439c88
+# %% ../../nbs/serving/03_lightgbm_rows.ipynb #fae1724a
 NORMAL, RAW = 0, 1        # kinds of predictions
 FLOAT64, ROW_MAJOR = 1, 1  # type and layout of the rows
 FIRST_TREE, ALL_TREES = 0, -1

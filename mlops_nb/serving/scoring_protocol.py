@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'UNWRAPPED_FORMS', 'Answer', 'error_answer', 'Refusal', 'bad_request', 'check_form', 'decoded_body',
-           'parsed_body', 'client_request_id', 'row_count', 'split_rows', 'record_rows', 'column_rows', 'rows_of']
+           'parsed_body', 'client_request_id', 'row_count', 'dataframe_split_rows', 'record_rows', 'column_rows',
+           'rows_of']
 
-# %% ../../nbs/serving/00_scoring_protocol.ipynb #f159f37c
+# %% ../../nbs/serving/00_scoring_protocol.ipynb #6285cf26
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import orjson
 
 from ..errors import shorten
 
-# %% ../../nbs/serving/00_scoring_protocol.ipynb #adc97e6a
+# %% ../../nbs/serving/00_scoring_protocol.ipynb #ce4dc047
 @dataclass(frozen=True, slots=True)
 class Answer:
     "The answer to an invocation."
@@ -45,7 +46,7 @@ def bad_request(message: str) -> Refusal:
     "Return the refusal of a request that the sender has to change."
     return Refusal(400, "BAD_REQUEST", message)
 
-# %% ../../nbs/serving/00_scoring_protocol.ipynb #8264f584
+# %% ../../nbs/serving/00_scoring_protocol.ipynb #dd34b26a
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 UNWRAPPED_FORMS = ("messages", "prompt", "input")  # MLflow's forms of requests to language models
 
@@ -75,7 +76,7 @@ def parsed_body(body: bytes) -> dict:
     except orjson.JSONDecodeError: return decoded_body(body)
     return check_form(request)
 
-# %% ../../nbs/serving/00_scoring_protocol.ipynb #197d0522
+# %% ../../nbs/serving/00_scoring_protocol.ipynb #2e8f9c2a
 def client_request_id(request: Mapping) -> str | None:
     "Return the sender's own name of a request."
     given = request.get("client_request_id")
@@ -88,8 +89,8 @@ def row_count(request: Mapping) -> int:
         rows = rows["data"] if "data" in rows else next(iter(rows.values()), None)
     return len(rows) if isinstance(rows, list) else 1
 
-# %% ../../nbs/serving/00_scoring_protocol.ipynb #aea60aec
-def split_rows(split: Any) -> list[dict]:
+# %% ../../nbs/serving/00_scoring_protocol.ipynb #2f30e770
+def dataframe_split_rows(split: Any) -> list[dict]:
     "Return the rows of `dataframe_split`."
     if not isinstance(split, dict) or not {"columns", "data"} <= split.keys() <= {"columns", "data", "index"}:
         raise bad_request("dataframe_split has to be an object with columns and data, and possibly index")
@@ -120,7 +121,7 @@ def column_rows(columns: dict) -> list[dict]:
 
 def rows_of(request: Mapping) -> list[dict] | None:  # None: the request has tensors
     "Return the rows of a request, one object each; raise Refusal if they have no such form."
-    if "dataframe_split" in request: return split_rows(request["dataframe_split"])
+    if "dataframe_split" in request: return dataframe_split_rows(request["dataframe_split"])
     if "dataframe_records" in request: return record_rows(request["dataframe_records"], "dataframe_records")
     form = "instances" if "instances" in request else "inputs"
     values = request.get(form)

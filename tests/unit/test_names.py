@@ -20,6 +20,7 @@ SHARED = {
     "rollback": "the command `mlops rollback`, and the function that it calls",
     "REGRESSION": "the problem type, and its name in Databricks' monitors",
     "PROBLEM_TYPES": "the problem types, and their names in Databricks' monitors",
+    "Refusal": "a request that is not answered, with its reason, and what is wrong with the files of a commit",
 }
 RIDDLES = {"found", "there", "said", "told", "asked", "who"}  # they do not say what the thing is
 
