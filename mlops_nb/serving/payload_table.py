@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAYLOAD_SCHEMA', 'ENTITIES', 'ENTITY_SCHEMA', 'PAYLOAD_BATCH_BYTES', 'QUARANTINE', 'QUARANTINE_BYTES',
-           'SYSTEM_ENTITIES', 'PASS_SECONDS', 'LONGEST_PAUSE', 'request_moment', 'text_of', 'optional', 'payload_row',
+           'SYSTEM_ENTITIES', 'PASS_SECONDS', 'LONGEST_PAUSE', 'request_moment', 'body_text', 'optional', 'payload_row',
            'entity_row', 'segment_batches', 'table_env', 'PayloadBatch', 'quarantined', 'read_batch',
            'write_quarantine', 'merge_entities', 'merge_payloads', 'write_batch', 'write_payloads', 'served_entities',
            'payload_session', 'write_pass', 'write_repeatedly', 'payload_writer_main']
@@ -45,7 +45,7 @@ def request_moment(value: Any) -> datetime:  # with a zone
     else: moment = datetime.fromtimestamp(value, UTC)
     return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
 
-def text_of(body: bytes | None) -> str | None:
+def body_text(body: bytes | None) -> str | None:
     "Return a body as text; bytes that are no UTF-8 are replaced."
     return None if body is None else body.decode("utf-8", "replace")
 
@@ -61,7 +61,7 @@ def payload_row(record: SpoolRecord) -> dict:  # in the order of PAYLOAD_SCHEMA
             "client_request_id": optional(str, values.get("client_request_id")), "request_time": moment,
             "status_code": int(values["status_code"]), "sampling_fraction": float(values.get("sampling_fraction", 1)),
             "execution_duration_ms": optional(round, values.get("execution_duration_ms")),
-            "request": text_of(record.request), "response": text_of(record.response),
+            "request": body_text(record.request), "response": body_text(record.response),
             "logging_error_codes": list(values["logging_error_codes"]),
             "served_entity_id": optional(str, values.get("served_entity_id")),
             "requester": optional(str, values.get("requester"))}
@@ -127,8 +127,8 @@ class PayloadBatch:
 
 def quarantined(record: SpoolRecord, reason: str) -> dict:
     "Return a record as a line of the quarantine."
-    return {"reason": reason, "table": record.table, "values": record.values, "request": text_of(record.request),
-            "response": text_of(record.response)}
+    return {"reason": reason, "table": record.table, "values": record.values, "request": body_text(record.request),
+            "response": body_text(record.response)}
 
 def read_batch(env: Env, paths: list[Path]) -> PayloadBatch:
     "Read the records of some segments."
