@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/integration"))
 import stores
 
 ROWS, TABLES, FEATURES = 1_000_000, 4, 10
+FEATURE_NAMES = [f"f{i}" for i in range(FEATURES)]
 AIRPORTS = 10_000
 
 
@@ -42,9 +43,9 @@ def publish_rate(uri: str, count: int) -> float:
 
 def feature_tables(online) -> list:
     "Return the readers of four tables with ten features in total; the key is an airport."
-    readers, names = [], [f"f{i}" for i in range(FEATURES)]
+    readers = []
     for n in range(TABLES):
-        features = names[n::TABLES]
+        features = FEATURE_NAMES[n::TABLES]
         columns = {"airport": [f"A{i}" for i in range(AIRPORTS)]}
         for name in features: columns[name] = [i / 7 for i in range(AIRPORTS)]
         rows = pa.table(columns)
@@ -54,14 +55,17 @@ def feature_tables(online) -> list:
     return readers
 
 
-def lookup(uri: str, rounds: int) -> tuple[float, float]:
+def lookup(uri: str, rounds: int, joined: bool = False) -> tuple[float, float]:
     "Return the median and the 99th percentile of the seconds to look up the features of one airport."
     with open_store(uri, timeout=60) as online:
         readers, durations = feature_tables(online), []
+        read = online.joined_reader([(f"dev.bench.features{n}", FEATURE_NAMES[n::TABLES]) for n in range(TABLES)])
         for i in range(rounds + 100):
             key, features = f"A{i * 7919 % AIRPORTS}", {}
             began = time.perf_counter()
-            for reader in readers: features |= reader(key)
+            if joined: features = read([[(key,)] * TABLES])[0]
+            else:
+                for reader in readers: features |= reader(key)
             durations.append(time.perf_counter() - began)
             if len(features) != FEATURES: sys.exit(f"features are missing: {features}")
     return statistics.median(durations[100:]), statistics.quantiles(durations[100:], n=100)[-1]
@@ -76,9 +80,12 @@ def online_store(folder: Path) -> list[tuple]:
     "Measure lookups and a publish on SQLite, and on the installed servers."
     os.environ.update(stores.SECRETS)
     ours = lookup(f"sqlite:///{folder}/lookup.db", 20_000)
+    joined = lookup(f"sqlite:///{folder}/joined.db", 20_000, joined=True)
     rate = publish_rate(f"sqlite:///{folder}/publish.db", ROWS)
     lookup_name = f"{FEATURES} features of {TABLES} tables"
     rows = [(f"{lookup_name}, SQLite", microseconds(ours), "", "", "100 us"),
+            (f"{lookup_name} by one statement", microseconds(joined), microseconds(ours),
+             f"{joined[0] / ours[0]:.2f}", ""),
             (f"publish {ROWS:,} rows, SQLite", f"{rate:,.0f} rows/s", "", "", "100,000 rows/s")]
     for kind, count in (("redis", 100_000), ("postgresql", 100_000)):
         try:

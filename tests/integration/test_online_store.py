@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+import lightgbm
+import mlflow
+import numpy as np
 import pyarrow as pa
 import pytest
 import stores
@@ -23,10 +27,16 @@ from sizes import by_size
 
 from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
+from mlops_nb.features import feature_model
+from mlops_nb.features.client import FeatureEngineeringClient, save_model, signature_of
+from mlops_nb.features.functions import register_function
+from mlops_nb.features.spec import FeatureFunction, FeatureLookup
 from mlops_nb.features.stores import store as online_store
 from mlops_nb.features.stores.publishing import publish
 from mlops_nb.features.stores.rows import PublishConflict, layout_of
 from mlops_nb.features.stores.store import open_store, store
+from mlops_nb.models.scoring import model_input
+from mlops_nb.serving.request_features import request_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # the emulator of Cosmos DB signs its own
 SLOW_SERVERS = {"cosmos": by_size(4, 2), "dynamodb": by_size(12, 4)}  # fewer examples: milliseconds per row
@@ -597,6 +607,55 @@ def test_two_publishers_at_once(address, spark, env, table):
     assert not problems, problems
     content = delta_content(spark, env, table, [f"k{i}" for i in range(12)])
     with open_store(address) as online: assert online_content(online, table, content[0]) == content
+
+
+# ---- requests to a model
+
+def doubled(a: float) -> float:
+    "Twice the level."
+    return 2 * a
+
+
+def saved_model(folder: Path, spec) -> Path:
+    "A model with its spec in a folder, as the feature client logs it."
+    inputs = np.array([[0.5, 1.0], [9.0, 18.0], [np.nan, np.nan]] * 4)
+    parameters = {"min_data_in_leaf": 1, "min_data_in_bin": 1, "verbose": -1}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(inputs, inputs[:, 0] == 0.5), 3)
+    stored, options = folder / "data" / "feature_store", dict(signature=signature_of(spec), pip_requirements=[])
+    save_model(stored, mlflow.lightgbm, booster, spec, **options)
+    mlflow.pyfunc.save_model(folder / "model", loader_module="feature_model", data_path=str(stored),
+                             code_paths=[feature_model.__file__], **options)
+    return folder / "model"
+
+
+@pytest.mark.filterwarnings("ignore:.*An input example was not")
+def test_a_prediction_for_keys_alone(address, spark, env, table, tmp_path, monkeypatch):
+    "The same as in a batch, from every store, also by several threads at once."
+    monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
+    own, name = replace(env, variables={"online_store": f"{address}{'&' if '?' in address else '?'}timeout=10"}), table
+    client = FeatureEngineeringClient(spark, own)
+    rows = frame(spark, [("k1", 1, 9.0, "x"), ("k1", 2, 0.5, "x"), ("k2", 1, None, "y")])
+    client.create_table(name=name, primary_keys=["k", "at"], timeseries_column="at", df=rows)
+    register_function(spark, own, doubled)
+    places = frame(spark, [(f"k{i % 4}", 3, None, None) for i in range(1, 9)]).selectExpr("k AS place", "at")
+    lookup = FeatureLookup(name, "place", ["a"], timestamp_lookup_key="at")
+    spec = client.create_training_set(df=places, feature_lookups=[lookup, FeatureFunction("doubled", {"a": "a"})],
+                                      label=None, exclude_columns=["place", "at"]).feature_spec
+    folder = saved_model(tmp_path, spec)
+    with pytest.raises(MlopsError, match=f"table {name}, .* does not exist .*\n.*mlops run features"):
+        request_features(own, folder)
+    with client.get_online_store() as store: client.publish_table(online_store=store, source_table_name=name)
+    features, model = request_features(own, folder), mlflow.pyfunc.load_model(str(folder))
+    assert features.is_local == address.startswith("sqlite")
+    scored = client.score_batch(model_uri=str(folder), df=places).toPandas()
+    requests = [{"place": place} for place in scored.place]
+    completed = features.complete(requests)
+    assert [row["a"] for row in completed] == [{"k1": 0.5}.get(place) for place in scored.place]
+    predictions = model.predict(model_input(model, pa.Table.from_pylist(completed), features.outputs))
+    assert predictions.tolist() == scored.prediction.tolist() and len(set(predictions)) == 2
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda request: features.complete([request])[0], requests * 5)) == completed * 5
+    features.close()
 
 
 @pytest.fixture
