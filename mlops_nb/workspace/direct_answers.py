@@ -10,7 +10,7 @@ from contextlib import suppress
 from random import random
 
 from .answering import Application, Exchange
-from .client_connections import GuardedProtocol, Patience
+from .client_connections import IDLE, GuardedProtocol, Patience
 
 # %% ../../nbs/workspace/25_direct_answers.ipynb #d536a74d
 class DirectProtocol(GuardedProtocol):
@@ -55,7 +55,7 @@ class DirectProtocol(GuardedProtocol):
                  exchange.answer.body]
         self.transport.write(b"".join(lines))
         if not keep_alive: self.transport.close()
-        self.on_response_complete()
+        self.timeout_keep_alive_task = IDLE
         self.application.ledger.keep(exchange)
 
 def direct_protocol(application: Application, patience: Patience) -> type[DirectProtocol]:
