@@ -107,6 +107,9 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     assert error_of(workspace.invoke("limits", {"seconds": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert error_of(workspace.invoke("limits", {"x": [0] * 100, "wait": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert workspace.invoke("limits").status_code == 200
+    with connection_to(workspace) as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\nx-long: " + b"a" * 70_000)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431")
     workspace.ask("remove", name="limits")
     assert error_of(workspace.invoke("limits")) == (404, "RESOURCE_DOES_NOT_EXIST")
 
