@@ -53,7 +53,7 @@ def make_server(application: Application, patience: Patience) -> WorkerServer:
     "Return the server of an ASGI application."
     config = uvicorn.Config(application, loop="uvloop" if sys.platform != "win32" else "asyncio", interface="asgi3",
                             http=direct_protocol(application, patience), ws="none", lifespan="off", access_log=False,
-                            log_config=None, proxy_headers=False, server_header=False, backlog=2048,
+                            log_config=None, log_level="error", proxy_headers=False, server_header=False, backlog=2048,
                             timeout_keep_alive=patience.idle, timeout_graceful_shutdown=STOP_SECONDS)
     return WorkerServer(config)
 
