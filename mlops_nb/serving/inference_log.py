@@ -20,11 +20,13 @@ def columns_as_rows(columns: dict[str, Any]) -> list[dict]:
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 def logged_rows(request: dict) -> list[dict] | None:  # None: no named columns
-    "Return the rows of a request that an endpoint has answered."
+    "Return the rows of a request that an endpoint has answered; KeyError, TypeError, ValueError without any."
     if "dataframe_split" in request:
         split = request["dataframe_split"]
         return [dict(zip(split["columns"], row, strict=True)) for row in split["data"]]
-    rows = next((request[form] for form in ("dataframe_records", "instances", "inputs") if form in request), None)
+    forms = [form for form in ("dataframe_records", "instances", "inputs") if form in request]
+    if not forms: raise KeyError("instances")
+    rows = request[forms[0]]
     if isinstance(rows, dict): return columns_as_rows(rows)
     return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
 

@@ -22,6 +22,7 @@ from .generations import ServedEntity, ServingGeneration, WorkerEndpoints
 from mlops_nb.workspace.requests import (
     INVOCATIONS,
     NOT_AUTHENTICATED,
+    BodyBudget,
     Disconnected,
     Requesters,
     check_headers,
@@ -151,7 +152,7 @@ class Application:
 
     def __init__(self, endpoints: WorkerEndpoints, forward: Callable,  # ASGI application for all other paths
                  spool: Any = None):  # serving.spool.SpoolWriter
-        self.endpoints, self.forward, self.requesters = endpoints, forward, Requesters({})
+        self.endpoints, self.forward, self.requesters, self.budget = endpoints, forward, Requesters({}), BodyBudget()
         self.predictions, self.ledger = Predictions(), Ledger(endpoints, spool)
         self.shadows = Shadows(self.predictions, self.ledger)
 
@@ -164,16 +165,18 @@ class Application:
 
     async def invocation(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Answer a request to an endpoint, then log and count it."
-        exchange = Exchange()
+        exchange, size = Exchange(), 0
         try:
             headers = dict(scope["headers"])
             exchange.user = self.requesters.user(headers.get(b"authorization"))
             if exchange.user is None: raise NOT_AUTHENTICATED
             check_headers(headers)
+            size = self.budget.take(headers)
             exchange.body = await read_body(receive)
             await self.route(exchange, scope["path"], scope.get("random") or random())
         except Refusal as refusal: exchange.answer = refusal.answer
         except Disconnected: return
+        finally: self.budget.give_back(size)
         await send({"type": "http.response.start", "status": exchange.answer.status, "headers": exchange.headers()})
         await send({"type": "http.response.body", "body": exchange.answer.body})
         self.ledger.keep(exchange)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from random import random
 
 from .answering import Application, Exchange
-from .client_connections import GuardedProtocol, Patience
+from .client_connections import IDLE, GuardedProtocol, Patience
 
 # %% ../../nbs/workspace/25_direct_answers.ipynb #d536a74d
 class DirectProtocol(GuardedProtocol):
@@ -20,6 +20,7 @@ class DirectProtocol(GuardedProtocol):
     fields: dict  # its headers
 
     def on_headers_complete(self) -> None:
+        self.pending = 0
         self.parts = [] if self.url in self.application.endpoints.quick_paths and self.is_direct() else None
         if self.parts is None: super().on_headers_complete()
 
@@ -37,6 +38,7 @@ class DirectProtocol(GuardedProtocol):
 
     def on_message_complete(self) -> None:
         if self.parts is None: return super().on_message_complete()
+        self.pending = 0
         body, self.parts, number, exchange = b"".join(self.parts), None, random(), None
         with suppress(Exception): exchange = self.application.answer_at_once(self.url, self.fields, body, number)
         if exchange is not None: return self.respond(exchange)
@@ -55,7 +57,7 @@ class DirectProtocol(GuardedProtocol):
                  exchange.answer.body]
         self.transport.write(b"".join(lines))
         if not keep_alive: self.transport.close()
-        self.on_response_complete()
+        self.timeout_keep_alive_task = IDLE
         self.application.ledger.keep(exchange)
 
 def direct_protocol(application: Application, patience: Patience) -> type[DirectProtocol]:

@@ -52,15 +52,16 @@ class ModelPool:
                  concurrency: int,  # requests in flight at most
                  on_failure: Callable[[str, str], None] = lambda path, reason: None):  # called when the process is gone
         self.name, self.path, self.concurrency, self.on_failure = name, path, concurrency, on_failure
-        self.idle, self.in_flight, self.is_closed = [], 0, False
+        self.idle, self.in_flight, self.is_closed, self.has_failed = [], 0, False, False
 
     async def connect(self) -> ModelConnection:
         "Make a connection; OSError if the process does not accept it."
         return (await asyncio.get_running_loop().create_unix_connection(ModelConnection, self.path))[1]
 
     def failed(self, reason: str) -> Refusal:
-        "Report that the process is gone; the answer to the request that noticed it."
-        if not self.is_closed: self.on_failure(self.path, reason)
+        "Report once that the process is gone; the answer to a request that noticed it."
+        if not self.is_closed and not self.has_failed: self.on_failure(self.path, reason)
+        self.has_failed = True
         return Refusal(503, "TEMPORARILY_UNAVAILABLE", f"The process of served model '{self.name}' is not available: "
                        f"{reason}. It is started again; retry the request.")
 
@@ -85,6 +86,7 @@ class ModelPool:
         except BaseException:  # the request was cancelled: the answer would be taken for that of the next
             connection.close()
             raise
+        self.has_failed = False
         if connection.is_open and not self.is_closed: self.idle.append(connection)
         else: connection.close()
         return answer

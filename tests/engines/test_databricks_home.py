@@ -33,7 +33,8 @@ MODEL = "dev.dev_someone_flights.late_arrival"
 V1, V2 = {"model_name": MODEL, "model_version": "1"}, {"first": f"{MODEL}/1", "second": f"{MODEL}/2"}
 DEPLOYED = (("features", {"as_of": "2013-02-20", "online_store": "flights-online"}, None),
             ("train", {"as_of": "2013-02-15"}, None),
-            ("batch_inference", {"as_of": "2013-02-15", "replay_days": "2"}, ["inference"]), ("smoke", {}, None))
+            ("batch_inference", {"as_of": "2013-02-15", "replay_days": "2"}, ["inference"]), ("smoke", {}, None),
+            ("inference_log", {"as_of": "2013-02-20"}, None))
 OTHERS = (("monitor", {"as_of": "2013-02-20", "granularity": "1 week"}, None),
           ("train", {"as_of": "2013-02-16"}, ["train"]), ("compare", V2, None), ("reproduce", V1, None),
           ("eda", {"as_of": "2013-02-15"}, None),
@@ -116,6 +117,7 @@ def test_what_the_notebooks_said(workspace, ran):
     assert workspace.endpoints.endpoints[endpoint]["config"]["served_entities"][0]["scale_to_zero_enabled"]
     assert re.match(rf"1,\d\d\d rows of 2 days scored by {MODEL} v1", ran["09_batch_inference"][0])
     assert re.match(rf"{MODEL} v1 predicts \d+ rows in \d", ran["17_smoke"][0])  # of the newest day
+    assert re.match(r"no requests yet: there is no table dev\.\w+\.late_arrival_payload,", ran["18_inference_log"][0])
 
 
 def test_nothing_is_written_beside_the_deployed_files(workspace, ran):

@@ -121,6 +121,21 @@ def test_a_table_that_cannot_be_written_keeps_its_segment_and_the_others_are_wri
     assert request_ids(spark, env, "even_payload") == ["request2", "request3"] and len(closed_segments(tmp_path)) == 1
 
 
+def test_on_databricks_the_version_of_a_request_is_in_the_system_table(spool_home, monkeypatch):
+    "It has a row for each change of an entity, and more columns."
+    spark, env = spool_home
+    columns = ["served_entity_id", "served_entity_name", "entity_version", "change_time", "endpoint_name",
+               "entity_name", "workspace_id"]
+    changes = [("e1", "late-1", "1", 1), ("e1", "first", "1", 2), ("e2", "late-2", "2", 1)]
+    rows = spark.createDataFrame([(*names, datetime(2021, 4, day), "late", "dev.flights.late", "5")
+                                  for *names, day in changes], columns)
+    tables.overwrite(spark, env, "system_entities", rows)
+    monkeypatch.setattr(payload_table, "SYSTEM_ENTITIES", env.table("system_entities"))
+    entities = served_entities(spark, replace(env, engine="databricks"), "late_payload").collect()
+    assert sorted((row.served_entity_id, row.served_entity_name, row.entity_version) for row in entities) == [
+        ("e1", "first", "1"), ("e2", "late-2", "2")]
+
+
 KILLED = """
 import os, signal
 from pathlib import Path

@@ -1,6 +1,7 @@
 """A worker and a model host in processes of their own: routing, limits, updates under load, stalled clients."""
 import json
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -106,6 +107,9 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     assert error_of(workspace.invoke("limits", {"seconds": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert error_of(workspace.invoke("limits", {"x": [0] * 100, "wait": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert workspace.invoke("limits").status_code == 200
+    with connection_to(workspace) as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\nx-long: " + b"a" * 70_000)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431")
     workspace.ask("remove", name="limits")
     assert error_of(workspace.invoke("limits")) == (404, "RESOURCE_DOES_NOT_EXIST")
 
@@ -186,6 +190,42 @@ def test_clients_that_do_not_get_on_lose_their_connections(workspace):
         except ConnectionResetError: pass
         connection.close()
     assert workspace.ask("stats")["connections"] == 0 and workspace.invoke("stalled").status_code == 200
+
+
+def answers_of(connection, *parts: bytes) -> list:
+    "Send bytes in parts; the answers until the server closes the connection, or none comes for a while."
+    received = b""
+    for part in parts:
+        connection.sendall(part)
+        time.sleep(0.05)
+    connection.settimeout(1)
+    try:
+        while data := connection.recv(65536): received += data
+    except TimeoutError: pass
+    return [int(value) for value in re.findall(rb'HTTP/1.1 200 OK[^{]*{"predictions": \[(\d+)\]}', received)]
+
+
+def test_requests_of_every_shape_get_one_answer_each(workspace):
+    "Whether the connection answers at once, in the event loop through ASGI, or by the model process."
+    entities = [workspace.entity("a", value=1), workspace.entity("b", value=2, fast=False)]
+    workspace.serve(workspace.spec("shapes", 1, *entities))
+    def request(served, *headers, body=b'{"inputs": {"x": [1]}}', version="1.1"):
+        lines = [f"POST /serving-endpoints/shapes/served-models/{served}/invocations HTTP/{version}", "host: x",
+                 "authorization: Bearer secret", *(headers or [f"content-length: {len(body)}"]), "", ""]
+        return "\r\n".join(lines).encode() + body
+    chunked = request("a", "transfer-encoding: chunked", body=b'16\r\n{"inputs": {"x": [1]}}\r\n0\r\n\r\n')
+    whole, length = request("a"), "content-length: 22"
+    exact, closing = request("b"), request("a", length, "connection: close")
+    shapes = {(whole,): [1], (whole[:60], whole[60:-5], whole[-5:]): [1], (chunked,): [1],
+              (chunked[:-9], chunked[-9:]): [1], (whole, exact, whole): [1, 2, 1],
+              (exact + whole + exact + whole + chunked,): [2, 1, 2, 1, 1], (closing + whole,): [1],
+              (request("a", version="1.0"),): [1], (request("a", length, "expect: 100-continue"),): [1],
+              (request("a", length, "content-encoding: gzip"), whole): [1],
+              (whole.replace(b"secret", b"wrong") + whole,): [1], (whole.replace(b"1]", b"x]") + whole,): [1]}
+    with ThreadPoolExecutor(len(shapes)) as threads:
+        def answers(parts):
+            with connection_to(workspace) as connection: return answers_of(connection, *parts)
+        assert dict(zip(shapes, threads.map(answers, shapes), strict=True)) == shapes
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
