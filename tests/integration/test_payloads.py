@@ -268,6 +268,7 @@ def test_each_row_of_a_request_is_a_typed_row_of_the_log_with_its_version(log_ho
 def test_what_is_not_logged_is_counted_with_its_reason(log_home):
     for note in ("15 predictions of dev.flights.minutes_payload added to dev.flights.inference_log",
                  "1 request with status 400", "1 request without its bodies", "1 request whose bodies cannot be read",
+                 "2 predictions of days after 2021-04-03, which a later as_of logs",
                  "2 predictions of another model, dev.flights.another",
                  "2 predictions whose served entity is not known yet"):
         assert note in log_home.summary
