@@ -280,7 +280,8 @@ def plot_shares(axes: Any, names: list[str], windows: pd.DataFrame,  # label_mea
                 label: str) -> None:  # the name of the label, such as "late_arrival"
     "Draw the share of true labels and the mean probability of each window."
     plot_means(axes, names, windows.label_mean, windows.probability_mean, f"{label}: share of true labels")
-    axes.set(ylabel="share of rows", ylim=(0, 1.3 * windows[["label_mean", "probability_mean"]].max().max()))
+    largest = windows[["label_mean", "probability_mean"]].max().max()
+    axes.set(ylabel="share of rows", ylim=(0, 1.3 * largest if largest > 0 else 1))  # NaN: no label is known yet
     percent_axis(axes.yaxis)
 
 def plot_numbers(axes: Any, names: list[str], windows: pd.DataFrame,  # label_mean and prediction_mean of each window

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['PAYLOAD_SCHEMA', 'ENTITIES', 'ENTITY_SCHEMA', 'PAYLOAD_BATCH_BYTES', 'QUARANTINE', 'QUARANTINE_BYTES',
-           'SYSTEM_ENTITIES', 'PASS_SECONDS', 'LONGEST_PAUSE', 'request_moment', 'body_text', 'optional', 'payload_row',
-           'entity_row', 'segment_batches', 'table_env', 'PayloadBatch', 'quarantined', 'read_batch',
-           'write_quarantine', 'merge_entities', 'merge_payloads', 'write_batch', 'write_payloads', 'served_entities',
-           'payload_session', 'write_pass', 'write_repeatedly', 'payload_writer_main']
+           'SYSTEM_ENTITIES', 'PASS_SECONDS', 'LONGEST_PAUSE', 'MEMORY_BYTES', 'END_SIGNALS', 'WRITER_CODE',
+           'request_moment', 'body_text', 'optional', 'payload_row', 'entity_row', 'segment_batches', 'table_env',
+           'PayloadBatch', 'quarantined', 'read_batch', 'write_quarantine', 'merge_entities', 'merge_payloads',
+           'write_batch', 'used_memory', 'write_payloads', 'served_entities', 'payload_session', 'write_pass',
+           'write_repeatedly', 'replace_process', 'payload_writer_main']
 
 # %% ../../nbs/serving/07_payload_table.ipynb #5c000003
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -22,6 +24,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..bundle.load import target_names
 from ..data import session, tables
@@ -190,13 +194,20 @@ def write_batch(spark, env: Env, folder: Path, paths: list[Path]) -> int:  # the
     for path in paths: path.unlink(missing_ok=True)
     return count
 
+def used_memory() -> int:  # bytes
+    "Return the memory of this process."
+    return psutil.Process().memory_info().rss
+
 def write_payloads(spark,  # what `payload_session` returns, if several targets are served
-                   env: Env, folder: Path) -> int:  # of the spool; returns the number of new rows
+                   env: Env, folder: Path,  # of the spool
+                   max_memory: float = math.inf,  # bytes of this process with which no further batch begins
+                   ) -> int:  # the number of new rows
     "Write all closed segments of a spool to the payload tables; MlopsError at the end if some cannot be written."
     count, problems = 0, []
     for paths in segment_batches(closed_segments(folder)):
         try: count += write_batch(spark, env, folder, paths)
         except MlopsError as error: problems.append(str(error))
+        if used_memory() > max_memory: break
     remove_unfinished(folder)
     if problems: raise MlopsError("; ".join(problems), "they stay in the spool, and are tried again")
     return count
@@ -216,6 +227,9 @@ def served_entities(spark, env: Env, payload_table: str):  # -> DataFrame with t
 
 # %% ../../nbs/serving/07_payload_table.ipynb #5c000013
 PASS_SECONDS, LONGEST_PAUSE = 5, 60
+MEMORY_BYTES = 3 * 2**29
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WRITER_CODE = "from mlops_nb.serving.payload_table import payload_writer_main; payload_writer_main()"
 
 def payload_session(env: Env):  # -> SparkSession
     "Return a session that has the catalogs of all targets."
@@ -227,7 +241,7 @@ def payload_session(env: Env):  # -> SparkSession
 def write_pass(env: Env, folder: Path) -> bool:  # whether it succeeded
     "Write what is in the spool; errors are logged, and a session that failed is replaced in the next pass."
     try:
-        if closed_segments(folder): write_payloads(payload_session(env), env, folder)
+        if closed_segments(folder): write_payloads(payload_session(env), env, folder, MEMORY_BYTES)
         return True
     except Exception as error:
         logging.getLogger(__name__).error("payloads are not written: %s", tables.short_error(error))
@@ -242,16 +256,24 @@ def write_repeatedly(env: Env, folder: Path, end: threading.Event, parent: int) 
         began = time.monotonic()
         failures = 0 if write_pass(env, folder) else failures + 1
         if is_last: return
+        if used_memory() > MEMORY_BYTES: replace_process()
         pause = max(PASS_SECONDS, 4 * (time.monotonic() - began)) * 2**min(failures, 4)
         until = time.monotonic() + min(pause, LONGEST_PAUSE)
         while time.monotonic() < until and os.getppid() == parent and not end.wait(0.5): pass
 
+def replace_process() -> None:
+    "Start this process anew; a signal to end is kept until the new one handles it."
+    logging.getLogger(__name__).info("%d MiB are used: the process starts anew", used_memory() // 2**20)
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    os.execv(sys.executable, [sys.executable, "-c", WRITER_CODE, *sys.argv[1:]])
+
 def payload_writer_main() -> None:
-    "The writer's process: `python -c 'from … import payload_writer_main; payload_writer_main()' SPOOL [TARGET]`."
+    "The writer's process: `python -c WRITER_CODE SPOOL [TARGET]`."
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s payload writer: %(message)s")
     parent, end = os.getppid(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: end.set())
-    os.nice(10)
+    for number in END_SIGNALS: signal.signal(number, lambda *_: end.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    if os.nice(0) < 10: os.nice(10)
     folder, targets = Path(sys.argv[1]), sys.argv[2:]
     write_repeatedly(load_env(targets[0]) if targets else env_here(), folder, end, parent)
     session.stop()

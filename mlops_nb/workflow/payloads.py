@@ -67,7 +67,7 @@ def asked_sql(calendar: Calendar,
 
 def dated_rows(use_case: UseCase, rows,  # DataFrame with the fields of requests
                days: Iterable[date],
-               as_of: date):  # -> DataFrame with the times, as_of, and only requests of days up to `as_of`
+               as_of: date):  # of the step -> DataFrame with the times, as_of, and is_later: a later step logs it
     "Add the time and the day of each prediction."
     calendar, moment = use_case.calendar, asked_sql(use_case.calendar, days)
     if use_case.has_time:
@@ -76,9 +76,8 @@ def dated_rows(use_case: UseCase, rows,  # DataFrame with the fields of requests
                   use_case.day: f"coalesce({day}, {calendar.sql_day(f'coalesce({time}, {moment})')})"}
         rows = rows.selectExpr(*(f"{values.get(name, quoted(name))} AS {quoted(name)}" for name in rows.columns))
     else: day = calendar.sql_day(moment)
-    dated = rows.selectExpr("*", f"{day} AS as_of",
-                            f"max({day}) OVER (PARTITION BY databricks_request_id) AS last_day__")
-    return dated.where(f"last_day__ <= DATE'{as_of}'").drop("last_day__")
+    last_day = f"max({day}) OVER (PARTITION BY databricks_request_id)"
+    return rows.selectExpr("*", f"{day} AS as_of", f"{last_day} > DATE'{as_of}' AS is_later")
 
 # %% ../../nbs/workflow/22_payloads.ipynb #5f00000c
 LATE_DAYS = 30  # how much later than others a request may be delivered
@@ -97,7 +96,7 @@ def new_payloads(spark, env: Env, table: str):  # -> DataFrame with the columns 
 HAS_BODIES = "status_code = 200 AND request IS NOT NULL AND response IS NOT NULL"
 
 def request_rows(use_case: UseCase, spark, env: Env, table: str, payloads,  # DataFrame
-                 as_of: date):  # -> DataFrame: fields, times, as_of, prediction, entity_name, entity_version
+                 as_of: date):  # -> DataFrame: fields, times, as_of, is_later, prediction, entity_name, entity_version
     "Return the rows in the requests, with the version that answered."
     answered = payloads.where(HAS_BODIES)
     request_day = use_case.calendar.sql_day("request_time")
@@ -198,7 +197,9 @@ def write_inference_log(step: LogStep) -> Any:  # IPython Markdown
     step.notes = skipped_notes(payloads)
     exploded = request_rows(step.use_case, step.spark, step.env, step.table, payloads, step.day)
     with tables.staged(step.spark, step.env, exploded) as view:
-        rows = step.spark.table(view)
+        rows = step.spark.table(view).where("NOT is_later")
+        if later := step.spark.table(view).where("is_later").count():
+            step.notes.append(f"{counted(later, 'prediction')} of days after {step.day}, which a later as_of logs")
         if unread := rows.where("row_number IS NULL").count():
             step.notes.append(f"{counted(unread, 'request')} whose bodies cannot be read")
         versions = rows.select("entity_name", "entity_version").distinct().collect()
@@ -243,12 +244,12 @@ def plot_requests(step: LogStep) -> Any:  # matplotlib Figure, or None without p
     for version, rows in hours.groupby("version"):
         rows = rows.set_index("hour")
         bars = counts.bar(rows.index, rows.rows, width=1 / 24, bottom=below[rows.index], align="edge",
-                          label=f"v{version}")
+                          label=f"v{version}", edgecolor="white", linewidth=0.5)
         below[rows.index] += rows.rows
         means.plot(rows.index, rows.prediction, marker="o", color=bars[0].get_facecolor() if len(bars) else BLUE)
     first, last = hours.hour.min(), hours.hour.max()
     for axes in (counts, means):  # at least a day: the axis has no ticks for some shorter periods
-        axes.set_xlim(first - pd.Timedelta(hours=1), max(last, first + pd.Timedelta(hours=22)) + pd.Timedelta(hours=1))
+        axes.set_xlim(min(first, last - pd.Timedelta(hours=22)), last + pd.Timedelta(hours=2))
     counts.set_ylabel("predictions")
     means.set_ylabel("mean prediction")
     date_axis(counts.xaxis, means.xaxis)

@@ -145,6 +145,13 @@ payload_writer_main()
 """
 
 
+REPLACED = """
+from mlops_nb.serving import payload_table
+payload_table.MEMORY_BYTES = 1  # the process replaces itself after its first pass
+payload_table.payload_writer_main()
+"""
+
+
 def started_writer(state: Path, code: str) -> subprocess.Popen:
     "The writer's process with its spool and lakehouse in a folder."
     places = {"MLOPS_STATE": str(state), "MLOPS_LAKEHOUSE": str(state / "lakehouse"), "PYTHONPATH": str(ROOT)}
@@ -159,13 +166,14 @@ def test_a_writer_that_is_killed_and_started_again_writes_each_request_once(tmp_
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL and len(closed_segments(spool)) == 1
     assert stored_ids(tmp_path) == sorted(f"request{number}" for number in range(50))
-    process = started_writer(tmp_path, "from mlops_nb.serving.payload_table import payload_writer_main as m; m()")
+    process = started_writer(tmp_path, REPLACED)
     deadline = time.monotonic() + 60
     while closed_segments(spool) and time.monotonic() < deadline: time.sleep(0.1)
     fill(spool, [("dev.flights.late_payload", values(50), b"{}", b"{}")])  # written by the last pass
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 0 and list(spool.glob("*.segment")) == [], errors
+    assert "the process starts anew" in errors
     assert stored_ids(tmp_path) == sorted(f"request{number}" for number in range(51))
 
 
@@ -268,6 +276,7 @@ def test_each_row_of_a_request_is_a_typed_row_of_the_log_with_its_version(log_ho
 def test_what_is_not_logged_is_counted_with_its_reason(log_home):
     for note in ("15 predictions of dev.flights.minutes_payload added to dev.flights.inference_log",
                  "1 request with status 400", "1 request without its bodies", "1 request whose bodies cannot be read",
+                 "2 predictions of days after 2021-04-03, which a later as_of logs",
                  "2 predictions of another model, dev.flights.another",
                  "2 predictions whose served entity is not known yet"):
         assert note in log_home.summary

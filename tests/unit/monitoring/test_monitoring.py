@@ -16,6 +16,7 @@ from scipy import stats
 from mlops_nb.errors import MlopsError
 from mlops_nb.monitoring import drift, metric_tables, profiles, quality, thresholds
 from mlops_nb.monitoring.windows import GROUP, Monitor, as_groups, as_monitor, parse_granularity, window_end
+from mlops_nb.pictures import canvas
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
 
@@ -486,3 +487,11 @@ def test_arrow_keeps_missing_values_as_null():
                                         if k in ("count", "avg", "window", "log_loss")})
     assert table["count"].to_pylist() == [1, None] and table["avg"].to_pylist() == [0.3, None]
     assert table["log_loss"].null_count == 2
+
+
+def test_a_picture_of_windows_without_any_known_label_can_be_drawn():
+    figure, axes = canvas("No labels")
+    windows = pd.DataFrame({"label_mean": [np.nan], "probability_mean": [np.nan]})
+    thresholds.plot_shares(axes, ["2013-11-27"], windows, "late_arrival")
+    figure.canvas.draw()
+    assert axes.get_ylim() == (0, 1)
