@@ -25,9 +25,9 @@ from .comparison import known_until, require_validated
 from .confidence_sequence import highest_wealth
 from mlops_nb.deployment.online_experiment import (
     ABORT,
+    BEGIN,
     EXTEND,
     PROMOTE,
-    START,
     Block,
     Control,
     block_from,
@@ -75,7 +75,7 @@ def blocks_in(rows: list[dict]) -> list[Block]:
 
 def next_block_start(rows: list[dict]) -> date:
     "The first day of the next block: after the last block, and after the day on which the split changed."
-    changed = max(row["as_of"] for row in rows if row["decision"] in (START, EXTEND))
+    changed = max(row["as_of"] for row in rows if row["decision"] in (BEGIN, EXTEND))
     return max([changed, *(block.last_day for block in blocks_in(rows))]) + timedelta(1)
 
 # %% ../../nbs/deployment/11_experiment_log.ipynb #12f608fb
@@ -189,7 +189,7 @@ def start_row(env: Env, endpoint: SplitEndpoint, log: list[dict], champion: Any,
     pair, percent = (int(champion.version), int(challenger.version)), settings["steps"][0]
     before = endpoint.split()
     number = max([row["experiment"] for row in log], default=0) + 1
-    return dict(model_name=champion.name, as_of=as_of, experiment=number, decision=START,
+    return dict(model_name=champion.name, as_of=as_of, experiment=number, decision=BEGIN,
                 reason=f"v{pair[1]} gets {percent}% of the requests", champion=pair[0],
                 challenger=pair[1], percent=percent, endpoint=endpoint.name, split_before=split_json(before),
                 split_after=split_json(dict.fromkeys(before, 0) | shared_split(*pair, percent)), better=1.0, worse=1.0,
@@ -247,7 +247,7 @@ def run_experiment(spark, env: Env, name: str,  # the model's full name
         row = carry_out(spark, env, endpoint, row)
     return experiment_sentence(row), [*log, row]
 
-EXPERIMENT_WORDS = {START: "begins", "wait": "continues", EXTEND: "goes to the next step", PROMOTE: "is won",
+EXPERIMENT_WORDS = {BEGIN: "begins", "wait": "continues", EXTEND: "goes to the next step", PROMOTE: "is won",
                     ABORT: "is stopped"}
 
 def experiment_sentence(row: Mapping) -> str:

@@ -16,19 +16,19 @@ from mlops_nb.deployment.experiment_log import EXPERIMENT_LOG, read_experiments
 from mlops_nb.deployment.online_experiment import (
     ANSWER_COLUMNS,
     Control,
-    check_experiment,
+    check_experiment_settings,
     complete_blocks,
     experiment_defaults,
 )
 from mlops_nb.errors import MissingError
 from mlops_nb.models.problem_types import BINARY
 from mlops_nb.workflow import experimenting
-from mlops_nb.workflow.experimenting import INFERENCE_LOG, LOGGED, EndpointCalls, Experiment
+from mlops_nb.workflow.experimenting import LOGGED, PAYLOAD, PREDICTION_LOG, EndpointCalls, Experiment
 from mlops_nb.workflow.use_case import UseCase
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
 FIRST, REQUESTS = date(2013, 7, 1), 40
-SETTINGS = check_experiment(experiment_defaults(BINARY) | {
+SETTINGS = check_experiment_settings(experiment_defaults(BINARY) | {
     "steps": [50, 100], "alpha": 0.4, "block_days": 1, "label_days": 1, "min_requests": 1, "max_days": 20}, BINARY)
 
 
@@ -51,19 +51,43 @@ def flights():
 
 
 def logged(frame):
-    "The requests: version 2 answers half of them and is better; some fail, some are of another model or version."
-    size, is_challenger = len(frame), frame.flight % 2 == 0
+    "The inference log: version 2 answers half of the requests and is better; some rows are of others."
+    is_challenger = frame.flight % 2 == 0
     probability = np.where(frame.late, 0.9, 0.1) * np.where(is_challenger, 1, 0.6)
+    row = frame.flight.astype(str) + "/" + frame.origin
     log = pd.DataFrame({
-        LOGGED["model"]: NAME, LOGGED["version"]: np.where(is_challenger, "2", "1"), LOGGED["status"]: 200,
-        LOGGED["time"]: pd.Timestamp("2026-11-27 10:00"), LOGGED["prediction"]: probability,
-        LOGGED["milliseconds"]: 4, "flight": frame.flight, "origin": frame.origin, "flight_day": frame.flight_day,
+        LOGGED["model"]: NAME, LOGGED["version"]: np.where(is_challenger, 2, 1), LOGGED["day"]: frame.flight_day,
+        LOGGED["prediction"]: probability, LOGGED["row"]: row, LOGGED["id"]: "id" + row,
         "late": ~frame.late})  # not the label that was known: it is not used
-    failed = log.head(3).assign(**{LOGGED["status"]: 400, LOGGED["prediction"]: np.nan})
-    others = [log.head(5).assign(**{column: value})
-              for column, value in ((LOGGED["model"], "dev.flights.other"), (LOGGED["version"], "3"))]
-    assert size == len(log)
-    return pd.concat([log, failed, *others], ignore_index=True)
+    others = [log.head(5).assign(**{column: value, LOGGED["id"]: f"other {value}"})
+              for column, value in ((LOGGED["model"], "dev.flights.other"), (LOGGED["version"], 3))]
+    return pd.concat([log, *others], ignore_index=True)
+
+
+def payloads(log):
+    "The requests of the log, which took 4 ms, and those of 1 July that failed in version 2 and in another model."
+    answered = pd.DataFrame({PAYLOAD["id"]: log[LOGGED["id"]].unique(), PAYLOAD["status"]: 200, PAYLOAD["entity"]: "a"})
+    failed = [pd.DataFrame({PAYLOAD["id"]: [f"failed {entity} {i}" for i in range(3)], PAYLOAD["status"]: 500,
+                            PAYLOAD["entity"]: entity}) for entity in "bc"]
+    return pd.concat([answered, *failed]).assign(**{PAYLOAD["milliseconds"]: 4,
+                                                    PAYLOAD["time"]: pd.Timestamp("2013-07-01 15:00")})
+
+
+def served_entities(spark, env, table):
+    return spark.createDataFrame([("a", NAME, "1"), ("b", NAME, "2"), ("c", "dev.flights.other", "2")],
+                                 f"{PAYLOAD['entity']} STRING, entity_name STRING, entity_version STRING")
+
+
+SERVED = SimpleNamespace(versions={"champion": 1, "challenger": 2}, traffic={"champion": 100, "challenger": 0})
+
+
+def set_traffic(env, endpoint, traffic):
+    assert endpoint == "dev-flights-late_arrival"
+    SERVED.traffic = {name: traffic.get(name, 0) for name in SERVED.versions}
+
+
+CALLS = EndpointCalls(lambda env, model: env.model(model).replace(".", "-"), lambda env, name: SERVED, set_traffic,
+                      lambda use_case, env: env.table("late_payload"), served_entities)
 
 
 @pytest.fixture(scope="module")
@@ -72,41 +96,45 @@ def world(tmp_path_factory):
     three_versions(env)
     stop()
     spark = get_spark(env)
-    tables.merge(spark, env, "flights", spark.createDataFrame(flights()), ["flight", "origin"])
-    log = spark.createDataFrame(logged(flights()))
-    tables.overwrite(spark, env, INFERENCE_LOG, log)
+    log = logged(flights())
+    for name, frame in (("flights", flights()), (PREDICTION_LOG, log), ("late_payload", payloads(log))):
+        tables.overwrite(spark, env, name, spark.createDataFrame(frame))
     for alias, version in (("champion", 1), ("challenger", 2)):
         aliases.move_alias(spark, env, NAME, alias, version, "to begin with")
     yield env, spark
     stop()
 
 
-def test_the_requests_with_the_labels_known_at_a_day(world):
+def test_the_answers_of_some_days_with_the_labels_known_at_a_day(world):
     env, spark = world
-    answers = experimenting.read_answers(USE_CASE, spark, env, FIRST, FIRST + timedelta(3), 1, 2)
+    answers = experimenting.read_answers(USE_CASE, spark, env, CALLS, FIRST, FIRST + timedelta(3), 1, 2)
     assert tuple(answers.columns) == ANSWER_COLUMNS and set(map(str, answers.day)) == {
         "2013-07-01", "2013-07-02", "2013-07-03"}
-    assert len(answers) == 3 * REQUESTS + 3 and answers.is_error.sum() == 3  # other models and versions are not in it
+    assert len(answers) == 3 * REQUESTS + 3  # other models and versions are not in it
     known = answers[answers.label.notna()]
     assert set(map(str, known.day)) == {"2013-07-01", "2013-07-02"}
     truth = flights().assign(request=lambda rows: rows.flight.astype(str) + "/JFK").set_index("request").late
-    assert (known.label == truth[known.request].to_numpy(float)).all()
-    assert known.is_challenger.mean() == pytest.approx(0.5, abs=0.05) and not known.is_shadow.any()
+    assert (known.label == truth[known.request].to_numpy(float)).all() and known.is_challenger.mean() == 0.5
+
+
+def test_failed_requests_are_read_from_the_payloads(world):
+    env, spark = world
+    answers = experimenting.read_answers(USE_CASE, spark, env, CALLS, FIRST, FIRST + timedelta(2), 1, 2)
+    failed = answers[answers.is_error]
+    assert len(failed) == 3 and failed.is_challenger.all() and set(map(str, failed.day)) == {"2013-07-01"}
+    assert failed.prediction.isna().all() and (answers.milliseconds == 4).all()
+    later = experimenting.read_answers(USE_CASE, spark, env, CALLS, FIRST + timedelta(1), FIRST + timedelta(2), 1, 2)
+    assert not later.is_error.any()
 
 
 def test_an_experiment_with_tables_is_decided_and_recorded_once_a_day(world):
     env, spark = world
-    served = SimpleNamespace(versions={"champion": 1, "challenger": 2}, traffic={"champion": 100, "challenger": 0})
-    def set_traffic(env, endpoint, traffic):
-        assert endpoint == "dev-flights-late_arrival"
-        served.traffic = {name: traffic.get(name, 0) for name in served.versions}
-    calls = EndpointCalls(lambda env, model: env.model(model).replace(".", "-"), lambda env, name: served, set_traffic)
-    endpoint = calls.of(env, USE_CASE.model, "")
+    endpoint = CALLS.split_of(env, USE_CASE.model, "")
     for number in (*range(8), 7):
-        experiment = Experiment(USE_CASE, env, FIRST + timedelta(number - 1), endpoint, SETTINGS)
+        experiment = Experiment(USE_CASE, env, FIRST + timedelta(number - 1), endpoint, CALLS, SETTINGS)
         experimenting.decide_day(experiment)
-        if served.traffic["challenger"] == 100: break
-    assert aliases.points_to(env, NAME, "champion") == 2 and served.traffic == {"champion": 0, "challenger": 100}
+        if SERVED.traffic["challenger"] == 100: break
+    assert aliases.points_to(env, NAME, "champion") == 2 and SERVED.traffic == {"champion": 0, "challenger": 100}
     rows = read_experiments(spark, env, NAME)
     assert [row["decision"] for row in rows] == ["start", *["wait"] * (len(rows) - 2), "promote"]
     assert all(row["decided_by"] and row["decided_at"] and row["state"] == "done" for row in rows)
@@ -122,15 +150,16 @@ def test_an_experiment_with_tables_is_decided_and_recorded_once_a_day(world):
 def test_without_an_inference_log_the_message_says_how_to_get_one(world):
     env, spark = world
     with pytest.raises(MissingError, match="has no table dev.empty.inference_log"):
-        experimenting.read_answers(USE_CASE, spark, replace(env, schema="empty"), FIRST, FIRST, 1, 2)
+        experimenting.read_answers(USE_CASE, spark, replace(env, schema="empty"), CALLS, FIRST, FIRST, 1, 2)
 
 
-def test_shadow_answers_are_compared_in_pairs(world):
+def test_answers_to_the_same_row_are_compared_in_pairs(world):
     env, spark = world
-    split = logged(flights()).assign(is_shadow=False)
-    shadow = split[split[LOGGED["version"]] == "1"].assign(is_shadow=True, **{LOGGED["version"]: "2"})
-    tables.overwrite(spark, env, INFERENCE_LOG, spark.createDataFrame(pd.concat([split, shadow])))
-    answers = experimenting.read_answers(USE_CASE, spark, env, FIRST, FIRST + timedelta(3), 1, 2)
-    assert answers.is_shadow.sum() == len(answers[~answers.is_challenger]) > REQUESTS
+    split = logged(flights())
+    shadow = split[split[LOGGED["version"]] == 1].assign(**{LOGGED["version"]: 2, LOGGED["id"]: "shadow"})
+    tables.overwrite(spark, env, PREDICTION_LOG, spark.createDataFrame(pd.concat([split, shadow])))
+    calls = replace(CALLS, payload_table=lambda use_case, env: env.table("no_payload"))
+    answers = experimenting.read_answers(USE_CASE, spark, env, calls, FIRST, FIRST + timedelta(3), 1, 2)
+    assert len(answers) == 4.5 * REQUESTS and answers.milliseconds.isna().all()
     block, = complete_blocks(answers, SETTINGS, BINARY, FIRST, FIRST + timedelta(2), 50, Control())
     assert block.is_paired and block.improvement == 0 and block.challenger_requests == REQUESTS / 2

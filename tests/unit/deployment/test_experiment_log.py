@@ -12,14 +12,14 @@ from memory_registry import Registry
 from mlops_nb.deployment import aliases, experiment_log
 from mlops_nb.deployment.aliases import ROLLED_BACK
 from mlops_nb.deployment.experiment_log import EXPERIMENT_TAG, SplitEndpoint, blocks_in, run_experiment, split_from
-from mlops_nb.deployment.online_experiment import check_experiment, experiment_defaults
+from mlops_nb.deployment.online_experiment import check_experiment_settings, experiment_defaults
 from mlops_nb.deployment.promotion import ACCEPTED_LOSS
 from mlops_nb.errors import MlopsError, ParameterError
 from mlops_nb.models import registry
 from mlops_nb.models.problem_types import BINARY
 
 NAME, FIRST = "dev.flights.late_arrival", date(2013, 7, 1)
-SETTINGS = check_experiment(experiment_defaults(BINARY) | {  # little is needed: a promotion after two blocks
+SETTINGS = check_experiment_settings(experiment_defaults(BINARY) | {  # little is needed: a promotion after two blocks
     "steps": [10, 50, 100], "alpha": 0.45, "block_days": 1, "label_days": 0, "min_requests": 1, "max_days": 12}, BINARY)
 WRITES = ("set_registered_model_alias", "set_model_version_tag", "update_model_version")
 
@@ -93,7 +93,7 @@ def answers(better, days=14, requests=60, **columns):
     wrong = np.where(is_challenger == better, 0.1, 0.4) + 0.001 * np.arange(number) % 0.01
     return pd.DataFrame({
         "day": np.repeat(pd.date_range(FIRST, periods=days).date, requests), "request": np.arange(number).astype(str),
-        "is_challenger": is_challenger, "is_shadow": False, "prediction": np.where(label == 1, 1 - wrong, wrong),
+        "is_challenger": is_challenger, "prediction": np.where(label == 1, 1 - wrong, wrong),
         "label": label, "is_error": False, "milliseconds": 5.0} | columns)
 
 

@@ -20,7 +20,7 @@ from mlops_nb.deployment.online_experiment import (
     Block,
     Control,
     block_from,
-    check_experiment,
+    check_experiment_settings,
     complete_blocks,
     decide_experiment,
     experiment_defaults,
@@ -54,7 +54,7 @@ def answers(days=12, requests=300, share=0.5, seed=1, noise=0.0):
     seen = score + np.where(is_challenger, 0, noise * rng.normal(size=size))
     return pd.DataFrame({
         "day": np.repeat(pd.date_range(FIRST, periods=days).date, requests), "request": np.arange(size).astype(str),
-        "is_challenger": is_challenger, "is_shadow": False, "prediction": 1 / (1 + np.exp(-seen)),
+        "is_challenger": is_challenger, "prediction": 1 / (1 + np.exp(-seen)),
         "label": (rng.random(size) < 1 / (1 + np.exp(-score))).astype(float), "is_error": False, "milliseconds": 5.0})
 
 
@@ -112,7 +112,7 @@ def test_the_control_is_of_the_block_before_and_makes_the_difference_more_precis
 def test_pairs_of_shadow_answers_are_compared():
     frame = answers(noise=2, share=0.05)
     champion = frame[~frame.is_challenger]
-    shadow = champion.assign(is_challenger=True, is_shadow=True, prediction=champion.label)
+    shadow = champion.assign(is_challenger=True, prediction=champion.label)
     paired, = blocks_of(pd.concat([frame, shadow]), FIRST + timedelta(7))
     first = champion[pd.to_datetime(champion.day) < pd.Timestamp(FIRST + timedelta(5))]
     sizes = first.groupby("day").size()
@@ -188,8 +188,8 @@ def test_who_looks_less_often_promotes_no_less(improvements, look):
 def test_wrong_settings_are_named(change, key):
     problems = list(experiment_problems(SETTINGS | change, BINARY, "experiment"))
     assert [problem[0] for problem in problems] == [f"experiment.{key}"]
-    with pytest.raises(MlopsError, match=key): check_experiment(SETTINGS | change, BINARY)
-    assert check_experiment(SETTINGS | {"loss": "log_loss", "max_loss": 5}, BINARY)["max_loss"] == 5
+    with pytest.raises(MlopsError, match=key): check_experiment_settings(SETTINGS | change, BINARY)
+    assert check_experiment_settings(SETTINGS | {"loss": "log_loss", "max_loss": 5}, BINARY)["max_loss"] == 5
 
 
 @pytest.fixture(scope="module")
