@@ -144,7 +144,8 @@ MISTAKES = {
     "name of two entities": (endpoint(f"{{name: one, {ENTITY}}}, {{name: one, {ENTITY}}}"),
                              "two served entities have the name 'one'"),
     "alias as a version": (endpoint(f"{{{ENTITY}}}".replace("'1'", "champion")), "'champion' is not a version"),
-    "model of one part": (endpoint(f"{{{ENTITY}}}".replace("prod.shop.churn", "churn")), "'churn' does not have 3 parts"),
+    "model of one part": (endpoint(f"{{{ENTITY}}}".replace("prod.shop.churn", "churn")),
+                          "'churn' does not have 3 parts"),
     "legacy capture": (of("model_serving_endpoints", "name: a, config: {auto_capture_config: {enabled: true}}"),
                        "no longer supports auto_capture_config"),
     "two types": (of("quality_monitors", f"{MONITOR}, snapshot: {{}}, time_series: {{timestamp_col: t, "
