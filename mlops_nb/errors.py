@@ -46,7 +46,8 @@ class MissingError(MlopsError):
     "Something does not exist yet that an earlier job creates; the hint names its command."
 
 PARAMETER_NAMES, MISSING_NAMES = ("ParameterError", "MissingParameters"), ("MissingError",)  # the classes, by name
-SELF_EXPLAINING = ("MlopsError", "StoreError", "WaitingError", *PARAMETER_NAMES, *MISSING_NAMES)  # shown without it
+SELF_EXPLAINING = ("MlopsError", "StoreError", "WaitingError", "EndpointError", "NoWorkspaceError", *PARAMETER_NAMES,
+                   *MISSING_NAMES)  # shown without it
 
 # %% ../nbs/00_errors.ipynb #085c498b
 LONGEST_TEXT = 200  # characters of a value that a message or a table shows

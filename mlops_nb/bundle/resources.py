@@ -6,10 +6,10 @@
 __all__ = ['IN_BUNDLES_ONLY', 'TYPE_OF_SCHEDULE', 'PRINCIPAL_FIELDS', 'ENDPOINT_NAME', 'LARGEST_ENDPOINT_NAME', 'ENTITY_SIZES',
            'GRANULARITY', 'RULES_OF_KINDS', 'BUNDLE_LEVELS', 'NO_SHARED_RUN_AS', 'DIRECT_ONLY', 'check_fields',
            'check_unity_names', 'permission_findings', 'check_levels', 'grant_findings', 'check_grants',
-           'check_experiment', 'check_endpoint', 'traffic_findings', 'check_quality_monitor', 'check_source',
-           'check_alert', 'check_dashboard', 'check_volume', 'cron_findings', 'check_resource', 'resources_of',
-           'check_shared_permissions', 'check_run_as', 'check_deployment_engine', 'check_presets', 'settings_text',
-           'check_renamed', 'all_resource_findings']
+           'check_experiment', 'check_endpoint', 'entity_findings', 'traffic_findings', 'check_quality_monitor',
+           'check_source', 'check_alert', 'check_dashboard', 'check_volume', 'cron_findings', 'check_resource',
+           'resources_of', 'check_shared_permissions', 'check_run_as', 'check_deployment_engine', 'check_presets',
+           'settings_text', 'check_renamed', 'all_resource_findings']
 
 # %% ../../nbs/bundle/10_resources.ipynb #3f2db733
 import json
@@ -139,11 +139,23 @@ def check_endpoint(resource: Mapping, key: str) -> Iterator[Finding]:
         yield (f"{key}.config.auto_capture_config", "Databricks no longer supports auto_capture_config",
                "use ai_gateway.inference_table_config")
     for i, entity in maps(config.get("served_entities")):
-        sizes = [name for name in ENTITY_SIZES if name in entity]
-        if len(sizes) != 1 and "external_model" not in entity:
-            yield (f"{key}.config.served_entities[{i}]", "an entity must have one size",
-                   f"write one of {', '.join(ENTITY_SIZES)}")
+        yield from entity_findings(entity, f"{key}.config.served_entities[{i}]")
     yield from traffic_findings(config, f"{key}.config")
+
+def entity_findings(entity: Mapping, path: str) -> Iterator[Finding]:
+    "Yield findings for a served entity: its name, the version of its model, its size."
+    name, model, version = (entity.get(field) for field in ("name", "entity_name", "entity_version"))
+    if name is not None and not ENDPOINT_NAME.fullmatch(str(name)):
+        yield f"{path}.name", f"{name!r} is not a valid name", "use letters, digits, hyphens, underscores"
+    if "external_model" in entity: return
+    sizes = [field for field in ENTITY_SIZES if field in entity]
+    if len(sizes) != 1: yield path, "an entity must have one size", f"write one of {', '.join(ENTITY_SIZES)}"
+    if isinstance(model, str) and model.count(".") != 2:
+        yield f"{path}.entity_name", f"{model!r} does not have 3 parts", "write catalog.schema.model"
+    if model and version is None:
+        yield path, "missing field 'entity_version'", "only a feature spec has none; the version must exist", WARNING
+    elif version is not None and not re.fullmatch(r"[1-9][0-9]*", str(version)):
+        yield f"{path}.entity_version", f"{version!r} is not a version", "write its number, such as '1', not an alias"
 
 def traffic_findings(config: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for routes to entities that are not served, and for percentages whose sum is not 100."
@@ -156,8 +168,12 @@ def traffic_findings(config: Mapping, key: str) -> Iterator[Finding]:
         name = route.get("served_entity_name") or route.get("served_model_name")
         if name not in served:
             yield f"{key}.traffic_config.routes[{i}]", f"no served entity {name!r}", what_exists(str(name), served)
+    for name in sorted({name for name in served if served.count(name) > 1}):
+        yield f"{key}.served_entities", f"two served entities have the name {name!r}", "give each a name of its own"
     shares = [route.get("traffic_percentage") for _, route in routes]
-    if shares and all(isinstance(share, int) for share in shares) and sum(shares) != 100:
+    wrong = [i for i, share in enumerate(shares) if isinstance(share, int) and not 0 <= share <= 100]
+    for i in wrong: yield f"{key}.traffic_config.routes[{i}]", f"{shares[i]} % of the traffic", "write 0 to 100"
+    if shares and not wrong and all(isinstance(share, int) for share in shares) and sum(shares) != 100:
         yield f"{key}.traffic_config.routes", f"the traffic of the routes is {sum(shares)} %", "it must be 100 %"
 
 def check_quality_monitor(resource: Mapping, key: str) -> Iterator[Finding]:

@@ -6,11 +6,11 @@
 __all__ = ['smallest_share', 'unlearnt_rows', 'comparable_rows', 'point_of', 'checked_predictions', 'contender',
            'baseline_contender', 'match_champion', 'deploy_version', 'Deployment', 'validated_version',
            'deployment_settings', 'decide_deployment', 'both_metrics', 'comparison_picture', 'loss_picture',
-           'change_picture', 'moves_table', 'update_endpoint', 'finish_deployment']
+           'change_picture', 'moves_table', 'finish_deployment']
 
 # %% ../../nbs/workflow/11_deploying.ipynb #3636696f
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ from ..env import Env, load_env
 from ..errors import MlopsError
 from ..models import registry, scoring
 from ..models.problem_types import operating_point
-from .endpoint import EndpointUpdate, check_updated, follow_champion, update_markdown
 from .learning import read_train
 from .rows import ROW_GROUP, baseline_predictions, labelled_rows
 from .splits import Split, split_rows
@@ -112,7 +111,8 @@ class Deployment:
     decision: str = ""  # the result in a sentence
     comparison: Comparison | None = None  # None: nothing was compared
     run_id: str | None = None  # of the comparison's run
-    endpoint: EndpointUpdate | None = None  # after `update_endpoint`
+    results: list[str] = field(default_factory=list)  # of what followed the decision, in sentences
+    failures: list[MlopsError] = field(default_factory=list)  # the job ends with them
 
 def validated_version(use_case: UseCase, target: str,
                       model_name: str,  # the full name of a registered model
@@ -167,13 +167,6 @@ def moves_table(deployment: Deployment) -> Any:  # pandas Styler
     moves = moves[["time", "alias", "from_version", "to_version", "reason", "state", "run"]]
     return moves.style.format(na_rep="–", precision=0).set_properties(**{"text-align": "left"})
 
-# %% ../../nbs/workflow/11_deploying.ipynb #ec000002
-def update_endpoint(deployment: Deployment) -> Any:  # IPython Markdown
-    "Let the endpoint of the model serve the Champion, and show what it serves."
-    from IPython.display import Markdown
-    deployment.endpoint = follow_champion(deployment.env, deployment.version.name)
-    return Markdown(update_markdown(deployment.endpoint))
-
 # %% ../../nbs/workflow/11_deploying.ipynb #48251907
 def finish_deployment(deployment: Deployment) -> None:
     "End the job with the decision."
@@ -181,6 +174,8 @@ def finish_deployment(deployment: Deployment) -> None:
         raise MlopsError("there is no decision on the version", "call decide_deployment(deployment) before")
     task.set_value("decision", deployment.comparison.decision if deployment.comparison else "none")
     task.set_value("champion", aliases.points_to(deployment.env, deployment.version.name, "champion"))
-    update = deployment.endpoint
-    if update: task.set_value("endpoint", update.outcome)
-    task.exit(check_updated(update, deployment.decision) if update else deployment.decision)
+    result = "; ".join(filter(None, (deployment.decision, *deployment.results)))
+    if deployment.failures:
+        raise MlopsError("; ".join([result, *(error.message for error in deployment.failures)]),
+                         "; ".join(error.hint for error in deployment.failures))
+    task.exit(result)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CHAMPION', 'CHALLENGER', 'UPDATE_TAG', 'wanted_config', 'endpoint_tags', 'EndpointUpdate', 'update_text',
            'lookup_hint', 'not_updated', 'update_to', 'record_update', 'follow_champion', 'check_updated',
-           'update_markdown']
+           'update_markdown', 'update_endpoint']
 
 # %% ../../nbs/workflow/23_endpoint.ipynb #eb000004
 from dataclasses import dataclass
 from typing import Any
 
+from .. import task
 from ..deployment.aliases import ROLLED_BACK
 from ..env import Env
 from ..errors import MlopsError
@@ -26,6 +27,7 @@ from mlops_nb.serving.endpoint_settings import (
     read_serving,
 )
 from ..serving.endpoints import EndpointError, NoWorkspaceError, ServingConfig
+from .deploying import Deployment
 
 # %% ../../nbs/workflow/23_endpoint.ipynb #eb000007
 CHAMPION, CHALLENGER = "champion", "challenger"  # names of served entities, those of the aliases
@@ -108,11 +110,10 @@ def follow_champion(env: Env, model: str) -> EndpointUpdate:  # model: the full 
         record_update(env, champion, update)
     return update
 
-def check_updated(update: EndpointUpdate, before: str = "") -> str:  # before: what happened before, in a sentence
-    "The results in a sentence; EndpointError if the update failed."
-    text = "; ".join(filter(None, (before, update.text if update.endpoint else "")))
-    if update.outcome == "failed": raise EndpointError(text, update.hint)
-    return text
+def check_updated(update: EndpointUpdate) -> str:  # empty if the target has no endpoint
+    "The result in a sentence; EndpointError if the update failed."
+    if update.outcome == "failed": raise EndpointError(update.text, update.hint)
+    return update.text if update.endpoint else ""
 
 # %% ../../nbs/workflow/23_endpoint.ipynb #eb000016
 def update_markdown(update: EndpointUpdate) -> str:
@@ -121,3 +122,12 @@ def update_markdown(update: EndpointUpdate) -> str:
     rows = [f"| {name} | {number} | {update.config.traffic.get(name, 0)} % |"
             for name, number in update.config.versions.items()]
     return "\n".join((f"**{update.text}**", "", "| served entity | version | requests |", "|---|---|---|", *rows))
+
+def update_endpoint(deployment: Deployment) -> Any:  # IPython Markdown
+    "Let the endpoint of a deployed model serve the Champion, and show what it serves."
+    from IPython.display import Markdown
+    update = follow_champion(deployment.env, deployment.version.name)
+    task.set_value("endpoint", update.outcome)
+    try: deployment.results.append(check_updated(update))
+    except EndpointError as error: deployment.failures.append(error)
+    return Markdown(update_markdown(update))

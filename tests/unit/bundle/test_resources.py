@@ -1,6 +1,9 @@
 """What is wrong with the resources of a bundle other than jobs: one small bundle for each mistake.
 
 The comment `# here` marks the line that the problem must name."""
+import re
+from pathlib import Path
+
 import pytest
 
 from mlops_nb.bundle.checks import check
@@ -59,6 +62,11 @@ def test_a_valid_bundle_of_all_kinds_has_no_problem(tmp_path):
 
 def of(kind: str, fields: str) -> str:  # one resource of a kind, on one line
     return f"resources:\n  {kind}:\n    x: {{{fields}}}  # here\n"
+
+
+def endpoint(entities: str, routes: str = "") -> str:
+    traffic = f", traffic_config: {{routes: [{routes}]}}" if routes else ""
+    return of("model_serving_endpoints", f"name: a, config: {{served_entities: [{entities}]{traffic}}}")
 
 
 def grants(privilege: str) -> str: return f"grants: [{{principal: a, privileges: [{privilege}]}}]"
@@ -130,6 +138,14 @@ MISTAKES = {
     "route": (of("model_serving_endpoints", f"name: a, config: {{served_entities: [{{name: one, {ENTITY}}}], "
                  "traffic_config: {routes: [{served_entity_name: two, traffic_percentage: 100}]}}"),
               "no served entity 'two'"),
+    "share": (endpoint(f"{{name: one, {ENTITY}}}", "{served_model_name: one, traffic_percentage: 120}"),
+              "120 % of the traffic"),
+    "entity's name": (endpoint(f"{{name: my one, {ENTITY}}}"), "'my one' is not a valid name"),
+    "name of two entities": (endpoint(f"{{name: one, {ENTITY}}}, {{name: one, {ENTITY}}}"),
+                             "two served entities have the name 'one'"),
+    "alias as a version": (endpoint(f"{{{ENTITY}}}".replace("'1'", "champion")), "'champion' is not a version"),
+    "model of one part": (endpoint(f"{{{ENTITY}}}".replace("prod.shop.churn", "churn")),
+                          "'churn' does not have 3 parts"),
     "legacy capture": (of("model_serving_endpoints", "name: a, config: {auto_capture_config: {enabled: true}}"),
                        "no longer supports auto_capture_config"),
     "two types": (of("quality_monitors", f"{MONITOR}, snapshot: {{}}, time_series: {{timestamp_col: t, "
@@ -182,6 +198,8 @@ IGNORED = {  # with a warning, as Databricks' own tool does
     "output of a model": (of("registered_models", f"{MODEL}, full_name: prod.shop.churn"), "sets 'full_name'", ""),
     "output of a monitor": (of("quality_monitors", f"{MONITOR}, snapshot: {{}}, status: MONITOR_STATUS_ACTIVE"),
                             "sets 'status' itself", ""),
+    "missing version": (endpoint(f"{{{ENTITY}}}".replace("entity_version: '1', ", "")),
+                        "missing field 'entity_version'", "only a feature spec has none"),
     "output of an endpoint": (of("model_serving_endpoints", "name: a, creator: ana"), "sets 'creator' itself", ""),
     "output of an experiment": (of("experiments", "name: /Shared/a, experiment_id: '7'"), "sets 'experiment_id'", ""),
     "upper case": (of("schemas", "catalog_name: prod, name: Shop"), "stores 'Shop' in lower case", "write shop"),
@@ -266,3 +284,13 @@ def test_the_settings_of_the_notebooks_name_the_renamed_schema(tmp_path):
     assert "development mode renames 'shop'" in problem.message and problem.line == marked_line(text)
     right = text.replace('"schema": "${var.schema}"', '"schema": "${resources.schemas.shop.name}"')
     assert problems_of(tmp_path, right.replace("dev: {mode", "dev: {default: true, mode")) == []
+
+
+def test_the_endpoint_that_the_page_on_serving_declares_is_valid(tmp_path):
+    page = (Path(__file__).parents[3] / "docs/serving.md").read_text()
+    declared = re.search(r"```yaml\n(resources:\n  model_serving_endpoints:.*?)```", page, re.DOTALL)[1]
+    text = declared.replace("resources:\n", f"resources:\n{SCHEMA}", 1).replace("schemas.project", "schemas.shop")
+    variables = "variables: {catalog: {default: prod}, data_scientists: {default: all}}\n"
+    assert problems_of(tmp_path, variables + text) == []
+    wrong = problems_of(tmp_path, variables + text.replace("traffic_percentage: 100", "traffic_percentage: 90"))
+    assert [problem.message for problem in wrong] == ["the traffic of the routes is 90 %"]

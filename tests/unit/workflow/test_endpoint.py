@@ -5,10 +5,11 @@ import pytest
 from fake_workspace import FakeWorkspace
 from filelock import FileLock, Timeout
 
+from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 from mlops_nb.serving import endpoints
 from mlops_nb.serving.endpoints import EndpointError
-from mlops_nb.workflow import endpoint
+from mlops_nb.workflow import deploying, endpoint
 from mlops_nb.workflow.endpoint import check_updated, follow_champion
 
 MODEL, NAME = "dev.flights.late_arrival", "dev-flights-late_arrival"
@@ -43,8 +44,8 @@ def test_the_endpoint_follows_champion_and_challenger(env, model, fake):
         "created", f"endpoint {NAME} was created and serves champion v1 (100 %)")
     assert {t["key"]: t["value"] for t in fake.endpoints[NAME]["tags"]} == {"target": "dev", "model": MODEL}
     model.set_registered_model_alias(MODEL, "challenger", "2")
-    assert check_updated(follow_champion(env, MODEL), "v2 stays Challenger") == (
-        f"v2 stays Challenger; endpoint {NAME} was updated and serves champion v1 (100 %), challenger v2 (0 %)")
+    assert check_updated(follow_champion(env, MODEL)) == (
+        f"endpoint {NAME} was updated and serves champion v1 (100 %), challenger v2 (0 %)")
     model.set_registered_model_alias(MODEL, "champion", "2")
     assert follow_champion(env, MODEL).config.versions == {"champion": 2} == fake.served(NAME)
     assert follow_champion(env, MODEL).outcome == "unchanged"
@@ -60,8 +61,7 @@ def test_a_version_that_was_rolled_back_is_not_loaded(env, model, fake):
 def test_without_a_workspace_the_reason_stands_in_result_and_tag_and_a_later_update_mends_it(env, model):
     update = follow_champion(env, MODEL)
     assert update.outcome == "unreachable"
-    assert check_updated(update, "v1 is Champion") == (
-        f"v1 is Champion; endpoint {NAME} was not updated: no local workspace runs")
+    assert check_updated(update) == f"endpoint {NAME} was not updated: no local workspace runs"
     assert update.hint == "start it: mlops up; then: mlops models serve late_arrival -t dev"
     assert tag(model, 1) == f"endpoint {NAME} was not updated: no local workspace runs"
     with FakeWorkspace() as workspace:
@@ -75,9 +75,9 @@ def test_a_failed_update_is_an_error_that_keeps_the_alias_and_a_repetition_mends
     model.set_registered_model_alias(MODEL, "champion", "2")
     fake.broken[2] = "the model needs lightgbm 5"
     update = follow_champion(env, MODEL)
-    with pytest.raises(EndpointError, match=r"v2 is Champion; the update of endpoint .* failed: champion: the model "
-                                            r"needs lightgbm 5; it still serves champion v1 \(100 %\)"):
-        check_updated(update, "v2 is Champion")
+    with pytest.raises(EndpointError, match=r"the update of endpoint .* failed: champion: the model needs lightgbm 5; "
+                                            r"it still serves champion v1 \(100 %\)"):
+        check_updated(update)
     assert tag(model, 2).startswith(f"the update of endpoint {NAME} failed: ") and fake.served(NAME) == {"champion": 1}
     assert registry.find_alias(env, MODEL, "champion").version in (2, "2")
     fake.broken.clear()
@@ -97,7 +97,7 @@ def test_a_model_that_looks_up_features_names_the_job_that_publishes_them(env, m
 
 def test_a_target_without_an_endpoint_and_a_model_without_a_champion_change_nothing(env, model, fake):
     without = replace(env, variables=env.variables | {"endpoint": {"enabled": False}})
-    assert check_updated(follow_champion(without, MODEL), "v1 is Champion") == "v1 is Champion"
+    assert check_updated(follow_champion(without, MODEL)) == ""
     model.delete_registered_model_alias(MODEL, "champion")
     assert follow_champion(env, MODEL).text == f"endpoint {NAME} waits for the first Champion of {MODEL}"
     assert fake.calls == []
@@ -117,3 +117,20 @@ def test_of_two_updates_at_once_the_later_one_sees_the_newest_champion(env, mode
     monkeypatch.setattr(endpoints, "put_endpoint", watched(endpoints.put_endpoint))
     follow_champion(env, MODEL)
     assert held == ["find_alias", "find_alias", "put_endpoint"]
+
+
+def test_the_job_ends_with_both_results_or_fails_after_them(env, model, fake, monkeypatch):
+    ended = []
+    monkeypatch.setattr(deploying.task, "exit", ended.append)
+    deployment = deploying.Deployment(None, env, registry.get_version(env, MODEL, 1), "v1 is Champion: better")
+    endpoint.update_endpoint(deployment)
+    deploying.finish_deployment(deployment)
+    assert ended == [f"v1 is Champion: better; endpoint {NAME} was created and serves champion v1 (100 %)"]
+    model.set_registered_model_alias(MODEL, "champion", "2")
+    fake.broken[2] = "the model needs lightgbm 5"
+    deployment = deploying.Deployment(None, env, registry.get_version(env, MODEL, 2), "v2 is Champion: better")
+    shown = endpoint.update_endpoint(deployment)
+    assert "the model needs lightgbm 5" in shown.data
+    with pytest.raises(MlopsError, match="^v2 is Champion: better; the update of endpoint .* failed: champion: the "):
+        deploying.finish_deployment(deployment)
+    assert len(ended) == 1
