@@ -63,12 +63,12 @@ class Project:
         jobs = {k: v for k, v in self.jobs.items() if v["tasks"]}
         self.path("resources/jobs.yml").write_text(yaml.safe_dump({"resources": {"jobs": jobs}} if jobs else {}))
 
-    def home(self, **options):
+    def home(self, target=None, **options):
         "What a runner in this process needs."
         from mlops_nb import env
         from mlops_nb.bundle.load import load_bundle
         from mlops_nb.jobs.home import Home
-        return Home(env.load_env(root=self.root), load_bundle(self.root), **options)
+        return Home(env.load_env(target, root=self.root), load_bundle(self.root, target), **options)
 
 
 @pytest.fixture(scope="session")

@@ -188,7 +188,7 @@ MAX_NESTING = 3  # levels of nested run_job_tasks
 
 def child_jobs(bundle: Bundle, job: Mapping, key: str) -> list[tuple[str, dict, str | None]]:
     "Return the run_job_tasks of a job with their key paths and the key of the job to run, None if it does not exist."
-    keys = {str(job_id(name)): name for name in bundle.jobs}
+    keys = {str(job_id(name, bundle.target)): name for name in bundle.jobs}
     tasks = [(f"{path}.run_job_task", part(task, "run_job_task")) for path, task in all_tasks(job, key)]
     return [(path, task, keys.get(str(task["job_id"]))) for path, task in tasks if "job_id" in task]
 

@@ -171,7 +171,7 @@ def job_names(bundle) -> dict[str, str]:
     for job in bundle.jobs.values():
         for _, task in all_tasks(job, ""):
             if "job_id" in part(task, "run_job_task"): ids.append(str(task["run_job_task"]["job_id"]))
-    keys = {str(job_id(key)): key for key in bundle.jobs}
+    keys = {str(job_id(key, bundle.target)): key for key in bundle.jobs}
     return {number: keys[number] for number in ids if number in keys}
 
 def refuse_unreadable(job: Mapping, key: str) -> None:

@@ -194,22 +194,24 @@ def refuse_shared_keys(tree: Node) -> None:
             first[key] = (kind, node)
 
 # %% ../../nbs/bundle/03_load.ipynb #e85761f5
-def job_id(key: str) -> int:  # positive
-    "Return the local id of a job, the value of `${resources.jobs.<key>.id}`."
-    return zlib.crc32(key.encode()) or 1
+def job_id(key: str, target: str) -> int:  # positive
+    """Return the local id of a job, the value of `${resources.jobs.<key>.id}`.
+
+    Each target has its own, as in a workspace that holds the jobs of all targets."""
+    return zlib.crc32(f"{target}/{key}".encode()) or 1
 
 # %% ../../nbs/bundle/03_load.ipynb #86c5c918
 _FULL_NAMES = {"catalogs": "name", "schemas": "catalog_name.name", "volumes": "catalog_name.schema_name.name",
                "registered_models": "catalog_name.schema_name.name", "model_serving_endpoints": "name",
                "quality_monitors": "table_name"}
 
-def with_id(kind: str, key: str, resource: Node) -> Node:
+def with_id(kind: str, key: str, resource: Node, target: str) -> Node:
     "Return a resource with its id: the full name if Databricks uses that, a number otherwise."
     if not isinstance(resource.value, dict): return resource
     parts = [resource.get(part) for part in _FULL_NAMES.get(kind, "").split(".")]
     if all(parts): resource_id = ".".join(str(part.value) for part in parts)
-    elif kind == "jobs": resource_id = job_id(key)
-    else: resource_id = str(job_id(f"{kind}.{key}"))
+    elif kind == "jobs": resource_id = job_id(key, target)
+    else: resource_id = str(job_id(f"{kind}.{key}", target))
     return Node({"id": Node(resource_id, resource.place), **resource.value}, resource.place)
 
 # %% ../../nbs/bundle/03_load.ipynb #fcb302d0
@@ -255,7 +257,8 @@ def add_defaults(tree: Node, user: str, host: str, git: Mapping[str, str]) -> No
 
 def reference_scope(tree: Node, variables: Mapping[str, Node]) -> Node:
     "Return the tree of everything that references can use."
-    resources = {kind: Node({key: with_id(kind, key, node) for key, node in map_of(nodes).items()}, nodes.place)
+    target = str(plain(tree.get("bundle").get("target")))
+    resources = {kind: Node({key: with_id(kind, key, node, target) for key, node in map_of(nodes).items()}, nodes.place)
                  for kind, nodes in entries_of(tree, "resources").items()}
     namespaces = {name: entries_of(tree, name) for name in ("artifacts", "bundle", "workspace")}
     namespaces |= {"resources": resources, "var": dict(variables)}
@@ -306,8 +309,8 @@ class Bundle:
     def job_by_id(self, number: int | str) -> str:  # the job's key
         "Return the key of the job with this id."
         for key in self.jobs:
-            if str(job_id(key)) == str(number): return key
-        ids = ", ".join(f"{job_id(key)} ({key})" for key in sorted(self.jobs))
+            if str(job_id(key, self.target)) == str(number): return key
+        ids = ", ".join(f"{job_id(key, self.target)} ({key})" for key in sorted(self.jobs))
         raise MlopsError(f"no job with the id {number} in {self.name}", f"there are: {ids}")
 
     def place(self, key: str) -> Place:

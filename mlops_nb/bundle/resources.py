@@ -285,7 +285,7 @@ def _renamed(bundle: Bundle, deployed: Bundle) -> dict[str, tuple[str, str]]:  #
 def settings_text(deployed: Bundle) -> dict[str, str]:  # empty if there is no such variable
     "Return the schema that the variable `settings` names to the notebooks, by the key path of the variable."
     try: settings = json.loads(deployed.variables.get("settings") or "{}")
-    except ValueError: return {}  # an error of its own
+    except (ValueError, TypeError): return {}  # an error of its own
     if not isinstance(settings, dict) or not settings.get("schema"): return {}
     return {"variables.settings": f"{settings.get('catalog')}.{settings['schema']}"}
 

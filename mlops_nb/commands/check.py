@@ -16,13 +16,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .console import out, problems_of, show
+from .console import out, show
 from ..commits.checked_files import CheckedFiles, Refusal, checked_files
 from ..commits.clean_notebooks import notebooks_clean
 from ..commits.current_export import export_current
 from ..commits.secrets_in_files import no_secrets
 from ..commits.tidy_code import code_tidy
 from ..errors import MlopsError, counted, unknown
+from ..job_homes import problems_of
 
 # %% ../../nbs/commands/11_check.ipynb #fe9b8dab
 BUNDLE_FOLDERS = ("conf/", "resources/", "nbs/", "databricks.yml")

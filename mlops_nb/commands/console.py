@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['out', 'err', 'NARROWEST', 'RunId', 'Target', 'Var', 'run_number', 'version_number', 'pairs', 'show', 'least_width',
-           'print_rows', 'show_problems', 'problems_of', 'refuse_problems', 'make_home', 'open_run_store']
+           'print_rows', 'show_problems', 'make_home', 'open_run_store']
 
 # %% ../../nbs/commands/00_console.ipynb #5061f081
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..errors import MlopsError, shorten
+from ..job_homes import job_home
 
 # %% ../../nbs/commands/00_console.ipynb #181adca3
 out, err = Console(), Console(stderr=True)
@@ -86,43 +87,14 @@ def show_problems(problems: Iterable) -> None:
     "Print errors and warnings to stderr, one after the other."
     for problem in problems: err.print(escape(str(problem)), highlight=False, soft_wrap=True)
 
-# %% ../../nbs/commands/00_console.ipynb #7234b38d
-def problems_of(loaded: Any) -> list:
-    "All errors and warnings about the bundle and the files in conf/."
-    from mlops_nb.bundle.checks import check
-    from mlops_nb.conf_checks import conf_problems, variable_problems
-    from mlops_nb.git import git_details
-    git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
-    return check(loaded) + variable_problems(loaded) + conf_problems(loaded)
-
-def refuse_problems(loaded: Any) -> None:
-    "Print the warnings about the bundle. Raise MlopsError with all its errors, so that nothing runs."
-    problems = problems_of(loaded)
-    show_problems(problem for problem in problems if problem.is_warning)
-    errors = [str(problem) for problem in problems if not problem.is_warning]
-    if errors: raise MlopsError(f"the bundle has {len(errors)} problem(s)", "\n  ".join(errors))
-
 # %% ../../nbs/commands/00_console.ipynb #1250f001
 def make_home(target: str | None, variables: dict, parallel: int | None = None,
               job: str = "",  # a job to be run: the bundle must have it, and no error
               ) -> Any:
     "The runner's context: the bundle, the target's environment, and the progress display."
-    from mlops_nb import env
-    from mlops_nb.bundle.load import load_bundle
     from mlops_nb.jobs import progress
-    from mlops_nb.jobs.home import Home
-    loaded = load_bundle(target=target, variables=variables)
     more = {"parallel": parallel} if parallel else {}
-    if job:  # before the state is touched
-        from mlops_nb.use_cases import check_of_values
-        loaded.job(job)
-        refuse_problems(loaded)
-    place = env.load_env(target, variables, loaded.root)
-    if job:
-        from mlops_nb.data.session import check_engine_starts
-        check_engine_starts(place.engine)
-        more["check_values"] = check_of_values(loaded, place)
-    return Home(place, loaded, variables, display=progress.display(out), **more)
+    return job_home(target, variables, job, show_warnings=show_problems, display=progress.display(out), **more)
 
 # %% ../../nbs/commands/00_console.ipynb #9ffd4d56
 def open_run_store() -> Any:

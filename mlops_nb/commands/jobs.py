@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .console import Target, Var, out, pairs, print_rows, problems_of, show_problems
+from .console import Target, Var, out, pairs, print_rows, show_problems
+from ..job_homes import problems_of
 
 # %% ../../nbs/commands/02_jobs.ipynb #7017007c
 jobs_app = typer.Typer(help="List the jobs of the bundle; show the task graph of one.", invoke_without_command=True)

@@ -219,7 +219,7 @@ def deployed_job(place: Any, job: str) -> int:  # place: mlops_nb.env.Env
     from mlops_nb.bundle.load import as_deployed, job_id, load_bundle
     from mlops_nb.deployment import linking
     loaded = load_bundle(target=place.target)
-    if not place.tracking_uri.startswith("databricks"): return job_id(job) if loaded.job(job) else 0
+    if not place.tracking_uri.startswith("databricks"): return job_id(job, place.target) if loaded.job(job) else 0
     from databricks.sdk import WorkspaceClient
     tags = {"bundle": loaded.name, "target": loaded.target}
     return linking.job_in_workspace(WorkspaceClient(), as_deployed(loaded).job(job)["name"], tags)

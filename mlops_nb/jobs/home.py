@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .. import addresses
@@ -20,7 +21,7 @@ from ..bundle.variables import OPTION, check_variable
 from ..env import Env, check_lakehouse, private_folder
 from . import delivery, run_store
 from .execute import Outcome
-from .process import Supervised
+from .process import Supervised, folder_variables
 from ..mlflow_access import check_address_of_store, check_mlflow_answers, check_workspace
 
 # %% ../../nbs/jobs/06_home.ipynb #f22b6f7e
@@ -64,6 +65,7 @@ class Home:
     variables: dict = field(default_factory=dict)  # as given by --var, for the notebooks and for a later repair
     parallel: int = field(default_factory=lambda: os.cpu_count() or 1)  # notebooks at the same time
     display: Any = field(default_factory=Silent)
+    folder: Path | None = None  # of the temporary files of its notebooks; by default that of this process
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
     # (values of a new run, key of the started job, empty for a called one): MlopsError if they are wrong
     check_values: Callable[[list[PassedValue], str], None] = accept_values
@@ -96,6 +98,7 @@ class Home:
     def notebook_environment(self) -> dict:
         "The environment variables of every notebook; `jobs.tasks.secret_environment` adds those of its job's secrets."
         variables = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
+        if self.folder: variables |= folder_variables(self.folder)
         return variables | self.mlflow_variables() | {
             "MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WITHHELD', 'has_open', 'belongs_to', 'end_strays', 'folder_prefix', 'is_own_folder', 'remove_left_folders',
-           'temporary_folder', 'own_environment', 'write_spec', 'Supervised']
+           'removed_folder', 'folder_variables', 'temporary_folder', 'own_environment', 'write_spec', 'Supervised']
 
 # %% ../../nbs/jobs/02_process.ipynb #709ed876
 import contextlib
@@ -71,21 +71,31 @@ def remove_left_folders(folder: Path) -> int:  # how many were removed
     return count
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    "A temporary folder for this process and those that it starts, removed at the end; also what killed runs have left."
-    names = ("TMPDIR", "JUPYTER_RUNTIME_DIR")  # kernels write their connection files to the second
-    before, default = {name: os.environ.get(name) for name in names}, tempfile.tempdir
+def removed_folder() -> Iterator[Path]:
+    "A temporary folder of this process, removed at the end; also what killed processes have left."
     remove_left_folders(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=f"{folder_prefix(os.getpid())}-"))
-    os.environ |= {"TMPDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder / "jupyter")}
-    tempfile.tempdir = str(folder)
     try: yield folder
-    finally:
-        tempfile.tempdir = default
-        for name, value in before.items():
-            if value is None: os.environ.pop(name)
-            else: os.environ[name] = value
-        shutil.rmtree(folder, ignore_errors=True)
+    finally: shutil.rmtree(folder, ignore_errors=True)
+
+def folder_variables(folder: Path) -> dict[str, str]:
+    "The environment of a notebook whose temporary files are in a folder; its kernel writes a connection file."
+    return {"TMPDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder / "jupyter")}
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    "A temporary folder for this process and those that it starts, removed at the end; also what killed runs have left."
+    with removed_folder() as folder:
+        variables, default = folder_variables(folder), tempfile.tempdir
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ |= variables
+        tempfile.tempdir = str(folder)
+        try: yield folder
+        finally:
+            tempfile.tempdir = default
+            for name, value in before.items():
+                if value is None: os.environ.pop(name)
+                else: os.environ[name] = value
 
 # %% ../../nbs/jobs/02_process.ipynb #9ee8d9ae
 WITHHELD = ("PYTHONDONTWRITEBYTECODE",  # it prevents bytecode files, and imports are slow without them

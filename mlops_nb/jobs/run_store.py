@@ -7,8 +7,8 @@ __all__ = ['OWNER', 'SCHEMA', 'ACTIVE', 'STATE_RULE', 'REMOVALS', 'REMOVAL', 'KI
            'process_start', 'owner', 'is_running', 'liveness', 'origin', 'now', 'RunStore', 'folder_of_attempt',
            'insert', 'active_runs', 'record_run', 'take_slot', 'update_run', 'save_task', 'save_deliveries',
            'removal_note', 'removal_text', 'note_of_removal', 'running_error', 'reopen_run', 'holder_text',
-           'stop_owner', 'called_runs', 'open_attempts', 'end_killed', 'with_current_state', 'with_attempt_state',
-           'get_run', 'list_runs', 'list_tasks', 'latest_attempts']
+           'request_stop', 'is_stop_requested', 'called_runs', 'open_attempts', 'end_killed', 'with_current_state',
+           'with_attempt_state', 'get_run', 'list_runs', 'list_tasks', 'latest_attempts']
 
 # %% ../../nbs/jobs/00_run_store.ipynb #903ef862
 import json
@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -110,6 +110,8 @@ create table if not exists tasks (
 create table if not exists deliveries (
   run_id integer not null, task_key text, event text not null, destination text not null, ok integer not null,
   detail text not null, time integer not null);
+create table if not exists requests (run_id integer primary key, user_name text not null, token text unique);
+create table if not exists stop_requests (run_id integer primary key, time integer not null);
 create index if not exists runs_by_job on runs (job, target, life_cycle_state);
 """
 ACTIVE = ("PENDING", "QUEUED", "RUNNING", "TERMINATING")
@@ -205,7 +207,8 @@ def record_run(store: RunStore, job: str, target: str,
                trigger_type: str = "ONE_TIME",  # PERIODIC, ONE_TIME, RUN_JOB_TASK, …
                trigger_time: int | None = None,  # ms; now by default
                parent_run_id: int | None = None,
-               calling_attempt: tuple[str, int] | None = None  # task_key, attempt_number of the parent's run_job task
+               calling_attempt: tuple[str, int] | None = None,  # task_key, attempt_number of the parent's run_job task
+               request: dict | None = None  # of a server's user: user_name, and token, which no other run has
                ) -> int:  # run_id
     "Record a new run completely or, after any error, not at all; it is QUEUED until `take_slot`."
     if not task_keys: raise MlopsError(f"a run of job {job!r} without tasks", "select one task at least")
@@ -218,6 +221,9 @@ def record_run(store: RunStore, job: str, target: str,
         row["run_id"] = insert(connection, "runs", row)
         values = parameters(row) if callable(parameters) else parameters
         insert(connection, "runs", row | {"parameters": json.dumps(values)})
+        if request:
+            names = "insert into requests (run_id, user_name, token) values (?, ?, ?)"
+            connection.execute(names, (row["run_id"], request["user_name"], request["token"]))
         if calling_attempt:
             connection.execute("update tasks set child_run_id = ? where run_id = ? and task_key = ? "
                                "and attempt_number = ?", (row["run_id"], parent_run_id, *calling_attempt))
@@ -303,6 +309,7 @@ def reopen_run(store: RunStore, run_id: int,
             "update runs set life_cycle_state = 'QUEUED', owner = ?, repair_count = repair_count + 1, "
             "result_state = null, end_time = null where run_id = ? and repair_count = ?",
             (owner(), run_id, run["repair_count"])).rowcount
+        if changed: connection.execute("delete from stop_requests where run_id = ?", (run_id,))
     if not changed: raise MlopsError(f"run {run_id} is being repaired by another process")
     return run
 
@@ -316,13 +323,13 @@ def holder_text(store: RunStore, run_id: int) -> str:
     return (f"run {run_id} of job {run['job']!r} may still run: {run['state_message']}; "
             f"if it does not run: mlops runs cancel {run_id} --force")
 
-def stop_owner(store: RunStore, run: dict) -> None:  # run: a living one, as returned by `get_run`
-    "Send SIGTERM to the process of a run. MlopsError for a run that another run of the same process has called."
-    caller = store.rows("select owner from runs where run_id = ?", run["parent_run_id"])
-    if caller and caller[0]["owner"] == run["owner"]:
-        raise MlopsError(f"run {run['run_id']} was called by run {run['parent_run_id']}, in the same process",
-                         f"cancel both: mlops runs cancel {run['parent_run_id']}")
-    with suppress(psutil.NoSuchProcess): psutil.Process(int(run["owner"].partition(":")[0])).terminate()
+def request_stop(store: RunStore, run_id: int) -> None:
+    "Ask the process of a run to stop it; a signal would stop every run of that process."
+    with store.connect() as connection: insert(connection, "stop_requests", {"run_id": run_id, "time": now()})
+
+def is_stop_requested(store: RunStore, run_id: int) -> bool:
+    "Whether the process of a run was asked to stop it, since the run began or was repaired."
+    return bool(store.rows("select 1 from stop_requests where run_id = ?", run_id))
 
 KILLED = "the mlops process was killed"
 

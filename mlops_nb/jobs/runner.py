@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
            'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
-           'start_ready_tasks', 'start_thread', 'record_failure', 'run_graph', 'tasks_to_repair', 'reopen',
-           'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot', 'failure_messages', 'end_without_store',
-           'finish_run', 'notify', 'start_sending']
+           'start_ready_tasks', 'start_thread', 'record_failure', 'obey_stop_request', 'run_graph', 'tasks_to_repair',
+           'reopen', 'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot', 'failure_messages',
+           'end_without_store', 'finish_run', 'notify', 'start_sending']
 
 # %% ../../nbs/jobs/09_runner.ipynb #c2427b33
 import json
@@ -213,6 +213,11 @@ def record_failure(run: JobRun, key: str, outcome: Outcome) -> Outcome:  # the s
     return outcome
 
 # %% ../../nbs/jobs/09_runner.ipynb #0e539b47
+def obey_stop_request(run: JobRun) -> None:
+    "Stop the run if another process has requested it."
+    if run.stop_signal.reason: return
+    if run_store.is_stop_requested(run.record.store, run.run_id): run.stop_signal.stop("CANCELED")
+
 def run_graph(run: JobRun) -> str:  # result state
     "Run the tasks that have no state yet. The leaves of the graph decide the result."
     states, finished = run.record.states, queue.Queue()
@@ -222,6 +227,7 @@ def run_graph(run: JobRun) -> str:  # result state
     while len(states) < len(run.tasks):
         if time.monotonic() > deadline: run.stop_signal.stop("TIMEDOUT")
         run.record.store.check_same_file()
+        obey_stop_request(run)
         try: key, outcome = finished.get(timeout=0.2)
         except queue.Empty: pass
         else:
@@ -246,14 +252,15 @@ def tasks_to_repair(bundle: Bundle, row: dict) -> list[dict]:  # row: of the run
     return graph.subset(bundle.job(key)["tasks"], recorded)
 
 def reopen(home: Home, run_id: int, caller: Step | None = None,
-           force: bool = False) -> JobRun:  # force: also if the run may run on another host
-    "Prepare an ended or killed run to run again the tasks that failed and those that depend on them."
+           force: bool = False,  # also if the run may run on another host
+           again: set[str] | None = None) -> JobRun:  # the tasks to run again
+    "Prepare an ended or killed run to run tasks again: by default those that failed and those that depend on them."
     tasks = tasks_to_repair(home.bundle, run_store.get_run(home.store, run_id))  # an error changes nothing
     row = run_store.reopen_run(home.store, run_id, force)
     end_open_attempts(home, run_id)
     run = make_run(home, row["job"], run_id, tasks, caller, json.loads(row["parameters"]))
     latest = run_store.latest_attempts(home.store, run_id)
-    restore_record(run.record, tasks, latest)
+    restore_record(run.record, tasks, latest, again)
     return run
 
 def end_open_attempts(home: Home, run_id: int) -> None:
@@ -271,7 +278,7 @@ def cancel(home: Home, run_id: int,
     if row[0]["life_cycle_state"] not in run_store.ACTIVE:
         raise MlopsError(f"run {run_id} has ended: {run['result_state']}", "only a run without an end can be cancelled")
     if run["liveness"] == "alive":
-        run_store.stop_owner(home.store, run)
+        run_store.request_stop(home.store, run_id)
         return f"run {run_id} was asked to stop; its running tasks end as CANCELED"
     if run["liveness"] == "unknown" and not force:
         raise run_store.running_error(run, f"mlops runs cancel {run_id}")
@@ -281,14 +288,15 @@ def cancel(home: Home, run_id: int,
     return f"run {run_id} is recorded as CANCELED"
 
 def restore_record(record: RunRecord, tasks: list,
-                   latest: dict) -> None:  # task_key -> row of its last attempt
+                   latest: dict,  # task_key -> row of its last attempt
+                   again: set[str] | None = None) -> None:  # the tasks to run again; those that failed by default
     "Fill the record from the run store, without the states of the tasks to run again."
     for key, attempt in latest.items():
         record.attempts[key] = attempt["attempt_number"]
         if attempt["outcome"]: record.outcomes[key] = attempt["outcome"]
     states = {task["task_key"]: latest.get(task["task_key"], {}).get("result_state") for task in tasks}
-    to_repair = graph.needs_repair(tasks, states)
-    record.states = {key: state for key, state in states.items() if key not in to_repair}
+    to_repair = graph.needs_repair(tasks, states) if again is None else again
+    record.states = {key: state for key, state in states.items() if state and key not in to_repair}
 
 # %% ../../nbs/jobs/09_runner.ipynb #db0de5b7
 def wait_for_slot(run: JobRun) -> bool:  # False if the run is skipped
@@ -305,6 +313,7 @@ def wait_for_slot(run: JobRun) -> bool:  # False if the run is skipped
             return False
         run.home.display.run_waits(run, holders)
         time.sleep(0.5)
+        obey_stop_request(run)
     return True
 
 def failure_messages(record: RunRecord) -> str:  # one task after the other
@@ -356,7 +365,8 @@ def start_sending(run: JobRun, event: str, task: dict | None, state: str | None,
     notices = notifications(run.job, event, task, state, run.record.attempts.get(key, 0), last_attempt)
     if not notices: return
     parent_run_id = run.run_id if task else None
-    body = payload(event, job_id(run.key), run.job.get("name", run.key), run.run_id, parent_run_id, key)
+    number, name = job_id(run.key, run.home.bundle.target), run.job.get("name", run.key)
+    body = payload(event, number, name, run.run_id, parent_run_id, key)
 
     def send() -> None:
         try:

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from ..bundle import references
 from ..bundle.inputs import check_parameter, check_parameter_size
-from ..bundle.load import Bundle
+from ..bundle.load import Bundle, job_id
 from ..bundle.parameters import notebook_file, notebook_parameters
 from ..bundle.schema import CASE_RULE, KEY_PATTERN, KEY_RULE, case_clashes
 from ..bundle.variables import check_text
@@ -215,8 +215,8 @@ class ReferenceContext:
     def job_values(self) -> dict:
         "The values of `{{job.…}}`."
         row = self.row
-        return {"id": self.key, "name": self.job.get("name", self.key), "run_id": self.record.run_id,
-                "repair_count": row["repair_count"], "parameters": self.parameters,
+        return {"id": job_id(self.key, row["target"]), "name": self.job.get("name", self.key),
+                "run_id": self.record.run_id, "repair_count": row["repair_count"], "parameters": self.parameters,
                 "start_time": utc_datetime(row["start_time"]),
                 "trigger": {"type": row["trigger_type"], "time": utc_datetime(row["trigger_time"])}}
 

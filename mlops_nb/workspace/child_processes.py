@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINE_LIMIT', 'ANSWER_SECONDS', 'START_SECONDS', 'LineChannel', 'WorkerHandle', 'WorkerGroup', 'HostChannel']
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #e542d0b3
+# %% ../../nbs/workspace/30_child_processes.ipynb #a7d85e7d
 import asyncio
 import itertools
 import json
@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import MlopsError
 from .endpoint_updates import ChildGone
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #32ac53da
+# %% ../../nbs/workspace/30_child_processes.ipynb #c4b2d492
 LINE_LIMIT = 16 * 2**20  # bytes
 ANSWER_SECONDS = 660  # longer than the longest request that a generation may have to finish
 
@@ -66,7 +66,7 @@ class LineChannel:
             if not future.done(): future.set_exception(ChildGone(f"{self.name} has ended"))
         with suppress(OSError, RuntimeError): self.writer.close()
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #0fe4638d
+# %% ../../nbs/workspace/30_child_processes.ipynb #32e8d277
 class WorkerHandle(LineChannel):
     "A worker, as control sees it."
 
@@ -127,7 +127,7 @@ class WorkerGroup:
         return await asyncio.gather(*(worker.ask(command, seconds, **values) for worker in self.ready()),
                                     return_exceptions=True)
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #0def19f6
+# %% ../../nbs/workspace/30_child_processes.ipynb #f2041fdd
 START_SECONDS = 300  # to load a model and warm it up
 
 class HostChannel:

@@ -7,7 +7,7 @@ __all__ = ['REQUEST_SECONDS', 'MOST_ENDPOINTS', 'LOADS_AT_ONCE', 'EXPECTED', 'SW
            'LoadedModel', 'Generation', 'endpoint_for_workers', 'tag_settings', 'ChildGone', 'reason_text',
            'EndpointManager', 'pauses', 'last_part']
 
-# %% ../../nbs/workspace/08_endpoint_updates.ipynb #ac0dadd1
+# %% ../../nbs/workspace/08_endpoint_updates.ipynb #fa1276e9
 import asyncio
 import itertools
 import logging
@@ -32,7 +32,7 @@ from mlops_nb.serving.endpoint_config import (
 from .endpoint_store import IN_PROGRESS, ConfigRecord, EndpointRecord, EndpointStore, update_conflict
 from .model_folders import ModelFolders
 
-# %% ../../nbs/workspace/08_endpoint_updates.ipynb #3e5da23d
+# %% ../../nbs/workspace/08_endpoint_updates.ipynb #bb448fae
 @dataclass
 class LoadedModel:
     "A model process."
@@ -43,6 +43,7 @@ class LoadedModel:
     log: Path
     state: str = "DEPLOYMENT_CREATING"
     message: str = ""
+    memory: int = 0  # resident bytes, when it was loaded
     users: set[int] = field(default_factory=set)  # numbers of the generations that use it
 
     def say(self, text: str) -> None:
@@ -78,7 +79,7 @@ def tag_settings(tags: Mapping[str, str], config: EndpointConfig) -> dict:
     "Return the settings of a local workspace that stand in the tags of an endpoint."
     return {"sticky_key": tags.get("sticky_key", ""), "shadow": shadow_names(tags, config.routes)}
 
-# %% ../../nbs/workspace/08_endpoint_updates.ipynb #9e14f750
+# %% ../../nbs/workspace/08_endpoint_updates.ipynb #284a0b71
 class ChildGone(Exception):
     "A worker or the model host has ended before it answered."
 
@@ -246,8 +247,8 @@ class EndpointManager:
             model.say(f"loading failed: {reason_text(error)}")
             self.spawn(self.end_model(model))
             raise
-        model.state, megabytes = "DEPLOYMENT_READY", facts.get("rss", 0) / 2**20
-        model.message = f"loaded in {facts.get('seconds', 0):.1f} s, {megabytes:.0f} MiB"
+        model.state, model.memory = "DEPLOYMENT_READY", facts.get("rss", 0)
+        model.message = f"loaded in {facts.get('seconds', 0):.1f} s, {model.memory / 2**20:.0f} MiB"
         model.say(f"{model.message}, process {facts.get('pid')}")
         return model
 

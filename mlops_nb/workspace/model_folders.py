@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGISTRY_LOCK', 'ModelFolders', 'folder_key']
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #5ff0e626
+# %% ../../nbs/workspace/07_model_folders.ipynb #4a8cd757
 import shutil
 import tempfile
 import threading
@@ -20,7 +20,7 @@ from ..models import registry
 from ..serving.endpoint_config import EndpointConfig, RestError
 from ..temporary_catalogs import permanent_catalog
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #0ad734ae
+# %% ../../nbs/workspace/07_model_folders.ipynb #ecf1482b
 REGISTRY_LOCK = threading.Lock()  # MLflow's addresses are settings of the whole process
 
 class ModelFolders:

@@ -9,7 +9,7 @@ __all__ = ['PREFIX', 'ERROR_SCHEMA', 'ERROR_TEXTS', 'ERRORS', 'ROW', 'FRAME_SCHE
            'TagsBody', 'NotificationsBody', 'given', 'add_changes', 'add_answers', 'endpoint_with_id', 'permission_of',
            'add_rest', 'endpoints_router', 'error_answers', 'invocation_path']
 
-# %% ../../nbs/workspace/13_rest_endpoints.ipynb #87ed2bd9
+# %% ../../nbs/workspace/13_rest_endpoints.ipynb #1390ce58
 import json
 
 from fastapi import APIRouter, Request
@@ -20,7 +20,7 @@ from ..serving.endpoint_config import RestError, tag_list
 from .endpoint_store import UPDATE_FAILED, ConfigRecord, EndpointRecord
 from .endpoint_updates import EndpointManager
 
-# %% ../../nbs/workspace/13_rest_endpoints.ipynb #4e6030bd
+# %% ../../nbs/workspace/13_rest_endpoints.ipynb #8f3030d2
 def entity_states(manager: EndpointManager, record: EndpointRecord, config: ConfigRecord,
                   ) -> dict[str, tuple[str, str]]:  # served name -> state, message
     "Return the state of each served entity of a configuration."
@@ -69,7 +69,7 @@ def summary_body(manager: EndpointManager, record: EndpointRecord, address: str)
     return {key: value for key, value in body.items() if key not in left_out} | {
         "config": {"served_entities": entities}}
 
-# %% ../../nbs/workspace/13_rest_endpoints.ipynb #4f1d3a17
+# %% ../../nbs/workspace/13_rest_endpoints.ipynb #368d09fe
 class Body(BaseModel):
     "A body of a call; further fields are kept."
     model_config = ConfigDict(extra="allow", strict=True)
@@ -138,7 +138,7 @@ def given(body: Body) -> dict:
     "Return the fields of a body that have a value."
     return body.model_dump(exclude_none=True)
 
-# %% ../../nbs/workspace/13_rest_endpoints.ipynb #761dbd3e
+# %% ../../nbs/workspace/13_rest_endpoints.ipynb #879532a7
 PREFIX = "/api/2.0/serving-endpoints"
 
 def add_changes(router: APIRouter, manager: EndpointManager) -> None:
@@ -233,7 +233,7 @@ def endpoints_router(manager: EndpointManager) -> APIRouter:
     for add in (add_changes, add_answers, add_rest): add(router, manager)
     return router
 
-# %% ../../nbs/workspace/13_rest_endpoints.ipynb #9cc894e9
+# %% ../../nbs/workspace/13_rest_endpoints.ipynb #b673855c
 ERROR_SCHEMA = {"type": "object", "required": ["error_code", "message"],
                 "properties": {"error_code": {"type": "string"}, "message": {"type": "string"}}}
 ERROR_TEXTS = {400: "The request is wrong; the message says what", 401: "No valid token", 403: "Not permitted",

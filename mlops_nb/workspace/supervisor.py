@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GRACE_SECONDS', 'STABLE_SECONDS', 'LARGEST_LOG', 'listen_at', 'host_command', 'writer_command', 'child_environment',
-           'Children', 'shorten_log', 'room', 'LatePages', 'Supervisor', 'log_to', 'serve_workspace']
+           'Children', 'shorten_log', 'import_mlflow', 'facts_for_metrics', 'Supervisor', 'log_to', 'serve_workspace']
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #c7e6eec0
+# %% ../../nbs/workspace/31_supervisor.ipynb #8eef621b
 import asyncio
 import importlib
 import logging
@@ -17,25 +17,30 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..env import Env
 from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
-from .endpoint_store import EndpointStore
+from .endpoint_store import NOT_UPDATING, EndpointStore
 from .endpoint_updates import EndpointManager, last_part
+from .metrics import metrics_text
+from .mlflow_pages import mlflow_app
 from .model_folders import ModelFolders
 from .places import WorkspacePlaces, write_running
 from .rest_endpoints import endpoints_router
+from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
 from .worker_channel import CONTROL_VARIABLE, worker_command
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #8cf24b37
+# %% ../../nbs/workspace/31_supervisor.ipynb #82d0e3bb
 def listen_at(host: str, port: int) -> socket.socket:  # port: 0 for any free one
     "Return a socket that accepts connections; MlopsError if the address cannot be used."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -65,7 +70,7 @@ def child_environment(env: Env, control: Path) -> dict[str, str]:  # control: th
     own = {"MLOPS_STATE": str(env.state), "MLOPS_LAKEHOUSE": env.lakehouse, CONTROL_VARIABLE: str(control)}
     return os.environ | own
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #0b923f6c
+# %% ../../nbs/workspace/31_supervisor.ipynb #76e119fd
 GRACE_SECONDS = 30  # in which workers finish what they took, at the end
 STABLE_SECONDS = 10  # a process that ran so long is started again at once
 LARGEST_LOG = 10 * 2**20  # bytes
@@ -119,26 +124,24 @@ def shorten_log(file: Path) -> None:
     with suppress(OSError):
         if file.stat().st_size > LARGEST_LOG: os.truncate(file, 0)
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #521567c2
-def room(name: str, module: str) -> Any:
-    "Return an object of a module of this package; None if the package has no such module."
-    try: return getattr(importlib.import_module(f"mlops_nb.workspace.{module}"), name)
-    except ModuleNotFoundError as error:
-        if error.name != f"mlops_nb.workspace.{module}": raise
-        return None
+# %% ../../nbs/workspace/31_supervisor.ipynb #f5e66527
+def import_mlflow() -> None:
+    "Import what the first creation of an endpoint would wait for."
+    for name in ("mlflow.artifacts", "mlflow.store.tracking.sqlalchemy_store", "mlflow.models"):
+        importlib.import_module(name)
 
-class LatePages:
-    "An ASGI application that is loaded at its first request."
+def facts_for_metrics(manager: EndpointManager, starts: Mapping[str, int]) -> dict:  # starts: of processes, by name
+    "Return what the control process knows, for the metrics."
+    models = {(name, model.served): model.memory
+              for name, generation in manager.active.items() for model in generation.models.values()}
+    states = {record.name: record.update_state for record in manager.store.endpoints()}
+    for name, state in states.items():
+        if state == NOT_UPDATING: states[name] = "READY" if name in manager.active else "NOT_READY"
+    return {"endpoints": len(manager.active), "updating": len(manager.updates), "models": models, "states": states,
+            "restarts": {name: count - 1 for name, count in starts.items()},
+            "rss": psutil.Process().memory_info().rss}
 
-    def __init__(self, load: Callable[[], Any]):  # returns the application; takes seconds
-        self.load, self.app, self.lock = load, None, asyncio.Lock()
-
-    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        async with self.lock:
-            if self.app is None: self.app = await asyncio.to_thread(self.load)
-        await self.app(scope, receive, send)
-
-# %% ../../nbs/workspace/31_supervisor.ipynb #60cfca36
+# %% ../../nbs/workspace/31_supervisor.ipynb #308d79ac
 class Supervisor:
     "The control process of a local workspace."
 
@@ -177,24 +180,17 @@ class Supervisor:
 
     def application(self) -> Any:  # ASGI
         "Return the application with all parts."
-        routers, kinds = [endpoints_router(self.manager)], []
-        if jobs := room("jobs_router", "rest_jobs"):
-            service = room("job_service", "rest_jobs")(self.env)
-            self.to_close.append(service.close)
-            routers.append(jobs(service))
-        if identity := room("identity_router", "rest_identity"): routers.append(identity())
-        pages = room("mlflow_app", "mlflow_pages")
-        return build_app(lambda: self.users, routers, self.metrics if room("metrics_text", "metrics") else None,
-                         LatePages(lambda: pages(self.env)) if pages else None, kinds)
+        service, pages = job_service(self.env), mlflow_app(self.env)
+        self.to_close += [service.close, pages.close]
+        routers = [endpoints_router(self.manager), jobs_router(service)]
+        return build_app(lambda: self.users, routers, self.metrics, pages)
 
     async def metrics(self) -> bytes:
         "Return the metrics of all workers and of this process."
         answers = await self.workers.tell_all("stats", 5)
         stats = [answer for answer in answers if isinstance(answer, dict)]
-        restarts = {name: count - 1 for name, count in self.children.starts.items()}
-        facts = {"started": self.began, "workers": len(self.workers.handles), "endpoints": len(self.manager.active),
-                 "updating": len(self.manager.updates), "restarts": restarts}
-        return room("metrics_text", "metrics")(stats, facts)
+        facts = {"started": self.began, "workers": len(self.workers.handles)}
+        return metrics_text(stats, facts | facts_for_metrics(self.manager, self.children.starts))
 
     async def keep_host(self) -> None:
         "Run the model host. Its model processes end with it, so all are started again."
@@ -283,6 +279,7 @@ class Supervisor:
             with suppress(TimeoutError): await self.workers.wait(self.count, seconds=0.5)
         await self.manager.restore()
         await self.workers.accept()
+        self.tasks.append(asyncio.create_task(asyncio.to_thread(import_mlflow)))
 
     def check_starts(self) -> None:
         "Raise MlopsError for a process that ends again and again before the workspace answers."
@@ -310,7 +307,7 @@ class Supervisor:
         for task in self.tasks: task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #965e6257
+# %% ../../nbs/workspace/31_supervisor.ipynb #504670ba
 def log_to(file: Path) -> None:
     "Write the messages of this process to the log of the workspace."
     handler = logging.FileHandler(file)

@@ -6,7 +6,7 @@ import generated
 import pytest
 
 from mlops_nb.bundle.load import load_bundle
-from mlops_nb.commands.console import problems_of
+from mlops_nb.job_homes import problems_of
 
 VARIANTS = {f"{problem}_{'time' if has_time else 'no_time'}": (problem, has_time)
             for problem in ("binary", "regression") for has_time in (False, True)}

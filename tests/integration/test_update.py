@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import mlops_nb
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.cli import app
-from mlops_nb.commands.console import problems_of
 from mlops_nb.errors import MlopsError
+from mlops_nb.job_homes import problems_of
 from mlops_nb.projects import update
 from mlops_nb.projects.data_files import read_data
 from mlops_nb.projects.new_project import Options, plan_project, write_project

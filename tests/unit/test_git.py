@@ -4,8 +4,7 @@ import subprocess
 
 import pytest
 
-from mlops_nb import git
-from mlops_nb.commands import console
+from mlops_nb import git, job_homes
 from mlops_nb.env import folder_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import evidence
@@ -31,7 +30,8 @@ def test_a_repository_of_another_user_is_an_error_with_the_command_that_mends_it
     subprocess.run(["git", "init", "--quiet", str(project.root)], check=True)
     os.chown(project.root / ".git", 12345, 12345)
     loaded = project.home().bundle
-    with pytest.raises(MlopsError, match="belongs to another user"): console.problems_of(loaded)  # before a run begins
+    with pytest.raises(MlopsError, match="belongs to another user"):
+        job_homes.problems_of(loaded)  # before a run begins
     subprocess.run(["git", "config", "--global", "--add", "safe.directory", str(repository)], check=True,
                    env=os.environ | {"HOME": str(repository)})
     monkeypatch.setenv("HOME", str(repository))

@@ -478,7 +478,7 @@ def test_what_a_job_hands_to_a_job(problems_of):
             "write one of ${resources.jobs.a.id}, ${resources.jobs.leaf.id}",
         )
     ]
-    parent = tasks({"task_key": "x", "run_job_task": {"job_id": job_id("leaf")}})
+    parent = tasks({"task_key": "x", "run_job_task": {"job_id": job_id("leaf", "default")}})
     assert problems_of(jobs={"a": parent, "leaf": leaf}) == []
 
 

@@ -454,7 +454,7 @@ def test_references_to_everything_known(write, monkeypatch):
         "Ana.B@example.org ana_b",
         "/Workspace/Users/Ana.B@example.org/.bundle/example/dev "
         "/Workspace/Users/Ana.B@example.org/.bundle/example/dev/files https://home.example.org",
-        f"{job_id('b')} b of dev_main dev_main.s dev_main.s.m",
+        f"{job_id('b', 'dev')} b of dev_main dev_main.s dev_main.s.m",
         "./dist",
     ]
 
@@ -694,9 +694,10 @@ def test_development_pauses_schedules_without_a_pause_status(write, target, stat
 
 def test_jobs_by_key_and_by_id(write):
     loaded = load_bundle(write("resources: {jobs: {train: {}, deploy: {name: d}}}"))
+    number = job_id("train", loaded.target)
     assert (
         loaded.job("deploy") == {"name": "d"}
-        and loaded.job_by_id(job_id("train")) == loaded.job_by_id(str(job_id("train"))) == "train"
+        and loaded.job_by_id(number) == loaded.job_by_id(str(number)) == "train"
     )
     with pytest.raises(MlopsError, match="no job 'trian' in example\n  did you mean 'train'"):
         loaded.job("trian")
@@ -706,12 +707,13 @@ def test_jobs_by_key_and_by_id(write):
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_ids_of_jobs_are_positive_and_stable(first, second):
-    assert 0 < job_id(first) < 2**32 and (first != second or job_id(first) == job_id(second))
+    assert 0 < job_id(first, "dev") < 2**32
+    assert first != second or job_id(first, "dev") == job_id(second, "dev")
 
 
 def test_ids_are_the_same_in_another_process():
-    command = [sys.executable, "-c", "from mlops_nb.bundle.load import job_id; print(job_id('train'))"]
-    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) == job_id("train")
+    command = [sys.executable, "-c", "from mlops_nb.bundle.load import job_id; print(job_id('train', 'dev'))"]
+    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) == job_id("train", "dev")
 
 
 # any invalid value gives a problem or a MlopsError, and no other exception
@@ -869,13 +871,16 @@ def test_every_job_key_gives_no_traceback(tmp_path, key):
 # this project's own
 
 
-def without_target(jobs, target):
-    """The jobs without the one value that has to differ: each job's parameter `target`."""
-    jobs = json.loads(json.dumps(jobs))
+def without_target(loaded):
+    """The jobs without the values that have to differ: each job's id and its parameter `target`."""
+    text = json.dumps(loaded.jobs)
+    for key in loaded.jobs:
+        text = text.replace(str(job_id(key, loaded.target)), json.dumps(key))
+    jobs = json.loads(text)
     for job in jobs.values():
         for parameter in job.get("parameters", []):
             if parameter["name"] == "target":
-                assert parameter.pop("default") == target
+                assert parameter.pop("default") == loaded.target
     return jobs
 
 
@@ -884,7 +889,7 @@ def test_staging_and_prod_differ_in_declared_variables_only():
     assert load_bundle(ROOT, "staging").jobs != prod.jobs
     staging = load_bundle(ROOT, "staging", variables=prod.variables)
     assert staging.variables == prod.variables
-    assert without_target(staging.jobs, "staging") == without_target(prod.jobs, "prod")
+    assert without_target(staging) == without_target(prod)
     assert staging.data["permissions"] == prod.data["permissions"]
     assert {kind: value for kind, value in staging.data["resources"].items() if kind != "jobs"} == {
         kind: value for kind, value in prod.data["resources"].items() if kind != "jobs"

@@ -1,0 +1,96 @@
+"""The way of a request to MLflow's server: a small server in its place, on a Unix socket."""
+import subprocess
+import sys
+from dataclasses import replace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from served import served
+
+from mlops_nb.workspace.mlflow_pages import mlflow_app, pages_environment
+
+SERVER = """
+import asyncio, os, sys, threading
+from mlops_nb.workspace.mlflow_pages import end_with_parent
+threading.Thread(target=end_with_parent, daemon=True).start()
+async def app(scope, receive, send):
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    names = b",".join(name for name, _ in scope["headers"])
+    headers = [(b"x-path", scope["raw_path"] + b"?" + scope["query_string"]), (b"x-names", names),
+               (b"x-pid", str(os.getpid()).encode()), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+    await send({"type": "http.response.start", "status": 418, "headers": headers})
+    await send({"type": "http.response.body", "body": body[::-1], "more_body": True})
+    await send({"type": "http.response.body", "body": b"end"})
+import uvicorn
+uvicorn.run(app, uds=sys.argv[1], log_level="error", lifespan="off")
+"""
+
+
+def start_small(env, folder):
+    with (folder / "log.txt").open("wb") as log:
+        command = [sys.executable, "-c", SERVER, str(folder / "socket")]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)
+
+
+@pytest.fixture(scope="module")
+def pages(env):
+    pages = mlflow_app(env)
+    pages.process.start = start_small
+    yield pages
+    pages.close()
+
+
+@pytest.fixture(scope="module")
+def client(pages):
+    app = FastAPI()
+    app.mount("/mlflow", pages)
+    with served(app) as host, httpx.Client(base_url=host, trust_env=False) as client: yield client
+
+
+def test_a_request_and_its_answer_pass_unchanged_without_credentials(client):
+    headers = {"Authorization": "Bearer x", "Cookie": "mlops_session=x", "X-Mine": "1", "Origin": "http://a"}
+    answer = client.post("/mlflow/api/a%20b%2Fc?x=1&x=%2F", content=iter([b"ab", b"cd"]), headers=headers)
+    assert (answer.status_code, answer.content) == (418, b"dcbaend")
+    assert answer.headers["x-path"] == "/api/a%20b%2Fc?x=1&x=%2F"
+    assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
+    names = set(answer.headers["x-names"].split(","))
+    assert {"x-mine", "host"} <= names and not names & {"authorization", "cookie", "origin"}
+    assert client.get("/mlflow").headers["location"].endswith("/mlflow/")  # the addresses of the pages are relative
+
+
+def test_a_server_that_has_ended_is_started_again(client, pages):
+    first = client.get("/mlflow/").headers["x-pid"]
+    assert client.get("/mlflow/").headers["x-pid"] == first
+    pages.process.process.kill()
+    pages.process.process.wait()
+    assert client.get("/mlflow/").headers["x-pid"] != first
+
+
+def test_the_server_ends_with_the_process_that_started_it(client, pages):
+    client.get("/mlflow/")
+    process, folder = pages.process.process, pages.process.folder
+    process.stdin.close()  # as the system does when the process is killed
+    assert process.wait(10) == 0
+    pages.process.close()
+    assert not folder.exists()
+
+
+def test_another_store_is_named_and_nothing_is_started(env):
+    for uri, status, text in (("http://me:word@mlflow.example:5000", 307, "http://mlflow.example:5000/#/models"),
+                              ("databricks", 503, "in a Databricks workspace"), ("file:/x", 503, "is no store")):
+        app, pages = FastAPI(), mlflow_app(replace(env, tracking_uri=uri))
+        app.mount("/mlflow", pages)
+        with served(app) as host: answer = httpx.get(f"{host}/mlflow/", trust_env=False)
+        assert answer.status_code == status and text in answer.text and pages.process.process is None
+
+
+def test_the_variables_are_those_that_the_installed_mlflow_reads(env, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "x")
+    from mlflow.server import constants
+    variables = pages_environment(env)
+    assert variables[constants.BACKEND_STORE_URI_ENV_VAR] == variables[constants.REGISTRY_STORE_URI_ENV_VAR]
+    assert variables[constants.ARTIFACT_ROOT_ENV_VAR].startswith("file://") and "MLFLOW_TRACKING_TOKEN" not in variables
