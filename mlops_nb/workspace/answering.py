@@ -22,6 +22,7 @@ from .generations import ServedEntity, ServingGeneration, WorkerEndpoints
 from mlops_nb.workspace.requests import (
     INVOCATIONS,
     NOT_AUTHENTICATED,
+    BodyBudget,
     Disconnected,
     Requesters,
     check_headers,
@@ -151,7 +152,7 @@ class Application:
 
     def __init__(self, endpoints: WorkerEndpoints, forward: Callable,  # ASGI application for all other paths
                  spool: Any = None):  # serving.spool.SpoolWriter
-        self.endpoints, self.forward, self.requesters = endpoints, forward, Requesters({})
+        self.endpoints, self.forward, self.requesters, self.budget = endpoints, forward, Requesters({}), BodyBudget()
         self.predictions, self.ledger = Predictions(), Ledger(endpoints, spool)
         self.shadows = Shadows(self.predictions, self.ledger)
 
@@ -164,21 +165,23 @@ class Application:
 
     async def invocation(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Answer a request to an endpoint, then log and count it."
-        exchange = Exchange()
+        exchange, size = Exchange(), 0
         try:
             headers = dict(scope["headers"])
             exchange.user = self.requesters.user(headers.get(b"authorization"))
             if exchange.user is None: raise NOT_AUTHENTICATED
             check_headers(headers)
+            size = self.budget.take(headers)
             exchange.body = await read_body(receive)
-            await self.route(exchange, scope["path"])
+            await self.route(exchange, scope["path"], scope.get("random") or random())
         except Refusal as refusal: exchange.answer = refusal.answer
         except Disconnected: return
+        finally: self.budget.give_back(size)
         await send({"type": "http.response.start", "status": exchange.answer.status, "headers": exchange.headers()})
         await send({"type": "http.response.body", "body": exchange.answer.body})
         self.ledger.keep(exchange)
 
-    async def route(self, exchange: Exchange, path: str) -> None:
+    async def route(self, exchange: Exchange, path: str, number: float) -> None:  # 0 <= number < 1
         "Choose the entity, and let it predict. The generation that serves now is used: the body may have taken long."
         exchange.generation, name = self.endpoints.paths.get(path) or (None, None)
         if exchange.generation is None: raise unknown_path(path, self.endpoints.names())
@@ -186,9 +189,23 @@ class Application:
         if name is not None: exchange.entity = served[name]
         exchange.request = parsed_body(exchange.body)
         if name is None:
-            exchange.entity = served[exchange.generation.routes.choose(exchange.request, random())]
+            exchange.entity = served[exchange.generation.routes.choose(exchange.request, number)]
             if exchange.generation.shadow: self.shadows.start(exchange)
         await self.predictions.predict(exchange, exchange.entity)
+
+    def answer_at_once(self, url: bytes, headers: dict[bytes, bytes], body: bytes,
+                       number: float) -> Exchange | None:  # None: `invocation` has to answer
+        "Answer a request that only needs a prediction in the event loop; nothing is logged or counted yet."
+        generation, name = self.endpoints.quick_paths.get(url) or (None, None)
+        exchange = Exchange()
+        exchange.user = self.requesters.user(headers.get(b"authorization"))
+        if generation is None or exchange.user is None: return None
+        exchange.generation, exchange.body = generation, body
+        exchange.request = request = parsed_body(body)
+        if row_count(request) > EVENT_LOOP_ROWS: return None
+        exchange.entity = generation.served[generation.routes.choose(request, number) if name is None else name]
+        exchange.answer = exchange.entity.fast.model.invoke(request)
+        return exchange if exchange.answer is not None and exchange.answer.status == 200 else None
 
     async def no_invocation(self, scope: dict, send: Callable) -> None:
         "Answer a request to an endpoint that does not exist, or with another method than POST."

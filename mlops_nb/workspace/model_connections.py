@@ -52,17 +52,16 @@ class ModelPool:
                  concurrency: int,  # requests in flight at most
                  on_failure: Callable[[str, str], None] = lambda path, reason: None):  # called when the process is gone
         self.name, self.path, self.concurrency, self.on_failure = name, path, concurrency, on_failure
-        self.idle, self.in_flight, self.is_closed = [], 0, False
+        self.idle, self.in_flight, self.is_closed, self.has_failed = [], 0, False, False
 
     async def connect(self) -> ModelConnection:
-        "Make a connection; Refusal if the process does not answer."
-        try: return (await asyncio.get_running_loop().create_unix_connection(ModelConnection, self.path))[1]
-        except OSError as error:
-            raise self.failed(f"it does not accept connections: {error.strerror or error}") from None
+        "Make a connection; OSError if the process does not accept it."
+        return (await asyncio.get_running_loop().create_unix_connection(ModelConnection, self.path))[1]
 
     def failed(self, reason: str) -> Refusal:
-        "Report that the process is gone; the answer to the request that noticed it."
-        if not self.is_closed: self.on_failure(self.path, reason)
+        "Report once that the process is gone; the answer to a request that noticed it."
+        if not self.is_closed and not self.has_failed: self.on_failure(self.path, reason)
+        self.has_failed = True
         return Refusal(503, "TEMPORARILY_UNAVAILABLE", f"The process of served model '{self.name}' is not available: "
                        f"{reason}. It is started again; retry the request.")
 
@@ -87,6 +86,7 @@ class ModelPool:
         except BaseException:  # the request was cancelled: the answer would be taken for that of the next
             connection.close()
             raise
+        self.has_failed = False
         if connection.is_open and not self.is_closed: self.idle.append(connection)
         else: connection.close()
         return answer
@@ -95,10 +95,12 @@ class ModelPool:
         while self.idle:
             connection = self.idle.pop()
             if connection.is_open: return connection
-        return await self.connect()
+        try: return await self.connect()
+        except OSError as error:
+            raise self.failed(f"it does not accept connections: {error.strerror or error}") from None
 
     async def prepare(self) -> None:
-        "Make the first connection; Refusal if the process does not answer."
+        "Make the first connection, before there are requests; OSError."
         self.idle.append(await self.connect())
 
     def close(self) -> None:

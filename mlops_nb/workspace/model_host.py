@@ -20,7 +20,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,10 +234,10 @@ HOST_IMPORTS = ("pandas", "numpy", "mlflow.pyfunc", "mlflow.models", "sklearn.pi
                 "skops.io", "lightgbm")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-def import_libraries() -> None:
+def import_libraries(names: Iterable[str]) -> None:
     "Import what most models need; a model imports the rest."
     for name in THREAD_VARIABLES: os.environ.setdefault(name, "1")  # read by libraries when they are imported
-    for name in HOST_IMPORTS:
+    for name in names:
         with suppress(ImportError): importlib.import_module(name)
     gc.collect()
     gc.freeze()  # otherwise the garbage collection of a fork would write to the memory that it shares
@@ -258,13 +258,13 @@ def command_lines(descriptor: int, events: selectors.BaseSelector, on_event: Cal
             yield from lines
         yield None
 
-def model_host_main(load: Callable[[Path, str], Any] = load_exact) -> None:
+def model_host_main(load: Callable[[Path, str], Any] = load_exact, libraries: Iterable[str] = HOST_IMPORTS) -> None:
     "Run the host: `python -m mlops_nb.workspace.model_host`."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not write to control
     host = ModelForks(load, lambda message: os.write(output, json.dumps(message).encode() + b"\n"))
-    import_libraries()
+    import_libraries(libraries)
     reader, writer = os.pipe()
     for descriptor in (reader, writer): os.set_blocking(descriptor, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler, no byte is written to the pipe

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INVOCATIONS', 'NOT_AUTHENTICATED', 'LARGEST_REQUEST', 'random_bits', 'BOUNDS', 'invocation_paths', 'unknown_path',
-           'Requesters', 'too_large', 'check_headers', 'Disconnected', 'read_body', 'read_rest', 'new_request_id',
-           'Tally']
+           'Requesters', 'too_large', 'check_headers', 'Disconnected', 'read_body', 'BodyBudget', 'read_rest',
+           'new_request_id', 'Tally']
 
 # %% ../../nbs/workspace/05_requests.ipynb #64dde306
 import hmac
@@ -78,6 +78,25 @@ async def read_body(receive: Callable[[], Awaitable[dict]], limit: int = LARGEST
     if message["more_body"]: return await read_rest(receive, bytearray(body), limit)
     if len(body) > limit: raise too_large(limit)
     return body
+
+class BodyBudget:
+    "Bounds the memory of all large bodies that a worker holds at the same time."
+
+    def __init__(self, limit: int = 16 * LARGEST_REQUEST):  # bytes
+        self.limit, self.taken = limit, 0
+
+    def take(self, headers: Mapping[bytes, bytes]) -> int:  # bytes, to be given back
+        "Reserve the memory of a body; Refusal 429 if there is not enough. A body in chunks may have any size."
+        length = headers.get(b"content-length")
+        size = int(length) if length is not None else LARGEST_REQUEST if b"transfer-encoding" in headers else 0
+        if self.taken + size > self.limit:
+            raise Refusal(429, "REQUEST_LIMIT_EXCEEDED", "Too many large requests at the same time. Retry later.")
+        self.taken += size
+        return size
+
+    def give_back(self, size: int) -> None:
+        "Free what was reserved."
+        self.taken -= size
 
 async def read_rest(receive: Callable[[], Awaitable[dict]], body: bytearray, limit: int) -> bytes:
     "Read what follows the first part of a body."
