@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACE', 'REPORT', 'markdown_rows', 'copy_name', 'copy_notebooks', 'failure_text', 'run_markdown',
-           'check_report_folder', 'write_report']
+           'check_report_folder', 'write_report', 'append_report']
 
 # %% ../../nbs/ci/01_run_report.ipynb #b1000003
 import re
@@ -79,3 +79,11 @@ def write_report(store: run_store.RunStore, run_id: int, title: str, facts: Mapp
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(run_markdown(store, run_id, title, facts), encoding="utf-8")
     return file
+
+def append_report(store: run_store.RunStore, run_id: int, title: str,
+                  folder: Path) -> None:  # of a report
+    "Add another run to a report: its tasks, failures and executed notebooks."
+    tasks = run_page.task_results(store, store.path.parent / "runs", run_id)
+    copy_notebooks(tasks, folder / "notebooks")
+    with (folder / REPORT).open("a", encoding="utf-8") as file:
+        file.write("\n" + run_markdown(store, run_id, title, {}))

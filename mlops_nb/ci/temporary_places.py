@@ -25,6 +25,7 @@ from ..data.sql import quoted
 from ..env import Env, load_env
 from ..errors import MlopsError
 from ..models import registry
+from ..serving.endpoints import is_on_workspace, remove_endpoints_of_catalog
 from ..temporary_catalogs import expired_catalogs, made_at
 
 # %% ../../nbs/ci/00_temporary_places.ipynb #b0000006
@@ -34,8 +35,9 @@ def places_folder(state: Path) -> Path:
 
 def place_settings(env: Env, catalog: str) -> dict[str, str]:  # environment variables
     "Return the settings of the processes that work in a temporary catalog."
-    # an empty address is the SQLite file of the state: nothing is published to the store that applications read
-    return {"MLOPS_STATE": str(places_folder(env.state) / catalog), "MLOPS_ONLINE_STORE": ""}
+    # An empty address is that of the state itself: its SQLite file, its own workspace. Nothing is published to the
+    # store that applications read, and no endpoint is created where others are served.
+    return {"MLOPS_STATE": str(places_folder(env.state) / catalog), "MLOPS_ONLINE_STORE": "", "MLOPS_WORKSPACE": ""}
 
 def temporary_env(env: Env,  # of the target in its usual state
              catalog: str,  # a temporary one
@@ -82,6 +84,7 @@ def drop_place(env: Env) -> None:  # what `temporary_env` returns
     "Drop the tables, models and state of a temporary catalog; of a part that is gone already nothing happens."
     if made_at(env.catalog) is None:
         raise MlopsError(f"{env.catalog} is not temporary, so it is not dropped", "drop it by hand if nobody needs it")
+    if is_on_workspace(env): remove_endpoints_of_catalog(env)
     if env.engine == "databricks": get_spark(env).sql(f"DROP CATALOG IF EXISTS {quoted(env.catalog)} CASCADE")
     if is_shared(env):
         with registry.registry_errors(env): delete_models(env)

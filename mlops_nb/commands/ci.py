@@ -27,8 +27,10 @@ def integration(target: Target = "staging", var: Var = None,
                 job: Annotated[str, typer.Option(
                     help="The job that calls the others. Default: integration, or demo.")] = "",
                 keep: Annotated[bool, typer.Option("--keep", help="Keep the catalog for a day.")] = False,
+                load: Annotated[float, typer.Option(min=0, metavar="SECONDS",
+                    help="How long the endpoint is load-tested; 0: not at all.")] = 5,
                 report: Folder = Path("build/integration")) -> None:
-    """Run all pipelines in a temporary catalog; drop it, or keep it for a day if the run failed.
+    """Run all pipelines and the endpoint in a temporary catalog; drop it, or keep it for a day if the run failed.
 
     Example: [bold]mlops ci integration -t staging[/]"""
     from mlops_nb import env
@@ -37,7 +39,7 @@ def integration(target: Target = "staging", var: Var = None,
     variables, parameters = pairs("--var", var), pairs("--param", param)
     if "catalog" in variables: raise MlopsError("--var catalog cannot be given", "the run makes a catalog of its own")
     job = job or all_pipelines(load_bundle(target=target))
-    result = run_integration(env.load_env(target, variables), job, variables, parameters, report, keep)
+    result = run_integration(env.load_env(target, variables), job, variables, parameters, report, keep, load)
     if result.report: show(f"report           {result.report}")
     if result.kept: show(f"catalog          {result.place.catalog}, kept for a day\n"
                          f"look at it       {examine_command(result.place)}\n"

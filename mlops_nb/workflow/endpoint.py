@@ -41,7 +41,7 @@ def wanted_config(endpoint: str, champion: Any, challenger: Any | None,  # mlflo
 
 def endpoint_tags(env: Env, model: str, rules: ServingRules) -> dict[str, str]:
     "The tags of the endpoint: whose it is, and what only the local workspace can do."
-    return {"target": env.target, "model": model, **rules.tags}
+    return {"target": env.target, endpoints.MODEL_TAG: model, **rules.tags}
 
 # %% ../../nbs/workflow/23_endpoint.ipynb #eb000010
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ OTHERS = (("monitor", {"as_of": "2013-02-20", "granularity": "1 week"}, None),
           ("eda", {"as_of": "2013-02-15"}, None),
           ("automl", {"as_of": "2013-02-15", "max_trials": "2", "timeout_minutes": "2"}, None))
 JOBS = DEPLOYED + by_size(OTHERS, ())
-LEFT_OUT = by_size(set(), {"10_monitor", "16_compare", "14_reproduce", "01_eda", "11_automl_experiment"})  # notebooks
+LEFT_OUT = {"20_endpoint_check"} | by_size(  # notebooks; the endpoint of the stand-in has no model
+    set(), {"10_monitor", "16_compare", "14_reproduce", "01_eda", "11_automl_experiment"})
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +105,15 @@ def test_every_notebook_of_a_job_ran(workspace, ran):
     assert {Path(path).stem for path in tasks} - LEFT_OUT == set(ran)
 
 
-def test_what_the_notebooks_said(ran):
+def test_what_the_notebooks_said(workspace, ran):
     assert ran["12_setup"][0].startswith("7 feature functions in dev.dev_someone_flights: hour_sin")
     assert "7 feature tables" in ran["03_feature_engineering"][0]
     assert ran["13_publish"] == ["published 7 tables to the online store flights-online"]
     assert ran["07_validate"] == [f"{MODEL} v1 passed 15 checks"]
     assert ran["08_deploy"][0].startswith(f"{MODEL} v1 is Champion: log_loss ")
+    endpoint = MODEL.replace(".", "-")
+    assert ran["08_deploy"][0].endswith(f"; endpoint {endpoint} was created and serves champion v1 (100 %)")
+    assert workspace.endpoints.endpoints[endpoint]["config"]["served_entities"][0]["scale_to_zero_enabled"]
     assert re.match(rf"1,\d\d\d rows of 2 days scored by {MODEL} v1", ran["09_batch_inference"][0])
     assert re.match(rf"{MODEL} v1 predicts \d+ rows in \d", ran["17_smoke"][0])  # of the newest day
 

@@ -12,6 +12,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from fake_workspace import Endpoints
 from unity_catalog import USER
 
 from mlops_nb.bundle.load import load_bundle
@@ -36,6 +37,7 @@ class Workspace:
         self.files, self.state = folder / "files", folder / "workspace"
         self.bundle, self.said, self.lock = load_bundle(root=root, target=target), [], threading.Lock()
         self.deployed = load_bundle(root=root, target=target, user=USER, deployed=True)
+        self.endpoints = Endpoints()
         self.options = {}  # of the catalog, in every following notebook
         self.settings = self.deployed_settings()
         self.state.mkdir(parents=True)
@@ -73,22 +75,32 @@ class Workspace:
     def listing(self) -> list[str]: return sorted(str(file.relative_to(self.files)) for file in self.files.rglob("*"))
 
     def serve(self):
-        "The parts of the REST API that a notebook calls: who am I, and make a folder."
+        "The parts of the REST API that a notebook calls: who am I, make a folder, and serving endpoints."
         workspace = self
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *_): ...
 
-            def reply(self, content: dict):
+            def reply(self, content: dict, status: int = 200):
                 text = json.dumps(content).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
 
-            def do_GET(self): self.reply({"userName": USER} if "scim" in self.path else {})
+            def do_GET(self):
+                if "serving-endpoints" in self.path: return self.endpoint()
+                self.reply({"userName": USER} if "scim" in self.path else {})
+
+            def endpoint(self):
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+                status, content, _ = workspace.endpoints.answer(self.command, self.path, body)
+                self.reply(content, status)
+
+            do_PUT = do_PATCH = do_DELETE = endpoint
 
             def do_POST(self):
+                if "serving-endpoints" in self.path: return self.endpoint()
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path.endswith("/workspace/mkdirs"):
                     with (workspace.state / "folders.txt").open("a") as file: file.write(body["path"] + "\n")

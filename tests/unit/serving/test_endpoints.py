@@ -115,17 +115,22 @@ def test_waiting_for_another_update_ends(env, workspace, monkeypatch):
         endpoints.put_endpoint(env, TWO, SETTINGS, {})
 
 
-def test_an_experiment_changes_the_traffic_and_an_update_of_the_same_versions_keeps_it(env, workspace):
+def test_an_experiment_changes_the_traffic_and_updates_keep_it_until_its_end(env, workspace):
     endpoints.put_endpoint(env, TWO, SETTINGS, {})
     split = {"champion": 75, "challenger": 25}
     assert endpoints.set_traffic(env, NAME, split).traffic == split
     workspace.endpoints.calls.clear()
     assert endpoints.set_traffic(env, NAME, split).traffic == split
     assert {method for method, _ in workspace.endpoints.calls} == {"GET"}
-    endpoints.put_endpoint(env, TWO, EndpointSettings(workload_size="Medium"), {})
+    medium = EndpointSettings(workload_size="Medium", inference_table="late_arrival")
+    endpoints.put_endpoint(env, TWO, medium, {})
     assert endpoints.serving_config(env, NAME).traffic == split
-    endpoints.put_endpoint(env, replace(TWO, versions={"champion": 1, "challenger": 3}), SETTINGS, {})
-    assert endpoints.serving_config(env, NAME).traffic == TWO.traffic
+    newer = replace(TWO, versions={"champion": 1, "challenger": 3})
+    assert endpoints.put_endpoint(env, newer, medium, {}) == "unchanged"  # a newer Challenger waits
+    assert endpoints.serving_config(env, NAME) == replace(TWO, traffic=split)
+    endpoints.set_traffic(env, NAME, {"champion": 100})
+    endpoints.put_endpoint(env, newer, SETTINGS, {})
+    assert endpoints.serving_config(env, NAME) == newer
     assert endpoints.set_traffic(env, NAME, {"challenger": 100}).traffic == {"champion": 0, "challenger": 100}
     with pytest.raises(MlopsError, match="whole percentages"): endpoints.set_traffic(env, NAME, {"champion": 99})
 
