@@ -68,7 +68,8 @@ def test_a_second_update_is_refused_while_the_first_one_loads(tmp_path):
         await created(manager, "1")
         manager.host.gate = asyncio.Event()
         await manager.update_config("late", config("2"), "ann")
-        with pytest.raises(RestError, match="IN_PROGRESS") as error: await manager.update_config("late", config("3"), "b")
+        with pytest.raises(RestError, match="IN_PROGRESS") as error:
+            await manager.update_config("late", config("3"), "bob")
         assert (error.value.status, error.value.error_code) == (409, "RESOURCE_CONFLICT")
         assert manager.workers[0].serving["late"]["entities"][0]["version"] == "1", "the old version serves meanwhile"
         manager.host.gate.set()
