@@ -166,7 +166,8 @@ def test_only_a_valid_token_opens_a_call_and_the_answer_does_not_repeat_it(serve
     (b'{"name": "a", "config": {"served_entities": [null]}}', "served_entities"),
     (b'{"name": "a", "config": {"served_entities": ' + b"[" * 5000 + b"]" * 5000 + b"}}", ""),
     (b'{"name": "a", "config": {"served_entities": [{"entity_name": "a.b.c", "entity_version": "1"}], '
-     b'"traffic_config": {"routes": [{"served_model_name": "a.b.c-1", "traffic_percentage": 1e999}]}}}', "traffic_percentage")])
+     b'"traffic_config": {"routes": [{"served_model_name": "a.b.c-1", "traffic_percentage": 1e999}]}}}',
+     "traffic_percentage")])
 def test_a_wrong_body_is_a_mistake_with_a_reason(call, body, message):
     answer = call("POST", "/api/2.0/serving-endpoints", data=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and message in answer.json()["message"], answer.text
