@@ -6,7 +6,7 @@
 __all__ = ['WORKSPACE_PORT', 'LOOPBACK', 'MODULES', 'up_app', 'DOWN_SECONDS', 'client_address', 'warn_of_host', 'check_home',
            'endpoint_lines', 'show_ready', 'port_after_kill', 'up', 'named_token', 'ended', 'down']
 
-# %% ../../nbs/commands/13_up.ipynb #5459a577
+# %% ../../nbs/commands/13_up.ipynb #e17e9aae
 import os
 import signal
 import time
@@ -19,7 +19,7 @@ from .console import Target, err, out, show
 from .ui import choose_port, is_free
 from ..errors import MlopsError, need
 
-# %% ../../nbs/commands/13_up.ipynb #21db412e
+# %% ../../nbs/commands/13_up.ipynb #afab4171
 WORKSPACE_PORT = 8080  # the first that is tried
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -34,7 +34,7 @@ def warn_of_host(host: str) -> None:
         err.print(f"[yellow]warning[/] other machines can reach {escape(host)}; tokens and data are sent without "
                   "encryption: use it in a trusted network or behind a proxy with TLS", highlight=False, soft_wrap=True)
 
-# %% ../../nbs/commands/13_up.ipynb #5c0ef818
+# %% ../../nbs/commands/13_up.ipynb #f3680e77
 MODULES = ("fastapi", "uvicorn", "httpx", "orjson", "httptools", "prometheus_client", "uvloop")
 
 def check_home(env: Any) -> None:  # env: mlops_nb.env.Env
@@ -60,7 +60,7 @@ def show_ready(address: str, token: Any, records: list) -> None:  # token: the p
         escape(f'  python -c "{code}"'),
         "[dim]Ctrl-C ends it, or from elsewhere: mlops down[/]"]))
 
-# %% ../../nbs/commands/13_up.ipynb #2a397914
+# %% ../../nbs/commands/13_up.ipynb #723ac201
 def port_after_kill(places: Any, seconds: float = 10) -> int | None:  # None: choose any
     "Return the port of a workspace that was killed, once it is free."
     from mlops_nb.workspace.places import recorded_port
@@ -71,7 +71,7 @@ def port_after_kill(places: Any, seconds: float = 10) -> int | None:  # None: ch
         time.sleep(0.1)
     return port
 
-# %% ../../nbs/commands/13_up.ipynb #0a32a1ad
+# %% ../../nbs/commands/13_up.ipynb #7245dc61
 up_app = typer.Typer(invoke_without_command=True)
 
 @up_app.callback()
@@ -105,7 +105,7 @@ def up(context: typer.Context,
             number = supervisor.serve_workspace(env, places, listener, workers, address, on_ready)
     raise typer.Exit(128 + number)
 
-# %% ../../nbs/commands/13_up.ipynb #987bc610
+# %% ../../nbs/commands/13_up.ipynb #1c03f777
 @up_app.command("token")
 def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such as ann@example.com.")],
                 remove: Annotated[bool, typer.Option("--remove", help="Make the token of this name invalid.")] = False,
@@ -123,7 +123,7 @@ def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such 
     print(tokens.make_token(places, name))  # alone on standard output, to be redirected
     err.print(f"[dim]the token of {escape(name)}; it is not stored, and cannot be shown again[/]", highlight=False)
 
-# %% ../../nbs/commands/13_up.ipynb #f2921188
+# %% ../../nbs/commands/13_up.ipynb #7ae6a6d9
 DOWN_SECONDS = 120  # in which a workspace finishes what it took
 
 def ended(places: Any, owner: str, seconds: float = DOWN_SECONDS) -> bool:  # owner: of the process that serves

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINE_LIMIT', 'ANSWER_SECONDS', 'LOAD_SECONDS', 'LineChannel', 'WorkerHandle', 'WorkerGroup', 'HostChannel']
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #e4056fef
+# %% ../../nbs/workspace/30_child_processes.ipynb #67798546
 import asyncio
 import itertools
 import json
@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import MlopsError
 from .endpoint_updates import ChildGone
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #7dbceb89
+# %% ../../nbs/workspace/30_child_processes.ipynb #fa706a6a
 LINE_LIMIT = 16 * 2**20  # bytes
 ANSWER_SECONDS = 660  # longer than the longest request that a generation may have to finish
 
@@ -66,7 +66,7 @@ class LineChannel:
             if not future.done(): future.set_exception(ChildGone(f"{self.name} has ended"))
         with suppress(OSError, RuntimeError): self.writer.close()
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #ec6b5838
+# %% ../../nbs/workspace/30_child_processes.ipynb #835df1de
 class WorkerHandle(LineChannel):
     "A worker, as control sees it."
 
@@ -127,7 +127,7 @@ class WorkerGroup:
         return await asyncio.gather(*(worker.ask(command, seconds, **values) for worker in self.ready()),
                                     return_exceptions=True)
 
-# %% ../../nbs/workspace/30_child_processes.ipynb #97cdce50
+# %% ../../nbs/workspace/30_child_processes.ipynb #384f3314
 LOAD_SECONDS = 300  # to load a model and warm it up
 
 class HostChannel:

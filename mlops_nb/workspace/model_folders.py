@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGISTRY_LOCK', 'ModelFolders', 'folder_key']
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #4a8cd757
+# %% ../../nbs/workspace/07_model_folders.ipynb #c8277b03
 import shutil
 import tempfile
 import threading
@@ -20,7 +20,7 @@ from ..models import registry
 from ..serving.endpoint_config import EndpointConfig, RestError
 from ..temporary_catalogs import permanent_catalog
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #ecf1482b
+# %% ../../nbs/workspace/07_model_folders.ipynb #567a0724
 REGISTRY_LOCK = threading.Lock()  # MLflow's addresses are settings of the whole process
 
 class ModelFolders:

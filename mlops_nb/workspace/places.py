@@ -6,7 +6,7 @@
 __all__ = ['WorkspacePlaces', 'workspace_places', 'make_places', 'write_private', 'Running', 'write_running', 'read_running',
            'recorded_port', 'already_running', 'only_one']
 
-# %% ../../nbs/workspace/00_places.ipynb #d200575a
+# %% ../../nbs/workspace/00_places.ipynb #553adbf9
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ..errors import MlopsError
 from ..jobs.run_store import liveness, origin, owner
 from ..local_stores import store_errors
 
-# %% ../../nbs/workspace/00_places.ipynb #140ba15f
+# %% ../../nbs/workspace/00_places.ipynb #566853fe
 @dataclass(frozen=True)
 class WorkspacePlaces:
     "The files and folders of a local workspace."
@@ -65,7 +65,7 @@ def write_private(file: Path, text: str) -> None:
         with os.fdopen(descriptor, "w") as stream: stream.write(text)
         part.replace(file)
 
-# %% ../../nbs/workspace/00_places.ipynb #df47bfa4
+# %% ../../nbs/workspace/00_places.ipynb #8de5a4b2
 @dataclass(frozen=True)
 class Running:
     "The address and the process of a local workspace."
@@ -91,7 +91,7 @@ def recorded_port(places: WorkspacePlaces) -> int | None:
     try: return urlsplit(json.loads(places.running.read_text())["host"]).port
     except (OSError, ValueError, KeyError, TypeError): return None
 
-# %% ../../nbs/workspace/00_places.ipynb #5eba4805
+# %% ../../nbs/workspace/00_places.ipynb #b1d16320
 def already_running(places: WorkspacePlaces) -> MlopsError:  # to be raised by the caller
     "The error for a second workspace of the same state."
     running = read_running(places)

@@ -6,7 +6,7 @@
 __all__ = ['GRACE_SECONDS', 'STABLE_SECONDS', 'LARGEST_LOG', 'listen_at', 'host_command', 'writer_command', 'child_environment',
            'Children', 'shorten_log', 'import_mlflow', 'facts_for_metrics', 'Supervisor', 'log_to', 'serve_workspace']
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #8eef621b
+# %% ../../nbs/workspace/31_supervisor.ipynb #387c2498
 import asyncio
 import importlib
 import logging
@@ -30,7 +30,8 @@ from ..jobs.execute import adopt_orphans, end_descendants
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
 from .endpoint_store import NOT_UPDATING, EndpointStore
-from .endpoint_updates import EndpointManager, last_part
+from .endpoint_updates import EndpointManager
+from .loaded_models import last_part
 from .metrics import metrics_text
 from .mlflow_pages import mlflow_app
 from .model_folders import ModelFolders
@@ -40,7 +41,7 @@ from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
 from .worker_channel import CONTROL_VARIABLE, worker_command
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #82d0e3bb
+# %% ../../nbs/workspace/31_supervisor.ipynb #156dd4c0
 def listen_at(host: str, port: int) -> socket.socket:  # port: 0 for any free one
     "Return a socket that accepts connections; MlopsError if the address cannot be used."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -70,7 +71,7 @@ def child_environment(env: Env, control: Path) -> dict[str, str]:  # control: th
     own = {"MLOPS_STATE": str(env.state), "MLOPS_LAKEHOUSE": env.lakehouse, CONTROL_VARIABLE: str(control)}
     return os.environ | own
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #76e119fd
+# %% ../../nbs/workspace/31_supervisor.ipynb #f82c7940
 GRACE_SECONDS = 30  # in which workers finish what they took, at the end
 STABLE_SECONDS = 10  # a process that ran so long is started again at once
 LARGEST_LOG = 10 * 2**20  # bytes
@@ -124,7 +125,7 @@ def shorten_log(file: Path) -> None:
     with suppress(OSError):
         if file.stat().st_size > LARGEST_LOG: os.truncate(file, 0)
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #f5e66527
+# %% ../../nbs/workspace/31_supervisor.ipynb #1622d9be
 def import_mlflow() -> None:
     "Import what the first creation of an endpoint would wait for."
     for name in ("mlflow.artifacts", "mlflow.store.tracking.sqlalchemy_store", "mlflow.models"):
@@ -141,7 +142,7 @@ def facts_for_metrics(manager: EndpointManager, starts: Mapping[str, int]) -> di
             "restarts": {name: count - 1 for name, count in starts.items()},
             "rss": psutil.Process().memory_info().rss}
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #308d79ac
+# %% ../../nbs/workspace/31_supervisor.ipynb #ef0d6538
 class Supervisor:
     "The control process of a local workspace."
 
@@ -307,7 +308,7 @@ class Supervisor:
         for task in self.tasks: task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
-# %% ../../nbs/workspace/31_supervisor.ipynb #504670ba
+# %% ../../nbs/workspace/31_supervisor.ipynb #7e2bc4be
 def log_to(file: Path) -> None:
     "Write the messages of this process to the log of the workspace."
     handler = logging.FileHandler(file)

@@ -6,7 +6,7 @@
 __all__ = ['USER_RULE', 'token_digest', 'load_tokens', 'save_token', 'owner_token', 'make_token', 'remove_token',
            'users_by_digest']
 
-# %% ../../nbs/workspace/01_tokens.ipynb #b668681a
+# %% ../../nbs/workspace/01_tokens.ipynb #931a4fe1
 import json
 import re
 import secrets
@@ -17,7 +17,7 @@ from hashlib import sha256
 from ..errors import MlopsError, shorten, unknown
 from .places import WorkspacePlaces, write_private
 
-# %% ../../nbs/workspace/01_tokens.ipynb #ccb5fa8b
+# %% ../../nbs/workspace/01_tokens.ipynb #a38b301c
 USER_RULE = re.compile(r"[\w.@+-]{1,100}")  # names of people and of services, such as ann@example.com
 
 def token_digest(token: str) -> str:
@@ -49,7 +49,7 @@ def owner_token(places: WorkspacePlaces, user: str) -> str:
     write_private(places.token, f"{token}\n")
     return token
 
-# %% ../../nbs/workspace/01_tokens.ipynb #14e98fe6
+# %% ../../nbs/workspace/01_tokens.ipynb #f9f560ef
 def make_token(places: WorkspacePlaces, name: str) -> str:
     "Make a token for another person or service; MlopsError if the name has one."
     if not USER_RULE.fullmatch(name):
@@ -65,7 +65,7 @@ def remove_token(places: WorkspacePlaces, name: str) -> None:
     del tokens[name]
     write_private(places.tokens, json.dumps(tokens, indent=1))
 
-# %% ../../nbs/workspace/01_tokens.ipynb #f354896f
+# %% ../../nbs/workspace/01_tokens.ipynb #0b9b129a
 def users_by_digest(tokens: Mapping[str, Mapping]) -> dict[str, str]:  # digest -> user name
     "Return the names by digest, as workers get them."
     return {entry["sha256"]: name for name, entry in tokens.items()}

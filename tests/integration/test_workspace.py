@@ -169,6 +169,25 @@ def test_a_named_token_works_at_once_and_not_after_its_removal(workspace):
     wait_until(lambda: status(token) == 401)
 
 
+def answers(workspace: Workspace) -> bool:
+    try: return workspace.ask().status_code == 200
+    except requests.ConnectionError: return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word, is_answering", [("workspace.worker", False), ("workspace.model_host", True)])
+def test_a_process_that_is_killed_is_started_again_with_its_endpoints(workspace, word, is_answering):
+    "The worker is the only one; a killed host takes the model processes with it, and the fast path goes on."
+    for process in workspace.processes(word): process.kill()
+    if is_answering: assert workspace.ask().status_code == 200
+    wait_until(lambda: answers(workspace))
+    def is_ready():
+        entity = workspace.client().serving_endpoints.get("late").config.served_entities[0]
+        return entity.state.deployment.value == "DEPLOYMENT_READY"
+    wait_until(is_ready)
+    assert workspace.ask(served="a").json() == workspace.ask().json()
+
+
 def test_after_kill_9_it_serves_again_what_it_served_and_down_ends_all(workspace):
     """The address stays. An update that was cut off has failed. `mlops down` waits for the end of all processes."""
     address, processes = workspace.host, psutil.Process(workspace.process.pid).children(recursive=True)
@@ -189,24 +208,3 @@ def test_after_kill_9_it_serves_again_what_it_served_and_down_ends_all(workspace
     assert down.returncode == 0 and f"at {address} has ended" in down.stdout
     assert workspace.process.wait(5) == 128 + signal.SIGTERM
     assert not psutil.wait_procs(processes, timeout=1)[1]
-    workspace.process.stdout.close()
-    workspace.up()  # for the tests that follow
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("word, is_answering", [("workspace.worker", False), ("workspace.model_host", True)])
-def test_a_process_that_is_killed_is_started_again_with_its_endpoints(workspace, word, is_answering):
-    "The worker is the only one; a killed host takes the model processes with it, and the fast path goes on."
-    for process in workspace.processes(word): process.kill()
-    if is_answering: assert workspace.ask().status_code == 200
-    wait_until(lambda: answers(workspace))
-    def is_ready():
-        entity = workspace.client().serving_endpoints.get("late").config.served_entities[0]
-        return entity.state.deployment.value == "DEPLOYMENT_READY"
-    wait_until(is_ready)
-    assert workspace.ask(served="a").json() == workspace.ask().json()
-
-
-def answers(workspace: Workspace) -> bool:
-    try: return workspace.ask().status_code == 200
-    except requests.ConnectionError: return False

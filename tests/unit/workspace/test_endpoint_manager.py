@@ -108,16 +108,17 @@ def test_the_old_processes_end_when_their_requests_are_answered(tmp_path, monkey
     run(tmp_path, scenario)
 
 
-def test_a_hundred_updates_leave_one_process(tmp_path):
+def test_many_updates_leave_one_process_and_a_short_history(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.workspace.endpoint_store.KEPT_CONFIGS", 5)
     async def scenario(manager):
         await created(manager, "1")
-        for number in range(100):
+        for number in range(12):
             await manager.update_config("late", config(str(2 + number % 2)), "ann")
             await manager.updates["late"]
         record = await settled(manager)
-        assert record.active_version == 101 and list(manager.host.running.values()) == ["3"]
-        assert len(manager.store.rows("select * from configs")) == 50
-        assert len(manager.store.rows("select * from served_entities")) == 101
+        assert record.active_version == 13 and list(manager.host.running.values()) == ["3"]
+        assert len(manager.store.rows("select * from configs")) == 5
+        assert len(manager.store.rows("select * from served_entities")) == 13
     run(tmp_path, scenario)
 
 
