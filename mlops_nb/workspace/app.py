@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OPEN', 'PAGES', 'ELSEWHERE_PATHS', 'API_PATH', 'LARGEST_CALL', 'CheckToken', 'no_access', 'unknown_call',
            'http_error', 'validation_error', 'known_error', 'unexpected_error', 'add_error_answers', 'LimitBody',
-           'as_json', 'add_open_calls', 'add_metrics', 'described', 'build_app']
+           'with_json_type', 'add_open_calls', 'add_metrics', 'described', 'build_app']
 
-# %% ../../nbs/workspace/16_app.ipynb #ead9015b
+# %% ../../nbs/workspace/16_app.ipynb #eacaafdd
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from ..serving.endpoint_config import RestError, error_body
 from .rest_endpoints import INVOCATION_PATHS
 from .rest_identity import identity_router, sign_in_redirect, sign_in_router, user_of_request
 
-# %% ../../nbs/workspace/16_app.ipynb #87132e94
+# %% ../../nbs/workspace/16_app.ipynb #df285f42
 OPEN = {"/ping", "/health", "/version", "/.well-known/databricks-config", "/login", "/logout"}
 PAGES = "/mlflow"  # MLflow's pages, below this path
 
@@ -51,7 +51,7 @@ def no_access(has_token: bool) -> JSONResponse:
     return JSONResponse(error_body("UNAUTHENTICATED", message, hint), 401,
                         {"WWW-Authenticate": 'Bearer realm="local workspace"'})
 
-# %% ../../nbs/workspace/16_app.ipynb #8b85c786
+# %% ../../nbs/workspace/16_app.ipynb #157df143
 # The beginnings of paths of Databricks' REST API, after /api/N.N/
 ELSEWHERE_PATHS = ("accounts clusters cluster-policies command-execution commands connections dashboards database dbfs "
                    "external-locations files genie git-credentials global-init-scripts groups instance-pools "
@@ -104,7 +104,7 @@ def add_error_answers(app: FastAPI, kinds: Iterable[type[Exception]]) -> None:  
     for kind in (MlopsError, RestError, *kinds): app.add_exception_handler(kind, known_error)
     app.add_exception_handler(Exception, unexpected_error)
 
-# %% ../../nbs/workspace/16_app.ipynb #ec97d88d
+# %% ../../nbs/workspace/16_app.ipynb #16aff564
 LARGEST_CALL = 2**20  # bytes
 
 class LimitBody:
@@ -125,14 +125,14 @@ class LimitBody:
                 return await JSONResponse(body, 413, {"Connection": "close"})(scope, receive, send)
         messages = iter([{"type": "http.request", "body": b"".join(parts), "more_body": False}])
         async def replay() -> dict: return next(messages, None) or await receive()
-        await self.app(as_json(scope) if scope["path"].startswith("/api/") else scope, replay, send)
+        await self.app(with_json_type(scope) if scope["path"].startswith("/api/") else scope, replay, send)
 
-def as_json(scope: dict) -> dict:  # of ASGI
+def with_json_type(scope: dict) -> dict:  # of ASGI
     "Return the scope of a request with the content type of JSON."
     others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
     return scope | {"headers": [*others, (b"content-type", b"application/json")]}
 
-# %% ../../nbs/workspace/16_app.ipynb #bb4e9971
+# %% ../../nbs/workspace/16_app.ipynb #02818e73
 def add_open_calls(app: FastAPI) -> None:
     "Add the calls that say whether the workspace answers. Workers answer them themselves."
     async def ping() -> Response: return PlainTextResponse("\n")

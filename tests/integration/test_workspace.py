@@ -127,6 +127,26 @@ def test_databricks_sdk_queries_what_the_model_predicts(workspace):
     assert workspace.ask([{"carrier": "UA"}]).status_code == 400
 
 
+def test_jobs_metrics_and_openapi_are_at_the_same_address(workspace):
+    headers = {"Authorization": f"Bearer {workspace.token}"}
+    def text(path): return requests.get(workspace.host + path, headers=headers, timeout=60).text
+    assert "train" in {job.settings.name.rpartition(" ")[2] for job in workspace.client().jobs.list()}
+    assert 'mlops_endpoint_state{endpoint="late",state="READY"} 1.0' in text("/metrics")
+    paths = json.loads(text("/openapi.json"))["paths"]
+    assert {"/api/2.2/jobs/run-now", "/serving-endpoints/{name}/invocations"} <= set(paths)
+
+
+@pytest.mark.slow
+def test_the_pages_of_mlflow_show_the_models_to_a_browser_that_signed_in(workspace):
+    address = f"{workspace.host}/mlflow/"
+    with requests.Session() as browser:
+        page = browser.get(address, headers={"Accept": "text/html"}, timeout=90)
+        assert page.url.startswith(f"{workspace.host}/login") and page.status_code == 200
+        browser.post(page.url, data={"token": workspace.token}, timeout=90)
+        page = browser.get(address, headers={"Accept": "text/html"}, timeout=90)
+        assert page.url == address and "MLflow" in page.text
+
+
 def test_updates_switch_without_a_failed_request_and_a_failing_one_leaves_the_old(workspace):
     from databricks.sdk.errors.sdk import OperationFailed
     version, answers, is_over = broken_version(workspace.state), [], threading.Event()
