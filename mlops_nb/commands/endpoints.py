@@ -6,7 +6,7 @@
 __all__ = ['BODY_KEYS', 'entity_text', 'endpoint_cells', 'list_endpoints', 'body_of', 'text_of_request', 'send_request',
            'query_endpoint']
 
-# %% ../../nbs/commands/14_endpoints.ipynb #47341b73
+# %% ../../nbs/commands/14_endpoints.ipynb #68eb56d2
 import json
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.markup import escape
 from .console import Target, err, print_rows, show
 from ..errors import MlopsError, shorten
 
-# %% ../../nbs/commands/14_endpoints.ipynb #62ca217e
+# %% ../../nbs/commands/14_endpoints.ipynb #ece80563
 def entity_text(entity: Any, shares: dict[str, int]) -> str:  # entity: of databricks.sdk
     "Return a served entity with its version and its share of the traffic."
     state = getattr(getattr(entity.state, "deployment", None), "value", "")
@@ -49,7 +49,7 @@ def list_endpoints(target: Target = None) -> None:
     if not details: return show("there are no endpoints; the job deploy makes one: mlops run deploy")
     print_rows(["endpoint", "state", "served entities", "creator"], [endpoint_cells(one) for one in details])
 
-# %% ../../nbs/commands/14_endpoints.ipynb #f19fce25
+# %% ../../nbs/commands/14_endpoints.ipynb #aa104559
 BODY_KEYS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 def body_of(text: str, where: str) -> dict:  # where: the text comes from

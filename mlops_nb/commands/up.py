@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORKSPACE_PORT', 'LOOPBACK', 'MODULES', 'up_app', 'DOWN_SECONDS', 'client_address', 'warn_of_host', 'check_home',
-           'endpoint_lines', 'show_ready', 'up', 'named_token', 'ended', 'down']
+           'endpoint_lines', 'show_ready', 'port_after_kill', 'up', 'named_token', 'ended', 'down']
 
-# %% ../../nbs/commands/13_up.ipynb #efba9d67
+# %% ../../nbs/commands/13_up.ipynb #e17e9aae
 import os
 import signal
 import time
@@ -16,10 +16,10 @@ import typer
 from rich.markup import escape
 
 from .console import Target, err, out, show
-from .ui import choose_port
+from .ui import choose_port, is_free
 from ..errors import MlopsError, need
 
-# %% ../../nbs/commands/13_up.ipynb #72e4f099
+# %% ../../nbs/commands/13_up.ipynb #afab4171
 WORKSPACE_PORT = 8080  # the first that is tried
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -34,7 +34,7 @@ def warn_of_host(host: str) -> None:
         err.print(f"[yellow]warning[/] other machines can reach {escape(host)}; tokens and data are sent without "
                   "encryption: use it in a trusted network or behind a proxy with TLS", highlight=False, soft_wrap=True)
 
-# %% ../../nbs/commands/13_up.ipynb #1e5be44d
+# %% ../../nbs/commands/13_up.ipynb #f3680e77
 MODULES = ("fastapi", "uvicorn", "httpx", "orjson", "httptools", "prometheus_client", "uvloop")
 
 def check_home(env: Any) -> None:  # env: mlops_nb.env.Env
@@ -50,16 +50,28 @@ def endpoint_lines(records: list) -> list[str]:
                                                    else "") for record in records]
 
 def show_ready(address: str, token: Any, records: list) -> None:  # token: the path of its file
-    "Print where the workspace is, where its token is, and two lines to try."
+    "Print where the workspace and its pages are, where its token is, and two lines to try."
     client = f"WorkspaceClient(host='{address}', token=open('{token}').read().strip())"
     code = f"from databricks.sdk import WorkspaceClient; print(list({client}.serving_endpoints.list()))"
     show("\n".join([
-        f"workspace {address}", f"token     {escape(str(token))}", *endpoint_lines(records), "", "[dim]to try it:[/]",
+        f"workspace {address}", f"MLflow    {address}/mlflow/", f"token     {escape(str(token))}",
+        *endpoint_lines(records), "", "[dim]to try it:[/]",
         escape(f'  curl -H "Authorization: Bearer $(cat {token})" {address}/api/2.0/serving-endpoints'),
         escape(f'  python -c "{code}"'),
         "[dim]Ctrl-C ends it, or from elsewhere: mlops down[/]"]))
 
-# %% ../../nbs/commands/13_up.ipynb #710b9124
+# %% ../../nbs/commands/13_up.ipynb #723ac201
+def port_after_kill(places: Any, seconds: float = 10) -> int | None:  # None: choose any
+    "Return the port of a workspace that was killed, once it is free."
+    from mlops_nb.workspace.places import recorded_port
+    port = recorded_port(places)
+    deadline = time.monotonic() + seconds
+    while port and not is_free(port):
+        if time.monotonic() > deadline: return None
+        time.sleep(0.1)
+    return port
+
+# %% ../../nbs/commands/13_up.ipynb #7245dc61
 up_app = typer.Typer(invoke_without_command=True)
 
 @up_app.callback()
@@ -82,8 +94,9 @@ def up(context: typer.Context,
     places = workspace_files.make_places(env)
     with workspace_files.only_one(places):
         tokens.owner_token(places, running_user())
-        free_port = port if port and host not in LOOPBACK else choose_port(port, WORKSPACE_PORT, "mlops up")
         warn_of_host(host)
+        free_port = port if port and host not in LOOPBACK else choose_port(
+            port or port_after_kill(places), WORKSPACE_PORT, "mlops up")
         address, status = client_address(host, free_port), out.status("starting the local workspace")
         def on_ready(records: list) -> None:
             status.stop()
@@ -92,7 +105,7 @@ def up(context: typer.Context,
             number = supervisor.serve_workspace(env, places, listener, workers, address, on_ready)
     raise typer.Exit(128 + number)
 
-# %% ../../nbs/commands/13_up.ipynb #0a861b62
+# %% ../../nbs/commands/13_up.ipynb #1c03f777
 @up_app.command("token")
 def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such as ann@example.com.")],
                 remove: Annotated[bool, typer.Option("--remove", help="Make the token of this name invalid.")] = False,
@@ -110,7 +123,7 @@ def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such 
     print(tokens.make_token(places, name))  # alone on standard output, to be redirected
     err.print(f"[dim]the token of {escape(name)}; it is not stored, and cannot be shown again[/]", highlight=False)
 
-# %% ../../nbs/commands/13_up.ipynb #51f7302a
+# %% ../../nbs/commands/13_up.ipynb #7ae6a6d9
 DOWN_SECONDS = 120  # in which a workspace finishes what it took
 
 def ended(places: Any, owner: str, seconds: float = DOWN_SECONDS) -> bool:  # owner: of the process that serves

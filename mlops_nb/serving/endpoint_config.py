@@ -10,7 +10,7 @@ __all__ = ['STATUS_OF_CODE', 'SERVING_NAME', 'RESERVED_PREFIX', 'WORKLOAD_SIZES'
            'traffic_routes', 'one_route', 'endpoint_config', 'tag_map', 'changed_tags', 'tag_list', 'shadow_names',
            'payload_table_of', 'gateway_of', 'NewEndpoint', 'new_endpoint']
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #96fc1943
+# %% ../../nbs/serving/09_endpoint_config.ipynb #37cb3bc6
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import MlopsError, shorten, unknown
 from ..names import check_name
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #c34ae471
+# %% ../../nbs/serving/09_endpoint_config.ipynb #95c4d862
 STATUS_OF_CODE = {"INVALID_PARAMETER_VALUE": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403,
           "RESOURCE_DOES_NOT_EXIST": 404, "ENDPOINT_NOT_FOUND": 404, "RESOURCE_CONFLICT": 409,
           "RESOURCE_ALREADY_EXISTS": 409, "RESOURCE_EXHAUSTED": 429, "INTERNAL_ERROR": 500, "NOT_IMPLEMENTED": 501,
@@ -36,7 +36,7 @@ def error_body(error_code: str, message: str, hint: str = "") -> dict[str, str]:
     "Return the body of an error as Databricks answers it."
     return {"error_code": error_code, "message": f"{message}; {hint}" if hint else message}
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #7c735c47
+# %% ../../nbs/serving/09_endpoint_config.ipynb #6d84f93c
 SERVING_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 RESERVED_PREFIX = "databricks-"  # prefix of the endpoints that Databricks makes
 
@@ -57,7 +57,7 @@ def full_model_name(name: Any) -> str:  # in lower case
     try: return ".".join(map(check_name, name.split(".")))
     except MlopsError as error: raise RestError(f"entity_name: {error.message}", error.hint) from None
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #5804fe8b
+# %% ../../nbs/serving/09_endpoint_config.ipynb #00d17796
 def value_of(body: Mapping, field_name: str, kind: type, default: Any, where: str = "") -> Any:
     "Return a field of a body, `default` if it is missing or null; RestError for a value of another type."
     value = body.get(field_name)
@@ -72,7 +72,7 @@ def refuse_fields(body: Mapping, fields: Mapping[str, str], where: str = "") -> 
     for name, hint in fields.items():
         if body.get(name): raise RestError(f"{where}{name} is not supported by a local workspace", hint)
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #41fab872
+# %% ../../nbs/serving/09_endpoint_config.ipynb #f88c15ff
 WORKLOAD_SIZES = {"Small": 4, "Medium": 16, "Large": 64}  # concurrent requests at most
 WORKLOAD_TYPES = ("CPU", "CPU_MEDIUM", "CPU_LARGE", "GPU_SMALL", "GPU_MEDIUM", "GPU_LARGE", "GPU_XLARGE",
                   "GPU_XLARGE_8", "MULTIGPU_MEDIUM")
@@ -102,7 +102,7 @@ class EntityConfig:
         "Return the fields that have a value, by their names in the REST API."
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #89aa1077
+# %% ../../nbs/serving/09_endpoint_config.ipynb #732ccb06
 def check_version_text(version: Any, where: str) -> str:
     "Return the version of a model, which the REST API has as text."
     if isinstance(version, str) and re.fullmatch(r"[1-9][0-9]{0,9}", version): return version
@@ -145,7 +145,7 @@ def served_entity(body: Any, where: str = "served_entities[0]") -> EntityConfig:
                         scale_to_zero_enabled=value_of(body, "scale_to_zero_enabled", bool, False, where),
                         **concurrency_of(body, where))
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #6fe09f47
+# %% ../../nbs/serving/09_endpoint_config.ipynb #7c82706a
 @dataclass(frozen=True)
 class EndpointConfig:
     "The served entities of an endpoint, and the share of each in the traffic."
@@ -188,7 +188,7 @@ def one_route(route: Any, where: str) -> tuple[str, int]:  # served name, percen
                         f"{shorten(repr(share))}")
     return name, share
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #e79b29f8
+# %% ../../nbs/serving/09_endpoint_config.ipynb #2d14f7ed
 LEGACY = {"auto_capture_config": "Databricks ended it in 2026: set ai_gateway.inference_table_config"}
 
 def endpoint_config(body: Any,  # config of a creation, or the body of an update
@@ -210,7 +210,7 @@ def endpoint_config(body: Any,  # config of a creation, or the body of an update
     if traffic is None and active and set(active.routes) == set(names): return EndpointConfig(entities, active.routes)
     return EndpointConfig(entities, traffic_routes(traffic, names))
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #4cf425e7
+# %% ../../nbs/serving/09_endpoint_config.ipynb #8f612b75
 ENDPOINT_TAG_LIMIT = 50
 
 def tag_map(tags: Any,  # a list of {key, value}
@@ -244,7 +244,7 @@ def shadow_names(tags: Mapping[str, str], names: Iterable[str]) -> list[str]:  #
     wanted = [name.strip() for name in tags.get("shadow", "").split(",")]
     return [name for name in names if name in wanted]
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #fcebaf6a
+# %% ../../nbs/serving/09_endpoint_config.ipynb #569f8ee4
 NOT_HERE = {"rate_limits": "the concurrency of a served entity follows from its workload_size",
             "guardrails": "they belong to endpoints of language models"}
 
@@ -271,7 +271,7 @@ def gateway_of(body: Any, endpoint_name: str) -> dict:
     kept = ("inference_table_config", "usage_tracking_config", "fallback_config")
     return {name: dict(value_of(body, name, dict, {}, "ai_gateway")) for name in kept if body.get(name)}
 
-# %% ../../nbs/serving/09_endpoint_config.ipynb #f2720ede
+# %% ../../nbs/serving/09_endpoint_config.ipynb #645dce0e
 STORED_SETTINGS = ("description", "route_optimized", "email_notifications", "budget_policy_id")  # stored and returned
 ELSEWHERE_SETTINGS = {"rate_limits": "the concurrency of a served entity follows from its workload_size",
                       "telemetry_config": "set ai_gateway.inference_table_config"}

@@ -6,7 +6,7 @@
 __all__ = ['ENDPOINT_TABLES', 'NOT_UPDATING', 'IN_PROGRESS', 'UPDATE_FAILED', 'CUT_OFF', 'KEPT_CONFIGS', 'EndpointRecord',
            'ConfigRecord', 'endpoint_record', 'EndpointStore', 'insert_row', 'add_config', 'update_conflict']
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #d57f39a1
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #f8467dfc
 import json
 import sqlite3
 import uuid
@@ -20,7 +20,7 @@ from ..jobs.run_store import now
 from ..local_stores import select_rows, store_errors
 from ..serving.endpoint_config import EndpointConfig, NewEndpoint, RestError, endpoint_config
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #247838a8
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #db38476e
 ENDPOINT_TABLES = """
 create table if not exists endpoints (
   name text primary key, id text not null, creator text not null, created integer not null, updated integer not null,
@@ -40,7 +40,7 @@ NOT_UPDATING, IN_PROGRESS, UPDATE_FAILED = "NOT_UPDATING", "IN_PROGRESS", "UPDAT
 CUT_OFF = "the local workspace ended during the update"
 KEPT_CONFIGS = 50  # of one endpoint
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #8bf9bf92
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #c0f47fea
 @dataclass(frozen=True)
 class EndpointRecord:
     "An endpoint as the store has it."
@@ -73,7 +73,7 @@ def endpoint_record(row: dict) -> EndpointRecord:
     values = {name: json.loads(row[name]) for name in ("settings", "tags", "ai_gateway")}
     return EndpointRecord(**row | values)
 
-# %% ../../nbs/workspace/02_endpoint_store.ipynb #888fc934
+# %% ../../nbs/workspace/02_endpoint_store.ipynb #a1fd5adf
 class EndpointStore:
     "The endpoints of a local workspace."
 

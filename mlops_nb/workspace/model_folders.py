@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGISTRY_LOCK', 'ModelFolders', 'folder_key']
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #5ff0e626
+# %% ../../nbs/workspace/07_model_folders.ipynb #3d29c0b2
 import shutil
 import tempfile
 import threading
@@ -20,7 +20,7 @@ from ..models import registry
 from ..serving.endpoint_config import EndpointConfig, RestError
 from ..temporary_catalogs import permanent_catalog
 
-# %% ../../nbs/workspace/07_model_folders.ipynb #0ad734ae
+# %% ../../nbs/workspace/07_model_folders.ipynb #0cb02e92
 REGISTRY_LOCK = threading.Lock()  # MLflow's addresses are settings of the whole process
 
 class ModelFolders:
@@ -33,8 +33,8 @@ class ModelFolders:
     def target_of(self, model: str) -> Env:
         "Return the settings of the target whose catalog a model is in."
         catalog = model.split(".")[0]
+        if catalog == self.env.catalog: return self.env  # also a temporary one, or without databricks.yml
         target = writer_of(self.env, permanent_catalog(catalog))
-        if not target and permanent_catalog(catalog) == self.env.catalog: return self.env  # without databricks.yml
         if not target:
             raise RestError(f"no target of databricks.yml writes the catalog {catalog!r} of model {model}",
                             "write the full name of a model of this project", "RESOURCE_DOES_NOT_EXIST")
@@ -53,7 +53,8 @@ class ModelFolders:
               ) -> dict[str, str]:  # served name -> target that loads it
         "Check that all versions exist and are ready, and that the table may be written."
         env = self.owner_of(config)
-        if table and permanent_catalog(table.split(".")[0]) not in env.write:
+        catalog = table.split(".")[0]
+        if table and not {catalog, permanent_catalog(catalog)} & set(env.write):
             raise RestError(f"target {env.target!r} may not write the inference table {table}",
                             f"it may write the catalogs: {', '.join(env.write)}", "PERMISSION_DENIED")
         for entity in config.entities: self.version(env, entity.entity_name, entity.entity_version)

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['WorkspacePlaces', 'workspace_places', 'make_places', 'write_private', 'Running', 'write_running', 'read_running',
-           'already_running', 'only_one']
+           'recorded_port', 'already_running', 'only_one']
 
-# %% ../../nbs/workspace/00_places.ipynb #36c194d2
+# %% ../../nbs/workspace/00_places.ipynb #553adbf9
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..env import Env, private_folder
 from ..errors import MlopsError
 from ..jobs.run_store import liveness, origin, owner
 from ..local_stores import store_errors
 
-# %% ../../nbs/workspace/00_places.ipynb #7f15c9a6
+# %% ../../nbs/workspace/00_places.ipynb #566853fe
 @dataclass(frozen=True)
 class WorkspacePlaces:
     "The files and folders of a local workspace."
@@ -64,7 +65,7 @@ def write_private(file: Path, text: str) -> None:
         with os.fdopen(descriptor, "w") as stream: stream.write(text)
         part.replace(file)
 
-# %% ../../nbs/workspace/00_places.ipynb #6be935b8
+# %% ../../nbs/workspace/00_places.ipynb #8de5a4b2
 @dataclass(frozen=True)
 class Running:
     "The address and the process of a local workspace."
@@ -85,7 +86,12 @@ def read_running(places: WorkspacePlaces) -> Running | None:  # None: nothing se
     state = liveness(facts["owner"])
     return None if state == "dead" else Running(str(facts.get("host")), int(facts.get("pid", 0)), facts["owner"], state)
 
-# %% ../../nbs/workspace/00_places.ipynb #8d80f1a1
+def recorded_port(places: WorkspacePlaces) -> int | None:
+    "Return the port of the workspace that the file records, whether it runs or was killed."
+    try: return urlsplit(json.loads(places.running.read_text())["host"]).port
+    except (OSError, ValueError, KeyError, TypeError): return None
+
+# %% ../../nbs/workspace/00_places.ipynb #b1d16320
 def already_running(places: WorkspacePlaces) -> MlopsError:  # to be raised by the caller
     "The error for a second workspace of the same state."
     running = read_running(places)

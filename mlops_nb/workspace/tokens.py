@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['USER_RULE', 'token_digest', 'load_tokens', 'save_token', 'owner_token', 'make_token', 'remove_token',
-           'users_by_digest', 'bearer_token', 'user_of']
+           'users_by_digest']
 
-# %% ../../nbs/workspace/01_tokens.ipynb #b28a78d9
-import hmac
+# %% ../../nbs/workspace/01_tokens.ipynb #931a4fe1
 import json
 import re
 import secrets
@@ -18,7 +17,7 @@ from hashlib import sha256
 from ..errors import MlopsError, shorten, unknown
 from .places import WorkspacePlaces, write_private
 
-# %% ../../nbs/workspace/01_tokens.ipynb #2e6330b9
+# %% ../../nbs/workspace/01_tokens.ipynb #a38b301c
 USER_RULE = re.compile(r"[\w.@+-]{1,100}")  # names of people and of services, such as ann@example.com
 
 def token_digest(token: str) -> str:
@@ -50,7 +49,7 @@ def owner_token(places: WorkspacePlaces, user: str) -> str:
     write_private(places.token, f"{token}\n")
     return token
 
-# %% ../../nbs/workspace/01_tokens.ipynb #fe850e68
+# %% ../../nbs/workspace/01_tokens.ipynb #f9f560ef
 def make_token(places: WorkspacePlaces, name: str) -> str:
     "Make a token for another person or service; MlopsError if the name has one."
     if not USER_RULE.fullmatch(name):
@@ -66,20 +65,7 @@ def remove_token(places: WorkspacePlaces, name: str) -> None:
     del tokens[name]
     write_private(places.tokens, json.dumps(tokens, indent=1))
 
-# %% ../../nbs/workspace/01_tokens.ipynb #8a2b6275
+# %% ../../nbs/workspace/01_tokens.ipynb #0b9b129a
 def users_by_digest(tokens: Mapping[str, Mapping]) -> dict[str, str]:  # digest -> user name
     "Return the names by digest, as workers get them."
     return {entry["sha256"]: name for name, entry in tokens.items()}
-
-def bearer_token(header: str) -> str:  # value of the header Authorization
-    "Return the token of a header; empty if it has none."
-    scheme, _, token = header.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-def user_of(token: str, users: Mapping[str, str],  # as `users_by_digest` returns them
-            ) -> str | None:  # None: the token is not valid
-    "Return the name that belongs to a token."
-    digest, result = token_digest(token), None
-    for known, name in users.items():
-        if hmac.compare_digest(known, digest): result = name
-    return result

@@ -16,7 +16,7 @@ READING = [
     "models reproduce a/1",
     "models link a", "models serve a", "models serve a --remove", "grants -t prod",
     "rollback a --reason x", "approve a 1 --as Ann", "clean --keep 3d", "clean --keep 3d --yes",
-    "ui", "run nojob", "run features -p nope=1", "run features --only nope"]
+    "ui", "down", "endpoints", "query a -d []", "run nojob", "run features -p nope=1", "run features --only nope"]
 
 
 @pytest.mark.parametrize("words", READING)
