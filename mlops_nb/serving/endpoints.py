@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ADDRESS_SETTING', 'TOKEN_SETTING', 'START_COMMAND', 'PATIENCE', 'UPDATE_MINUTES', 'HINTS', 'MODEL_TAG',
-           'NoWorkspaceError', 'EndpointError', 'is_on_workspace', 'local_workspace', 'check_answers', 'local_client',
+           'NoWorkspaceError', 'EndpointError', 'is_on_workspace', 'local_workspace', 'check_health', 'local_client',
            'profile_client', 'workspace_client', 'endpoint_errors', 'is_updating', 'failure_reason',
            'wait_while_updating', 'ServingConfig', 'config_of', 'find_endpoint', 'existing_endpoint', 'serving_config',
            'served_entities', 'traffic_config', 'update_when_free', 'updated', 'check_traffic', 'same_entities',
            'set_traffic', 'inference_table', 'logs_to', 'create_endpoint', 'update_logging', 'update_tags', 'has_size',
-           'kept_config', 'put_endpoint', 'remove_endpoint', 'remove_endpoints_of_catalog', 'Predictions', 'query']
+           'kept_config', 'put_endpoint', 'remove_endpoint', 'remove_endpoints_of_catalog', 'Predictions',
+           'query_endpoint']
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000004
 import json
@@ -59,7 +60,7 @@ def local_workspace(env: Env) -> tuple[str, str]:  # address, token
     return host.rstrip("/"), token
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000008
-def check_answers(address: str) -> None:  # of a local workspace
+def check_health(address: str) -> None:  # of a local workspace
     "Raise NoWorkspaceError unless the workspace answers within two seconds."
     from urllib3 import PoolManager
     from urllib3.exceptions import HTTPError
@@ -91,7 +92,7 @@ def workspace_client(env: Env) -> Any:  # databricks.sdk.WorkspaceClient
     "The client of the workspace that has the endpoints of a target; NoWorkspaceError if none can be reached."
     if is_on_workspace(env): return profile_client(env)
     address, token = local_workspace(env)
-    check_answers(address)
+    check_health(address)
     return local_client(address, token)
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000012
@@ -352,7 +353,7 @@ class Predictions:
     values: list
     served: str  # the name of the served entity
 
-def query(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
+def query_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
           served: str = "",  # the name of a served entity; by default the traffic chooses one
           request_id: str = "") -> Predictions:  # stands in the table of the requests
     "Send rows to an endpoint; EndpointError with its reason if it refuses them."
