@@ -7,10 +7,10 @@ __all__ = ['ADDRESS_SETTING', 'TOKEN_SETTING', 'START_COMMAND', 'PATIENCE', 'UPD
            'NoWorkspaceError', 'EndpointError', 'is_on_workspace', 'local_workspace', 'check_health', 'local_client',
            'profile_client', 'workspace_client', 'endpoint_errors', 'is_updating', 'failure_reason',
            'wait_while_updating', 'ServingConfig', 'config_of', 'find_endpoint', 'existing_endpoint', 'serving_config',
-           'served_entities', 'traffic_config', 'update_when_free', 'updated', 'check_traffic', 'same_entities',
+           'entity_inputs', 'traffic_config', 'update_when_free', 'updated', 'check_traffic', 'same_entities',
            'set_traffic', 'inference_table', 'logs_to', 'create_endpoint', 'update_logging', 'update_tags', 'has_size',
-           'kept_config', 'put_endpoint', 'remove_endpoint', 'remove_endpoints_of_catalog', 'Predictions',
-           'query_endpoint']
+           'kept_config', 'put_endpoint', 'remove_endpoint', 'remove_endpoints_of_catalog', 'EndpointAnswer',
+           'ask_endpoint']
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000004
 import json
@@ -185,7 +185,7 @@ def serving_config(env: Env, endpoint: str) -> ServingConfig:
     raise EndpointError(f"endpoint {endpoint} serves nothing: {reason}", "wait, or deploy a version again")
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000018
-def served_entities(config: ServingConfig, settings: EndpointSettings) -> list:  # of ServedEntityInput
+def entity_inputs(config: ServingConfig, settings: EndpointSettings) -> list:  # of ServedEntityInput
     "The served entities of a configuration, with the size that the target sets."
     from databricks.sdk.service.serving import ServedEntityInput
     return [ServedEntityInput(name=name, entity_name=config.model, entity_version=str(version),
@@ -269,7 +269,7 @@ def create_endpoint(client: Any, env: Env, config: ServingConfig, settings: Endp
     "Create an endpoint; an update follows if another process creates it at the same time."
     from databricks.sdk.errors import ResourceConflict
     from databricks.sdk.service.serving import AiGatewayConfig, EndpointCoreConfigInput, EndpointTag
-    core = EndpointCoreConfigInput(name=config.endpoint, served_entities=served_entities(config, settings),
+    core = EndpointCoreConfigInput(name=config.endpoint, served_entities=entity_inputs(config, settings),
                                    traffic_config=traffic_config(config.traffic))
     table = inference_table(env, settings)
     gateway = AiGatewayConfig(inference_table_config=table) if table.enabled else None
@@ -323,7 +323,7 @@ def put_endpoint(env: Env, wanted: ServingConfig, settings: EndpointSettings,
         changed = [update_tags(client, details, tags), update_logging(client, env, details, settings)]
         new = kept_config(current, wanted)
         if not current or current.versions != new.versions or not has_size(details, settings):
-            update_when_free(client, wanted.endpoint, deadline, served_entities=served_entities(new, settings),
+            update_when_free(client, wanted.endpoint, deadline, served_entities=entity_inputs(new, settings),
                              traffic_config=traffic_config(new.traffic))
             changed.append(True)
     return "updated" if any(changed) else "unchanged"
@@ -348,14 +348,14 @@ def remove_endpoints_of_catalog(env: Env) -> list[str]:  # the names of what was
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000028
 @dataclass(frozen=True)
-class Predictions:
+class EndpointAnswer:
     "The answer of an endpoint."
     values: list
     served: str  # the name of the served entity
 
-def query_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
+def ask_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
           served: str = "",  # the name of a served entity; by default the traffic chooses one
-          request_id: str = "") -> Predictions:  # stands in the table of the requests
+          request_id: str = "") -> EndpointAnswer:  # stands in the table of the requests
     "Send rows to an endpoint; EndpointError with its reason if it refuses them."
     client = workspace_client(env)
     path = f"/serving-endpoints/{endpoint}{f'/served-models/{served}' if served else ''}/invocations"
@@ -363,4 +363,4 @@ def query_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values t
     with endpoint_errors(endpoint):
         answer = client.api_client.do("POST", path, body=body, response_headers=["served-model-name"],
                                       headers={"Accept": "application/json", "Content-Type": "application/json"})
-    return Predictions(answer["predictions"], answer.get("served-model-name") or served)
+    return EndpointAnswer(answer["predictions"], answer.get("served-model-name") or served)

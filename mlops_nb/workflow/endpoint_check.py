@@ -89,7 +89,7 @@ def differences(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def ask(check: EndpointCheck, records: list[dict]) -> np.ndarray:
     "The predictions of the Champion on the endpoint."
-    answer = endpoints.query_endpoint(check.env, check.config.endpoint, records, served=CHAMPION)
+    answer = endpoints.ask_endpoint(check.env, check.config.endpoint, records, served=CHAMPION)
     return np.array(answer.values, float)
 
 def compare_answers(check: EndpointCheck, scored: pd.DataFrame,  # with keys, features and prediction

@@ -55,12 +55,12 @@ def scored_by(env) -> set[int]:
 def test_a_rollback_moves_the_endpoint_and_the_next_batch(home):
     env, fake = home
     follow_champion(env, MODEL)
-    assert fake.served(NAME)["champion"] == 2 and endpoints.query_endpoint(env, NAME, [{}]).values == [2.0]
+    assert fake.served(NAME)["champion"] == 2 and endpoints.ask_endpoint(env, NAME, [{}]).values == [2.0]
     result = CliRunner().invoke(app, ["rollback", "late_arrival", "--reason", "warns of everything"])
     assert result.exit_code == 0, result.output
     assert f"{MODEL} v1 is Champion again, v2 is out of production: warns of everything" in result.output
     assert f"endpoint {NAME} was updated and serves champion v1 (100 %)" in result.output
-    assert fake.served(NAME) == {"champion": 1} and endpoints.query_endpoint(env, NAME, [{}]).values == [1.0]
+    assert fake.served(NAME) == {"champion": 1} and endpoints.ask_endpoint(env, NAME, [{}]).values == [1.0]
     assert scored_by(env) == {1}
 
 

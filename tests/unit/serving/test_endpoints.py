@@ -76,10 +76,10 @@ def test_a_failed_update_names_the_reason_and_what_still_answers(env, workspace)
     with pytest.raises(EndpointError, match=r"failed: champion: the model needs lightgbm 5; "
                                             r"it still serves champion v1 \(100 %\)"):
         endpoints.put_endpoint(env, replace(ONE, versions={"champion": 2}), SETTINGS, {})
-    assert endpoints.serving_config(env, NAME) == ONE and endpoints.query_endpoint(env, NAME, [{}]).values == [1.0]
+    assert endpoints.serving_config(env, NAME) == ONE and endpoints.ask_endpoint(env, NAME, [{}]).values == [1.0]
     workspace.endpoints.broken.clear()
     assert endpoints.put_endpoint(env, replace(ONE, versions={"champion": 2}), SETTINGS, {}) == "updated"
-    assert endpoints.query_endpoint(env, NAME, [{}]).values == [2.0]
+    assert endpoints.ask_endpoint(env, NAME, [{}]).values == [2.0]
 
 
 def test_a_failed_creation_is_repeated_as_an_update(env, workspace):
@@ -137,9 +137,9 @@ def test_an_experiment_changes_the_traffic_and_updates_keep_it_until_its_end(env
 
 def test_a_request_reaches_the_entity_of_the_traffic_or_the_named_one(env):
     endpoints.put_endpoint(env, TWO, SETTINGS, {})
-    assert endpoints.query_endpoint(env, NAME, [{"a": 1}, {"a": 2}]) == endpoints.Predictions([1.0, 1.0], "champion")
-    assert endpoints.query_endpoint(env, NAME, [{"a": 1}], served="challenger").values == [2.0]
-    with pytest.raises(EndpointError, match="no endpoint late"): endpoints.query_endpoint(env, "late", [{}])
+    assert endpoints.ask_endpoint(env, NAME, [{"a": 1}, {"a": 2}]) == endpoints.Predictions([1.0, 1.0], "champion")
+    assert endpoints.ask_endpoint(env, NAME, [{"a": 1}], served="challenger").values == [2.0]
+    with pytest.raises(EndpointError, match="no endpoint late"): endpoints.ask_endpoint(env, "late", [{}])
     with pytest.raises(MlopsError, match=f"no endpoint 'late' in http.*\n.*there is only {NAME}"):
         endpoints.serving_config(env, "late")
 
