@@ -137,7 +137,7 @@ def test_an_experiment_changes_the_traffic_and_updates_keep_it_until_its_end(env
 
 def test_a_request_reaches_the_entity_of_the_traffic_or_the_named_one(env):
     endpoints.put_endpoint(env, TWO, SETTINGS, {})
-    assert endpoints.ask_endpoint(env, NAME, [{"a": 1}, {"a": 2}]) == endpoints.Predictions([1.0, 1.0], "champion")
+    assert endpoints.ask_endpoint(env, NAME, [{"a": 1}, {"a": 2}]) == endpoints.EndpointAnswer([1.0, 1.0], "champion")
     assert endpoints.ask_endpoint(env, NAME, [{"a": 1}], served="challenger").values == [2.0]
     with pytest.raises(EndpointError, match="no endpoint late"): endpoints.ask_endpoint(env, "late", [{}])
     with pytest.raises(MlopsError, match=f"no endpoint 'late' in http.*\n.*there is only {NAME}"):
