@@ -44,7 +44,8 @@ def end_with_parent() -> None:
 def start_workspace(place: Env, variables: Mapping[str, str], log: Path) -> subprocess.Popen:
     "Start `mlops up` for a temporary state; it takes the first free port, and its environment is that of this process."
     words = [*UP, "-t", place.target]
-    own = {f"BUNDLE_VAR_{name}": str(value) for name, value in variables.items()}
+    # Not the catalog: the workspace serves models of all targets, and knows that of a temporary catalog by its name
+    own = {f"BUNDLE_VAR_{name}": str(value) for name, value in variables.items() if name != "catalog"}
     before_exec = end_with_parent if sys.platform.startswith("linux") else None
     with log.open("w") as output:
         return subprocess.Popen(words, cwd=place.root, stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -29,7 +29,8 @@ from pathlib import Path
 sys.path[:0] = ["{ROOT}", "{TESTS}"]
 from fake_workspace import FakeWorkspace
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-facts = {{"pid": os.getpid(), "words": sys.argv[1:], "catalog": os.environ["BUNDLE_VAR_catalog"]}}
+facts = {{"pid": os.getpid(), "words": sys.argv[1:],
+         "workers": os.environ.get("BUNDLE_VAR_workers"), "catalog": os.environ.get("BUNDLE_VAR_catalog")}}
 if "broken" in os.environ: sys.exit("port 8080 is taken")
 with FakeWorkspace() as workspace:
     Path(os.environ["MLOPS_STATE"], "facts.json").write_text(json.dumps(facts))
@@ -63,10 +64,10 @@ def has_ended(pid: int) -> bool:
     return False
 
 
-def test_the_workspace_has_the_catalog_of_the_run_and_ends_with_it(place):
-    with pytest.raises(RuntimeError), running_workspace(place, {"catalog": CATALOG}):
+def test_the_workspace_has_the_variables_of_the_run_and_ends_with_it(place):
+    with pytest.raises(RuntimeError), running_workspace(place, {"catalog": CATALOG, "workers": "us"}):
         facts = facts_of(place)
-        assert (facts["words"], facts["catalog"]) == (["-t", "staging"], CATALOG)
+        assert (facts["words"], facts["workers"], facts["catalog"]) == (["-t", "staging"], "us", None)
         assert list(endpoints.workspace_client(place).serving_endpoints.list()) == []
         raise RuntimeError
     assert has_ended(facts["pid"])
