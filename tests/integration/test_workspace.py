@@ -161,7 +161,7 @@ def test_updates_switch_without_a_failed_request_and_a_failing_one_leaves_the_ol
     finally:
         is_over.set()
         asking.join()
-    assert {answer.status_code for answer in answers} == {200}
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
     assert answers[-1].headers["served-model-name"] == "c"
     details = workspace.client().serving_endpoints.get("late")
     assert details.state.ready.value == "READY" and details.state.config_update.value == "UPDATE_FAILED"
