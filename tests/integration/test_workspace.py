@@ -24,7 +24,7 @@ class Workspace:
     "A local workspace of a state, in processes of its own."
 
     def __init__(self, state: Path):
-        self.state, self.process = state, None
+        self.state, self.process, self.session = state, None, requests.Session()
         table = ds.dataset(DeltaTable(f"{state}/lakehouse/dev/flights/bronze_flights").file_uris())
         self.rows = json.loads(json.dumps(table.head(50, columns=COLUMNS).to_pylist(), default=str))
 
@@ -47,8 +47,8 @@ class Workspace:
 
     def ask(self, rows: list | None = None, name: str = "late", served: str = "") -> requests.Response:
         path = f"/serving-endpoints/{name}{f'/served-models/{served}' if served else ''}/invocations"
-        return requests.post(self.host + path, json={"dataframe_records": rows or self.rows[:1]}, timeout=60,
-                             headers={"Authorization": f"Bearer {self.token}"})
+        return self.session.post(self.host + path, json={"dataframe_records": rows or self.rows[:1]}, timeout=60,
+                                 headers={"Authorization": f"Bearer {self.token}"})
 
     def processes(self, *words: str) -> list[psutil.Process]:
         "The descendants whose command has a word."
@@ -60,6 +60,7 @@ class Workspace:
         if self.process:
             self.process.wait(90)
             self.process.stdout.close()
+        self.session.close()
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_updates_switch_without_a_failed_request_and_a_failing_one_leaves_the_ol
     finally:
         is_over.set()
         asking.join()
-    assert {answer.status_code for answer in answers} == {200}
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
     assert answers[-1].headers["served-model-name"] == "c"
     details = workspace.client().serving_endpoints.get("late")
     assert details.state.ready.value == "READY" and details.state.config_update.value == "UPDATE_FAILED"
