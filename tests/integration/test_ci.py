@@ -126,6 +126,7 @@ def worse_commit(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 def test_a_commit_that_lowers_the_metric_is_refused_unless_it_is_accepted(worse_commit, own_trained, tmp_path):
     "The results of main are those of the shared state, which was trained on the same rows."
 

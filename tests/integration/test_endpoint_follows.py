@@ -64,6 +64,7 @@ def test_a_rollback_moves_the_endpoint_and_the_next_batch(home):
     assert scored_by(env) == {1}
 
 
+@pytest.mark.slow
 def test_a_rollback_to_a_version_that_cannot_be_served_says_so_and_batch_goes_on(home):
     env, fake = home
     fake.broken[2] = "the model needs lightgbm 5"
@@ -111,6 +112,7 @@ def answering(home):
     return fake
 
 
+@pytest.mark.slow
 def test_the_check_compares_with_batch_inference_and_measures_a_load(answering, monkeypatch):
     check = endpoint_check.load_endpoint_check(FLIGHTS, "dev")
     table = endpoint_check.compare_with_batch(check)
@@ -122,6 +124,7 @@ def test_the_check_compares_with_batch_inference_and_measures_a_load(answering, 
     assert figure.get_suptitle().startswith("p99 is ") and check.problems == []
 
 
+@pytest.mark.slow
 def test_the_check_fails_for_other_predictions_and_for_failures_under_load(answering):
     check = endpoint_check.load_endpoint_check(FLIGHTS, "dev")
     answering.predict.shift = 1e-6

@@ -80,6 +80,7 @@ def test_the_environment_has_neither_flights_data_nor_test_tools(python, tmp_pat
     assert Path(place).is_relative_to(python.parents[1]) and extras == "[]"
 
 
+@pytest.mark.full
 def test_automl_searches_in_an_empty_folder(python, tmp_path):
     printed = execute(python, tmp_path, """
         import numpy as np, pandas as pd

@@ -105,6 +105,7 @@ def world(tmp_path_factory):
     stop()
 
 
+@pytest.mark.slow
 def test_the_answers_of_some_days_with_the_labels_known_at_a_day(world):
     env, spark = world
     answers = experimenting.read_answers(USE_CASE, spark, env, CALLS, FIRST, FIRST + timedelta(3), 1, 2)
@@ -117,6 +118,7 @@ def test_the_answers_of_some_days_with_the_labels_known_at_a_day(world):
     assert (known.label == truth[known.request].to_numpy(float)).all() and known.is_challenger.mean() == 0.5
 
 
+@pytest.mark.slow
 def test_failed_requests_are_read_from_the_payloads(world):
     env, spark = world
     answers = experimenting.read_answers(USE_CASE, spark, env, CALLS, FIRST, FIRST + timedelta(2), 1, 2)
@@ -127,6 +129,7 @@ def test_failed_requests_are_read_from_the_payloads(world):
     assert not later.is_error.any()
 
 
+@pytest.mark.slow
 def test_an_experiment_with_tables_is_decided_and_recorded_once_a_day(world):
     env, spark = world
     endpoint = CALLS.split_of(env, USE_CASE.model, "")
@@ -147,12 +150,14 @@ def test_an_experiment_with_tables_is_decided_and_recorded_once_a_day(world):
     assert list(experimenting.decisions_table(experiment).decision) == ["start", "promote"]
 
 
+@pytest.mark.slow
 def test_without_an_inference_log_the_message_says_how_to_get_one(world):
     env, spark = world
     with pytest.raises(MissingError, match="has no table dev.empty.inference_log"):
         experimenting.read_answers(USE_CASE, spark, replace(env, schema="empty"), CALLS, FIRST, FIRST, 1, 2)
 
 
+@pytest.mark.slow
 def test_answers_to_the_same_row_are_compared_in_pairs(world):
     env, spark = world
     split = logged(flights())

@@ -90,6 +90,7 @@ def test_a_request_that_is_delivered_twice_is_one_row(spool_home, tmp_path):
     assert request_ids(spark, env, "twice_payload") == [f"request{number}" for number in range(4)]
 
 
+@pytest.mark.slow
 def test_a_record_that_no_target_can_write_is_quarantined_and_blocks_nothing(spool_home, tmp_path, caplog):
     spark, env = spool_home
     fill(tmp_path, [("lab.flights.late_payload", values(1), b"{}", b"{}"),
@@ -109,6 +110,7 @@ def test_a_record_that_no_target_can_write_is_quarantined_and_blocks_nothing(spo
     assert "3 records not written, but put into" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_table_that_cannot_be_written_keeps_its_segment_and_the_others_are_written(spool_home, tmp_path, monkeypatch):
     spark, env = spool_home
     tables.create(spark, env, "odd_payload", "databricks_request_id BIGINT")
@@ -121,6 +123,7 @@ def test_a_table_that_cannot_be_written_keeps_its_segment_and_the_others_are_wri
     assert request_ids(spark, env, "even_payload") == ["request2", "request3"] and len(closed_segments(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_on_databricks_the_version_of_a_request_is_in_the_system_table(spool_home, monkeypatch):
     "It has a row for each change of an entity, and more columns."
     spark, env = spool_home
@@ -159,6 +162,7 @@ def started_writer(state: Path, code: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | places, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_and_started_again_writes_each_request_once(tmp_path):
     spool = tmp_path / "spool"
     fill(spool, [("dev.flights.late_payload", values(number), b"{}", b"{}") for number in range(50)])
@@ -250,6 +254,7 @@ def log_of(step) -> pd.DataFrame:
     return rows.sort_values(["databricks_request_id", "row_number"], ignore_index=True)
 
 
+@pytest.mark.slow
 def test_each_row_of_a_request_is_a_typed_row_of_the_log_with_its_version(log_home):
     step, rows = log_home, log_of(log_home)
     source = small.deliveries().iloc[300:315].reset_index(drop=True)
@@ -273,6 +278,7 @@ def test_each_row_of_a_request_is_a_typed_row_of_the_log_with_its_version(log_ho
     assert rows.heuristic.isna().all() and (rows.status_code == 200).all()
 
 
+@pytest.mark.slow
 def test_what_is_not_logged_is_counted_with_its_reason(log_home):
     for note in ("15 predictions of dev.flights.minutes_payload added to dev.flights.inference_log",
                  "1 request with status 400", "1 request without its bodies", "1 request whose bodies cannot be read",
@@ -285,6 +291,7 @@ def test_what_is_not_logged_is_counted_with_its_reason(log_home):
     assert table["without request"].sum() == 1
 
 
+@pytest.mark.slow
 def test_a_step_logs_only_what_is_new(log_home):
     step = log_home
     version, before = tables.version(step.spark, step.env, "inference_log"), log_of(step)
@@ -310,6 +317,7 @@ def write_baselines(step) -> None:
                  ["delivery_id", "model_version"])
 
 
+@pytest.mark.slow
 def test_a_monitor_reads_the_log_with_the_labels_that_were_known(log_home):
     step, source = log_home, small.deliveries()
     for day, count, unknown in ((2, 11, {309, 314}), (3, 15, set())):
@@ -334,6 +342,7 @@ def test_a_monitor_reads_the_log_with_the_labels_that_were_known(log_home):
         monitoring.load_monitoring(step.use_case, "dev", "2021-04-03", "1 day", "logs")
 
 
+@pytest.mark.slow
 def test_labels_can_name_the_request_instead_of_the_row(log_home):
     step = log_home
     feedback = step.spark.createDataFrame([("314", 99.5)], "client_request_id STRING, minutes DOUBLE")
@@ -344,6 +353,7 @@ def test_labels_can_name_the_request_instead_of_the_row(log_home):
     assert rows[rows.minutes.notna()][["row_id", "minutes"]].to_numpy().tolist() == [["314", 99.5]]
 
 
+@pytest.mark.slow
 def test_the_picture_shows_each_version_by_hour(log_home):
     hours = payloads.hourly_predictions(log_home)
     assert set(hours.version) == {1, 2} and hours.rows.sum() == len(log_of(log_home))
@@ -352,6 +362,7 @@ def test_the_picture_shows_each_version_by_hour(log_home):
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["v1", "v2"]
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_the_step_ends_with_a_sentence(log_home, tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_TASK", str(tmp_path))
     (tmp_path / "task.json").write_text(json.dumps({"parameters": {}}))

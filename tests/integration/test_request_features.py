@@ -129,6 +129,7 @@ def answers(spark, home, batch, folder) -> list[Answered]:
     return answered
 
 
+@pytest.mark.slow
 def test_requests_need_keys_only(home, answers, folder):
     features = request_features(home, folder)
     assert set(features.required) == {"carrier", "origin", "dest", "tailnum", "sched_dep_time", "flight_day",
@@ -137,6 +138,7 @@ def test_requests_need_keys_only(home, answers, folder):
     features.close()
 
 
+@pytest.mark.slow
 def test_a_request_gets_the_features_of_a_batch_at_every_moment(batch, answers):
     assert len(batch) == len(MOMENTS) * FLIGHTS_PER_MOMENT == 1000
     for moment, answered in zip(MOMENTS, answers, strict=True):
@@ -149,6 +151,7 @@ def test_a_request_gets_the_features_of_a_batch_at_every_moment(batch, answers):
     assert (changing.nunique() == len(MOMENTS)).all(), "the moments do not differ"
 
 
+@pytest.mark.slow
 def test_a_request_gets_the_prediction_of_a_batch_at_every_moment(batch, answers, folder):
     model = mlflow.pyfunc.load_model(str(folder))
     rows = pa.Table.from_pylist([row for answered in answers for row in answered.rows])
@@ -162,6 +165,7 @@ def test_a_request_gets_the_prediction_of_a_batch_at_every_moment(batch, answers
                                rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_at_least_95_percent_of_the_keys_have_a_row(batch, answers):
     """The features of the others are null, as in the batch, and functions of them too: flights without a plane, planes
     that the register does not list, and planes that have not flown yet. A lookup with defaults would give these."""

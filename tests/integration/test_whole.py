@@ -151,7 +151,7 @@ KILLS = {"before the training": ("train", "training.load(", ""),
 
 
 @pytest.mark.slow
-@pytest.mark.full  # the job on the source without later facts is killed and repaired too
+@pytest.mark.full  # test_killed_runs kills and repairs smaller jobs
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_train_job_killed_anywhere_and_repaired_leaves_the_state_of_an_undisturbed_one(trained, tmp_path, moment):
     task, text, query = KILLS[moment]
@@ -225,6 +225,7 @@ def blind(trained, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_known_labels proves the rule on a made-up project
 def test_facts_after_as_of_change_nothing_of_a_version(blind, trained):
     """Metrics, tags and decisions are the same without later facts and with two more weeks of them, and after a kill
     and a repair as without."""

@@ -90,6 +90,7 @@ def test_requests_are_routed_answered_logged_and_finished_at_the_end(own_workspa
     assert expected.items() <= record.values.items()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     workspace.serve(workspace.spec("limits", 1, workspace.entity("a", value=1, concurrency=2), timeout_seconds=0.5))
     assert error_of(workspace.invoke("limits", headers={})) == (401, "UNAUTHENTICATED")
@@ -114,6 +115,7 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     assert error_of(workspace.invoke("limits")) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
+@pytest.mark.slow
 def test_other_requests_go_to_control(workspace):
     answer = httpx.put(f"{workspace.url}/api/2.0/x%2Fy?a=1&b=%20", headers=HEADERS, content=iter([b"1" * 70_000] * 40))
     assert (answer.status_code, answer.headers["x-page"]) == (201, "control")
@@ -127,6 +129,7 @@ def test_other_requests_go_to_control(workspace):
     os.rename(workspace.folder / "away", workspace.folder / "pages")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_refused_with_its_reason(workspace):
     with pytest.raises(MlopsError, match="has no MLmodel"): workspace.entity("a", value=1, fault="load")
     with pytest.raises(MlopsError, match="ValueError: the first row$"): workspace.entity("a", value=1, fault="warm")
@@ -140,6 +143,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_its_reason(workspace):
     assert predictions(workspace.invoke("load")) == [1]
 
 
+@pytest.mark.slow
 def test_a_model_process_that_is_killed_is_reported(workspace):
     entity = workspace.entity("a", value=1, fast=False)
     workspace.serve(workspace.spec("killed", 1, entity))
@@ -154,6 +158,7 @@ def test_a_model_process_that_is_killed_is_reported(workspace):
     assert predictions(workspace.invoke("killed")) == [2]
 
 
+@pytest.mark.slow
 def test_no_process_outlives_control_and_no_model_has_the_listening_socket(own_workspace):
     workspace = own_workspace
     workspace.entity("a", value=1)
@@ -174,6 +179,7 @@ def connection_to(workspace) -> socket.socket:
     return socket.create_connection(workspace.listener.getsockname(), timeout=10)
 
 
+@pytest.mark.slow
 def test_clients_that_do_not_get_on_lose_their_connections(workspace):
     workspace.serve(workspace.spec("stalled", 1, workspace.entity("a", value=1)))
     header = b"POST /serving-endpoints/stalled/invocations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\n"
@@ -205,6 +211,7 @@ def answers_of(connection, *parts: bytes) -> list:
     return [int(value) for value in re.findall(rb'HTTP/1.1 200 OK[^{]*{"predictions": \[(\d+)\]}', received)]
 
 
+@pytest.mark.slow
 def test_requests_of_every_shape_get_one_answer_each(workspace):
     "Whether the connection answers at once, in the event loop through ASGI, or by the model process."
     entities = [workspace.entity("a", value=1), workspace.entity("b", value=2, fast=False)]
@@ -228,6 +235,7 @@ def test_requests_of_every_shape_get_one_answer_each(workspace):
         assert dict(zip(shapes, threads.map(answers, shapes), strict=True)) == shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_a_body_of_100_mb_is_refused_in_bounded_memory(workspace, is_chunked):
     workspace.serve(workspace.spec("large", 1, workspace.entity("a", value=1)))
@@ -238,6 +246,7 @@ def test_a_body_of_100_mb_is_refused_in_bounded_memory(workspace, is_chunked):
     assert workspace.ask("stats")["rss"] - before < 64 * 2**20 and workspace.invoke("large").status_code == 200
 
 
+@pytest.mark.slow
 def test_updates_under_load_fail_no_request(workspace):
     def entity(value): return workspace.entity("a", value=value, fast=value % 2 == 0, concurrency=16)
     def answer_text(value): return json.dumps({"predictions": [value]})

@@ -109,6 +109,7 @@ def wait_until(condition, seconds: float = 60):
     return result
 
 
+@pytest.mark.slow
 def test_the_two_lines_that_it_prints_work_and_its_files_are_private(workspace):
     folder = workspace.state / "workspace"
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
@@ -121,6 +122,7 @@ def test_the_two_lines_that_it_prints_work_and_its_files_are_private(workspace):
     assert workspace.token not in (folder / "log.txt").read_text() + "".join(workspace.printed)
 
 
+@pytest.mark.slow
 def test_databricks_sdk_queries_what_the_model_predicts(workspace):
     answer = workspace.client().serving_endpoints.query("late", dataframe_records=workspace.rows[:5])
     assert answer.served_model_name == "a" and len(answer.predictions) == 5
@@ -128,6 +130,7 @@ def test_databricks_sdk_queries_what_the_model_predicts(workspace):
     assert workspace.ask([{"carrier": "UA"}]).status_code == 400
 
 
+@pytest.mark.slow
 def test_jobs_metrics_and_openapi_are_at_the_same_address(workspace):
     headers = {"Authorization": f"Bearer {workspace.token}"}
     def text(path): return requests.get(workspace.host + path, headers=headers, timeout=60).text
@@ -148,6 +151,7 @@ def test_the_pages_of_mlflow_show_the_models_to_a_browser_that_signed_in(workspa
         assert page.url == address and "MLflow" in page.text
 
 
+@pytest.mark.slow
 def test_updates_switch_without_a_failed_request_and_a_failing_one_leaves_the_old(workspace):
     from databricks.sdk.errors.sdk import OperationFailed
     version, answers, is_over = broken_version(workspace.state), [], threading.Event()
@@ -171,11 +175,13 @@ def test_updates_switch_without_a_failed_request_and_a_failing_one_leaves_the_ol
     update(workspace, "a")
 
 
+@pytest.mark.slow
 def test_a_second_workspace_of_the_state_is_refused_with_the_address(workspace):
     second = subprocess.run([MLOPS, "up"], cwd=ROOT, env=environment(workspace.state), capture_output=True, text=True)
     assert second.returncode == 2 and f"already runs at {workspace.host}" in second.stderr
 
 
+@pytest.mark.slow
 def test_a_named_token_works_at_once_and_not_after_its_removal(workspace):
     def mlops_up(*words):
         return subprocess.run([MLOPS, "up", *words], cwd=ROOT, env=environment(workspace.state), check=True,
@@ -209,6 +215,7 @@ def test_a_process_that_is_killed_is_started_again_with_its_endpoints(workspace,
     assert workspace.ask(served="a").json() == workspace.ask().json()
 
 
+@pytest.mark.slow
 def test_after_kill_9_it_serves_again_what_it_served_and_down_ends_all(workspace):
     """The address stays. An update that was cut off has failed. `mlops down` waits for the end of all processes."""
     address, processes = workspace.host, psutil.Process(workspace.process.pid).children(recursive=True)

@@ -162,7 +162,9 @@ def flights(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "old", "new", "key", "words"), BROKEN, ids=range(len(BROKEN)))
+@pytest.mark.parametrize(("name", "old", "new", "key", "words"), [
+    pytest.param(*case, marks=[pytest.mark.slow] if number % 3 else [], id=str(number))
+    for number, case in enumerate(BROKEN)])
 def test_the_mistake_is_named_with_its_line_and_what_to_write(flights, name, old, new, key, words):
     file = flights / "conf" / name
     text = file.read_text()

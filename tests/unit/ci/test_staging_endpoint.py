@@ -80,6 +80,7 @@ def test_a_workspace_that_does_not_start_says_why(place):
         with running_workspace(place, {"catalog": CATALOG}): pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_workspace_ends_if_the_run_is_ended_or_killed(place, number):
     if number == signal.SIGKILL and not sys.platform.startswith("linux"): pytest.skip("PR_SET_PDEATHSIG is of Linux")
@@ -101,6 +102,7 @@ def test_the_workspace_ends_if_the_run_is_ended_or_killed(place, number):
     assert has_ended(facts_of(place)["pid"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_endpoint_is_checked_after_a_success_and_removed_in_both_cases(place, monkeypatch, code):
     ran, name = [], f"{CATALOG}-flights-late_arrival"

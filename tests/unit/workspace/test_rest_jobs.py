@@ -104,6 +104,7 @@ def test_real_notebooks_run_and_return_their_output(project, client, service):
     assert not (project.root / f".mlops/runs/{run.run_id}").exists()
 
 
+@pytest.mark.slow
 def test_the_jobs_of_all_targets_are_listed_with_their_settings(project, client):
     project.job("fit", tasks_of(project, "a", "b"), parameters=[{"name": "as_of", "default": "latest"}],
                 tags={"team": "x"})
@@ -120,6 +121,7 @@ def test_the_jobs_of_all_targets_are_listed_with_their_settings(project, client)
         jobs["fit", target].job_id for target in ("dev", "prod")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path, body, message", [
     ("run-now", {"job_id": 7}, "Job 7 does not exist"), ("run-now", {}, "job_id: Field required"),
     ("run-now", {"job_id": "JOB", "job_parameters": {"asof": "1"}}, "did you mean 'as_of'"),
@@ -136,6 +138,7 @@ def test_a_mistake_is_refused_with_the_reason_and_starts_nothing(project, client
     assert run_store.list_runs(service.store) == []
 
 
+@pytest.mark.slow
 def test_what_would_change_a_declaration_is_refused(project, client):
     with pytest.raises(NotImplemented, match="declared in the bundle"): client.jobs.create(name="x")
     with pytest.raises(ResourceDoesNotExist): client.jobs.get(7)
@@ -156,6 +159,7 @@ def test_two_requests_with_one_token_start_one_run(project, client, acts):
     with pytest.raises(InvalidParameterValue, match="run 1 of this idempotency_token was deleted"): start()
 
 
+@pytest.mark.slow
 def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
     project.job("fit", tasks_of(project, "a", "b", "c"))
     acts["b"] = until_stopped
@@ -190,6 +194,7 @@ def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
             with_history=True)["repair_history"][-1]["id"])
 
 
+@pytest.mark.slow
 def test_the_command_line_and_the_api_see_and_stop_the_same_runs(project, client, acts, service):
     from mlops_nb.jobs import beginning
     project.job("fit", tasks_of(project, "a"))
@@ -211,6 +216,7 @@ def test_the_command_line_and_the_api_see_and_stop_the_same_runs(project, client
     assert ended(client, theirs.run_id).state.result_state is SUCCESS
 
 
+@pytest.mark.slow
 def test_pages_of_runs_are_in_order_and_filtered(project, client, acts):
     for key in ("fit", "other"): project.job(key, tasks_of(project, "a"))
     numbers = [client.jobs.run_now(job_id(key, target)).run_id
@@ -223,6 +229,7 @@ def test_pages_of_runs_are_in_order_and_filtered(project, client, acts):
     assert [task.task_key for task in next(client.jobs.list_runs(expand_tasks=True)).tasks] == ["a"]
 
 
+@pytest.mark.slow
 def test_loops_and_called_jobs_show_their_runs(project, client, acts):
     task, = tasks_of(project, "each")
     project.job("loop", [{"task_key": "loop", "for_each_task": {"inputs": '["x", "y"]', "task": task}}])
@@ -236,6 +243,7 @@ def test_loops_and_called_jobs_show_their_runs(project, client, acts):
     assert client.jobs.get_run_output(loop.iterations[1].run_id).notebook_output.result == ""
 
 
+@pytest.mark.slow
 def test_a_request_can_refuse_to_wait_for_a_slot(project, client, acts):
     project.job("fit", tasks_of(project, "a"))
     acts["a"] = until_stopped
@@ -246,6 +254,7 @@ def test_a_request_can_refuse_to_wait_for_a_slot(project, client, acts):
     assert second.status.termination_details.code is TerminationCodeCode.MAX_CONCURRENT_RUNS_EXCEEDED
 
 
+@pytest.mark.slow
 def test_the_end_of_the_server_stops_its_runs(project, client, acts, service):
     project.job("fit", tasks_of(project, "a"))
     acts["a"] = until_stopped
