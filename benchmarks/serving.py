@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from serving_peers import PEERS, Load, bento_server, ml_server, mlflow_server, put_load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/integration"))
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 AS_OF = "2013-04-01"
 SECONDS = 8  # of load
+MODEL, PLAIN = "dev.flights.late_arrival", "dev.flights.late_arrival_plain"
 
 
 def mlops(state: Path, *words: str) -> str:
@@ -56,10 +58,10 @@ def workspace(state: Path, workers: int = 1) -> Iterator:  # databricks.sdk.Work
         server.wait(60)
 
 
-def create_endpoint(client, name: str) -> float:  # seconds until it is ready
-    "Create an endpoint for version 1, with an inference table."
+def create_endpoint(client, name: str, model: str, version: str) -> float:  # seconds until it is ready
+    "Create an endpoint for a version, with an inference table."
     from databricks.sdk.service import serving
-    entity = serving.ServedEntityInput(name="champion", entity_name="dev.flights.late_arrival", entity_version="1",
+    entity = serving.ServedEntityInput(name="champion", entity_name=model, entity_version=version,
                                        workload_size="Small", scale_to_zero_enabled=False)
     table = serving.AiGatewayInferenceTableConfig(catalog_name="dev", schema_name="flights", table_name_prefix=name,
                                                   enabled=True)
@@ -71,7 +73,7 @@ def create_endpoint(client, name: str) -> float:  # seconds until it is ready
 
 
 def example(state: Path) -> tuple[dict, dict, Path]:  # the keys of a flight, its features, the files of the model
-    "A row of the input example of version 1, with the keys of a flight."
+    "A row of the input example of version 1, the keys of a flight, and the model that takes features."
     from mlflow.artifacts import download_artifacts
 
     from mlops_nb import load_env
@@ -79,13 +81,25 @@ def example(state: Path) -> tuple[dict, dict, Path]:  # the keys of a flight, it
     load_env("dev").use_mlflow()
     model = Path(download_artifacts("models:/dev.flights.late_arrival/1"))
     rows = json.loads((model / "serving_input_example.json").read_text())["dataframe_split"]
-    features = dict(zip(rows["columns"], rows["data"][0], strict=True))
+    features = {name: None if value != value else value  # JSON has no NaN
+                for name, value in zip(rows["columns"], rows["data"][0], strict=True)}
     keys = {"year": 2013, "month": 4, "day": 1, "flight": 1, "sched_dep_time": 1200, "tailnum": "N14228",
             "carrier": features["carrier"], "origin": features["origin"], "dest": features["dest"],
             "sched_arr_time": 1500, "distance": 1000, "flight_day": "2013-04-01", "prediction_day": "2013-04-01",
             "scheduled_departure": "2013-04-01T16:00:00", "scheduled_arrival": "2013-04-01T19:00:00",
             "prediction_time": "2013-04-01T14:00:00"}
-    return keys, features, model
+    return keys, features, model / "data/feature_store/raw_model"
+
+
+def register_plain(model: Path) -> str:  # the version
+    "Register the model that takes features, so that an endpoint serves it without a lookup."
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    client = MlflowClient()
+    try: client.create_registered_model(PLAIN)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS": raise
+    return str(client.create_model_version(PLAIN, str(model)).version)
 
 
 def body_of(row: dict) -> bytes:
@@ -99,16 +113,42 @@ def text_of(load: Load) -> str:
     return f"{load.rate:,.0f}/s, p50 {load.p50:.2g} ms, p99 {load.p99:.3g} ms{failed}"
 
 
-def our_loads(state: Path, full: bytes, keys: bytes, workers: int) -> tuple[list[Load], float]:
-    "The loads of an endpoint that gets all features, and one that looks them up; seconds until the endpoint is ready."
+def our_loads(state: Path, requests: list[tuple], workers: int) -> tuple[list[Load], float]:
+    "The load of an endpoint for each (model, version, body), one after the other; the longest time until one is ready."
+    loads, ready = [], 0.0
     with workspace(state, workers) as client:
-        name = f"bench-{workers}-{int(time.time())}"
-        ready = create_endpoint(client, name)
         headers = {"Authorization": f"Bearer {client.config.token}"}
-        url = f"{client.config.host}/serving-endpoints/{name}/invocations"
-        loads = [put_load(url, body, headers, SECONDS) for body in (full, keys)]
-        client.serving_endpoints.delete(name)
+        for model, version, body in requests:
+            name = f"bench-{workers}-{int(time.time())}"
+            ready = max(ready, create_endpoint(client, name, model, version))
+            url = f"{client.config.host}/serving-endpoints/{name}/invocations"
+            loads.append(put_load(url, body, headers, SECONDS))
+            client.serving_endpoints.delete(name)
     return loads, ready
+
+
+def memory(process: psutil.Process) -> int:  # bytes
+    "The memory of a process and its descendants; what they share is counted once."
+    return sum(one.memory_full_info().pss for one in [process, *process.children(recursive=True)])
+
+
+def memory_per_version(state: Path, version: str) -> float:  # MiB
+    "What each of four more served entities adds to the memory of the workspace."
+    from databricks.sdk.service.serving import Route, ServedEntityInput, TrafficConfig
+    with workspace(state) as client:
+        server = psutil.Process(json.loads((state / "workspace/workspace.json").read_text())["pid"])
+        name = f"bench-memory-{int(time.time())}"
+        create_endpoint(client, name, PLAIN, version)
+        before = memory(server)
+        entities = [ServedEntityInput(name=f"v{number}", entity_name=PLAIN, entity_version=version,
+                                      workload_size="Small", scale_to_zero_enabled=False) for number in range(5)]
+        routes = [Route(served_model_name=one.name, traffic_percentage=20) for one in entities]
+        client.serving_endpoints.update_config_and_wait(name, served_entities=entities,
+                                                        traffic_config=TrafficConfig(routes=routes))
+        time.sleep(2)  # until the old entity has ended
+        used = (memory(server) - before) / 4 / 2**20
+        client.serving_endpoints.delete(name)
+    return used
 
 
 def rows(folder: Path) -> list[tuple]:
@@ -116,15 +156,17 @@ def rows(folder: Path) -> list[tuple]:
     require_wrk()
     state = trained_state(folder)
     keys, features, model = example(state)
-    full, lookup = body_of({**keys, **features}), body_of(keys)
-    peer = mlflow_server(model, full, folder, SECONDS)
-    (given, looked_up), ready = our_loads(state, full, lookup, 1)
-    two, _ = our_loads(state, full, lookup, 2)
+    given_request = (PLAIN, register_plain(model), body_of(features))
+    peer = mlflow_server(model, given_request[2], folder, SECONDS)
+    (given, looked_up), ready = our_loads(state, [given_request, (MODEL, "1", body_of(keys))], 1)
+    two, _ = our_loads(state, [given_request], 2)
+    used = memory_per_version(state, given_request[1])
     against = f"mlflow models serve {text_of(peer)}"
     def ratio(load: Load, other: Load) -> str: return f"{load.rate / other.rate:.3g}"
     table = [("endpoint: signature, logging", text_of(given), against, ratio(given, peer), "30, p99 5 ms"),
              ("endpoint: lookup in 7 tables of SQLite", text_of(looked_up), against, ratio(looked_up, peer), "20"),
              ("endpoint: ready after create", f"{ready:.1f} s", "", "", "5 s"),
+             ("endpoint: memory of one more version", f"{used:.0f} MiB", "", "", ""),
              ("two workers instead of one", text_of(two[0]), f"one {given.rate:,.0f}/s", ratio(two[0], given), ""),
              ("processors that wrk used", f"{given.wrk_cores:.2f} of {os.cpu_count()}", "", "", "")]
     if not PEERS.exists(): return [*table, ("MLServer, BentoML", "not measured", "make install-peers", "", "")]

@@ -98,6 +98,13 @@ def test_large_bodies_and_half_open_connections_leave_memory_bounded(client, htt
     assert workers and grown < 100 * 2**20
 
 
+def test_clients_that_connect_anew_for_each_request_exhaust_nothing(client):
+    "More connections than a worker keeps open at the same time, one after the other."
+    headers = {"Authorization": f"Bearer {client.config.token}", "Connection": "close"}
+    statuses = {httpx.post(address_of(client, "late"), content=GOOD, headers=headers).status_code for _ in range(2_100)}
+    assert statuses == {200}
+
+
 def test_updates_in_a_row_at_half_the_saturated_rate_fail_no_request(client):
     "The two configurations serve the same version under two names, so each update loads the model again."
     headers = {"Authorization": f"Bearer {client.config.token}"}
