@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sizes import thinned
 from typer.testing import CliRunner
 
 from mlops_nb import cli
@@ -162,9 +163,7 @@ def flights(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "old", "new", "key", "words"), [
-    pytest.param(*case, marks=[pytest.mark.slow] if number % 3 else [], id=str(number))
-    for number, case in enumerate(BROKEN)])
+@pytest.mark.parametrize(("name", "old", "new", "key", "words"), thinned(BROKEN), ids=range(len(BROKEN)))
 def test_the_mistake_is_named_with_its_line_and_what_to_write(flights, name, old, new, key, words):
     file = flights / "conf" / name
     text = file.read_text()

@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+from sizes import thinned
 from typer.testing import CliRunner
 
 from mlops_nb import cli
@@ -23,7 +24,7 @@ def refusal(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
+@pytest.mark.parametrize(("arguments", "message"), thinned([
     ("train -p as_of=2013-4-1", "parameter 'as_of' is '2013-4-1'"),
     ("train -p as_of=yesterday", "it must be a date such as 20"),
     ("train -p as_of=2031-01-01", "a day without data\n  write a day from 2013-01-02 to 2014-01-01"),
@@ -38,7 +39,7 @@ def refusal(tmp_path, monkeypatch):
     ("train --var settings={", "variables.settings: parameter 'settings' is not JSON"),
     ("features -p online_store=ftp://x", "no kind of online store 'ftp'"),
     ("deploy -p model_name=dev.flights.late_arrival -p model_version=1", "no model 'dev.flights.late_arrival'"),
-    ("reproduce -p model_name=x -p model_version=1", "no model 'x' in the registry")])
+    ("reproduce -p model_name=x -p model_version=1", "no model 'x' in the registry")]))
 def test_a_value_that_a_task_would_refuse(refusal, arguments, message):
     assert message in refusal("run", *arguments.split())
 

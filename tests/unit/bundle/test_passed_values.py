@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sizes import thinned
 from typer.testing import CliRunner
 
 from mlops_nb import cli
@@ -30,7 +31,7 @@ WRONG = [  # job, parameters, what the error says
     ("compare", {"first": "a/1"}, "job 'compare' needs second\n"), ("reproduce", {}, "mlops run train -t dev")]
 
 
-@pytest.mark.parametrize(("job", "given", "message"), WRONG)
+@pytest.mark.parametrize(("job", "given", "message"), thinned(WRONG))
 def test_a_wrong_value_starts_nothing_and_leaves_no_run(job, given, message, tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_STATE", str(tmp_path / "state"))
     monkeypatch.chdir(ROOT)
