@@ -58,8 +58,7 @@ def read_experiments(spark, env: Env, name: str) -> list[dict]:  # name: the mod
 
 def write_decision(spark, env: Env, row: Mapping) -> None:
     "Insert or update one decision."
-    # the user who carries out an interrupted decision did not make it
-    row = {"decided_by": acting_user(spark, env), **row, "decided_at": datetime.now(UTC)}
+    row = {**row, "decided_at": datetime.now(UTC)}
     values = tuple(row.get(column.split()[0]) for column in EXPERIMENT_COLUMNS.split(", "))
     frame = spark.createDataFrame([values], EXPERIMENT_COLUMNS)
     tables.merge(spark, env, EXPERIMENT_LOG, frame, ["model_name", "as_of"])
@@ -257,6 +256,7 @@ def run_experiment(spark, env: Env, name: str,  # the model's full name
             if reason := reason_not_to_start(env, log, champion, challenger, again): return f"{name}: {reason}", log
             check_start(as_of, champion, challenger)
             row = start_row(env, endpoint, log, champion, challenger, as_of, settings)
+        row["decided_by"] = acting_user(spark, env)  # also if another user carries it out after an interruption
         write_decision(spark, env, row)
         row = carry_out(spark, env, endpoint, row)
     return experiment_sentence(row), [*log, row]

@@ -47,8 +47,8 @@ from ..serving.endpoints import NoWorkspaceError
 from ..serving.inference_log import INFERENCE_LOG
 from ..serving.payload_table import served_entities
 from .endpoint import check_updated, follow_champion, required_endpoint
+from .monitoring import with_request_labels
 from .payloads import payload_table_name
-from .rows import ROW_ID, labelled
 from .use_case import UseCase
 from .validating import read_rules
 
@@ -60,7 +60,7 @@ def predicted_answers(use_case: UseCase, spark, env: Env, first: date, as_of: da
                            f"the requests of the endpoint fill it: mlops run inference_log -t {env.target}")
     log = tables.read(spark, env, INFERENCE_LOG).where(
         f"as_of >= DATE'{first}' AND as_of < DATE'{as_of}' AND model_name = {sql_text(env.model(use_case.model))}")
-    return log.selectExpr("as_of AS day", "row_id AS request", "CAST(model_version AS INT) AS version",
+    return log.selectExpr("as_of AS day", "row_id", "client_request_id", "CAST(model_version AS INT) AS version",
                           "CAST(prediction AS DOUBLE) AS prediction", "false AS is_error",
                           "databricks_request_id AS id")
 
@@ -78,7 +78,8 @@ def failed_answers(use_case: UseCase, spark, env: Env, payloads, entities, first
     failed = failed.where(f"entity_name = {sql_text(env.model(use_case.model))}")
     requested = use_case.calendar.sql_day("request_time")
     days = [row[0] for row in failed.selectExpr(f"{requested} AS day").distinct().collect()]
-    rows = failed.selectExpr(f"{replayed_day(use_case, days, first, as_of)} AS day", "CAST(NULL AS STRING) AS request",
+    rows = failed.selectExpr(f"{replayed_day(use_case, days, first, as_of)} AS day", "CAST(NULL AS STRING) AS row_id",
+                             "CAST(NULL AS STRING) AS client_request_id",
                              "CAST(entity_version AS INT) AS version", "CAST(NULL AS DOUBLE) AS prediction",
                              "true AS is_error", "databricks_request_id AS id")
     return rows.where("day IS NOT NULL")
@@ -97,13 +98,13 @@ def read_answers(use_case: UseCase, spark, env: Env, first: date, as_of: date,
         times = "CAST(execution_duration_ms AS DOUBLE)"
         durations = payloads.selectExpr("databricks_request_id AS id", "execution_duration_ms")
         answers = answers.join(durations, "id", "left")
-    answers = answers.where(f"version IN ({int(champion)}, {int(challenger)})").selectExpr(
-        "day", "request", f"version = {int(challenger)} AS is_challenger", "prediction", "is_error",
-        f"{times} AS milliseconds")
     after = first - timedelta(1) if use_case.has_time else None
-    labels = labelled(use_case, spark, env, as_of, after).selectExpr(
-        f"{ROW_ID} AS request", f"CAST({quoted(use_case.label)} AS DOUBLE) AS label")
-    return answers.join(labels, "request", "left").toPandas()[list(ANSWER_COLUMNS)]
+    answers = with_request_labels(use_case, spark, env, answers.where(f"version IN ({champion:d}, {challenger:d})"),
+                                  as_of, after)
+    return answers.selectExpr(
+        "day", "coalesce(row_id, client_request_id) AS request", f"version = {challenger:d} AS is_challenger",
+        "prediction", f"CAST({quoted(use_case.label)} AS DOUBLE) AS label", "is_error", f"{times} AS milliseconds",
+        ).toPandas()[list(ANSWER_COLUMNS)]
 
 # %% ../../nbs/workflow/24_experimenting.ipynb #62b393fb
 @dataclass
