@@ -6,8 +6,8 @@
 __all__ = ['EXPERIMENT_LOG', 'EXPERIMENT_COLUMNS', 'EXPERIMENT_TAG', 'EXPERIMENT_HEADINGS', 'ReadAnswers', 'EXPERIMENT_WORDS',
            'read_experiments', 'write_decision', 'open_experiment', 'blocks_in', 'next_block_start', 'SplitEndpoint',
            'split_json', 'split_from', 'shared_split', 'experiment_marks', 'champion_changed', 'split_without',
-           'aborted_row', 'carry_out', 'finish_decision', 'reason_not_to_start', 'check_start', 'start_row', 'next_row',
-           'run_experiment', 'experiment_sentence']
+           'aborted_row', 'reason_not_to_promote', 'end_split', 'carry_out', 'finish_decision', 'reason_not_to_start',
+           'check_start', 'start_row', 'next_row', 'run_experiment', 'experiment_sentence']
 
 # %% ../../nbs/deployment/11_experiment_log.ipynb #cc1a84c9
 import json
@@ -58,8 +58,7 @@ def read_experiments(spark, env: Env, name: str) -> list[dict]:  # name: the mod
 
 def write_decision(spark, env: Env, row: Mapping) -> None:
     "Insert or update one decision."
-    # the user who carries out an interrupted decision did not make it
-    row = {"decided_by": acting_user(spark, env), **row, "decided_at": datetime.now(UTC)}
+    row = {**row, "decided_at": datetime.now(UTC)}
     values = tuple(row.get(column.split()[0]) for column in EXPERIMENT_COLUMNS.split(", "))
     frame = spark.createDataFrame([values], EXPERIMENT_COLUMNS)
     tables.merge(spark, env, EXPERIMENT_LOG, frame, ["model_name", "as_of"])
@@ -85,6 +84,7 @@ class SplitEndpoint:
     name: str
     read: Callable[[], Any]  # -> versions (number by served entity) and traffic (percent by served entity)
     set_traffic: Callable[[Mapping[str, int]], Any]  # takes percent by served entity; the others get 0
+    follow: Callable[[], Any]  # lets it serve what the aliases name; an error if it cannot
 
     def split(self) -> dict[int, int]:
         "The percentage of each served version."
@@ -99,7 +99,7 @@ class SplitEndpoint:
         if missing:
             raise MlopsError(f"endpoint {self.name} does not serve v{missing[0]}; it serves "
                              + ", ".join(f"v{number}" for number in sorted(served_names)),
-                             "deploy both versions to the endpoint first")
+                             "with challenger: true in conf/serving.yml it serves both: mlops models serve NAME")
         if all(percent == split.get(number, 0) for number, percent in self.split().items()): return
         self.set_traffic({served_names[number]: percent for number, percent in split.items() if percent})
 
@@ -142,17 +142,30 @@ def aborted_row(env: Env, endpoint: SplitEndpoint, row: Mapping, reason: str) ->
     after = split_json(split_without(env, endpoint, row))
     return {**row, "decision": ABORT, "reason": reason, "percent": 0, "split_after": after}
 
+def reason_not_to_promote(env: Env, row: Mapping) -> str:  # empty: the promotion can be carried out
+    "What happened between the decision to promote and now, if the run that decided was interrupted."
+    name, challenger = row["model_name"], row["challenger"]
+    if points_to(env, name, "champion") == challenger: return ""
+    if change := champion_changed(env, row): return change
+    rolled_back = registry.get_version(env, name, challenger).tags.get(ROLLED_BACK)
+    return f"v{challenger} was rolled back: {rolled_back}" if rolled_back else ""
+
+def end_split(env: Env, endpoint: SplitEndpoint, row: Mapping) -> None:
+    "Give all requests to the Champion, then let the endpoint follow the aliases, which it does not while it splits."
+    endpoint.set_split(split_without(env, endpoint, row))
+    endpoint.follow()
+
 def carry_out(spark, env: Env, endpoint: SplitEndpoint, row: Mapping) -> dict:  # the row, done
     "Do the steps of a recorded decision, each of which can be repeated. The caller holds the model's lock."
     name, challenger = row["model_name"], row["challenger"]
+    if row["decision"] == PROMOTE and (reason := reason_not_to_promote(env, row)):
+        row = aborted_row(env, endpoint, row, f"not promoted: {reason}")
+        write_decision(spark, env, row)
     if row["decision"] == PROMOTE:
-        if points_to(env, name, "champion") != challenger and (change := champion_changed(env, row)):
-            row = aborted_row(env, endpoint, row, f"not promoted: {change}")
-            write_decision(spark, env, row)
-        else:
-            move_alias(spark, env, name, "champion", challenger, f"online experiment: {row['reason']}",
-                       decision=experiment_marks(row))
-    endpoint.set_split(split_from(row["split_after"]))
+        move_alias(spark, env, name, "champion", challenger, f"online experiment: {row['reason']}",
+                   decision=experiment_marks(row))
+    if row["decision"] in (PROMOTE, ABORT): end_split(env, endpoint, row)
+    else: endpoint.set_split(split_from(row["split_after"]))
     if row["decision"] == ABORT: write_marks(env, name, challenger, **experiment_marks(row))
     row = {**row, "state": "done"}
     write_decision(spark, env, row)
@@ -243,6 +256,7 @@ def run_experiment(spark, env: Env, name: str,  # the model's full name
             if reason := reason_not_to_start(env, log, champion, challenger, again): return f"{name}: {reason}", log
             check_start(as_of, champion, challenger)
             row = start_row(env, endpoint, log, champion, challenger, as_of, settings)
+        row["decided_by"] = acting_user(spark, env)  # also if another user carries it out after an interruption
         write_decision(spark, env, row)
         row = carry_out(spark, env, endpoint, row)
     return experiment_sentence(row), [*log, row]
