@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_ENDPOINTS', 'LOADS_AT_ONCE', 'EXPECTED', 'SWITCH_SECONDS', 'LONGEST_WAIT', 'ChildGone', 'reason_text',
-           'EndpointManager', 'pauses']
+           'EndpointManager', 'mark_switched', 'pauses']
 
 # %% ../../nbs/workspace/13_endpoint_updates.ipynb #4f2966fd
 import asyncio
@@ -146,7 +146,10 @@ class EndpointManager:
         try:
             async with self.lock(record.name):
                 generation = await self.load(self.store.config(record, record.pending_version))
-                self.store.activate(record)
+                try: self.store.activate(record)
+                except BaseException:
+                    self.spawn(self.discard(generation))
+                    raise
                 await self.switch(generation)
         except asyncio.CancelledError: raise
         except Exception as error:
@@ -165,7 +168,7 @@ class EndpointManager:
             generation.endpoint = endpoint_for_workers(record, generation)
             workers = await self.workers.wait()
             answers = await self.tell(workers, "prepare", endpoint=generation.endpoint)
-            if errors := [answer for answer in answers if isinstance(answer, MlopsError)]: raise errors[0]
+            if errors := [answer for answer in answers if isinstance(answer, BaseException)]: raise errors[0]
         except BaseException:
             self.spawn(self.discard(generation))
             raise
@@ -212,12 +215,23 @@ class EndpointManager:
         "Make a prepared generation the one that answers. The old one finishes what it took, at most some time later."
         old = self.active.get(generation.name)
         self.active[generation.name] = generation
-        workers = self.workers.ready()
-        for worker in workers: worker.generations[generation.name] = generation.number
-        answers = self.spawn(self.tell(workers, "switch", name=generation.name, generation=generation.number))
+        answers = self.spawn(self.switch_workers(generation))
+        if old: self.spawn(self.retire(old, answers))  # also if this task is cancelled while it waits
         await asyncio.wait([answers], timeout=SWITCH_SECONDS)
-        if old: self.spawn(self.retire(old, answers))
         await self.retag(generation)
+
+    async def switch_workers(self, generation: Generation) -> None:
+        "Let all workers switch, and finish with the old generation."
+        await asyncio.gather(*(self.switch_worker(worker, generation) for worker in self.workers.ready()))
+
+    async def switch_worker(self, worker: Any, generation: Generation) -> None:
+        "Let a worker switch. One that cannot, such as one that started during `prepare`, is brought up again."
+        try: await worker.ask("switch", name=generation.name, generation=generation.number)
+        except ChildGone: return  # it gets all endpoints when it starts again
+        except Exception as error:
+            self.log.warning("worker %s: endpoint %s: %s", worker.index, generation.name, reason_text(error))
+            await self.bring_up_or_close(worker)
+        else: mark_switched(worker, generation)
 
     async def retag(self, generation: Generation) -> None:
         "Tell the workers what the tags of the endpoint say, if that has changed."
@@ -283,7 +297,7 @@ class EndpointManager:
             records = [record for record in self.store.endpoints() if record.name == name]
             if name in self.active or not records: return True
             try: await self.switch(await self.load(self.store.config(records[0], records[0].active_version)))
-            except EXPECTED as error:
+            except Exception as error:
                 self.log.warning("endpoint %s cannot be served: %s", name, reason_text(error))
                 self.store.change(name, update_message=reason_text(error))
                 return False
@@ -309,23 +323,56 @@ class EndpointManager:
             current = self.active.get(name)
             if current is None or model not in current.models.values(): return
             try: return await self.renew(name)
-            except EXPECTED as error:
+            except Exception as error:
                 model.message = reason_text(error)
                 self.log.warning("endpoint %s: %s", name, model.message)
             await asyncio.sleep(pause)
 
     async def bring_up(self, worker: Any) -> None:
         "Give a worker that has started all endpoints; it may answer requests when this returns."
-        while stale := [generation for generation in self.active.values()
-                        if worker.generations.get(generation.name) != generation.number]:
+        if not await self.is_brought_up(worker): self.spawn(self.keep_bringing_up(worker))
+
+    async def is_brought_up(self, worker: Any) -> bool:  # False: an endpoint could not be prepared
+        "Give a worker the endpoints that it does not serve as they are now, and remove those that were deleted."
+        failed = set()
+        while True:
+            stale = [generation for generation in self.active.values() if generation.number not in failed
+                     and worker.generations.get(generation.name) != generation.number]
+            deleted = set(worker.generations) - set(self.active)
+            if not stale and not deleted: return not failed
             for generation in stale:
-                worker.generations[generation.name] = generation.number
-                try: await worker.ask("prepare", endpoint=generation.endpoint)
-                except MlopsError as error:
-                    self.log.warning("worker %s: endpoint %s: %s", worker.index, generation.name, error)
-                    continue
+                if not await self.is_served_by(worker, generation): failed.add(generation.number)
+            for name in deleted:
+                worker.generations.pop(name, None)
+                await worker.ask("remove", name=name)
+
+    async def is_served_by(self, worker: Any, generation: Generation) -> bool:  # False: it could not be prepared
+        "Let a worker prepare a generation and switch to it, unless another one has become the active one meanwhile."
+        try:
+            await worker.ask("prepare", endpoint=generation.endpoint)
+            if self.active.get(generation.name) is generation:
                 await worker.ask("switch", name=generation.name, generation=generation.number)
-        for name in set(worker.generations) - set(self.active): await worker.ask("remove", name=name)
+                mark_switched(worker, generation)
+            else: await worker.ask("discard", name=generation.name, generation=generation.number)
+        except MlopsError as error:
+            self.log.warning("worker %s: endpoint %s: %s", worker.index, generation.name, error)
+            return False
+        return True
+
+    async def keep_bringing_up(self, worker: Any) -> None:
+        "Try again to give a worker the endpoints that it could not prepare, until it serves them or has ended."
+        for pause in pauses():
+            await asyncio.sleep(pause)
+            try:
+                if await self.is_brought_up(worker): return
+            except ChildGone: return
+            except TimeoutError: return worker.close()
+
+    async def bring_up_or_close(self, worker: Any) -> None:
+        "Give a worker all endpoints as they are now; if that fails, end it, so that it is started again."
+        try: is_done = await self.is_brought_up(worker)
+        except (ChildGone, TimeoutError): is_done = False
+        if not is_done: worker.close()
 
     async def close(self) -> None:
         "End all work that is going on."
@@ -351,6 +398,10 @@ class EndpointManager:
         model = self.model_of(name, served)
         if model is None: return self.store.endpoint(name).update_message
         return last_part(model.log)
+
+def mark_switched(worker: Any, generation: Generation) -> None:
+    "Note that a worker has switched to a generation; the answer may come after that to a later one."
+    worker.generations[generation.name] = max(generation.number, worker.generations.get(generation.name, 0))
 
 def pauses() -> Any:  # Iterator[float]
     "Yield the seconds to wait before each further attempt."

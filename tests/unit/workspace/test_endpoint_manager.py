@@ -4,8 +4,10 @@ import asyncio
 import pytest
 from fake_processes import Worker, config, make_manager
 
+from mlops_nb.errors import MlopsError
 from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.workspace.endpoint_store import CUT_OFF
+from mlops_nb.workspace.endpoint_updates import ChildGone
 
 
 def run(folder, scenario, **options):
@@ -52,13 +54,15 @@ def test_a_failed_update_leaves_the_old_version_and_no_process_of_the_new_one(tm
     run(tmp_path, scenario)
 
 
-def test_a_worker_that_cannot_prepare_fails_the_update_on_all_workers(tmp_path):
+@pytest.mark.parametrize("error", [MlopsError("the online store does not answer"), ChildGone("worker 1 has ended"),
+                                   TimeoutError("it took too long")], ids=lambda error: type(error).__name__)
+def test_a_worker_that_cannot_prepare_fails_the_update_on_all_workers(tmp_path, error):
     async def scenario(manager):
         await created(manager, "1")
-        manager.workers[1].refuse = "the online store does not answer"
+        manager.workers[1].refuse = error
         await manager.update_config("late", config("2"), "ann")
         record = await settled(manager)
-        assert record.update_message == "the online store does not answer"
+        assert (record.update_state, record.update_message) == ("UPDATE_FAILED", str(error))
         for worker in manager.workers: assert worker.serving["late"]["generation"] == 1 and not worker.prepared
     run(tmp_path, scenario, workers=2)
 
@@ -180,6 +184,58 @@ def test_a_worker_that_starts_gets_all_endpoints_with_their_present_tags(tmp_pat
         worker = Worker(1)
         await manager.bring_up(worker)
         assert set(worker.serving) == {"late"} and worker.serving["late"]["sticky_key"] == "carrier"
+    run(tmp_path, scenario)
+
+
+def test_a_worker_that_becomes_ready_while_others_prepare_serves_the_new_version(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        late = Worker(1)
+        await manager.bring_up(late)  # with version 1
+        prepare = manager.workers[0].on_prepare
+        async def prepare_slowly(endpoint):
+            manager.workers.append(late)
+            await prepare(endpoint)
+        manager.workers[0].on_prepare = prepare_slowly
+        await manager.update_config("late", config("2"), "ann")
+        await settled(manager)
+        assert [worker.serving["late"]["entities"][0]["version"] for worker in manager.workers] == ["2", "2"]
+        assert late.generations == manager.workers[0].generations and not late.is_closed
+        manager.workers[0].on_prepare = prepare
+        async def fail(**_): raise MlopsError("no memory")
+        late.on_switch = fail
+        await manager.update_config("late", config("3"), "ann")
+        await settled(manager)
+        assert late.is_closed, "it is started again rather than that it serves an old version"
+    run(tmp_path, scenario)
+
+
+def test_a_worker_that_cannot_prepare_at_its_start_is_given_the_endpoint_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.workspace.endpoint_updates.pauses", lambda: iter([0.01] * 100))
+    async def scenario(manager):
+        await created(manager, "1")
+        worker = Worker(1)
+        worker.refuse = MlopsError("the online store does not answer")
+        await manager.bring_up(worker)
+        assert not worker.serving and not worker.generations
+        worker.refuse = None
+        await settled(manager)
+        assert set(worker.serving) == {"late"} and worker.generations == manager.workers[0].generations
+    run(tmp_path, scenario)
+
+
+def test_a_deletion_while_requests_are_finished_ends_the_old_processes_too(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        manager.workers[0].drain = asyncio.Event()
+        await manager.update_config("late", config("2"), "ann")
+        while manager.active["late"].config.version == 1: await asyncio.sleep(0.005)
+        deletion = asyncio.create_task(manager.delete("late"))
+        await asyncio.sleep(0.01)
+        manager.workers[0].drain.set()
+        await deletion
+        for _ in range(20): await asyncio.sleep(0.01)
+        assert not manager.host.running
     run(tmp_path, scenario)
 
 
