@@ -10,7 +10,6 @@ __all__ = ['NO_ENTITY', 'NO_METHOD', 'OWN_PAGES', 'Exchange', 'too_slow', 'Predi
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from random import random
 from time import perf_counter, time
 from typing import Any
@@ -19,6 +18,7 @@ import mlops_nb
 from ..serving.fast_model import EVENT_LOOP_ROWS
 from ..serving.scoring_protocol import Answer, Refusal, client_request_id, error_answer, parsed_body, row_count
 from .generations import ServedEntity, ServingGeneration, WorkerEndpoints
+from .model_connections import too_many_requests
 from mlops_nb.workspace.requests import (
     INVOCATIONS,
     NOT_AUTHENTICATED,
@@ -67,8 +67,6 @@ def too_slow(served: str, seconds: float) -> Refusal:
 class Predictions:
     "Asks served entities: in the event loop, in a thread, or in the model process."
 
-    def __init__(self): self.threads = ThreadPoolExecutor(4, "predict")
-
     async def predict(self, exchange: Exchange, entity: ServedEntity) -> None:
         "Set the answer of an entity; it never raises an error of a model."
         generation, answer = exchange.generation, None
@@ -90,11 +88,16 @@ class Predictions:
         exchange.answer = answer
 
     async def in_thread(self, entity: ServedEntity, exchange: Exchange) -> Answer | None:
-        "Ask the fast path in a thread."
+        "Ask the fast path in a thread; Refusal 429 if the entity has too many requests there."
         generation = exchange.generation
-        future = asyncio.get_running_loop().run_in_executor(self.threads, entity.fast.model.invoke, exchange.request)
+        if entity.in_threads >= entity.pool.concurrency: raise too_many_requests(entity.name, entity.pool.concurrency)
+        future = asyncio.get_running_loop().run_in_executor(entity.threads, entity.fast.model.invoke, exchange.request)
+        entity.in_threads += 1
         generation.enter()  # a thread cannot be interrupted, and no model may be freed under it
-        future.add_done_callback(lambda _: generation.leave())
+        def leave(_: asyncio.Future) -> None:
+            entity.in_threads -= 1
+            generation.leave()
+        future.add_done_callback(leave)
         try: return await asyncio.wait_for(asyncio.shield(future), generation.seconds)
         except TimeoutError: raise too_slow(entity.name, generation.seconds) from None
 

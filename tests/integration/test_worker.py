@@ -105,6 +105,9 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429]
     assert "Too many concurrent requests" in refused.text and refused.headers["retry-after"]
+    with ThreadPoolExecutor(4) as threads:  # a slow online store, in threads of the worker
+        answers = threads.map(lambda _: workspace.invoke("limits", {"x": [0] * 100, "wait": [0.3]}), range(4))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
     assert error_of(workspace.invoke("limits", {"seconds": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert error_of(workspace.invoke("limits", {"x": [0] * 100, "wait": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert workspace.invoke("limits").status_code == 200
