@@ -124,7 +124,7 @@ def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such 
     err.print(f"[dim]the token of {escape(name)}; it is not stored, and cannot be shown again[/]", highlight=False)
 
 # %% ../../nbs/commands/13_up.ipynb #7ae6a6d9
-DOWN_SECONDS = 120  # in which a workspace finishes what it took
+DOWN_SECONDS = 240  # longer than a workspace takes to finish requests (60 s), end models and write payloads
 
 def ended(places: Any, owner: str, seconds: float = DOWN_SECONDS) -> bool:  # owner: of the process that serves
     "Wait until the process has ended and another workspace can start."
@@ -136,7 +136,7 @@ def ended(places: Any, owner: str, seconds: float = DOWN_SECONDS) -> bool:  # ow
     return False
 
 def down(target: Target = None) -> None:
-    """End the local workspace that `mlops up` has started; it finishes the requests that it took.
+    """End the local workspace that `mlops up` has started. Requests that it took have 60 seconds to be answered.
 
     Example: [bold]mlops down[/]"""
     from mlops_nb.env import load_env

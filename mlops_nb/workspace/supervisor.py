@@ -40,7 +40,7 @@ from .places import WorkspacePlaces, write_running
 from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
-from .worker_channel import CONTROL_VARIABLE, worker_command
+from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
 
 # %% ../../nbs/workspace/31_supervisor.ipynb #bb0f2fe4
 def listen_at(host: str, port: int) -> socket.socket:  # port: 0 for any free one
@@ -73,7 +73,7 @@ def child_environment(env: Env, control: Path) -> dict[str, str]:  # control: th
     return os.environ | own
 
 # %% ../../nbs/workspace/31_supervisor.ipynb #77d3c737
-GRACE_SECONDS = 30  # in which workers finish what they took, at the end
+GRACE_SECONDS = 35  # in which the model host ends its processes, at the end
 STABLE_SECONDS = 10  # a process that ran so long is started again at once
 RESTORE_SECONDS = 60  # after which the workspace answers although an endpoint is still loaded
 LARGEST_LOG = 10 * 2**20  # bytes
@@ -295,7 +295,7 @@ class Supervisor:
     async def stop(self, server: Any, serving: asyncio.Task) -> None:
         "Finish what was taken, then end all processes."
         self.children.is_ending = True
-        await self.workers.tell_all("stop", GRACE_SECONDS)
+        await self.workers.tell_all("stop", STOP_SECONDS + SHADOW_SECONDS + 5)
         await self.manager.close()
         names = [name for name in self.children.processes if name.startswith("worker ")]
         await asyncio.gather(*(self.children.end(name, 5) for name in names))
@@ -305,7 +305,7 @@ class Supervisor:
         host = self.children.processes.get("model host")
         if host and host.stdin: host.stdin.close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_SECONDS + 5):
+            async with asyncio.timeout(GRACE_SECONDS):
                 if host: await host.wait()
         for name, seconds in (("model host", 1), ("payload writer", 60)): await self.children.end(name, seconds)
         for task in self.tasks: task.cancel()
