@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENDPOINT_TABLES', 'NOT_UPDATING', 'IN_PROGRESS', 'UPDATE_FAILED', 'CUT_OFF', 'KEPT_CONFIGS', 'EndpointRecord',
-           'ConfigRecord', 'endpoint_record', 'EndpointStore', 'insert_row', 'add_config', 'update_conflict']
+           'ConfigRecord', 'endpoint_record', 'EndpointStore', 'insert_row', 'add_config', 'was_deleted',
+           'update_conflict']
 
 # %% ../../nbs/workspace/02_endpoint_store.ipynb #f8467dfc
 import json
@@ -132,9 +133,11 @@ class EndpointStore:
             add_config(connection, values["id"], new.name, 1, new.config, user, targets)
         return self.endpoint(new.name)
 
-    def begin_update(self, name: str, config: EndpointConfig, user: str, targets: dict[str, str]) -> EndpointRecord:
+    def begin_update(self, name: str, config: EndpointConfig, user: str, targets: dict[str, str],
+                     endpoint_id: str = "") -> EndpointRecord:  # endpoint_id: "" for any endpoint of this name
         "Record a pending configuration; RestError RESOURCE_CONFLICT if an update is in progress."
         record = self.endpoint(name)
+        if endpoint_id not in ("", record.id): raise was_deleted(name)
         with self.connect() as connection:
             version = record.last_version + 1
             changed = connection.execute(
@@ -156,21 +159,22 @@ class EndpointStore:
 
     def activate(self, record: EndpointRecord) -> EndpointRecord:
         "Make the pending configuration the active one."
-        self.change(record.name, active_version=record.pending_version, pending_version=None,
-                    update_state=NOT_UPDATING, update_message="")
-        return self.endpoint(record.name)
+        return self.change(record.name, record.id, active_version=record.pending_version, pending_version=None,
+                           update_state=NOT_UPDATING, update_message="")
 
-    def fail(self, name: str, message: str) -> None:
+    def fail(self, name: str, message: str, endpoint_id: str = "") -> None:
         "Record that the update has failed; the pending configuration stays to be seen."
-        self.change(name, update_state=UPDATE_FAILED, update_message=message)
+        self.change(name, endpoint_id, update_state=UPDATE_FAILED, update_message=message)
 
-    def change(self, name: str, **values) -> EndpointRecord:
-        "Change columns of an endpoint; dicts are stored as JSON."
+    def change(self, name: str, endpoint_id: str = "",  # "" for any endpoint of this name
+               **values) -> EndpointRecord:
+        "Change columns of an endpoint; dicts are stored as JSON. RestError if it was deleted, or made anew."
         values = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in values.items()}
         assignments = ", ".join(f"{key} = ?" for key in values)
         with self.connect() as connection:
-            connection.execute(f"update endpoints set {assignments}, updated = ? where name = ?",
-                               (*values.values(), now(), name))
+            changed = connection.execute(f"update endpoints set {assignments}, updated = ? where name = ? "
+                                         "and ? in ('', id)", (*values.values(), now(), name, endpoint_id)).rowcount
+        if not changed: raise was_deleted(name)
         return self.endpoint(name)
 
     def end_cut_off(self) -> list[str]:  # names of endpoints
@@ -207,6 +211,11 @@ def add_config(connection: sqlite3.Connection, endpoint_id: str, endpoint_name: 
             served_entity_id=uuid.uuid4().hex, endpoint_id=endpoint_id, endpoint_name=endpoint_name,
             config_version=version, served_entity_name=entity.name, entity_name=entity.entity_name,
             entity_version=entity.entity_version, target=targets[entity.name], created=now()))
+
+def was_deleted(name: str) -> RestError:  # to be raised by the caller
+    "The error for a change of an endpoint that was deleted meanwhile."
+    return RestError(f"Endpoint with name '{name[:100]}' does not exist any more", "create it again",
+                     "RESOURCE_DOES_NOT_EXIST")
 
 def update_conflict(name: str) -> RestError:  # to be raised by the caller
     "The error for an update while another one is in progress."

@@ -62,6 +62,7 @@ class EndpointManager:
         self.store, self.folders, self.host, self.workers, self.sockets = store, folders, host, workers, sockets
         self.active: dict[str, Generation] = {}
         self.updates: dict[str, asyncio.Task] = {}
+        self.deleting: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
         self.tasks: set[asyncio.Task] = set()
         self.numbers, self.load_slots = itertools.count(1), asyncio.Semaphore(LOADS_AT_ONCE)
@@ -92,12 +93,19 @@ class EndpointManager:
 
     async def update_config(self, name: str, body: Mapping, user: str) -> EndpointRecord:
         "Begin an update of the served entities, the traffic, or both."
-        record = self.store.endpoint(name)
+        record = self.changeable(name)
         if record.update_state == IN_PROGRESS: raise update_conflict(name)
         active = self.store.config(record, record.active_version)
         config = endpoint_config(body, active.config if active else None)
         targets = await asyncio.to_thread(self.folders.check, config)
-        return self.begin(self.store.begin_update(name, config, user, targets))
+        self.changeable(name)
+        return self.begin(self.store.begin_update(name, config, user, targets, record.id))
+
+    def changeable(self, name: str) -> EndpointRecord:
+        "Return an endpoint; RestError if there is none, or if it is being deleted."
+        record = self.store.endpoint(name)
+        if name not in self.deleting: return record
+        raise RestError(f"Endpoint '{name}' is being deleted", "wait, then create it again", "RESOURCE_CONFLICT")
 
     async def patch_tags(self, name: str, body: Mapping) -> EndpointRecord:
         "Add and delete tags."
@@ -112,27 +120,44 @@ class EndpointManager:
 
     async def put_gateway(self, name: str, body: Mapping) -> EndpointRecord:
         "Replace the settings of the AI gateway."
-        record, gateway = self.store.endpoint(name), gateway_of(body, name)
+        record, gateway = self.changeable(name), gateway_of(body, name)
         config = self.store.config(record, record.active_version or record.pending_version)
         table = (payload_table_of(gateway, name) or {}).get("table", "")
         await asyncio.to_thread(self.folders.check, config.config, table)
-        record = self.store.change(name, ai_gateway=gateway)
-        await asyncio.wait([self.spawn(self.renew(name))], timeout=30)  # it waits for the end of an update
-        return record
+        changed = self.store.change(name, record.id, ai_gateway=gateway)
+        renewal = self.spawn(self.renew_gateway(record))
+        await asyncio.wait([renewal], timeout=30)  # it waits for the end of an update
+        if renewal.done() and (error := renewal.result()): raise error
+        return changed
+
+    async def renew_gateway(self, before: EndpointRecord) -> RestError | None:  # before: as it was before the change
+        "Let the workers use the new settings of the AI gateway; if they cannot, the old ones are valid again."
+        try: await self.renew(before.name)
+        except Exception as error:
+            self.log.warning("the AI gateway of endpoint %s: %s", before.name, reason_text(error))
+            message = f"the settings of the AI gateway were not applied: {reason_text(error)}"
+            with suppress(RestError):
+                self.store.change(before.name, before.id, ai_gateway=before.ai_gateway, update_message=message)
+            return RestError(message, "send them again", "TEMPORARILY_UNAVAILABLE")
 
     async def delete(self, name: str) -> None:
         "Delete an endpoint; requests that were taken are answered."
-        self.store.endpoint(name)
-        if update := self.updates.pop(name, None):
-            update.cancel()
-            await asyncio.wait([update])
-        async with self.lock(name):
-            generation = self.active.pop(name, None)
-            self.store.delete(name)
-            answers = self.spawn(self.tell(self.workers.ready(), "remove", name=name))
-            await asyncio.wait([answers], timeout=SWITCH_SECONDS)
-            if generation: self.spawn(self.retire(generation, answers))
-        self.locks.pop(name, None)
+        self.changeable(name)
+        self.deleting.add(name)
+        try:
+            if update := self.updates.pop(name, None):
+                update.cancel()
+                await asyncio.wait([update])
+            async with self.lock(name): await self.remove(name)
+        finally: self.deleting.discard(name)
+
+    async def remove(self, name: str) -> None:
+        "Remove an endpoint from the store and from the workers."
+        self.store.delete(name)
+        generation = self.active.pop(name, None)
+        answers = self.spawn(self.tell(self.workers.ready(), "remove", name=name))
+        if generation: self.spawn(self.retire(generation, answers))
+        await asyncio.wait([answers], timeout=SWITCH_SECONDS)
 
     # Updates
 
@@ -154,7 +179,7 @@ class EndpointManager:
         except asyncio.CancelledError: raise
         except Exception as error:
             if not isinstance(error, EXPECTED): self.log.exception("the update of endpoint %s", record.name)
-            self.store.fail(record.name, reason_text(error))
+            with suppress(RestError): self.store.fail(record.name, reason_text(error), record.id)
         finally:
             if self.updates.get(record.name) is asyncio.current_task(): del self.updates[record.name]
 

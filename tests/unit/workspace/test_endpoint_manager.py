@@ -1,5 +1,6 @@
 """What happens to an endpoint when an update fails, is repeated, cut off or meets processes that end."""
 import asyncio
+import time
 
 import pytest
 from fake_processes import Worker, config, make_manager
@@ -252,6 +253,48 @@ def test_a_deletion_during_an_update_leaves_nothing(tmp_path):
         with pytest.raises(RestError) as error: manager.store.endpoint("late")
         assert error.value.status == 404
         assert (await created(manager, "3")).active_version == 1, "the name can be used again"
+    run(tmp_path, scenario)
+
+
+def test_no_update_begins_while_an_endpoint_is_deleted_or_for_one_made_anew(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        registry, check = manager.folders, manager.folders.check
+        def check_slowly(configuration, table=""):
+            time.sleep(0.1)
+            return check(configuration, table)
+        registry.check = check_slowly
+        update = asyncio.create_task(manager.update_config("late", config("2"), "ann"))
+        await asyncio.sleep(0.02)
+        registry.check = check
+        await manager.delete("late")
+        await created(manager, "3")
+        with pytest.raises(RestError) as error: await update
+        assert error.value.status == 404
+        assert (await settled(manager)).active_version == 1
+        assert manager.workers[0].serving["late"]["entities"][0]["version"] == "3"
+        async with manager.lock("late"):
+            deletion = asyncio.create_task(manager.delete("late"))
+            await asyncio.sleep(0.01)
+            for call in (manager.update_config("late", config("2"), "ann"), manager.put_gateway("late", {}),
+                         manager.delete("late")):
+                with pytest.raises(RestError, match="is being deleted"): await call
+        await deletion
+        assert not manager.active
+    run(tmp_path, scenario)
+
+
+def test_settings_of_the_gateway_that_cannot_be_applied_are_refused_and_not_kept(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        manager.workers[0].refuse = TimeoutError()
+        table = {"catalog_name": "dev", "schema_name": "flights", "table_name_prefix": "late", "enabled": True}
+        with pytest.raises(RestError, match="not applied: it took too long") as error:
+            await manager.put_gateway("late", {"inference_table_config": table})
+        assert error.value.status == 503
+        record = await settled(manager)
+        assert not record.ai_gateway and "not applied" in record.update_message
+        assert manager.workers[0].serving["late"]["inference_table"] is None
     run(tmp_path, scenario)
 
 
