@@ -201,6 +201,21 @@ def test_clients_that_do_not_get_on_lose_their_connections(workspace):
     assert workspace.ask("stats")["connections"] == 0 and workspace.invoke("stalled").status_code == 200
 
 
+def test_large_bodies_and_many_slow_ones_in_chunks_leave_room_for_others(own_workspace):
+    workspace = own_workspace
+    workspace.ask("accept")
+    workspace.serve(workspace.spec("late", 1, workspace.entity("a", value=1)))
+    header = (b"POST /serving-endpoints/late/invocations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\n"
+              b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n")
+    slow = [connection_to(workspace) for _ in range(20)]
+    for connection in slow: connection.sendall(header)
+    padded = b'{"inputs": {"x": [1]}}' + b" " * 600_000
+    assert predictions(workspace.invoke("late", json=None, content=padded)) == [1]
+    assert predictions(workspace.invoke("late", json=None, content=iter([padded[:100], padded[100:]]))) == [1]
+    assert error_of(workspace.invoke("late", json=None, content=padded[1:])) == (400, "BAD_REQUEST")
+    for connection in slow: connection.close()
+
+
 def answers_of(connection, *parts: bytes) -> list:
     "Send bytes in parts; the answers until the server closes the connection, or none comes for a while."
     received = b""
