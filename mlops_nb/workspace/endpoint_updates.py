@@ -10,6 +10,7 @@ __all__ = ['MOST_ENDPOINTS', 'LOADS_AT_ONCE', 'EXPECTED', 'SWITCH_SECONDS', 'LON
 import asyncio
 import itertools
 import logging
+import shutil
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ from mlops_nb.workspace.loaded_models import (
     last_part,
     tag_settings,
 )
-from .model_folders import ModelFolders
+from .model_folders import ModelFolders, set_aside_others
 
 # %% ../../nbs/workspace/13_endpoint_updates.ipynb #1e66b917
 class ChildGone(Exception):
@@ -63,6 +64,7 @@ class EndpointManager:
         self.active: dict[str, Generation] = {}
         self.updates: dict[str, asyncio.Task] = {}
         self.deleting: set[str] = set()
+        self.loading = 0  # configurations that are being loaded
         self.locks: dict[str, asyncio.Lock] = {}
         self.tasks: set[asyncio.Task] = set()
         self.numbers, self.load_slots = itertools.count(1), asyncio.Semaphore(LOADS_AT_ONCE)
@@ -186,6 +188,7 @@ class EndpointManager:
     async def load(self, config: ConfigRecord) -> Generation:
         "Start the model processes of a configuration and let the workers prepare it; all or nothing."
         generation = Generation(next(self.numbers), config)
+        self.loading += 1
         try:
             async with self.load_slots:
                 for row in config.entities: await self.add_model(generation, row)
@@ -197,6 +200,7 @@ class EndpointManager:
         except BaseException:
             self.spawn(self.discard(generation))
             raise
+        finally: self.loading -= 1
         return generation
 
     async def add_model(self, generation: Generation, row: Mapping) -> None:  # row: of served_entities
@@ -283,6 +287,14 @@ class EndpointManager:
         for model in generation.models.values():
             model.users.discard(generation.number)
             if not model.users: await self.end_model(model)
+        if not self.loading: await self.remove_unused_folders()
+
+    async def remove_unused_folders(self) -> None:
+        "Remove the files of models that are not needed any more. Nothing may be loading."
+        used = {Path(model.folder).name for generation in self.active.values() for model in generation.models.values()}
+        with suppress(OSError):
+            unused = set_aside_others(self.folders.folder, used | self.store.folders_in_use())
+            for folder in unused: await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def discard(self, generation: Generation) -> None:
         "Forget a generation that never answered."
@@ -291,8 +303,9 @@ class EndpointManager:
         await self.release(generation)
 
     async def end_model(self, model: LoadedModel) -> None:
-        "End a model process."
+        "End a model process, and remove its log."
         with suppress(ChildGone, MlopsError): await self.host.end(model.socket)
+        with suppress(OSError): model.log.unlink()
 
     async def tell(self, workers: list, command: str, **values: Any) -> list:  # results and errors
         "Send a command to workers and wait for all; a worker that has ended gets the endpoints when it starts again."

@@ -127,6 +127,23 @@ def test_many_updates_leave_one_process_and_a_short_history(tmp_path, monkeypatc
     run(tmp_path, scenario)
 
 
+def test_logs_and_files_of_versions_that_are_no_longer_served_are_removed(tmp_path):
+    async def scenario(manager):
+        folder, logs = manager.folders.folder, lambda: {path.name for path in tmp_path.glob("m*-*.txt")}
+        await created(manager, "1")
+        (folder / "part-download").mkdir()  # of another process
+        for version in ("2", "13", "3", "4"):
+            await manager.update_config("late", config(version), "ann")
+            await settled(manager)
+        assert len(logs()) == 1 and "process" in manager.logs("late", "v4")
+        assert {path.name for path in folder.iterdir()} == {"13", "3", "4", "part-download"}
+        assert (tmp_path / "workspace.db").exists()
+        await manager.delete("late")
+        for _ in range(20): await asyncio.sleep(0.01)
+        assert not logs() and {path.name for path in folder.iterdir()} == {"part-download"}
+    run(tmp_path, scenario)
+
+
 def test_after_a_kill_the_active_configuration_serves_and_the_pending_one_has_failed(tmp_path):
     async def killed(manager):
         await created(manager, "1")
