@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORKSPACE_PORT', 'LOOPBACK', 'MODULES', 'up_app', 'DOWN_SECONDS', 'client_address', 'warn_of_host', 'check_home',
-           'endpoint_lines', 'show_ready', 'port_after_kill', 'up', 'named_token', 'ended', 'down']
+           'endpoint_lines', 'sign_in_line', 'show_ready', 'port_after_kill', 'up', 'named_token', 'ended', 'down']
 
 # %% ../../nbs/commands/13_up.ipynb #e17e9aae
 import os
@@ -49,13 +49,20 @@ def endpoint_lines(records: list) -> list[str]:
     return [f"endpoint  {escape(record.name)}" + (f"  [red]{escape(record.update_message)}[/]" if record.update_message
                                                    else "") for record in records]
 
-def show_ready(address: str, token: Any, records: list) -> None:  # token: the path of its file
+def sign_in_line(address: str, token: str) -> str:  # empty unless a person reads it: a log must not hold the link
+    "Return the address that signs a browser in."
+    from mlops_nb.workspace.rest_identity import TICKET_SECONDS, sign_in_link
+    if not out.is_terminal: return ""
+    return f"browser   {escape(sign_in_link(address, token))} [dim]signs in, for {TICKET_SECONDS // 60} minutes[/]"
+
+def show_ready(address: str, token: Any, records: list,  # token: the path of its file
+               sign_in: str = "") -> None:  # sign_in: a line
     "Print where the workspace and its pages are, where its token is, and two lines to try."
     client = f"WorkspaceClient(host='{address}', token=open('{token}').read().strip())"
     code = f"from databricks.sdk import WorkspaceClient; print(list({client}.serving_endpoints.list()))"
     show("\n".join([
         f"workspace {address}", f"MLflow    {address}/mlflow/", f"token     {escape(str(token))}",
-        *endpoint_lines(records), "", "[dim]to try it:[/]",
+        *([sign_in] if sign_in else []), *endpoint_lines(records), "", "[dim]to try it:[/]",
         escape(f'  curl -H "Authorization: Bearer $(cat {token})" {address}/api/2.0/serving-endpoints'),
         escape(f'  python -c "{code}"'),
         "[dim]Ctrl-C ends it, or from elsewhere: mlops down[/]"]))
@@ -93,14 +100,14 @@ def up(context: typer.Context,
     check_home(env)
     places = workspace_files.make_places(env)
     with workspace_files.only_one(places):
-        tokens.owner_token(places, running_user())
+        owner = tokens.owner_token(places, running_user())
         warn_of_host(host)
         free_port = port if port and host not in LOOPBACK else choose_port(
             port or port_after_kill(places), WORKSPACE_PORT, "mlops up")
         address, status = client_address(host, free_port), out.status("starting the local workspace")
         def on_ready(records: list) -> None:
             status.stop()
-            show_ready(address, places.token, records)
+            show_ready(address, places.token, records, sign_in_line(address, owner))
         with supervisor.listen_at(host, free_port) as listener, status:
             number = supervisor.serve_workspace(env, places, listener, workers, address, on_ready)
     raise typer.Exit(128 + number)
@@ -124,7 +131,7 @@ def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such 
     err.print(f"[dim]the token of {escape(name)}; it is not stored, and cannot be shown again[/]", highlight=False)
 
 # %% ../../nbs/commands/13_up.ipynb #7ae6a6d9
-DOWN_SECONDS = 120  # in which a workspace finishes what it took
+DOWN_SECONDS = 240  # longer than a workspace takes to finish requests (60 s), end models and write payloads
 
 def ended(places: Any, owner: str, seconds: float = DOWN_SECONDS) -> bool:  # owner: of the process that serves
     "Wait until the process has ended and another workspace can start."
@@ -136,7 +143,7 @@ def ended(places: Any, owner: str, seconds: float = DOWN_SECONDS) -> bool:  # ow
     return False
 
 def down(target: Target = None) -> None:
-    """End the local workspace that `mlops up` has started; it finishes the requests that it took.
+    """End the local workspace that `mlops up` has started. Requests that it took have 60 seconds to be answered.
 
     Example: [bold]mlops down[/]"""
     from mlops_nb.env import load_env

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN', 'PAGES', 'ELSEWHERE_PATHS', 'API_PATH', 'LARGEST_CALL', 'CheckToken', 'no_access', 'unknown_call',
            'http_error', 'validation_error', 'known_error', 'unexpected_error', 'add_error_answers', 'LimitBody',
-           'with_json_type', 'add_open_calls', 'add_metrics', 'described', 'build_app']
+           'with_json_type', 'add_metrics', 'described', 'build_app']
 
 # %% ../../nbs/workspace/16_app.ipynb #eacaafdd
 import re
@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ..errors import MissingError, MlopsError, ParameterError, shorten
@@ -24,7 +24,7 @@ from .rest_endpoints import INVOCATION_PATHS
 from .rest_identity import identity_router, sign_in_redirect, sign_in_router, user_of_request
 
 # %% ../../nbs/workspace/16_app.ipynb #df285f42
-OPEN = {"/ping", "/health", "/version", "/.well-known/databricks-config", "/login", "/logout"}
+OPEN = {"/.well-known/databricks-config", "/login", "/logout"}  # workers answer /ping, /health and /version
 PAGES = "/mlflow"  # MLflow's pages, below this path
 
 class CheckToken:
@@ -133,14 +133,6 @@ def with_json_type(scope: dict) -> dict:  # of ASGI
     return scope | {"headers": [*others, (b"content-type", b"application/json")]}
 
 # %% ../../nbs/workspace/16_app.ipynb #02818e73
-def add_open_calls(app: FastAPI) -> None:
-    "Add the calls that say whether the workspace answers. Workers answer them themselves."
-    async def ping() -> Response: return PlainTextResponse("\n")
-    async def health() -> Response: return PlainTextResponse("OK")
-    async def mlflow_version() -> Response: return PlainTextResponse(version("mlflow"))
-    for path, answer in (("/ping", ping), ("/health", health), ("/version", mlflow_version)):
-        app.get(path, include_in_schema=False)(answer)
-
 def add_metrics(app: FastAPI, metrics: Callable[[], Awaitable[bytes]]) -> None:
     "Add the metrics of the workspace, in the text format of Prometheus."
     async def prometheus() -> Response:
@@ -169,7 +161,6 @@ def build_app(users: Callable[[], Mapping[str, str]],  # names by digest of the 
     app = FastAPI(title="Local workspace", version=version("mlops_nb"), docs_url=None, redoc_url=None)
     app.openapi = lambda: described(app)
     for router in (*routers, identity_router(), sign_in_router(users)): app.include_router(router)
-    add_open_calls(app)
     if metrics: add_metrics(app, metrics)
     if pages: app.mount(PAGES, pages)
     add_error_answers(app, error_kinds)

@@ -88,12 +88,12 @@ class WorkerGroup:
         "Wait for workers on a Unix socket."
         return await asyncio.start_unix_server(self.connected, path, limit=LINE_LIMIT)
 
-    def ready(self) -> list[WorkerHandle]: return [*self.handles.values()]
+    def ready(self) -> list[WorkerHandle]: return [worker for worker in self.handles.values() if not worker.is_closed]
 
     async def wait(self, count: int = 1, seconds: float = 60) -> list[WorkerHandle]:
         "Return the ready workers as soon as there are enough; TimeoutError otherwise."
         async with asyncio.timeout(seconds), self.changed:
-            await self.changed.wait_for(lambda: len(self.handles) >= count)
+            await self.changed.wait_for(lambda: len(self.ready()) >= count)
             return self.ready()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

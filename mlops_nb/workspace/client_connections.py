@@ -46,6 +46,7 @@ IDLE = Idle()
 class GuardedProtocol(HttpToolsProtocol):
     "uvicorn's connection, with limits of their number and of the bytes that are neither body nor a complete header."
     patience = USUAL_PATIENCE
+    parts = None  # of a body that is collected before uvicorn makes its request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -84,6 +85,7 @@ def waiting_state(connection: Any, patience: Patience) -> tuple[float, tuple] | 
     cycle, transport = connection.cycle, connection.transport
     if transport.is_closing() or connection.flow.write_paused:
         return patience.reading, ("reading", cycle, transport.get_write_buffer_size())
+    if connection.parts is not None: return patience.body, ("body", connection.begun)
     if cycle is None or cycle.response_complete:
         if connection.timeout_keep_alive_task is IDLE: return patience.idle, ("idle", connection.begun)
         if connection.timeout_keep_alive_task is not None: return None  # uvicorn closes it after some time

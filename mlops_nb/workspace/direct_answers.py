@@ -16,7 +16,6 @@ from .client_connections import IDLE, GuardedProtocol, Patience
 class DirectProtocol(GuardedProtocol):
     "A connection that answers at once what can be answered at once."
     application: Application
-    parts = None  # of the body of a request that may be answered at once
     fields: dict  # its headers
 
     def on_headers_complete(self) -> None:
@@ -33,8 +32,9 @@ class DirectProtocol(GuardedProtocol):
                 and (self.cycle is None or self.cycle.response_complete))
 
     def on_body(self, body: bytes) -> None:
-        if self.parts is None: super().on_body(body)
-        else: self.parts.append(body)
+        if self.parts is None: return super().on_body(body)
+        self.pending = 0
+        self.parts.append(body)
 
     def on_message_complete(self) -> None:
         if self.parts is None: return super().on_message_complete()

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST_ENDPOINTS', 'LOADS_AT_ONCE', 'EXPECTED', 'SWITCH_SECONDS', 'LONGEST_WAIT', 'ChildGone', 'reason_text',
-           'EndpointManager', 'pauses']
+           'EndpointManager', 'mark_switched', 'pauses']
 
 # %% ../../nbs/workspace/13_endpoint_updates.ipynb #4f2966fd
 import asyncio
 import itertools
 import logging
+import shutil
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ from mlops_nb.workspace.loaded_models import (
     last_part,
     tag_settings,
 )
-from .model_folders import ModelFolders
+from .model_folders import ModelFolders, set_aside_others
 
 # %% ../../nbs/workspace/13_endpoint_updates.ipynb #1e66b917
 class ChildGone(Exception):
@@ -62,6 +63,8 @@ class EndpointManager:
         self.store, self.folders, self.host, self.workers, self.sockets = store, folders, host, workers, sockets
         self.active: dict[str, Generation] = {}
         self.updates: dict[str, asyncio.Task] = {}
+        self.deleting: set[str] = set()
+        self.loading = 0  # configurations that are being loaded
         self.locks: dict[str, asyncio.Lock] = {}
         self.tasks: set[asyncio.Task] = set()
         self.numbers, self.load_slots = itertools.count(1), asyncio.Semaphore(LOADS_AT_ONCE)
@@ -92,12 +95,19 @@ class EndpointManager:
 
     async def update_config(self, name: str, body: Mapping, user: str) -> EndpointRecord:
         "Begin an update of the served entities, the traffic, or both."
-        record = self.store.endpoint(name)
+        record = self.changeable(name)
         if record.update_state == IN_PROGRESS: raise update_conflict(name)
         active = self.store.config(record, record.active_version)
         config = endpoint_config(body, active.config if active else None)
         targets = await asyncio.to_thread(self.folders.check, config)
-        return self.begin(self.store.begin_update(name, config, user, targets))
+        self.changeable(name)
+        return self.begin(self.store.begin_update(name, config, user, targets, record.id))
+
+    def changeable(self, name: str) -> EndpointRecord:
+        "Return an endpoint; RestError if there is none, or if it is being deleted."
+        record = self.store.endpoint(name)
+        if name not in self.deleting: return record
+        raise RestError(f"Endpoint '{name}' is being deleted", "wait, then create it again", "RESOURCE_CONFLICT")
 
     async def patch_tags(self, name: str, body: Mapping) -> EndpointRecord:
         "Add and delete tags."
@@ -112,27 +122,44 @@ class EndpointManager:
 
     async def put_gateway(self, name: str, body: Mapping) -> EndpointRecord:
         "Replace the settings of the AI gateway."
-        record, gateway = self.store.endpoint(name), gateway_of(body, name)
+        record, gateway = self.changeable(name), gateway_of(body, name)
         config = self.store.config(record, record.active_version or record.pending_version)
         table = (payload_table_of(gateway, name) or {}).get("table", "")
         await asyncio.to_thread(self.folders.check, config.config, table)
-        record = self.store.change(name, ai_gateway=gateway)
-        await asyncio.wait([self.spawn(self.renew(name))], timeout=30)  # it waits for the end of an update
-        return record
+        changed = self.store.change(name, record.id, ai_gateway=gateway)
+        renewal = self.spawn(self.renew_gateway(record))
+        await asyncio.wait([renewal], timeout=30)  # it waits for the end of an update
+        if renewal.done() and (error := renewal.result()): raise error
+        return changed
+
+    async def renew_gateway(self, before: EndpointRecord) -> RestError | None:  # before: as it was before the change
+        "Let the workers use the new settings of the AI gateway; if they cannot, the old ones are valid again."
+        try: await self.renew(before.name)
+        except Exception as error:
+            self.log.warning("the AI gateway of endpoint %s: %s", before.name, reason_text(error))
+            message = f"the settings of the AI gateway were not applied: {reason_text(error)}"
+            with suppress(RestError):
+                self.store.change(before.name, before.id, ai_gateway=before.ai_gateway, update_message=message)
+            return RestError(message, "send them again", "TEMPORARILY_UNAVAILABLE")
 
     async def delete(self, name: str) -> None:
         "Delete an endpoint; requests that were taken are answered."
-        self.store.endpoint(name)
-        if update := self.updates.pop(name, None):
-            update.cancel()
-            await asyncio.wait([update])
-        async with self.lock(name):
-            generation = self.active.pop(name, None)
-            self.store.delete(name)
-            answers = self.spawn(self.tell(self.workers.ready(), "remove", name=name))
-            await asyncio.wait([answers], timeout=SWITCH_SECONDS)
-            if generation: self.spawn(self.retire(generation, answers))
-        self.locks.pop(name, None)
+        self.changeable(name)
+        self.deleting.add(name)
+        try:
+            if update := self.updates.pop(name, None):
+                update.cancel()
+                await asyncio.wait([update])
+            async with self.lock(name): await self.remove(name)
+        finally: self.deleting.discard(name)
+
+    async def remove(self, name: str) -> None:
+        "Remove an endpoint from the store and from the workers."
+        self.store.delete(name)
+        generation = self.active.pop(name, None)
+        answers = self.spawn(self.tell(self.workers.ready(), "remove", name=name))
+        if generation: self.spawn(self.retire(generation, answers))
+        await asyncio.wait([answers], timeout=SWITCH_SECONDS)
 
     # Updates
 
@@ -146,18 +173,22 @@ class EndpointManager:
         try:
             async with self.lock(record.name):
                 generation = await self.load(self.store.config(record, record.pending_version))
-                self.store.activate(record)
+                try: self.store.activate(record)
+                except BaseException:
+                    self.spawn(self.discard(generation))
+                    raise
                 await self.switch(generation)
         except asyncio.CancelledError: raise
         except Exception as error:
             if not isinstance(error, EXPECTED): self.log.exception("the update of endpoint %s", record.name)
-            self.store.fail(record.name, reason_text(error))
+            with suppress(RestError): self.store.fail(record.name, reason_text(error), record.id)
         finally:
             if self.updates.get(record.name) is asyncio.current_task(): del self.updates[record.name]
 
     async def load(self, config: ConfigRecord) -> Generation:
         "Start the model processes of a configuration and let the workers prepare it; all or nothing."
         generation = Generation(next(self.numbers), config)
+        self.loading += 1
         try:
             async with self.load_slots:
                 for row in config.entities: await self.add_model(generation, row)
@@ -165,10 +196,11 @@ class EndpointManager:
             generation.endpoint = endpoint_for_workers(record, generation)
             workers = await self.workers.wait()
             answers = await self.tell(workers, "prepare", endpoint=generation.endpoint)
-            if errors := [answer for answer in answers if isinstance(answer, MlopsError)]: raise errors[0]
+            if errors := [answer for answer in answers if isinstance(answer, BaseException)]: raise errors[0]
         except BaseException:
             self.spawn(self.discard(generation))
             raise
+        finally: self.loading -= 1
         return generation
 
     async def add_model(self, generation: Generation, row: Mapping) -> None:  # row: of served_entities
@@ -212,12 +244,23 @@ class EndpointManager:
         "Make a prepared generation the one that answers. The old one finishes what it took, at most some time later."
         old = self.active.get(generation.name)
         self.active[generation.name] = generation
-        workers = self.workers.ready()
-        for worker in workers: worker.generations[generation.name] = generation.number
-        answers = self.spawn(self.tell(workers, "switch", name=generation.name, generation=generation.number))
+        answers = self.spawn(self.switch_workers(generation))
+        if old: self.spawn(self.retire(old, answers))  # also if this task is cancelled while it waits
         await asyncio.wait([answers], timeout=SWITCH_SECONDS)
-        if old: self.spawn(self.retire(old, answers))
         await self.retag(generation)
+
+    async def switch_workers(self, generation: Generation) -> None:
+        "Let all workers switch, and finish with the old generation."
+        await asyncio.gather(*(self.switch_worker(worker, generation) for worker in self.workers.ready()))
+
+    async def switch_worker(self, worker: Any, generation: Generation) -> None:
+        "Let a worker switch. One that cannot, such as one that started during `prepare`, is brought up again."
+        try: await worker.ask("switch", name=generation.name, generation=generation.number)
+        except ChildGone: return  # it gets all endpoints when it starts again
+        except Exception as error:
+            self.log.warning("worker %s: endpoint %s: %s", worker.index, generation.name, reason_text(error))
+            await self.bring_up_or_close(worker)
+        else: mark_switched(worker, generation)
 
     async def retag(self, generation: Generation) -> None:
         "Tell the workers what the tags of the endpoint say, if that has changed."
@@ -244,6 +287,14 @@ class EndpointManager:
         for model in generation.models.values():
             model.users.discard(generation.number)
             if not model.users: await self.end_model(model)
+        if not self.loading: await self.remove_unused_folders()
+
+    async def remove_unused_folders(self) -> None:
+        "Remove the files of models that are not needed any more. Nothing may be loading."
+        used = {Path(model.folder).name for generation in self.active.values() for model in generation.models.values()}
+        with suppress(OSError):
+            unused = set_aside_others(self.folders.folder, used | self.store.folders_in_use())
+            for folder in unused: await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def discard(self, generation: Generation) -> None:
         "Forget a generation that never answered."
@@ -252,8 +303,9 @@ class EndpointManager:
         await self.release(generation)
 
     async def end_model(self, model: LoadedModel) -> None:
-        "End a model process."
+        "End a model process, and remove its log."
         with suppress(ChildGone, MlopsError): await self.host.end(model.socket)
+        with suppress(OSError): model.log.unlink()
 
     async def tell(self, workers: list, command: str, **values: Any) -> list:  # results and errors
         "Send a command to workers and wait for all; a worker that has ended gets the endpoints when it starts again."
@@ -283,7 +335,7 @@ class EndpointManager:
             records = [record for record in self.store.endpoints() if record.name == name]
             if name in self.active or not records: return True
             try: await self.switch(await self.load(self.store.config(records[0], records[0].active_version)))
-            except EXPECTED as error:
+            except Exception as error:
                 self.log.warning("endpoint %s cannot be served: %s", name, reason_text(error))
                 self.store.change(name, update_message=reason_text(error))
                 return False
@@ -309,23 +361,56 @@ class EndpointManager:
             current = self.active.get(name)
             if current is None or model not in current.models.values(): return
             try: return await self.renew(name)
-            except EXPECTED as error:
+            except Exception as error:
                 model.message = reason_text(error)
                 self.log.warning("endpoint %s: %s", name, model.message)
             await asyncio.sleep(pause)
 
     async def bring_up(self, worker: Any) -> None:
         "Give a worker that has started all endpoints; it may answer requests when this returns."
-        while stale := [generation for generation in self.active.values()
-                        if worker.generations.get(generation.name) != generation.number]:
+        if not await self.is_brought_up(worker): self.spawn(self.keep_bringing_up(worker))
+
+    async def is_brought_up(self, worker: Any) -> bool:  # False: an endpoint could not be prepared
+        "Give a worker the endpoints that it does not serve as they are now, and remove those that were deleted."
+        failed = set()
+        while True:
+            stale = [generation for generation in self.active.values() if generation.number not in failed
+                     and worker.generations.get(generation.name) != generation.number]
+            deleted = set(worker.generations) - set(self.active)
+            if not stale and not deleted: return not failed
             for generation in stale:
-                worker.generations[generation.name] = generation.number
-                try: await worker.ask("prepare", endpoint=generation.endpoint)
-                except MlopsError as error:
-                    self.log.warning("worker %s: endpoint %s: %s", worker.index, generation.name, error)
-                    continue
+                if not await self.is_served_by(worker, generation): failed.add(generation.number)
+            for name in deleted:
+                worker.generations.pop(name, None)
+                await worker.ask("remove", name=name)
+
+    async def is_served_by(self, worker: Any, generation: Generation) -> bool:  # False: it could not be prepared
+        "Let a worker prepare a generation and switch to it, unless another one has become the active one meanwhile."
+        try:
+            await worker.ask("prepare", endpoint=generation.endpoint)
+            if self.active.get(generation.name) is generation:
                 await worker.ask("switch", name=generation.name, generation=generation.number)
-        for name in set(worker.generations) - set(self.active): await worker.ask("remove", name=name)
+                mark_switched(worker, generation)
+            else: await worker.ask("discard", name=generation.name, generation=generation.number)
+        except MlopsError as error:
+            self.log.warning("worker %s: endpoint %s: %s", worker.index, generation.name, error)
+            return False
+        return True
+
+    async def keep_bringing_up(self, worker: Any) -> None:
+        "Try again to give a worker the endpoints that it could not prepare, until it serves them or has ended."
+        for pause in pauses():
+            await asyncio.sleep(pause)
+            try:
+                if await self.is_brought_up(worker): return
+            except ChildGone: return
+            except TimeoutError: return worker.close()
+
+    async def bring_up_or_close(self, worker: Any) -> None:
+        "Give a worker all endpoints as they are now; if that fails, end it, so that it is started again."
+        try: is_done = await self.is_brought_up(worker)
+        except (ChildGone, TimeoutError): is_done = False
+        if not is_done: worker.close()
 
     async def close(self) -> None:
         "End all work that is going on."
@@ -351,6 +436,10 @@ class EndpointManager:
         model = self.model_of(name, served)
         if model is None: return self.store.endpoint(name).update_message
         return last_part(model.log)
+
+def mark_switched(worker: Any, generation: Generation) -> None:
+    "Note that a worker has switched to a generation; the answer may come after that to a later one."
+    worker.generations[generation.name] = max(generation.number, worker.generations.get(generation.name, 0))
 
 def pauses() -> Any:  # Iterator[float]
     "Yield the seconds to wait before each further attempt."

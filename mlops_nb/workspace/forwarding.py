@@ -72,7 +72,8 @@ class Forwarder:
         headers = end_to_end(response.headers.raw, b"date", b"server")  # the worker sends its own
         this = asyncio.current_task()
         gone = asyncio.ensure_future(until_disconnect(receive))
-        gone.add_done_callback(lambda _: this.cancel())
+        def cancel(_: asyncio.Future) -> None: this.cancel()
+        gone.add_done_callback(cancel)
         try:
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for part in response.stream:
@@ -83,6 +84,7 @@ class Forwarder:
         finally:
             with suppress(Exception): await response.aclose()
             is_gone = gone.done()
+            gone.remove_done_callback(cancel)  # otherwise it would cancel this task while it sends the end
             gone.cancel()
         if not is_gone: await send({"type": "http.response.body", "body": b""})
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MlopsError
+from ..jobs.process import folder_prefix
 
 # %% ../../nbs/workspace/12_mlflow_pages.ipynb #196f7ee5
 def page_of_server(env: Any) -> str | None:  # None for a local store
@@ -103,7 +104,7 @@ class PagesProcess:
             if self.process and self.process.poll() is None and self.socket.exists(): return self.socket
             self.close()
             check_local_store(self.env)
-            self.folder = Path(tempfile.mkdtemp(prefix="mlops-pages-"))
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{folder_prefix(os.getpid())}-"))
             self.process, end = self.start(self.env, self.folder), time.monotonic() + PAGES_START_SECONDS
             while not self.socket.exists() and self.process.poll() is None and time.monotonic() < end: time.sleep(0.05)
             if self.process.poll() is None and self.socket.exists(): return self.socket
@@ -137,7 +138,7 @@ async def body_parts(receive: Callable) -> AsyncIterator[bytes]:
     more = True
     while more:
         message = await receive()
-        if message["type"] == "http.disconnect": return
+        if message["type"] == "http.disconnect": raise ConnectionResetError("the client has closed the connection")
         if message.get("body"): yield message["body"]
         more = message.get("more_body", False)
 
@@ -176,6 +177,7 @@ class MlflowPages:
         async with httpx.AsyncClient(transport=transport, timeout=None, trust_env=False) as client:
             request = client.build_request(scope["method"], address, headers=headers, content=content)
             try: response = await client.send(request, stream=True)
+            except ConnectionResetError: return  # half of a body must not be taken for the whole
             except httpx.HTTPError as error:
                 return await send_text(send, 502, f"MLflow's server did not answer: {type(error).__name__}; try again")
             try: await pass_back(response, send)

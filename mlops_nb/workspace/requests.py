@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INVOCATIONS', 'NOT_AUTHENTICATED', 'LARGEST_REQUEST', 'random_bits', 'BOUNDS', 'invocation_paths', 'unknown_path',
-           'Requesters', 'too_large', 'check_headers', 'Disconnected', 'read_body', 'BodyBudget', 'read_rest',
-           'new_request_id', 'Tally']
+           'Requesters', 'too_large', 'check_headers', 'Disconnected', 'read_body', 'BodyBudget', 'HeldMemory',
+           'read_rest', 'new_request_id', 'Tally']
 
 # %% ../../nbs/workspace/05_requests.ipynb #64dde306
 import hmac
@@ -70,12 +70,13 @@ def check_headers(headers: Mapping[bytes, bytes], limit: int = LARGEST_REQUEST) 
 class Disconnected(Exception):
     "The client has closed the connection before its request was complete."
 
-async def read_body(receive: Callable[[], Awaitable[dict]], limit: int = LARGEST_REQUEST) -> bytes:
-    "Return the body of an ASGI request; Refusal if it is longer than the limit."
+async def read_body(receive: Callable[[], Awaitable[dict]], limit: int = LARGEST_REQUEST,
+                    hold: Callable[[int], None] = lambda size: None) -> bytes:  # called with the bytes so far
+    "Return the body of an ASGI request; Refusal if it is longer than the limit, or if `hold` refuses it."
     message = await receive()
     if message["type"] == "http.disconnect": raise Disconnected
     body = message["body"]
-    if message["more_body"]: return await read_rest(receive, bytearray(body), limit)
+    if message["more_body"]: return await read_rest(receive, bytearray(body), limit, hold)
     if len(body) > limit: raise too_large(limit)
     return body
 
@@ -85,24 +86,40 @@ class BodyBudget:
     def __init__(self, limit: int = 16 * LARGEST_REQUEST):  # bytes
         self.limit, self.taken = limit, 0
 
-    def take(self, headers: Mapping[bytes, bytes]) -> int:  # bytes, to be given back
-        "Reserve the memory of a body; Refusal 429 if there is not enough. A body in chunks may have any size."
-        length = headers.get(b"content-length")
-        size = int(length) if length is not None else LARGEST_REQUEST if b"transfer-encoding" in headers else 0
+    def take(self, size: int) -> None:  # bytes, to be given back
+        "Reserve memory; Refusal 429 if there is not enough."
         if self.taken + size > self.limit:
             raise Refusal(429, "REQUEST_LIMIT_EXCEEDED", "Too many large requests at the same time. Retry later.")
         self.taken += size
-        return size
 
-    def give_back(self, size: int) -> None:
+class HeldMemory:
+    "What one request has of the budget: its whole length, or of a body in chunks what has arrived."
+    __slots__ = ("budget", "size")
+
+    def __init__(self, budget: BodyBudget): self.budget, self.size = budget, 0
+
+    def begin(self, headers: Mapping[bytes, bytes]) -> None:
+        "Reserve the length that a request states."
+        self.hold(int(headers.get(b"content-length", 0)))
+
+    def hold(self, size: int) -> None:
+        "Have at least this number of bytes; Refusal 429 if there is not enough."
+        if size <= self.size: return
+        self.budget.take(size - self.size)
+        self.size = size
+
+    def give_back(self) -> None:
         "Free what was reserved."
-        self.taken -= size
+        self.budget.taken -= self.size
+        self.size = 0
 
-async def read_rest(receive: Callable[[], Awaitable[dict]], body: bytearray, limit: int) -> bytes:
+async def read_rest(receive: Callable[[], Awaitable[dict]], body: bytearray, limit: int,
+                    hold: Callable[[int], None]) -> bytes:
     "Read what follows the first part of a body."
     more = True
     while more:
         if len(body) > limit: raise too_large(limit)
+        hold(len(body))
         message = await receive()
         if message["type"] == "http.disconnect": raise Disconnected
         body += message["body"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORKSPACE_NUMBER', 'SESSION_SECONDS', 'TICKET_SECONDS', 'SESSION_COOKIE', 'SIGN_IN_STYLE', 'SIGN_IN_HEADERS',
-           'FIRST_PAGE', 'LONGEST_FORM', 'scim_user', 'current_user', 'host_metadata', 'identity_router',
+           'FIRST_PAGE', 'LONGEST_FORM', 'OTHER_SITE', 'scim_user', 'current_user', 'host_metadata', 'identity_router',
            'digest_of_token', 'signed', 'signer', 'is_own_request', 'session_of', 'user_of_request', 'own_path',
            'sign_in_page', 'signed_in', 'sign_in_link', 'sign_in_redirect', 'SignIn', 'sign_in_router']
 
@@ -104,7 +104,7 @@ SIGN_IN_STYLE = """body{font:16px system-ui,sans-serif;max-width:26rem;margin:12
 h1{font-size:1.3rem}label{display:block;margin:1.2rem 0 .4rem}input,button{font:inherit;padding:.5rem;width:100%;
 box-sizing:border-box}button{margin-top:1rem;background:#1f6feb;color:#fff;border:0;border-radius:4px}
 .wrong{color:#b3261e}code{background:#f2f3f5;padding:.1rem .3rem}"""
-SIGN_IN_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
+SIGN_IN_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY",
                    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"}
 FIRST_PAGE = "/mlflow/"
 
@@ -144,20 +144,24 @@ def sign_in_redirect(path: str, headers: Mapping[str, str]) -> RedirectResponse 
 
 # %% ../../nbs/workspace/10_rest_identity.ipynb #906fd414
 LONGEST_FORM = 10_000  # bytes
+OTHER_SITE = "A page of another address sent this request. Open this address in the browser yourself."
 
 class SignIn:
     "The calls of the sign-in page."
 
     def __init__(self, digests: Callable[[], Mapping[str, str]]): self.digests = digests  # user names by SHA-256
 
-    def open(self, ticket: str = "", next_path: Annotated[str, Query(alias="next")] = FIRST_PAGE) -> Response:
+    def open(self, request: Request, ticket: str = "",
+             next_path: Annotated[str, Query(alias="next")] = FIRST_PAGE) -> Response:
         "Show the form; a valid ticket signs in at once."
         if not ticket: return sign_in_page(next_path)
+        if not is_own_request(request.headers, "GET"): return sign_in_page(next_path, OTHER_SITE)
         digest = signer(ticket, "ticket", self.digests(), time.time())
         return signed_in(digest, next_path) if digest else sign_in_page(next_path, "This link has expired.")
 
     async def submit(self, request: Request, next_path: Annotated[str, Query(alias="next")] = FIRST_PAGE) -> Response:
         "Sign in with a token."
+        if not is_own_request(request.headers, "POST"): return sign_in_page(next_path, OTHER_SITE)
         body = b""
         async for part in request.stream():
             body += part
@@ -166,8 +170,9 @@ class SignIn:
         digest = digest_of_token(token, self.digests())
         return signed_in(digest, next_path) if digest else sign_in_page(next_path, "This token is not valid.")
 
-    def leave(self) -> Response:
-        "End the session of a browser."
+    def leave(self, request: Request) -> Response:
+        "End the session of a browser, which a page of another address cannot do."
+        if not is_own_request(request.headers, "POST"): return sign_in_page(FIRST_PAGE, OTHER_SITE)
         answer = RedirectResponse("/login", 303, SIGN_IN_HEADERS)
         answer.delete_cookie(SESSION_COOKIE, path="/")
         return answer

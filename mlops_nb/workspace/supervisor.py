@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -28,10 +27,11 @@ import psutil
 from ..env import Env
 from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
+from ..jobs.process import removed_folder
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
 from .endpoint_store import NOT_UPDATING, EndpointStore
-from .endpoint_updates import EndpointManager
+from .endpoint_updates import EndpointManager, reason_text
 from .loaded_models import last_part
 from .metrics import metrics_text
 from .mlflow_pages import mlflow_app
@@ -40,7 +40,7 @@ from .places import WorkspacePlaces, write_running
 from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
-from .worker_channel import CONTROL_VARIABLE, worker_command
+from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
 
 # %% ../../nbs/workspace/31_supervisor.ipynb #bb0f2fe4
 def listen_at(host: str, port: int) -> socket.socket:  # port: 0 for any free one
@@ -73,7 +73,7 @@ def child_environment(env: Env, control: Path) -> dict[str, str]:  # control: th
     return os.environ | own
 
 # %% ../../nbs/workspace/31_supervisor.ipynb #77d3c737
-GRACE_SECONDS = 30  # in which workers finish what they took, at the end
+GRACE_SECONDS = 35  # in which the model host ends its processes, at the end
 STABLE_SECONDS = 10  # a process that ran so long is started again at once
 RESTORE_SECONDS = 60  # after which the workspace answers although an endpoint is still loaded
 LARGEST_LOG = 10 * 2**20  # bytes
@@ -159,7 +159,7 @@ class Supervisor:
         self.users, self.tokens_time, self.began, self.signal = {}, 0, time.time(), 0
         self.end, self.tasks, self.log = asyncio.Event(), [], logging.getLogger(__name__)
         self.to_close: list[Callable[[], Any]] = []
-        self.read_tokens()
+        self.tokens_time = self.read_tokens()
 
     def on_event(self, event: dict) -> None:
         "Start a model process again that has ended or does not answer."
@@ -169,15 +169,26 @@ class Supervisor:
 
     async def bring_up(self, worker: WorkerHandle) -> None:
         "Give a worker that has started the tokens and all endpoints."
-        await worker.ask("tokens", digests=self.users)
-        await self.manager.bring_up(worker)
+        users = None
+        while users is not self.users:  # they may have changed meanwhile
+            users = self.users
+            await worker.ask("tokens", digests=users)
+            await self.manager.bring_up(worker)
 
-    def read_tokens(self) -> bool:  # whether they have changed
+    def read_tokens(self) -> int:  # the time of their file
         "Read the tokens if their file has changed."
         changed = self.places.tokens.stat().st_mtime_ns if self.places.tokens.exists() else 0
-        if changed == self.tokens_time: return False
-        self.users, self.tokens_time = users_by_digest(load_tokens(self.places)), changed
-        return True
+        if changed != self.tokens_time: self.users = users_by_digest(load_tokens(self.places))
+        return changed
+
+    async def pass_on_tokens(self) -> None:
+        "Give all workers the tokens if their file has changed; one that does not take them gets them again."
+        changed = self.read_tokens()
+        if changed == self.tokens_time: return
+        answers = await self.workers.tell_all("tokens", 10, digests=self.users)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if errors: self.log.warning("a worker has not taken the new tokens: %s", reason_text(errors[0]))
+        else: self.tokens_time = changed
 
     # Parts
 
@@ -213,10 +224,10 @@ class Supervisor:
         "Each second: look for new tokens, for payloads to be written, and for logs that are too long."
         while True:
             await asyncio.sleep(1)
-            try:
-                if self.read_tokens(): await self.workers.tell_all("tokens", 10, digests=self.users)
-                await self.start_writer()
-            except MlopsError as error: self.log.warning("%s", error)
+            for work in (self.pass_on_tokens, self.start_writer):
+                try: await work()
+                except MlopsError as error: self.log.warning("%s", error)
+                except Exception: self.log.exception("%s", work.__name__)
             for file in (self.places.log, *self.sockets.glob("*.txt")): shorten_log(file)
 
     async def start_writer(self) -> None:
@@ -295,7 +306,7 @@ class Supervisor:
     async def stop(self, server: Any, serving: asyncio.Task) -> None:
         "Finish what was taken, then end all processes."
         self.children.is_ending = True
-        await self.workers.tell_all("stop", GRACE_SECONDS)
+        await self.workers.tell_all("stop", STOP_SECONDS + SHADOW_SECONDS + 5)
         await self.manager.close()
         names = [name for name in self.children.processes if name.startswith("worker ")]
         await asyncio.gather(*(self.children.end(name, 5) for name in names))
@@ -305,7 +316,7 @@ class Supervisor:
         host = self.children.processes.get("model host")
         if host and host.stdin: host.stdin.close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_SECONDS + 5):
+            async with asyncio.timeout(GRACE_SECONDS):
                 if host: await host.wait()
         for name, seconds in (("model host", 1), ("payload writer", 60)): await self.children.end(name, seconds)
         for task in self.tasks: task.cancel()
@@ -324,9 +335,9 @@ def serve_workspace(env: Env, places: WorkspacePlaces, listener: socket.socket, 
     "Serve the local workspace until a signal, and end all its processes."
     adopt_orphans()
     log_to(places.log)
-    with tempfile.TemporaryDirectory(prefix="mlops-") as folder:
+    with removed_folder() as folder:
         async def run() -> int:
-            supervisor = Supervisor(env, places, listener, workers, Path(folder))
+            supervisor = Supervisor(env, places, listener, workers, folder)
             def is_ready() -> None:
                 write_running(places, address)
                 on_ready(supervisor.manager.store.endpoints())

@@ -105,6 +105,9 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429]
     assert "Too many concurrent requests" in refused.text and refused.headers["retry-after"]
+    with ThreadPoolExecutor(4) as threads:  # a slow online store, in threads of the worker
+        answers = threads.map(lambda _: workspace.invoke("limits", {"x": [0] * 100, "wait": [0.3]}), range(4))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
     assert error_of(workspace.invoke("limits", {"seconds": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert error_of(workspace.invoke("limits", {"x": [0] * 100, "wait": [0.8]})) == (504, "DEADLINE_EXCEEDED")
     assert workspace.invoke("limits").status_code == 200
@@ -198,6 +201,21 @@ def test_clients_that_do_not_get_on_lose_their_connections(workspace):
     assert workspace.ask("stats")["connections"] == 0 and workspace.invoke("stalled").status_code == 200
 
 
+def test_large_bodies_and_many_slow_ones_in_chunks_leave_room_for_others(own_workspace):
+    workspace = own_workspace
+    workspace.ask("accept")
+    workspace.serve(workspace.spec("late", 1, workspace.entity("a", value=1)))
+    header = (b"POST /serving-endpoints/late/invocations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\n"
+              b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n")
+    slow = [connection_to(workspace) for _ in range(20)]
+    for connection in slow: connection.sendall(header)
+    padded = b'{"inputs": {"x": [1]}}' + b" " * 600_000
+    assert predictions(workspace.invoke("late", json=None, content=padded)) == [1]
+    assert predictions(workspace.invoke("late", json=None, content=iter([padded[:100], padded[100:]]))) == [1]
+    assert error_of(workspace.invoke("late", json=None, content=padded[1:])) == (400, "BAD_REQUEST")
+    for connection in slow: connection.close()
+
+
 def answers_of(connection, *parts: bytes) -> list:
     "Send bytes in parts; the answers until the server closes the connection, or none comes for a while."
     received = b""
@@ -223,7 +241,10 @@ def test_requests_of_every_shape_get_one_answer_each(workspace):
     chunked = request("a", "transfer-encoding: chunked", body=b'16\r\n{"inputs": {"x": [1]}}\r\n0\r\n\r\n')
     whole, length = request("a"), "content-length: 22"
     exact, closing = request("b"), request("a", length, "connection: close")
-    shapes = {(whole,): [1], (whole[:60], whole[60:-5], whole[-5:]): [1], (chunked,): [1],
+    padded = b'{"inputs": {"x": [1]}}' + b" " * 98_000  # more than a header may have
+    long = request("a", f"content-length: {len(padded)}", body=padded)
+    pieces = tuple(long[start:start + 12_000] for start in range(0, len(long), 12_000))
+    shapes = {(whole,): [1], pieces: [1], (whole[:60], whole[60:-5], whole[-5:]): [1], (chunked,): [1],
               (chunked[:-9], chunked[-9:]): [1], (whole, exact, whole): [1, 2, 1],
               (exact + whole + exact + whole + chunked,): [2, 1, 2, 1, 1], (closing + whole,): [1],
               (request("a", version="1.0"),): [1], (request("a", length, "expect: 100-continue"),): [1],

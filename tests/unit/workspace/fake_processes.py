@@ -27,20 +27,24 @@ class Worker:
     "Does what a worker must do, and refuses what a worker would refuse."
 
     def __init__(self, index=0):
-        self.index, self.generations, self.prepared, self.serving, self.refuse = index, {}, {}, {}, ""
+        self.index, self.generations, self.prepared, self.serving, self.refuse = index, {}, {}, {}, None
+        self.is_closed = False
         self.drain = None  # an event that ends the requests to old generations
 
     async def ask(self, command, **values):
         await asyncio.sleep(0)
         return await getattr(self, f"on_{command}")(**values)
 
+    def close(self): self.is_closed = True
+
     async def on_prepare(self, endpoint):
-        if self.refuse: raise MlopsError(self.refuse)
+        if self.refuse: raise self.refuse
         self.prepared[endpoint["name"], endpoint["generation"]] = endpoint
         return {"fast": {}}
 
     async def on_switch(self, name, generation):
         old = self.serving.get(name)
+        if (name, generation) not in self.prepared: raise MlopsError(f"no prepared generation {generation}")
         self.serving[name] = self.prepared.pop((name, generation))
         if old and self.drain: await self.drain.wait()
         return {"drained": True}

@@ -1,11 +1,14 @@
 """What happens to an endpoint when an update fails, is repeated, cut off or meets processes that end."""
 import asyncio
+import time
 
 import pytest
 from fake_processes import Worker, config, make_manager
 
+from mlops_nb.errors import MlopsError
 from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.workspace.endpoint_store import CUT_OFF
+from mlops_nb.workspace.endpoint_updates import ChildGone
 
 
 def run(folder, scenario, **options):
@@ -52,13 +55,15 @@ def test_a_failed_update_leaves_the_old_version_and_no_process_of_the_new_one(tm
     run(tmp_path, scenario)
 
 
-def test_a_worker_that_cannot_prepare_fails_the_update_on_all_workers(tmp_path):
+@pytest.mark.parametrize("error", [MlopsError("the online store does not answer"), ChildGone("worker 1 has ended"),
+                                   TimeoutError("it took too long")], ids=lambda error: type(error).__name__)
+def test_a_worker_that_cannot_prepare_fails_the_update_on_all_workers(tmp_path, error):
     async def scenario(manager):
         await created(manager, "1")
-        manager.workers[1].refuse = "the online store does not answer"
+        manager.workers[1].refuse = error
         await manager.update_config("late", config("2"), "ann")
         record = await settled(manager)
-        assert record.update_message == "the online store does not answer"
+        assert (record.update_state, record.update_message) == ("UPDATE_FAILED", str(error))
         for worker in manager.workers: assert worker.serving["late"]["generation"] == 1 and not worker.prepared
     run(tmp_path, scenario, workers=2)
 
@@ -119,6 +124,23 @@ def test_many_updates_leave_one_process_and_a_short_history(tmp_path, monkeypatc
         assert record.active_version == 13 and list(manager.host.running.values()) == ["3"]
         assert len(manager.store.rows("select * from configs")) == 5
         assert len(manager.store.rows("select * from served_entities")) == 13
+    run(tmp_path, scenario)
+
+
+def test_logs_and_files_of_versions_that_are_no_longer_served_are_removed(tmp_path):
+    async def scenario(manager):
+        folder, logs = manager.folders.folder, lambda: {path.name for path in tmp_path.glob("m*-*.txt")}
+        await created(manager, "1")
+        (folder / "part-download").mkdir()  # of another process
+        for version in ("2", "13", "3", "4"):
+            await manager.update_config("late", config(version), "ann")
+            await settled(manager)
+        assert len(logs()) == 1 and "process" in manager.logs("late", "v4")
+        assert {path.name for path in folder.iterdir()} == {"13", "3", "4", "part-download"}
+        assert (tmp_path / "workspace.db").exists()
+        await manager.delete("late")
+        for _ in range(20): await asyncio.sleep(0.01)
+        assert not logs() and {path.name for path in folder.iterdir()} == {"part-download"}
     run(tmp_path, scenario)
 
 
@@ -183,6 +205,58 @@ def test_a_worker_that_starts_gets_all_endpoints_with_their_present_tags(tmp_pat
     run(tmp_path, scenario)
 
 
+def test_a_worker_that_becomes_ready_while_others_prepare_serves_the_new_version(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        late = Worker(1)
+        await manager.bring_up(late)  # with version 1
+        prepare = manager.workers[0].on_prepare
+        async def prepare_slowly(endpoint):
+            manager.workers.append(late)
+            await prepare(endpoint)
+        manager.workers[0].on_prepare = prepare_slowly
+        await manager.update_config("late", config("2"), "ann")
+        await settled(manager)
+        assert [worker.serving["late"]["entities"][0]["version"] for worker in manager.workers] == ["2", "2"]
+        assert late.generations == manager.workers[0].generations and not late.is_closed
+        manager.workers[0].on_prepare = prepare
+        async def fail(**_): raise MlopsError("no memory")
+        late.on_switch = fail
+        await manager.update_config("late", config("3"), "ann")
+        await settled(manager)
+        assert late.is_closed, "it is started again rather than that it serves an old version"
+    run(tmp_path, scenario)
+
+
+def test_a_worker_that_cannot_prepare_at_its_start_is_given_the_endpoint_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlops_nb.workspace.endpoint_updates.pauses", lambda: iter([0.01] * 100))
+    async def scenario(manager):
+        await created(manager, "1")
+        worker = Worker(1)
+        worker.refuse = MlopsError("the online store does not answer")
+        await manager.bring_up(worker)
+        assert not worker.serving and not worker.generations
+        worker.refuse = None
+        await settled(manager)
+        assert set(worker.serving) == {"late"} and worker.generations == manager.workers[0].generations
+    run(tmp_path, scenario)
+
+
+def test_a_deletion_while_requests_are_finished_ends_the_old_processes_too(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        manager.workers[0].drain = asyncio.Event()
+        await manager.update_config("late", config("2"), "ann")
+        while manager.active["late"].config.version == 1: await asyncio.sleep(0.005)
+        deletion = asyncio.create_task(manager.delete("late"))
+        await asyncio.sleep(0.01)
+        manager.workers[0].drain.set()
+        await deletion
+        for _ in range(20): await asyncio.sleep(0.01)
+        assert not manager.host.running
+    run(tmp_path, scenario)
+
+
 def test_a_deletion_during_an_update_leaves_nothing(tmp_path):
     async def scenario(manager):
         await created(manager, "1")
@@ -196,6 +270,48 @@ def test_a_deletion_during_an_update_leaves_nothing(tmp_path):
         with pytest.raises(RestError) as error: manager.store.endpoint("late")
         assert error.value.status == 404
         assert (await created(manager, "3")).active_version == 1, "the name can be used again"
+    run(tmp_path, scenario)
+
+
+def test_no_update_begins_while_an_endpoint_is_deleted_or_for_one_made_anew(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        registry, check = manager.folders, manager.folders.check
+        def check_slowly(configuration, table=""):
+            time.sleep(0.1)
+            return check(configuration, table)
+        registry.check = check_slowly
+        update = asyncio.create_task(manager.update_config("late", config("2"), "ann"))
+        await asyncio.sleep(0.02)
+        registry.check = check
+        await manager.delete("late")
+        await created(manager, "3")
+        with pytest.raises(RestError) as error: await update
+        assert error.value.status == 404
+        assert (await settled(manager)).active_version == 1
+        assert manager.workers[0].serving["late"]["entities"][0]["version"] == "3"
+        async with manager.lock("late"):
+            deletion = asyncio.create_task(manager.delete("late"))
+            await asyncio.sleep(0.01)
+            for call in (manager.update_config("late", config("2"), "ann"), manager.put_gateway("late", {}),
+                         manager.delete("late")):
+                with pytest.raises(RestError, match="is being deleted"): await call
+        await deletion
+        assert not manager.active
+    run(tmp_path, scenario)
+
+
+def test_settings_of_the_gateway_that_cannot_be_applied_are_refused_and_not_kept(tmp_path):
+    async def scenario(manager):
+        await created(manager, "1")
+        manager.workers[0].refuse = TimeoutError()
+        table = {"catalog_name": "dev", "schema_name": "flights", "table_name_prefix": "late", "enabled": True}
+        with pytest.raises(RestError, match="not applied: it took too long") as error:
+            await manager.put_gateway("late", {"inference_table_config": table})
+        assert error.value.status == 503
+        record = await settled(manager)
+        assert not record.ai_gateway and "not applied" in record.update_message
+        assert manager.workers[0].serving["late"]["inference_table"] is None
     run(tmp_path, scenario)
 
 

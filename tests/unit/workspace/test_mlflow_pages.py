@@ -1,4 +1,5 @@
 """The way of a request to MLflow's server: a small server in its place, on a Unix socket."""
+import asyncio
 import subprocess
 import sys
 from dataclasses import replace
@@ -94,3 +95,13 @@ def test_the_variables_are_those_that_the_installed_mlflow_reads(env, monkeypatc
     variables = pages_environment(env)
     assert variables[constants.BACKEND_STORE_URI_ENV_VAR] == variables[constants.REGISTRY_STORE_URI_ENV_VAR]
     assert variables[constants.ARTIFACT_ROOT_ENV_VAR].startswith("file://") and "MLFLOW_TRACKING_TOKEN" not in variables
+
+
+def test_an_upload_that_is_cut_off_is_not_taken_for_a_whole_one(pages):
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+    async def receive(): return next(messages)
+    async def send(message): sent.append(message)
+    scope = {"type": "http", "method": "PUT", "path": "/mlflow/a", "root_path": "/mlflow", "headers": []}
+    asyncio.run(pages(scope, receive, send))
+    assert sent == [], "the server has answered a request that never ended"

@@ -80,6 +80,14 @@ def test_a_link_signs_in_once_it_is_opened_in_time(host, browser, monkeypatch):
     assert browser.get(forged).status_code == 401
 
 
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://127.0.0.1:1"}])
+def test_a_page_of_another_address_signs_nobody_in_or_out(host, browser, headers):
+    assert browser.post("/login", data={"token": "ana"}, headers=headers).status_code == 401
+    assert browser.get(sign_in_link(host, "ana"), headers=headers).status_code == 401 and not browser.cookies
+    browser.post("/login", data={"token": "ana"}, headers={"Origin": host})
+    assert browser.post("/logout", headers=headers).status_code == 401 and browser.cookies
+
+
 def test_no_link_leads_to_another_server(host, browser):
     for place in ("//evil.example/", "https://evil.example", "/\\evil.example"):
         answer = browser.post("/login", params={"next": place}, data={"token": "ana"})

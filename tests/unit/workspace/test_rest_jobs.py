@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 
+import httpx
 import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import InvalidParameterValue, NotImplemented, ResourceDoesNotExist
@@ -263,3 +264,18 @@ def test_the_end_of_the_server_stops_its_runs(project, client, acts, service):
     assert service.close(10) == []
     assert run_store.get_run(service.store, number)["result_state"] == "CANCELED"
     with pytest.raises(InvalidParameterValue, match="is stopping"): client.jobs.run_now(job_id("fit", "dev"))
+
+
+def test_numbers_that_the_store_cannot_hold_are_refused(service):
+    app, large = FastAPI(), 2**63
+    app.include_router(jobs_router(service))
+    with served(app) as host, httpx.Client(base_url=host, trust_env=False) as client:
+        for query in (f"runs/list?page_token={large}", f"runs/list?job_id={large}", f"runs/get?run_id={large}",
+                      "runs/list?limit=26", "list?limit=101", "list?offset=-1", f"list?page_token={'9' * 5000}",
+                      f"get?job_id=-{large}"):
+            answer = client.get(f"/api/2.2/jobs/{query}")
+            assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), query
+        for path in ("runs/cancel", "runs/delete", "runs/repair"):
+            assert client.post(f"/api/2.2/jobs/{path}", json={"run_id": large}).status_code == 400
+        assert client.get(f"/jobs/1/runs/{large}").status_code == 400
+        assert client.get(f"/api/2.2/jobs/runs/get?run_id={large - 1}").status_code == 404

@@ -146,7 +146,7 @@ def test_the_client_of_mlflow_uses_the_same_calls(served, monkeypatch):
 
 
 def test_only_a_valid_token_opens_a_call_and_the_answer_does_not_repeat_it(served, call):
-    assert requests.get(f"{served[0]}/health", timeout=5).status_code == 200
+    assert requests.get(f"{served[0]}/login", timeout=5).status_code == 200
     assert requests.get(f"{served[0]}/.well-known/databricks-config", timeout=5).status_code == 200
     wrong = ["Bearer wrong-token", TOKEN, "Basic eDp5"]
     for headers in ({}, *({"Authorization": value} for value in wrong)):

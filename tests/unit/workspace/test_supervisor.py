@@ -1,0 +1,67 @@
+"""What the control process does beside requests: it watches tokens and payloads."""
+import asyncio
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from mlops_nb.workspace import supervisor
+from mlops_nb.workspace.endpoint_updates import ChildGone
+from mlops_nb.workspace.places import WorkspacePlaces
+from mlops_nb.workspace.tokens import make_token
+
+
+class SmallSupervisor(supervisor.Supervisor):
+    "Without processes."
+
+    def __init__(self, places, workers):
+        self.places, self.workers, self.users, self.tokens_time = places, workers, {}, 0
+        self.log, self.sockets = supervisor.logging.getLogger("test"), places.folder
+        self.tokens_time = self.read_tokens()
+
+    writes = 0
+    async def start_writer(self):
+        self.writes += 1
+        raise OSError("no space left on device")
+
+
+class Workers:
+    "Take tokens, the first time with an error."
+
+    def __init__(self): self.answers, self.users = [ChildGone("worker 0 has ended")], None
+
+    async def tell_all(self, command, seconds, digests):
+        if self.answers: return [self.answers.pop()]
+        self.users = set(digests.values())
+        return [None]
+
+
+@pytest.fixture
+def small(tmp_path): return SmallSupervisor(WorkspacePlaces(tmp_path), Workers())
+
+
+def test_tokens_are_sent_until_all_workers_have_them_and_an_error_does_not_end_the_watch(small, monkeypatch):
+    sleep = asyncio.sleep
+    monkeypatch.setattr(supervisor.asyncio, "sleep", lambda seconds: sleep(0.01))
+
+    async def watch():
+        watching = asyncio.create_task(small.watch())
+        await sleep(0.05)
+        make_token(small.places, "ann")
+        await sleep(0.2)
+        watching.cancel()
+    asyncio.run(watch())
+    assert small.workers.users == {"ann"} and small.writes > 3
+    assert small.tokens_time == os.stat(small.places.tokens).st_mtime_ns
+
+
+def test_a_worker_that_starts_while_tokens_change_gets_the_new_ones(small):
+    given = []
+
+    class Worker:
+        async def ask(self, command, digests): given.append(digests)
+    async def once(worker):
+        if len(given) == 1: small.users = {"digest": "ann"}
+    small.manager = SimpleNamespace(bring_up=once)
+    asyncio.run(small.bring_up(Worker()))
+    assert given == [{}, {"digest": "ann"}]
