@@ -69,8 +69,9 @@ def split_frame(frame: bytes) -> SpoolRecord | None:  # None: not a complete fra
     return SpoolRecord(table, {**values, "logging_error_codes": codes}, *bodies)
 
 def without_bodies(frame: bytes, code: str) -> bytes:
-    "Return the frame of the same record without its bodies, with a code that gives the reason."
+    "Return the frame of the same record without its bodies, with a code that gives the reason; as it is without any."
     record = split_frame(frame)
+    if record.request is None and record.response is None: return frame  # such as one that was tried before
     return frame_of(record.table, record.values, [*record.values["logging_error_codes"], code], None, None)
 
 # %% ../../nbs/serving/06_spool.ipynb #5b00000a
