@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from .console import out, show
-from ..commits.checked_files import CheckedFiles, Refusal, checked_files
+from ..commits.checked_files import CheckedFiles, CommitProblem, checked_files
 from ..commits.clean_notebooks import notebooks_clean
 from ..commits.current_export import export_current
 from ..commits.secrets_in_files import no_secrets
@@ -35,26 +35,26 @@ def target_faults(root: Path, target: str) -> list[str]:
     except MlopsError as error: return [str(error)]
     return [str(problem) for problem in problems if not problem.is_warning]
 
-def bundle_valid(files: CheckedFiles) -> Refusal | None:
+def bundle_valid(files: CheckedFiles) -> CommitProblem | None:
     "Refuse a bundle with mistakes in one of its targets."
     from mlops_nb.bundle.load import target_names
     if not any(name.startswith(BUNDLE_FOLDERS) for name in files.names): return None
     mend = "correct the lines that are named; mlops validate -t TARGET checks again"
     try: targets = target_names(files.root)
-    except MlopsError as error: return Refusal((str(error),), mend)
+    except MlopsError as error: return CommitProblem((str(error),), mend)
     by_fault: dict[str, list[str]] = {}
     for target in targets:
         for fault in target_faults(files.root, target): by_fault.setdefault(fault, []).append(target)
     faults = tuple(f"{fault}  (target {', '.join(names)})" for fault, names in by_fault.items())
-    return Refusal(faults, mend) if faults else None
+    return CommitProblem(faults, mend) if faults else None
 
 # %% ../../nbs/commands/11_check.ipynb #fd9712eb
-def wheel_whole(files: CheckedFiles) -> Refusal | None:
+def wheel_whole(files: CheckedFiles) -> CommitProblem | None:
     "Refuse a package whose wheel cannot be built, or lacks files."
     from mlops_nb.commits.complete_wheel import wheel_complete  # imports more than `mlops --help` should
     return wheel_complete(files)
 
-COMMIT_CHECKS: dict[str, Callable[[CheckedFiles], Refusal | None]] = {
+COMMIT_CHECKS: dict[str, Callable[[CheckedFiles], CommitProblem | None]] = {
     "notebooks-clean": notebooks_clean, "export-current": export_current, "code": code_tidy, "secrets": no_secrets,
     "bundle": bundle_valid, "wheel": wheel_whole}
 
@@ -67,17 +67,18 @@ def chosen_checks(names: Iterable[str]) -> list[str]:
 # %% ../../nbs/commands/11_check.ipynb #34a5b31f
 SHOWN_FAULTS = 20  # of a check; the rest is counted
 
-def annotation(name: str, refusal: Refusal) -> str:
+def annotation(name: str, refusal: CommitProblem) -> str:
     "Return the line that makes GitHub show a refusal on the page of a workflow's run."
     text = "\n".join([*refusal.faults[:SHOWN_FAULTS], f"mend: {refusal.mend}"])
     return f"::error title={name}::" + text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
-def result_of(name: str, files: CheckedFiles) -> Refusal | None:
+def result_of(name: str, files: CheckedFiles) -> CommitProblem | None:
     "Run a check; an error that stops it is a refusal."
     try: return COMMIT_CHECKS[name](files)
-    except MlopsError as error: return Refusal((error.message,), error.hint or "correct the cause, and check again")
+    except MlopsError as error:
+        return CommitProblem((error.message,), error.hint or "correct the cause, and check again")
 
-def show_result(name: str, refusal: Refusal | None, seconds: float) -> None:
+def show_result(name: str, refusal: CommitProblem | None, seconds: float) -> None:
     "Print the name of a check, its result, and what mends it."
     state = "[red]failed[/]" if refusal else "[green]ok[/]    "
     out.print(f"{name:16}{state}  {seconds:4.1f} s", highlight=False)

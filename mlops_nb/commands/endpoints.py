@@ -46,7 +46,8 @@ def list_endpoints(target: Target = None) -> None:
     client = workspace_client(load_env(target))
     with endpoint_errors("*"):
         details = [client.serving_endpoints.get(endpoint.name) for endpoint in client.serving_endpoints.list()]
-    if not details: return show("there are no endpoints; the job deploy makes one: mlops run deploy")
+    if not details:
+        return show("no endpoints; to serve a Champion: mlops models serve NAME; to get one: mlops run train")
     print_rows(["endpoint", "state", "served entities", "creator"], [endpoint_cells(one) for one in details])
 
 # %% ../../nbs/commands/14_endpoints.ipynb #aa104559
@@ -65,11 +66,13 @@ def body_of(text: str, where: str) -> dict:  # where: the text comes from
 def text_of_request(data: str | None, file: Path | None) -> tuple[str, str]:  # the text, and where it comes from
     "Return the text of a request, from the option, a file, or standard input (-)."
     if (data is None) == (file is None): raise MlopsError("a query needs its rows once", "give -d JSON or --file FILE")
+    if data is not None and data.startswith("@"): data, file = None, Path(data[1:])  # as curl has it
     if data is not None: return data, "the value of -d"
     if str(file) == "-": return sys.stdin.read(), "standard input"
     try: return file.read_text(), str(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise MlopsError(f"{file} cannot be read: {error}", "give the path of a file with JSON") from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise MlopsError(f"{file} cannot be read: {reason}", "give the path of a file with JSON") from None
 
 def send_request(client: Any, name: str, served: str | None, body: dict) -> dict:  # client: WorkspaceClient
     "Return the answer of an endpoint, or of one of its served entities."
@@ -79,14 +82,15 @@ def send_request(client: Any, name: str, served: str | None, body: dict) -> dict
                                 headers={"Accept": "application/json", "Content-Type": "application/json"})
 
 def query_endpoint(name: Annotated[str, typer.Argument(help="An endpoint; `mlops endpoints` lists them.")],
-                   data: Annotated[str | None, typer.Option("--data", "-d", help="The rows as JSON.")] = None,
+                   data: Annotated[str | None, typer.Option("--data", "-d", help="The rows as JSON, or @FILE.")
+                                   ] = None,
                    file: Annotated[Path | None, typer.Option(help="A file with the rows as JSON; - is standard input.")
                                    ] = None,
                    served: Annotated[str | None, typer.Option(help="A served entity, past the traffic split.")] = None,
                    target: Target = None) -> None:
     """Send rows to an endpoint and print its answer as JSON.
 
-    Example: [bold]mlops query late_arrival -d '[{"flight_id": "2013-04-01-UA-1545-EWR"}]'[/]"""
+    Example: [bold]mlops query dev-flights-late_arrival -d @docs/request.json[/]"""
     from mlops_nb.env import load_env
     from mlops_nb.serving.endpoints import endpoint_errors, workspace_client
     body = body_of(*text_of_request(data, file))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .checked_files import TIDY, CheckedFiles, Refusal
+from .checked_files import TIDY, CheckedFiles, CommitProblem
 from ..errors import need
 
 # %% ../../nbs/commits/01_clean_notebooks.ipynb #3b355a22
@@ -51,10 +51,10 @@ def notebook_fault(name: str, text: str, tags: tuple[str, ...]) -> str:  # empty
     return "" if cleaned_text(notebook, tags) == text else f"{name} has metadata or a layout that nbdev_clean removes"
 
 # %% ../../nbs/commits/01_clean_notebooks.ipynb #c697b60d
-def notebooks_clean(files: CheckedFiles) -> Refusal | None:
+def notebooks_clean(files: CheckedFiles) -> CommitProblem | None:
     "Refuse notebooks with outputs, execution counts, or what `nbdev_clean` removes."
     faults = []
     for name in files.notebooks:
         text = (files.root / name).read_text(encoding="utf-8", errors="replace")
         if fault := notebook_fault(name, text, files.tags): faults.append(fault)
-    return Refusal(tuple(faults), TIDY) if faults else None
+    return CommitProblem(tuple(faults), TIDY) if faults else None

@@ -10,7 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from .checked_files import CheckedFiles, Refusal
+from .checked_files import CheckedFiles, CommitProblem
 from ..projects.platform_wheel import built_wheel
 
 # %% ../../nbs/commits/05_complete_wheel.ipynb #a51ab5e9
@@ -32,7 +32,7 @@ def wheel_faults(files: CheckedFiles, wheel: Path) -> list[str]:
             if path not in packed: faults.append(f"{name} is not in the wheel {wheel.name}")
     return faults
 
-def wheel_complete(files: CheckedFiles) -> Refusal | None:
+def wheel_complete(files: CheckedFiles) -> CommitProblem | None:
     "Build the wheel into `dist/`; refuse a package whose wheel lacks files."
     folders = [f"{folder}/" for folder in package_folders(files.root, files.package).values()]
     if not any(name == "pyproject.toml" or name.startswith(tuple(folders)) for name in files.names): return None
@@ -40,4 +40,4 @@ def wheel_complete(files: CheckedFiles) -> Refusal | None:
     dist.mkdir(exist_ok=True)
     faults = wheel_faults(files, built_wheel(files.root, dist, files.package))
     mend = "name its folder in packages or package-data of [tool.setuptools] in pyproject.toml"
-    return Refusal(tuple(faults), mend) if faults else None
+    return CommitProblem(tuple(faults), mend) if faults else None

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from .checked_files import TIDY, CheckedFiles, Refusal
+from .checked_files import TIDY, CheckedFiles, CommitProblem
 
 # %% ../../nbs/commits/02_current_export.ipynb #5d46593c
 EXPORT_SETTINGS = ("settings.ini", "pyproject.toml")
@@ -67,7 +67,7 @@ def concerns_export(files: CheckedFiles, names: Iterable[str]) -> bool:
     folders = (f"{files.notebook_folder}/", f"{files.package}/")
     return any(name in EXPORT_SETTINGS or name.startswith(folders) for name in names)
 
-def export_current(files: CheckedFiles) -> Refusal | None:
+def export_current(files: CheckedFiles) -> CommitProblem | None:
     "Refuse modules that differ from what the notebooks export."
     if not concerns_export(files, files.names): return None
     from mlops_nb.projects.update import export_failure  # imports more than `mlops --help` should
@@ -75,6 +75,6 @@ def export_current(files: CheckedFiles) -> Refusal | None:
         folder = Path(temporary)
         copy_sources(files, folder)
         if reason := export_failure(folder):
-            return Refusal((f"the notebooks cannot be exported: {reason}",), f"correct the notebook, then {TIDY}")
+            return CommitProblem((f"the notebooks cannot be exported: {reason}",), f"correct the notebook, then {TIDY}")
         faults = export_faults(python_files(folder, files.package), python_files(files.root, files.package))
-    return Refusal(tuple(faults), OVERWRITES) if faults else None
+    return CommitProblem(tuple(faults), OVERWRITES) if faults else None

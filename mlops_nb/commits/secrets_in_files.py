@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from .checked_files import CheckedFiles, Refusal
+from .checked_files import CheckedFiles, CommitProblem
 from ..errors import need
 
 # %% ../../nbs/commits/04_secrets_in_files.ipynb #92185b79
@@ -110,11 +110,11 @@ def secret_faults(name: str, text: str) -> list[str]:
 
 LARGEST_SEARCHED = 10_000_000  # bytes; larger ones are data, and reading them would take minutes
 
-def no_secrets(files: CheckedFiles) -> Refusal | None:
+def no_secrets(files: CheckedFiles) -> CommitProblem | None:
     "Refuse files that contain a key, a token or a password; large files, and those that are not text, are not read."
     faults = []
     for name in files.names:
         if (files.root / name).stat().st_size > LARGEST_SEARCHED: continue
         content = (files.root / name).read_bytes()
         if b"\0" not in content[:8192]: faults += secret_faults(name, content.decode("utf-8", errors="replace"))
-    return Refusal(tuple(faults), REMOVE) if faults else None
+    return CommitProblem(tuple(faults), REMOVE) if faults else None

@@ -9,7 +9,7 @@ __all__ = ['CODE', 'ruff_lines', 'mend_code', 'code_tidy']
 import re
 import subprocess
 
-from .checked_files import TIDY, CheckedFiles, Refusal, installed_tool
+from .checked_files import TIDY, CheckedFiles, CommitProblem, installed_tool
 from ..errors import MlopsError
 
 # %% ../../nbs/commits/03_tidy_code.ipynb #cd7bfd1b
@@ -31,11 +31,11 @@ def mend_code(lines: list[str]) -> str:
     if by_tool and by_hand: return f"{TIDY} mends what is marked [*]; correct the other lines by hand"
     return TIDY if by_tool else f"correct these lines by hand, then {TIDY}"
 
-def code_tidy(files: CheckedFiles) -> Refusal | None:
+def code_tidy(files: CheckedFiles) -> CommitProblem | None:
     "Refuse code in which ruff finds something."
     names = {name for name in files.names if name.endswith(CODE)}
     modules = sorted(name for name in names if name.startswith(f"{files.package}/"))
     # All files, also if few are given: ruff excludes a given file whose folder has a parent named like the package.
     lines = [line for line in ruff_lines(files, ".") if line.split(":")[0] in names] if names else []
     if modules: lines += ruff_lines(files, "--isolated", "--select=F821", "--", *modules)
-    return Refusal(tuple(lines), mend_code(lines)) if lines else None
+    return CommitProblem(tuple(lines), mend_code(lines)) if lines else None

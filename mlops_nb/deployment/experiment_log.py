@@ -6,8 +6,9 @@
 __all__ = ['EXPERIMENT_LOG', 'EXPERIMENT_COLUMNS', 'EXPERIMENT_TAG', 'EXPERIMENT_HEADINGS', 'ReadAnswers', 'EXPERIMENT_WORDS',
            'read_experiments', 'write_decision', 'open_experiment', 'blocks_in', 'next_block_start', 'unserved',
            'SplitEndpoint', 'split_json', 'split_from', 'shared_split', 'experiment_marks', 'champion_changed',
-           'split_without', 'aborted_row', 'possible_row', 'carry_out', 'finish_decision', 'reason_not_to_start',
-           'check_start', 'start_row', 'next_row', 'run_experiment', 'experiment_sentence']
+           'split_without', 'aborted_row', 'reason_not_to_promote', 'reason_to_abort', 'end_split', 'carry_out',
+           'finish_decision', 'reason_not_to_start', 'check_start', 'start_row', 'next_row', 'run_experiment',
+           'experiment_sentence']
 
 # %% ../../nbs/deployment/11_experiment_log.ipynb #cc1a84c9
 import json
@@ -58,8 +59,7 @@ def read_experiments(spark, env: Env, name: str) -> list[dict]:  # name: the mod
 
 def write_decision(spark, env: Env, row: Mapping) -> None:
     "Insert or update one decision."
-    # the user who carries out an interrupted decision did not make it
-    row = {"decided_by": acting_user(spark, env), **row, "decided_at": datetime.now(UTC)}
+    row = {**row, "decided_at": datetime.now(UTC)}
     values = tuple(row.get(column.split()[0]) for column in EXPERIMENT_COLUMNS.split(", "))
     frame = spark.createDataFrame([values], EXPERIMENT_COLUMNS)
     tables.merge(spark, env, EXPERIMENT_LOG, frame, ["model_name", "as_of"])
@@ -89,6 +89,7 @@ class SplitEndpoint:
     name: str
     read: Callable[[], Any]  # -> versions (number by served entity) and traffic (percent by served entity)
     set_traffic: Callable[[Mapping[str, int]], Any]  # takes percent by served entity; the others get 0
+    follow: Callable[[], Any]  # lets it serve what the aliases name; an error if it cannot
 
     def split(self) -> dict[int, int]:
         "The percentage of each served version."
@@ -101,7 +102,7 @@ class SplitEndpoint:
         if not (missing := unserved(split, served)): return
         raise MlopsError(f"endpoint {self.name} does not serve v{missing[0]}; it serves "
                          + ", ".join(f"v{number}" for number in sorted(served)),
-                         "deploy both versions to the endpoint first")
+                         "with challenger: true in conf/serving.yml it serves both: mlops models serve NAME")
 
     def set_split(self, split: Mapping[int, int]) -> None:
         "Set the percentage of each version; nothing if it holds already, MlopsError if one is not served."
@@ -149,29 +150,39 @@ def aborted_row(env: Env, endpoint: SplitEndpoint, row: Mapping, reason: str) ->
     after = split_json(split_without(env, endpoint, row))
     return {**row, "decision": ABORT, "reason": reason, "percent": 0, "split_after": after}
 
-def possible_row(env: Env, endpoint: SplitEndpoint, row: Mapping) -> Mapping:
-    "The row, if its split can be set; otherwise with another one: as the end of its experiment, if it is none."
+def reason_not_to_promote(env: Env, row: Mapping) -> str:  # empty: the promotion can be carried out
+    "What happened between the decision to promote and now, if the run that decided was interrupted."
+    name, challenger = row["model_name"], row["challenger"]
+    if points_to(env, name, "champion") == challenger: return ""
+    if change := champion_changed(env, row): return change
+    rolled_back = registry.get_version(env, name, challenger).tags.get(ROLLED_BACK)
+    return f"v{challenger} was rolled back: {rolled_back}" if rolled_back else ""
+
+def reason_to_abort(env: Env, endpoint: SplitEndpoint, row: Mapping) -> str:  # empty: it can be carried out
+    "What happened after a decision to go on or to promote, so that it can only end its experiment."
+    if row["decision"] == ABORT: return ""
+    if row["decision"] == PROMOTE:
+        reason = reason_not_to_promote(env, row)
+        return f"not promoted: {reason}" if reason else ""
     missing = unserved(split_from(row["split_after"]), endpoint.split())
-    if not missing: return row
-    is_promoted = row["decision"] == PROMOTE and points_to(env, row["model_name"], "champion") == row["challenger"]
-    if is_promoted or row["decision"] == ABORT:
-        return {**row, "split_after": split_json(split_without(env, endpoint, row))}
-    return aborted_row(env, endpoint, row, f"endpoint {endpoint.name} no longer serves v{missing[0]}")
+    return f"endpoint {endpoint.name} no longer serves v{missing[0]}" if missing else ""
+
+def end_split(env: Env, endpoint: SplitEndpoint, row: Mapping) -> None:
+    "Give all requests to the Champion, then let the endpoint follow the aliases, which it does not while it splits."
+    endpoint.set_split(split_without(env, endpoint, row))
+    endpoint.follow()
 
 def carry_out(spark, env: Env, endpoint: SplitEndpoint, row: Mapping) -> dict:  # the row, done
     "Do the steps of a recorded decision, each of which can be repeated. The caller holds the model's lock."
     name, challenger = row["model_name"], row["challenger"]
-    if (possible := possible_row(env, endpoint, row)) is not row:  # the endpoint was changed after the decision
-        row = possible
+    if reason := reason_to_abort(env, endpoint, row):
+        row = aborted_row(env, endpoint, row, reason)
         write_decision(spark, env, row)
     if row["decision"] == PROMOTE:
-        if points_to(env, name, "champion") != challenger and (change := champion_changed(env, row)):
-            row = aborted_row(env, endpoint, row, f"not promoted: {change}")
-            write_decision(spark, env, row)
-        else:
-            move_alias(spark, env, name, "champion", challenger, f"online experiment: {row['reason']}",
-                       decision=experiment_marks(row))
-    endpoint.set_split(split_from(row["split_after"]))
+        move_alias(spark, env, name, "champion", challenger, f"online experiment: {row['reason']}",
+                   decision=experiment_marks(row))
+    if row["decision"] in (PROMOTE, ABORT): end_split(env, endpoint, row)
+    else: endpoint.set_split(split_from(row["split_after"]))
     if row["decision"] == ABORT: write_marks(env, name, challenger, **experiment_marks(row))
     row = {**row, "state": "done"}
     write_decision(spark, env, row)
@@ -264,6 +275,7 @@ def run_experiment(spark, env: Env, name: str,  # the model's full name
             if reason := reason_not_to_start(env, log, champion, challenger, again): return f"{name}: {reason}", log
             check_start(as_of, champion, challenger)
             row = start_row(env, endpoint, log, champion, challenger, as_of, settings)
+        row["decided_by"] = acting_user(spark, env)  # also if another user carries it out after an interruption
         write_decision(spark, env, row)
         row = carry_out(spark, env, endpoint, row)
     return experiment_sentence(row), [*log, row]

@@ -120,7 +120,7 @@ def split_differences(day: np.ndarray,  # of each request: a number from 0
     count = int(day.max(initial=-1)) + 1
     arm = day + count * is_challenger
     totals = np.bincount(arm, minlength=2 * count).reshape(2, count).astype(float)
-    sums = np.bincount(arm, loss, minlength=2 * count).reshape(2, count)
+    sums = np.bincount(arm, loss, minlength=2 * count).reshape(2, count).astype(float)  # whole numbers without requests
     means = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
     sizes = np.divide(totals.prod(axis=0), totals.sum(axis=0), out=np.zeros(count), where=totals.sum(axis=0) > 0)
     return means[0] - means[1], sizes
@@ -182,7 +182,8 @@ def judged_answers(answers: pd.DataFrame, settings: Mapping, problem: ProblemTyp
 def pairs_of(rows: pd.DataFrame) -> pd.DataFrame:  # rows: what `judged_answers` returns; day, loss_champion, loss
     "The requests that both models answered, with both losses."
     is_challenger = rows.is_challenger.astype(bool)
-    champion, challenger = (rows[side].drop_duplicates("request") for side in (~is_challenger, is_challenger))
+    champion, challenger = (rows[side & rows.request.notna()].drop_duplicates("request")
+                            for side in (~is_challenger, is_challenger))
     return champion.merge(challenger[["request", "loss"]], on="request", suffixes=("_champion", ""))
 
 def day_numbers(days: pd.Series, first_day: date) -> np.ndarray:

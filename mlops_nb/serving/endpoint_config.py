@@ -78,8 +78,8 @@ WORKLOAD_TYPES = ("CPU", "CPU_MEDIUM", "CPU_LARGE", "GPU_SMALL", "GPU_MEDIUM", "
                   "GPU_XLARGE_8", "MULTIGPU_MEDIUM")
 MOST_ENTITIES = 15  # of one endpoint
 UNSUPPORTED = dict.fromkeys(("external_model", "foundation_model", "min_provisioned_throughput",
-                             "max_provisioned_throughput", "provisioned_model_units"), "serve a registered model")
-UNSUPPORTED["environment_vars"] = "a model process has the environment of `mlops up`"
+                             "max_provisioned_throughput", "provisioned_model_units"), "serve a registered model") | {
+    "environment_vars": "a model process has the environment of `mlops up`"}
 
 @dataclass(frozen=True)
 class EntityConfig:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHAMPION', 'CHALLENGER', 'UPDATE_TAG', 'wanted_config', 'endpoint_tags', 'EndpointUpdate', 'update_text',
-           'lookup_hint', 'not_updated', 'update_to', 'record_update', 'follow_champion', 'check_updated',
-           'update_markdown', 'update_endpoint']
+           'lookup_hint', 'not_updated', 'update_to', 'record_update', 'follow_champion', 'required_endpoint',
+           'check_updated', 'update_markdown', 'update_endpoint']
 
 # %% ../../nbs/workflow/23_endpoint.ipynb #eb000004
 from dataclasses import dataclass
@@ -110,6 +110,11 @@ def follow_champion(env: Env, model: str) -> EndpointUpdate:  # model: the full 
         update = update_to(env, wanted, settings, endpoint_tags(env, name, rules))
         record_update(env, champion, update)
     return update
+
+def required_endpoint(env: Env, model: str) -> str:
+    "The name of the endpoint of a model; MlopsError if the target has none."
+    if endpoint_settings(env): return endpoint_name(env, model)
+    raise MlopsError(f"target {env.target!r} has no endpoint", "set enabled of the variable endpoint in databricks.yml")
 
 def check_updated(update: EndpointUpdate) -> str:  # empty if the target has no endpoint
     "The result in a sentence; EndpointError if the update failed."

@@ -31,9 +31,8 @@ from ..features.client import feature_client, spec_of
 from ..features.spec import FEATURE_STORE, ON_DEMAND, TRAINING_DATA, FeatureSpec
 from ..pictures import BLUE, canvas, reference_line
 from ..serving import endpoints
-from ..serving.endpoint_settings import endpoint_name, endpoint_settings
 from ..serving.endpoints import ServingConfig
-from .endpoint import CHAMPION
+from .endpoint import CHAMPION, required_endpoint
 from .smoke import newest_rows
 from .use_case import UseCase
 
@@ -78,9 +77,7 @@ class EndpointCheck:
 def load_endpoint_check(use_case: UseCase, target: str) -> EndpointCheck:
     "Find the endpoint of a use case; MlopsError if the target has none, or it serves nothing."
     env = load_env(target)
-    if endpoint_settings(env) is None:
-        raise MlopsError(f"target {target!r} has no endpoint", "set enabled of the variable endpoint in databricks.yml")
-    return EndpointCheck(use_case, env, endpoints.serving_config(env, endpoint_name(env, use_case.model)))
+    return EndpointCheck(use_case, env, endpoints.serving_config(env, required_endpoint(env, use_case.model)))
 
 def differences(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
     "The absolute differences of two arrays; infinite where only one of them is a number."

@@ -179,9 +179,11 @@ def with_labels(use_case: UseCase, spark, env: Env, predictions,  # DataFrame
     return predictions.join(known, list(use_case.key), "left")
 
 def with_request_labels(use_case: UseCase, spark, env: Env, log,  # DataFrame with row_id and client_request_id
-                        as_of: date):  # labels known before its midnight -> DataFrame with the label
+                        as_of: date,  # labels known before its midnight
+                        after: date | None = None):  # only labels of later days -> DataFrame with the label
     "Join the log with the labels that were known: by `client_request_id` if the labels have it, otherwise by the row."
     known, label = use_case.labels(spark, env, as_of), quoted(use_case.label)
+    if after and use_case.day in known.columns: known = known.where(f"{quoted(use_case.day)} > DATE'{after}'")
     if "client_request_id" in known.columns:
         return log.join(known.select("client_request_id", label), "client_request_id", "left")
     return log.join(known.selectExpr(f"{row_id_sql(use_case)} AS row_id", label), "row_id", "left")

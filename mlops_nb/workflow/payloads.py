@@ -202,6 +202,9 @@ def write_inference_log(step: LogStep) -> Any:  # IPython Markdown
             step.notes.append(f"{counted(later, 'prediction')} of days after {step.day}, which a later as_of logs")
         if unread := rows.where("row_number IS NULL").count():
             step.notes.append(f"{counted(unread, 'request')} whose bodies cannot be read")
+        if unnamed := rows.where("row_number IS NOT NULL AND row_id IS NULL").count():
+            step.notes.append(f"{counted(unnamed, 'prediction')} that no label can be joined with: a request needs "
+                              f"{', '.join(step.use_case.key)}, or a client_request_id")
         versions = rows.select("entity_name", "entity_version").distinct().collect()
         for name, number in sorted(map(tuple, versions), key=str):
             frame = version_rows(step, rows, name, number)

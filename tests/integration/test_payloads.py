@@ -231,7 +231,7 @@ def requests(env) -> list[tuple]:
 def log_home(tmp_path_factory):
     "Deliveries with two versions of their formula, payloads, and the log as of 3 April."
     use_case, folder = small.DELIVERIES, tmp_path_factory.mktemp("log")
-    env = small.home_of(folder)
+    env = replace(small.home_of(folder), variables={})  # no prefix: the payload table has the name of the model
     spark = get_spark(env)
     small.write_tables(use_case, spark, env)
     small.conf_files(folder, monitoring=monitoring_conf(use_case), train=small.TRAIN[use_case.model],
@@ -371,3 +371,15 @@ def test_without_an_endpoint_the_step_ends_with_a_sentence(log_home, tmp_path, m
     assert payloads.status_table(step).empty
     payloads.finish_log(step)
     assert "no requests yet: there is no table dev.flights.nobody_payload" in (tmp_path / "exit.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_request_with_which_no_label_can_be_joined_is_logged_with_a_note(log_home, tmp_path):
+    keyless, answer = sent_rows([314], ["area", "distance"])
+    entity = {"served_entity_id": "minutes1", "entity_name": log_home.env.model("minutes")}
+    fill(tmp_path, [(log_home.env.table("keyless_payload"), values(20, **entity), body("instances", keyless), answer)])
+    assert write_payloads(log_home.spark, log_home.env, tmp_path) == 1
+    step = payloads.load_log_step(log_home.use_case, "dev", "2021-04-03", "keyless_payload")
+    payloads.write_inference_log(step)
+    assert step.logged == 1 and step.notes == [
+        "1 prediction that no label can be joined with: a request needs delivery_id, or a client_request_id"]

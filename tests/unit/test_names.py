@@ -21,7 +21,6 @@ SHARED = {
     "metrics_text": "the metrics of a version as a person reads them, and those of the workspace for Prometheus",
     "REGRESSION": "the problem type, and its name in Databricks' monitors",
     "PROBLEM_TYPES": "the problem types, and their names in Databricks' monitors",
-    "Refusal": "a request that is not answered, with its reason, and what is wrong with the files of a commit",
 }
 RIDDLES = {"found", "there", "said", "told", "asked", "who"}  # they do not say what the thing is
 

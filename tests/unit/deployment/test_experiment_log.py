@@ -43,7 +43,7 @@ class World:
         self.dying(aliases, "write_log", lambda spark, env, row: self.moves.update({row["move"]: dict(row)}))
         self.dying(experiment_log, "write_decision", self.write_decision)
         for name in WRITES: self.dying(self.registry, name, getattr(self.registry, name))
-        self.dying(self, "set_traffic", self.set_traffic)
+        for name in ("set_traffic", "follow"): self.dying(self, name, getattr(self, name))
         self.registry.create_registered_model(NAME)
         for number in (1, 2, 3):
             self.registry.create_model_version(NAME, source="")
@@ -63,6 +63,12 @@ class World:
 
     def set_traffic(self, traffic): self.traffic = {name: traffic.get(name, 0) for name in self.versions}
 
+    def follow(self):
+        "The endpoint serves what the aliases name, all requests by the Champion."
+        champion, challenger = (int(self.registry.aliases[NAME][name]) for name in ("champion", "challenger"))
+        self.versions = {"champion": champion} | ({"challenger": challenger} if challenger != champion else {})
+        self.traffic = {name: 100 if name == "champion" else 0 for name in self.versions}
+
     def read_answers(self, first, as_of, champion, challenger):
         self.reads.append((first, as_of))
         days = pd.to_datetime(self.answers.day)
@@ -70,7 +76,7 @@ class World:
 
     def run(self, day, again=False):
         endpoint = SplitEndpoint("late", lambda: SimpleNamespace(versions=self.versions, traffic=self.traffic),
-                                 lambda traffic: self.set_traffic(traffic))
+                                 lambda traffic: self.set_traffic(traffic), lambda: self.follow())
         return run_experiment(None, self.env, NAME, endpoint, self.settings, BINARY, FIRST + timedelta(day),
                               self.read_answers, again)
 
@@ -82,7 +88,7 @@ class World:
         versions = {key: (value.tags, value.description) for key, value in self.registry.versions[NAME].items()}
         moves = [{key: row[key] for key in ("alias", "from_version", "to_version", "reason", "state")}
                  for row in self.moves.values()]
-        return rows, moves, self.traffic, self.registry.aliases[NAME], versions
+        return rows, moves, self.versions, self.traffic, self.registry.aliases[NAME], versions
 
 
 def answers(better, days=14, requests=60, **columns):
@@ -108,7 +114,7 @@ def test_a_better_challenger_goes_through_the_steps_and_becomes_champion(world):
     texts = [world.run(day)[0] for day in range(6)]
     assert decisions(world)[:2] == ["start", "wait"] and decisions(world)[-1] == "promote"
     assert "extend" in decisions(world)
-    assert world.champion() == 2 and world.traffic == {"champion": 0, "challenger": 100}
+    assert world.champion() == 2 and world.versions == {"champion": 2} and world.traffic == {"champion": 100}
     assert world.registry.aliases[NAME]["previous_champion"] == "1"
     tags = registry.get_version(world.env, NAME, 2).tags
     assert tags[EXPERIMENT_TAG].startswith("promote: ") and tags[ACCEPTED_LOSS] == "0.000000"
@@ -182,7 +188,7 @@ def test_a_kill_is_continued_on_the_next_day_as_well(env, monkeypatch, effect):
         for day in range(7):
             try: world.run(day)
             except Killed: world.kill_at, was_killed = None, True
-        assert world.champion() == 2 and world.traffic == {"champion": 0, "challenger": 100}
+        assert world.champion() == 2 and world.versions == {"champion": 2} and world.traffic == {"champion": 100}
         assert {row["state"] for row in [*world.decisions.values(), *world.moves.values()]} == {"done"}
         if not was_killed: break
     assert number > 12
@@ -258,7 +264,8 @@ def test_a_champion_that_is_no_longer_served_ends_the_experiment(world):
     world.run(0)
     world.versions, world.traffic = {"other": 3, "challenger": 2}, {"other": 90, "challenger": 10}
     text, _ = world.run(1)
-    assert "no longer serves v1" in text and world.traffic == {"other": 90, "challenger": 10}
+    assert "no longer serves v1" in text and world.versions == {"champion": 1, "challenger": 2}
+    assert world.traffic == {"champion": 100, "challenger": 0}
     assert world.run(2)[0].endswith("(the parameter again=true repeats it)")
 
 
@@ -275,24 +282,65 @@ def interrupted_after(world, decision):
             except Killed: return day + 1
 
 
-@pytest.mark.parametrize("decision", ["start", "extend", "promote"])
+@pytest.mark.parametrize("decision", ["start", "extend"])
 def test_a_recorded_split_that_cannot_be_set_any_more_ends_the_experiment(world, decision):
     day = interrupted_after(world, decision)
     world.versions, world.traffic = {"champion": 1}, {"champion": 100}
     world.run(day, again=False)
     row = list(world.decisions.values())[-1]
     assert (row["decision"], row["state"]) == ("abort", "done") and "no longer serves v2" in row["reason"]
-    assert world.champion() == 1 and world.traffic == {"champion": 100}
+    assert world.champion() == 1 and world.traffic["champion"] == 100
 
 
 def test_a_promotion_stands_when_the_endpoint_has_lost_the_version_meanwhile(world):
     day = interrupted_after(world, "promote")
-    aliases.move_alias(None, world.env, NAME, "champion", 2, "online experiment")
     world.versions, world.traffic = {"champion": 1}, {"champion": 100}
     world.run(day)
     row = list(world.decisions.values())[-1]
     assert (row["decision"], row["state"]) == ("promote", "done") and world.champion() == 2
-    assert world.traffic == {"champion": 100}
+    assert world.versions == {"champion": 2} and world.traffic == {"champion": 100}
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_newer_challenger_waits_until_the_experiment_ends(world, better):
+    world.answers = answers(better)
+    world.run(0)
+    world.registry.aliases[NAME]["challenger"] = "3"
+    world.run(1)
+    assert world.versions == {"champion": 1, "challenger": 2} and decisions(world) == ["start", "wait"]
+    for day in range(2, 6):
+        if decisions(world)[-1] not in ("promote", "abort"): world.run(day)
+    assert world.versions == {"champion": 2 if better else 1, "challenger": 3}
+    assert world.traffic == {"champion": 100, "challenger": 0}
+
+
+def test_an_endpoint_that_cannot_follow_is_an_error_and_the_next_run_repeats_it(world, monkeypatch):
+    def fails(): raise MlopsError("champion: the model needs lightgbm 5")
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "follow", fails)
+        with pytest.raises(MlopsError, match="lightgbm 5"):
+            for day in range(6): world.run(day)
+    row = list(world.decisions.values())[-1]
+    assert (row["decision"], row["state"], world.champion()) == ("promote", "started", 2)
+    assert world.traffic == {"champion": 0, "challenger": 100}  # the new Champion answers all requests already
+    text, _ = world.run(7)
+    assert world.versions == {"champion": 2} and world.traffic == {"champion": 100}
+    assert list(world.decisions.values())[-1]["state"] == "done" and "there is no Challenger" in text
+
+
+def test_a_version_rolled_back_while_its_promotion_was_interrupted_is_not_promoted_again(world, monkeypatch):
+    def killed(): raise Killed
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "follow", killed)
+        with pytest.raises(Killed):
+            for day in range(6): world.run(day)
+    assert world.champion() == 2
+    aliases.rollback(None, world.env, NAME, "warns of everything")
+    world.versions, world.traffic = {"champion": 1}, {"champion": 100}
+    text, _ = world.run(7)
+    row = list(world.decisions.values())[-1]
+    assert (row["decision"], row["reason"]) == ("abort", "not promoted: v2 was rolled back: warns of everything")
+    assert world.champion() == 1 and "v2 was rolled back" in text
 
 
 def test_what_must_be_right_before_the_start(world):

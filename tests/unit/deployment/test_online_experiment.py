@@ -80,6 +80,18 @@ def test_requests_of_other_days_without_label_or_with_an_error_do_not_count():
     assert blocks_of(bad, FIRST + timedelta(7)) == expected
 
 
+def test_a_block_without_a_known_label_compares_nothing_and_the_experiment_waits():
+    frame = answers().assign(label=np.nan, request=None)
+    blocks = blocks_of(frame, FIRST + timedelta(7))
+    assert [(block.champion_requests, math.isnan(block.improvement)) for block in blocks] == [(0, True)]
+    decision = decide_experiment(blocks, 50, 7, "", SETTINGS)
+    assert (decision.action, decision.percent) == (WAIT, 50) and "no block is complete" in decision.reason
+
+
+def test_requests_without_a_row_are_no_pairs():
+    assert not blocks_of(answers(share=0.5).assign(request=None), FIRST + timedelta(7))[0].is_paired
+
+
 @examples(max_examples=30)
 @given(st.floats(-0.5, 0.5), st.integers(0, 10_000))
 def test_days_with_another_split_and_another_level_do_not_bias_the_improvement(difference, seed):
