@@ -102,7 +102,7 @@ def follow_champion(env: Env, model: str) -> EndpointUpdate:  # model: the full 
     settings, name = endpoint_settings(env), env.check_write(model)
     if settings is None: return EndpointUpdate("none", f"target {env.target} has no endpoint")
     endpoint, rules = endpoint_name(env, name), read_serving(env.root)
-    with registry.registry_errors(env), registry.lock(env, f"{name}.endpoint"):
+    with registry.registry_errors(env), endpoints.endpoint_lock(env, name):
         champion = registry.find_alias(env, name, CHAMPION)
         if champion is None:
             return EndpointUpdate("none", f"endpoint {endpoint} waits for the first Champion of {name}", endpoint)
