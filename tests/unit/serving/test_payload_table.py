@@ -85,7 +85,7 @@ def test_two_writers_of_one_spool_write_each_request_once(env, tmp_path, merged)
 
 
 def test_a_writer_that_waits_in_vain_says_so(env, tmp_path, merged, monkeypatch):
-    monkeypatch.setattr(payload_table, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(payload_table, "WRITER_LOCK_SECONDS", 0.1)
     spool = tmp_path / "spool"
     fill(spool, (EVEN, 1))
     with payload_table.sole_writer(spool), pytest.raises(MlopsError, match="another process has written the payloads"):
