@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REQUEST_COLUMNS', 'LATE_DAYS', 'HAS_BODIES', 'SHOWN_DAYS', 'payload_table_name', 'field_types', 'log_columns',
-           'asked_sql', 'dated_rows', 'newest_logged', 'new_payloads', 'request_rows', 'inference_rows', 'merge_log',
-           'LogStep', 'load_log_step', 'skipped_notes', 'version_rows', 'write_inference_log', 'newest_days',
-           'status_table', 'hourly_predictions', 'plot_requests', 'finish_log']
+           'mapped_time_sql', 'dated_rows', 'newest_logged', 'new_payloads', 'request_rows', 'inference_rows',
+           'merge_log', 'LogStep', 'load_log_step', 'skipped_notes', 'version_rows', 'write_inference_log',
+           'newest_days', 'status_table', 'hourly_predictions', 'plot_requests', 'finish_log']
 
 # %% ../../nbs/workflow/22_payloads.ipynb #5f000003
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ def log_columns(use_case: UseCase, actions: Iterable[str]) -> list[str]:
     return [*columns, *REQUEST_COLUMNS]
 
 # %% ../../nbs/workflow/22_payloads.ipynb #5f000009
-def asked_sql(calendar: Calendar,
+def mapped_time_sql(calendar: Calendar,
               days: Iterable[date],  # of the requests, in the time zone of the calendar
               ) -> str:  # a SQL expression of type TIMESTAMP
     "Return the time of a request on the day to which the calendar maps it."
@@ -69,7 +69,7 @@ def dated_rows(use_case: UseCase, rows,  # DataFrame with the fields of requests
                days: Iterable[date],
                as_of: date):  # of the step -> DataFrame with the times, as_of, and is_later: a later step logs it
     "Add the time and the day of each prediction."
-    calendar, moment = use_case.calendar, asked_sql(use_case.calendar, days)
+    calendar, moment = use_case.calendar, mapped_time_sql(use_case.calendar, days)
     if use_case.has_time:
         time, day = quoted(use_case.prediction_time), quoted(use_case.day)
         values = {use_case.prediction_time: f"coalesce({time}, {moment})",
