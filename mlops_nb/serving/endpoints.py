@@ -10,7 +10,7 @@ __all__ = ['ADDRESS_SETTING', 'TOKEN_SETTING', 'START_COMMAND', 'PATIENCE', 'UPD
            'entity_inputs', 'traffic_config', 'endpoint_lock', 'update_when_free', 'updated', 'check_traffic',
            'same_entities', 'whole_traffic', 'set_traffic', 'inference_table', 'logs_to', 'create_endpoint',
            'update_logging', 'update_tags', 'has_size', 'kept_config', 'put_endpoint', 'remove_endpoint',
-           'remove_endpoints_of_catalog', 'EndpointAnswer', 'ask_endpoint']
+           'remove_endpoints_of_catalog', 'EndpointAnswer', 'send_body', 'ask_endpoint']
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000004
 import json
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from ..env import Env
 from ..errors import MlopsError, shorten, unknown
@@ -371,14 +372,19 @@ class EndpointAnswer:
     values: list
     served: str  # the name of the served entity
 
+def send_body(client: Any, endpoint: str, body: Mapping,  # client: WorkspaceClient
+              served: str = "") -> dict:  # the name of a served entity; by default the traffic chooses one
+    "Return the answer of an endpoint to a request, with the header served-model-name as a field."
+    part = f"/served-models/{quote(served, safe='')}" if served else ""
+    path = f"/serving-endpoints/{quote(endpoint, safe='')}{part}/invocations"
+    with endpoint_errors(endpoint):
+        return client.api_client.do("POST", path, body=body, response_headers=["served-model-name"],
+                                    headers={"Accept": "application/json", "Content-Type": "application/json"})
+
 def ask_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
           served: str = "",  # the name of a served entity; by default the traffic chooses one
           request_id: str = "") -> EndpointAnswer:  # stands in the table of the requests
     "Send rows to an endpoint; EndpointError with its reason if it refuses them."
-    client = workspace_client(env)
-    path = f"/serving-endpoints/{endpoint}{f'/served-models/{served}' if served else ''}/invocations"
     body = {"dataframe_records": list(rows)} | ({"client_request_id": request_id} if request_id else {})
-    with endpoint_errors(endpoint):
-        answer = client.api_client.do("POST", path, body=body, response_headers=["served-model-name"],
-                                      headers={"Accept": "application/json", "Content-Type": "application/json"})
+    answer = send_body(workspace_client(env), endpoint, body, served)
     return EndpointAnswer(answer["predictions"], answer.get("served-model-name") or served)

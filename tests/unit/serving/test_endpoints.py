@@ -8,6 +8,7 @@ import pytest
 from fake_workspace import TOKEN, FakeWorkspace, error
 from filelock import FileLock, Timeout
 
+from mlops_nb.commands.endpoints import query_endpoint
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
@@ -172,6 +173,19 @@ def test_a_request_reaches_the_entity_of_the_traffic_or_the_named_one(env):
     with pytest.raises(EndpointError, match="no endpoint late"): endpoints.ask_endpoint(env, "late", [{}])
     with pytest.raises(MlopsError, match=f"no endpoint 'late' in http.*\n.*there is only {NAME}"):
         endpoints.serving_config(env, "late")
+
+
+def test_a_name_in_a_path_stays_one_part_of_it(env, workspace):
+    with pytest.raises(EndpointError): endpoints.ask_endpoint(env, "a/../b?c", [{}], served="d/e")
+    method, path = workspace.endpoints.calls[-1]
+    assert path == "/serving-endpoints/a%2F..%2Fb%3Fc/served-models/d%2Fe/invocations"
+
+
+def test_mlops_query_prints_the_answer(env, monkeypatch, capsys):
+    monkeypatch.setattr("mlops_nb.env.load_env", lambda target: env)
+    endpoints.put_endpoint(env, TWO, SETTINGS, {})
+    query_endpoint(NAME, '[{"a": 1}]', None, "challenger", None)
+    assert json.loads(capsys.readouterr().out) == {"predictions": [2.0]}
 
 
 def test_an_endpoint_is_removed_once(env, workspace):
