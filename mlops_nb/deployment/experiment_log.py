@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENT_LOG', 'EXPERIMENT_COLUMNS', 'EXPERIMENT_TAG', 'EXPERIMENT_HEADINGS', 'ReadAnswers', 'EXPERIMENT_WORDS',
-           'read_experiments', 'write_decision', 'open_experiment', 'blocks_in', 'next_block_start', 'SplitEndpoint',
-           'split_json', 'split_from', 'shared_split', 'experiment_marks', 'champion_changed', 'split_without',
-           'aborted_row', 'reason_not_to_promote', 'end_split', 'carry_out', 'finish_decision', 'reason_not_to_start',
-           'check_start', 'start_row', 'next_row', 'run_experiment', 'experiment_sentence']
+           'read_experiments', 'write_decision', 'open_experiment', 'blocks_in', 'next_block_start', 'unserved',
+           'SplitEndpoint', 'split_json', 'split_from', 'shared_split', 'experiment_marks', 'champion_changed',
+           'split_without', 'aborted_row', 'reason_not_to_promote', 'reason_to_abort', 'end_split', 'carry_out',
+           'finish_decision', 'reason_not_to_start', 'check_start', 'start_row', 'next_row', 'run_experiment',
+           'experiment_sentence']
 
 # %% ../../nbs/deployment/11_experiment_log.ipynb #cc1a84c9
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -78,6 +79,10 @@ def next_block_start(rows: list[dict]) -> date:
     return max([changed, *(block.last_day for block in blocks_in(rows))]) + timedelta(1)
 
 # %% ../../nbs/deployment/11_experiment_log.ipynb #12f608fb
+def unserved(split: Mapping[int, int], served: Iterable[int]) -> list[int]:
+    "The versions that get requests in a split and are not served."
+    return [number for number, percent in split.items() if percent and number not in served]
+
 @dataclass(frozen=True)
 class SplitEndpoint:
     "An endpoint whose requests are split between versions."
@@ -91,15 +96,18 @@ class SplitEndpoint:
         config = self.read()
         return {int(version): int(config.traffic.get(served, 0)) for served, version in config.versions.items()}
 
+    def check_served(self, split: Mapping[int, int]) -> None:
+        "Raise MlopsError if a version that gets requests is not served."
+        served = self.split()
+        if not (missing := unserved(split, served)): return
+        raise MlopsError(f"endpoint {self.name} does not serve v{missing[0]}; it serves "
+                         + ", ".join(f"v{number}" for number in sorted(served)),
+                         "with challenger: true in conf/serving.yml it serves both: mlops models serve NAME")
+
     def set_split(self, split: Mapping[int, int]) -> None:
         "Set the percentage of each version; nothing if it holds already, MlopsError if one is not served."
-        config = self.read()
-        served_names = {int(version): served for served, version in config.versions.items()}
-        missing = [number for number, percent in split.items() if percent and number not in served_names]
-        if missing:
-            raise MlopsError(f"endpoint {self.name} does not serve v{missing[0]}; it serves "
-                             + ", ".join(f"v{number}" for number in sorted(served_names)),
-                             "with challenger: true in conf/serving.yml it serves both: mlops models serve NAME")
+        self.check_served(split)
+        served_names = {int(version): served for served, version in self.read().versions.items()}
         if all(percent == split.get(number, 0) for number, percent in self.split().items()): return
         self.set_traffic({served_names[number]: percent for number, percent in split.items() if percent})
 
@@ -150,6 +158,15 @@ def reason_not_to_promote(env: Env, row: Mapping) -> str:  # empty: the promotio
     rolled_back = registry.get_version(env, name, challenger).tags.get(ROLLED_BACK)
     return f"v{challenger} was rolled back: {rolled_back}" if rolled_back else ""
 
+def reason_to_abort(env: Env, endpoint: SplitEndpoint, row: Mapping) -> str:  # empty: it can be carried out
+    "What happened after a decision to go on or to promote, so that it can only end its experiment."
+    if row["decision"] == ABORT: return ""
+    if row["decision"] == PROMOTE:
+        reason = reason_not_to_promote(env, row)
+        return f"not promoted: {reason}" if reason else ""
+    missing = unserved(split_from(row["split_after"]), endpoint.split())
+    return f"endpoint {endpoint.name} no longer serves v{missing[0]}" if missing else ""
+
 def end_split(env: Env, endpoint: SplitEndpoint, row: Mapping) -> None:
     "Give all requests to the Champion, then let the endpoint follow the aliases, which it does not while it splits."
     endpoint.set_split(split_without(env, endpoint, row))
@@ -158,8 +175,8 @@ def end_split(env: Env, endpoint: SplitEndpoint, row: Mapping) -> None:
 def carry_out(spark, env: Env, endpoint: SplitEndpoint, row: Mapping) -> dict:  # the row, done
     "Do the steps of a recorded decision, each of which can be repeated. The caller holds the model's lock."
     name, challenger = row["model_name"], row["challenger"]
-    if row["decision"] == PROMOTE and (reason := reason_not_to_promote(env, row)):
-        row = aborted_row(env, endpoint, row, f"not promoted: {reason}")
+    if reason := reason_to_abort(env, endpoint, row):
+        row = aborted_row(env, endpoint, row, reason)
         write_decision(spark, env, row)
     if row["decision"] == PROMOTE:
         move_alias(spark, env, name, "champion", challenger, f"online experiment: {row['reason']}",
@@ -200,13 +217,14 @@ def start_row(env: Env, endpoint: SplitEndpoint, log: list[dict], champion: Any,
               settings: Mapping) -> dict:
     "The first row of an experiment."
     pair, percent = (int(champion.version), int(challenger.version)), settings["steps"][0]
-    before = endpoint.split()
+    before, after = endpoint.split(), shared_split(*pair, percent)
+    endpoint.check_served(after)
     number = max([row["experiment"] for row in log], default=0) + 1
     return dict(model_name=champion.name, as_of=as_of, experiment=number, decision=BEGIN,
                 reason=f"v{pair[1]} gets {percent}% of the requests", champion=pair[0],
                 challenger=pair[1], percent=percent, endpoint=endpoint.name, split_before=split_json(before),
-                split_after=split_json(dict.fromkeys(before, 0) | shared_split(*pair, percent)), better=1.0, worse=1.0,
-                blocks="[]", settings=json.dumps(dict(settings)), state="started")
+                split_after=split_json(dict.fromkeys(before, 0) | after), better=1.0, worse=1.0, blocks="[]",
+                settings=json.dumps(dict(settings)), state="started")
 
 # %% ../../nbs/deployment/11_experiment_log.ipynb #2212394a
 # (first day, as_of, Champion, Challenger) -> ANSWER_COLUMNS of the days from the first one up to the day before as_of
@@ -218,8 +236,9 @@ def next_row(env: Env, endpoint: SplitEndpoint, rows: list[dict], as_of: date, p
     last, settings, before = rows[-1], json.loads(rows[0]["settings"]), endpoint.split()
     row = {**last, "as_of": as_of, "split_before": split_json(before), "blocks": "[]", "state": "started"}
     del row["decided_by"], row["decided_at"]
-    if last["challenger"] not in before: change = f"endpoint {endpoint.name} no longer serves v{last['challenger']}"
-    else: change = champion_changed(env, last)
+    change = champion_changed(env, last)
+    for version in (last["champion"], last["challenger"]):
+        if version not in before: change = change or f"endpoint {endpoint.name} no longer serves v{version}"
     if change: return aborted_row(env, endpoint, row, change)
     known, start = blocks_in(rows), next_block_start(rows)
     answers = read_answers(min(start, last["as_of"]), as_of, last["champion"], last["challenger"])

@@ -233,9 +233,9 @@ def guard_violation(answers: pd.DataFrame, settings: Mapping, period: str) -> st
     if len(challenger) < settings["guard_requests"]: return ""
     (errors, slowest), (champion_errors, champion_slowest) = operation(challenger), operation(champion)
     text = f"{period}, {counted(len(challenger), 'request')} of the Challenger"
-    if errors > max(settings["max_error_share"], champion_errors):
-        return (f"{text}: {errors:.1%} failed, at most {settings['max_error_share']:.1%} may fail "
-                f"({champion_errors:.1%} of the Champion's)")
+    if errors > (allowed := champion_errors + settings["max_error_share"]):
+        return (f"{text}: {errors:.1%} failed, at most {allowed:.1%} may fail "
+                f"({champion_errors:.1%} of the Champion's did)")
     if slowest > max(settings["max_p99_milliseconds"], champion_slowest):
         return (f"{text}: 99th percentile {slowest:,.0f} ms, at most {settings['max_p99_milliseconds']:,.0f} ms is "
                 f"allowed ({champion_slowest:,.0f} ms of the Champion)")

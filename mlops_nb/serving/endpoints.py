@@ -7,24 +7,26 @@ __all__ = ['ADDRESS_SETTING', 'TOKEN_SETTING', 'START_COMMAND', 'PATIENCE', 'UPD
            'NoWorkspaceError', 'EndpointError', 'is_on_workspace', 'local_workspace', 'check_health', 'local_client',
            'profile_client', 'workspace_client', 'endpoint_errors', 'is_updating', 'failure_reason',
            'wait_while_updating', 'ServingConfig', 'config_of', 'find_endpoint', 'existing_endpoint', 'serving_config',
-           'entity_inputs', 'traffic_config', 'update_when_free', 'updated', 'check_traffic', 'same_entities',
-           'set_traffic', 'inference_table', 'logs_to', 'create_endpoint', 'update_logging', 'update_tags', 'has_size',
-           'kept_config', 'put_endpoint', 'remove_endpoint', 'remove_endpoints_of_catalog', 'EndpointAnswer',
-           'ask_endpoint']
+           'entity_inputs', 'traffic_config', 'endpoint_lock', 'update_when_free', 'updated', 'check_traffic',
+           'same_entities', 'whole_traffic', 'set_traffic', 'inference_table', 'logs_to', 'create_endpoint',
+           'update_logging', 'update_tags', 'has_size', 'kept_config', 'put_endpoint', 'remove_endpoint',
+           'remove_endpoints_of_catalog', 'EndpointAnswer', 'send_body', 'ask_endpoint']
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000004
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from ..env import Env
 from ..errors import MlopsError, shorten, unknown
 from ..identity import workspace
 from ..jobs.run_store import liveness
+from ..models import registry
 from .endpoint_settings import EndpointSettings
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000007
@@ -198,12 +200,18 @@ def traffic_config(traffic: Mapping[str, int]) -> Any:  # TrafficConfig
     return TrafficConfig(routes=[Route(served_model_name=name, traffic_percentage=percent)
                                  for name, percent in traffic.items()])
 
-def update_when_free(client: Any, endpoint: str, deadline: float, **config) -> Any:  # ServingEndpointDetailed
+def endpoint_lock(env: Env, model: str):  # model: the full name -> a context manager
+    "Hold the lock of the endpoint of a model: deployments and experiments change it one after the other."
+    return registry.lock(env, f"{model}.endpoint")
+
+def update_when_free(client: Any, endpoint: str, deadline: float,
+                     new_config: Callable[[Any], dict],  # from what the endpoint is after other updates
+                     ) -> Any:  # ServingEndpointDetailed
     "Update an endpoint after any other update of it, and wait; EndpointError with the reason if the update fails."
     from databricks.sdk.errors import ResourceConflict
     while True:
         before = wait_while_updating(client, endpoint, deadline)
-        try: client.serving_endpoints.update_config(endpoint, **config)
+        try: client.serving_endpoints.update_config(endpoint, **new_config(before))
         except ResourceConflict:  # another update began meanwhile
             if time.monotonic() > deadline: raise
             time.sleep(0.2)
@@ -236,20 +244,29 @@ def same_entities(details: Any) -> list:  # of ServedEntityInput
     return [ServedEntityInput.from_dict({name: value for name, value in entity.as_dict().items() if name in known})
             for entity in details.config.served_entities]
 
+def whole_traffic(details: Any, traffic: Mapping[str, int]) -> dict[str, int]:  # details: ServingEndpointDetailed
+    "The percentages of all served entities; MlopsError if they cannot be those of the endpoint."
+    config = config_of(details)
+    if config is None: raise EndpointError(f"endpoint {details.name} serves nothing", "deploy a version first")
+    check_traffic(config, traffic)
+    return {name: traffic.get(name, 0) for name in config.versions}
+
 def set_traffic(env: Env, endpoint: str, traffic: Mapping[str, int],  # percent by served entity; all others get 0
                 ) -> ServingConfig:
     "Change the traffic of an endpoint, and wait until it holds. Its served entities stay."
     client, deadline = workspace_client(env), time.monotonic() + 60 * UPDATE_MINUTES
+    def new_config(details: Any) -> dict:
+        return {"served_entities": same_entities(details),
+                "traffic_config": traffic_config(whole_traffic(details, traffic))}
     with endpoint_errors(endpoint):
         existing_endpoint(client, endpoint)
         details = wait_while_updating(client, endpoint, deadline)
-        config = config_of(details)
-        if config is None: raise EndpointError(f"endpoint {endpoint} serves nothing", "deploy a version first")
-        check_traffic(config, traffic)
-        wanted = {name: traffic.get(name, 0) for name in config.versions}
-        if wanted == {name: config.traffic.get(name, 0) for name in wanted}: return config
-        return config_of(update_when_free(client, endpoint, deadline, served_entities=same_entities(details),
-                                          traffic_config=traffic_config(wanted)))
+        whole_traffic(details, traffic)  # refuses what is wrong
+        with endpoint_lock(env, config_of(details).model):
+            details = wait_while_updating(client, endpoint, deadline)
+            config, wanted = config_of(details), whole_traffic(details, traffic)
+            if wanted == {name: config.traffic.get(name, 0) for name in wanted}: return config
+            return config_of(update_when_free(client, endpoint, deadline, new_config))
 
 # %% ../../nbs/serving/11_endpoints.ipynb #ea000024
 def inference_table(env: Env, settings: EndpointSettings) -> Any:  # AiGatewayInferenceTableConfig
@@ -313,7 +330,10 @@ def put_endpoint(env: Env, wanted: ServingConfig, settings: EndpointSettings,
                  tags: Mapping[str, str]) -> str:  # created, updated or unchanged
     "Create an endpoint, or change what differs; returns when it answers so."
     client, deadline = workspace_client(env), time.monotonic() + 60 * UPDATE_MINUTES
-    with endpoint_errors(wanted.endpoint):
+    def new_config(details: Any) -> dict:
+        new = kept_config(config_of(details), wanted)
+        return {"served_entities": entity_inputs(new, settings), "traffic_config": traffic_config(new.traffic)}
+    with endpoint_errors(wanted.endpoint), endpoint_lock(env, wanted.model):
         if not find_endpoint(client, wanted.endpoint):
             create_endpoint(client, env, wanted, settings, tags)
             details = updated(client, wanted.endpoint, deadline, None)
@@ -323,8 +343,7 @@ def put_endpoint(env: Env, wanted: ServingConfig, settings: EndpointSettings,
         changed = [update_tags(client, details, tags), update_logging(client, env, details, settings)]
         new = kept_config(current, wanted)
         if not current or current.versions != new.versions or not has_size(details, settings):
-            update_when_free(client, wanted.endpoint, deadline, served_entities=entity_inputs(new, settings),
-                             traffic_config=traffic_config(new.traffic))
+            update_when_free(client, wanted.endpoint, deadline, new_config)
             changed.append(True)
     return "updated" if any(changed) else "unchanged"
 
@@ -353,14 +372,19 @@ class EndpointAnswer:
     values: list
     served: str  # the name of the served entity
 
+def send_body(client: Any, endpoint: str, body: Mapping,  # client: WorkspaceClient
+              served: str = "") -> dict:  # the name of a served entity; by default the traffic chooses one
+    "Return the answer of an endpoint to a request, with the header served-model-name as a field."
+    part = f"/served-models/{quote(served, safe='')}" if served else ""
+    path = f"/serving-endpoints/{quote(endpoint, safe='')}{part}/invocations"
+    with endpoint_errors(endpoint):
+        return client.api_client.do("POST", path, body=body, response_headers=["served-model-name"],
+                                    headers={"Accept": "application/json", "Content-Type": "application/json"})
+
 def ask_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
           served: str = "",  # the name of a served entity; by default the traffic chooses one
           request_id: str = "") -> EndpointAnswer:  # stands in the table of the requests
     "Send rows to an endpoint; EndpointError with its reason if it refuses them."
-    client = workspace_client(env)
-    path = f"/serving-endpoints/{endpoint}{f'/served-models/{served}' if served else ''}/invocations"
     body = {"dataframe_records": list(rows)} | ({"client_request_id": request_id} if request_id else {})
-    with endpoint_errors(endpoint):
-        answer = client.api_client.do("POST", path, body=body, response_headers=["served-model-name"],
-                                      headers={"Accept": "application/json", "Content-Type": "application/json"})
+    answer = send_body(workspace_client(env), endpoint, body, served)
     return EndpointAnswer(answer["predictions"], answer.get("served-model-name") or served)

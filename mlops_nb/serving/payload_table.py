@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAYLOAD_SCHEMA', 'ENTITIES', 'ENTITY_SCHEMA', 'PAYLOAD_BATCH_BYTES', 'QUARANTINE', 'QUARANTINE_BYTES',
-           'SYSTEM_ENTITIES', 'PASS_SECONDS', 'LONGEST_PAUSE', 'MEMORY_BYTES', 'END_SIGNALS', 'WRITER_CODE',
-           'request_moment', 'body_text', 'optional', 'payload_row', 'entity_row', 'segment_batches', 'table_env',
-           'PayloadBatch', 'quarantined', 'read_batch', 'write_quarantine', 'merge_entities', 'merge_payloads',
-           'write_batch', 'used_memory', 'write_payloads', 'served_entities', 'payload_session', 'write_pass',
-           'write_repeatedly', 'replace_process', 'payload_writer_main']
+           'WRITER_LOCK_SECONDS', 'SYSTEM_ENTITIES', 'PASS_SECONDS', 'LONGEST_PAUSE', 'MEMORY_BYTES', 'END_SIGNALS',
+           'PARENT_OPTION', 'WRITER_CODE', 'request_moment', 'body_text', 'optional', 'payload_row', 'entity_row',
+           'segment_batches', 'table_env', 'PayloadBatch', 'quarantined', 'read_batch', 'write_quarantine',
+           'merge_entities', 'merge_payloads', 'merge_batch', 'finish_segment', 'unexpected_cause', 'write_batch',
+           'sole_writer', 'used_memory', 'write_payloads', 'served_entities', 'payload_session', 'write_pass',
+           'write_repeatedly', 'replace_process', 'writer_arguments', 'payload_writer_main']
 
 # %% ../../nbs/serving/07_payload_table.ipynb #5c000003
 import json
@@ -19,7 +20,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +35,7 @@ from ..data import session, tables
 from ..data.lakehouse import table_errors
 from ..env import Env, env_here, load_env, writer_of
 from ..errors import MlopsError, counted
-from .spool import SpoolRecord, closed_segments, read_segment, remove_unfinished
+from .spool import SpoolRecord, closed_segments, read_segment, remove_unfinished, rewrite_segment
 from ..task import write_atomically
 from ..temporary_catalogs import permanent_catalog
 
@@ -86,7 +89,8 @@ def segment_batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
     "Group segments so that each batch has a bounded size."
     batch, total = [], 0
     for path in paths:
-        size = path.stat().st_size
+        try: size = path.stat().st_size
+        except FileNotFoundError: continue
         if batch and total + size > PAYLOAD_BATCH_BYTES:
             yield batch
             batch, total = [], 0
@@ -116,6 +120,7 @@ class PayloadBatch:
     rows: dict[str, dict[str, dict]] = field(default_factory=dict)  # by table and databricks_request_id
     entities: dict[str, dict[str, dict]] = field(default_factory=dict)  # by table of payloads and served_entity_id
     refused: dict[Path, list[dict]] = field(default_factory=dict)  # for the quarantine
+    tables: dict[Path, list[str]] = field(default_factory=dict)  # of each record of a segment; empty: it was refused
 
     def add(self, env: Env, path: Path, record: SpoolRecord) -> None:
         "Sort a record in."
@@ -128,7 +133,9 @@ class PayloadBatch:
         except (MlopsError, KeyError, TypeError, ValueError, OverflowError) as error:
             reason = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
             self.refused.setdefault(path, []).append(quarantined(record, reason))
+            self.tables[path].append("")
             return
+        self.tables[path].append(record.table)
         self.rows.setdefault(record.table, {})[row["databricks_request_id"]] = row
         entity = entity_row(record, row["request_time"])
         if entity: self.entities.setdefault(record.table, {}).setdefault(entity["served_entity_id"], entity)
@@ -142,6 +149,7 @@ def read_batch(env: Env, paths: list[Path]) -> PayloadBatch:
     "Read the records of some segments."
     batch = PayloadBatch(paths)
     for path in paths:
+        batch.tables[path] = []
         for record in read_segment(path): batch.add(env, path, record)
     return batch
 
@@ -184,19 +192,51 @@ def merge_payloads(spark, env: Env, table: str, rows: Iterable[dict]) -> int:  #
     return tables.merge(spark, env, table, frame, ["databricks_request_id"], ignore=frame.columns,
                         within=f"t.request_date IN ({dates})")
 
-def write_batch(spark, env: Env, folder: Path, paths: list[Path]) -> int:  # the number of new rows
-    "Write the records of some segments, and remove the segments; MlopsError if a table cannot be written."
-    batch, count, problems = read_batch(env, paths), 0, []
+def merge_batch(spark, batch: PayloadBatch) -> tuple[int, dict[str, Exception]]:  # the number of new rows; by table
+    "Merge the records of some segments, each table whether or not another one can be written."
+    count, problems = 0, {}
     for table, rows in batch.rows.items():
         try:
             if table in batch.entities:
                 merge_entities(spark, batch.envs[table], table, batch.entities[table].values())
             count += merge_payloads(spark, batch.envs[table], table, rows.values())
-        except MlopsError as error: problems.append(str(error))  # the other tables are written all the same
+        except Exception as error: problems[table] = error
+    return count, problems
+
+def finish_segment(path: Path, record_tables: list[str],  # of each record
+                   failed: Container[str]) -> None:  # tables
+    "Remove a segment, except for the records of tables that could not be written."
+    are_kept = [table in failed for table in record_tables]
+    if not any(are_kept): path.unlink(missing_ok=True)
+    elif not all(are_kept): rewrite_segment(path, are_kept)
+
+def unexpected_cause(error: Exception) -> Exception | None:
+    "The error of another kind than MlopsError that an error is, or was raised for."
+    return error.__cause__ if isinstance(error, MlopsError) else error
+
+def write_batch(spark, env: Env, folder: Path, paths: list[Path]) -> int:  # the number of new rows
+    "Write the records of some segments, and remove them; MlopsError if a table cannot be written."
+    batch = read_batch(env, paths)
+    count, problems = merge_batch(spark, batch)
     write_quarantine(folder, batch.refused)
-    if problems: raise MlopsError(f"{counted(len(paths), 'segment')} not written: {'; '.join(problems)}")
-    for path in paths: path.unlink(missing_ok=True)
-    return count
+    for path, record_tables in batch.tables.items(): finish_segment(path, record_tables, problems)
+    if not problems: return count
+    reasons = [f"{table}: {tables.short_error(error)}" for table, error in problems.items()]
+    cause = next((error for error in problems.values() if not isinstance(error, MlopsError)), None)
+    raise MlopsError(f"{counted(len(problems), 'table')} not written: {'; '.join(reasons)}") from cause
+
+WRITER_LOCK_SECONDS = 30  # in which another writer, whose workspace was killed, ends its pass
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:  # of the spool
+    "Hold the lock of the payload writers; its file stands beside the spool."
+    from filelock import FileLock, Timeout
+    file = folder.with_name(f"{folder.name}.lock")
+    try: acquired_lock = FileLock(file).acquire(timeout=WRITER_LOCK_SECONDS)
+    except Timeout:
+        raise MlopsError(f"another process has written the payloads of {folder} for {WRITER_LOCK_SECONDS} seconds",
+                         f"wait until it ends; the lock file is {file}") from None
+    with acquired_lock: yield
 
 def used_memory() -> int:  # bytes
     "Return the memory of this process."
@@ -207,14 +247,18 @@ def write_payloads(spark,  # what `payload_session` returns, if several targets 
                    max_memory: float = math.inf,  # bytes of this process with which no further batch begins
                    ) -> int:  # the number of new rows
     "Write all closed segments of a spool to the payload tables; MlopsError at the end if some cannot be written."
-    count, problems = 0, []
-    for paths in segment_batches(closed_segments(folder)):
-        try: count += write_batch(spark, env, folder, paths)
-        except MlopsError as error: problems.append(str(error))
-        if used_memory() > max_memory: break
-    remove_unfinished(folder)
-    if problems: raise MlopsError("; ".join(problems), "they stay in the spool, and are tried again")
-    return count
+    count, problems, causes = 0, [], []
+    with sole_writer(folder):
+        for paths in segment_batches(closed_segments(folder)):
+            try: count += write_batch(spark, env, folder, paths)
+            except Exception as error:  # the other segments are written all the same
+                problems.append(tables.short_error(error))
+                causes.append(unexpected_cause(error))
+            if used_memory() > max_memory: break
+        remove_unfinished(folder)
+    if not problems: return count
+    raise MlopsError("; ".join(dict.fromkeys(problems)), "what is missing stays in the spool, and is tried again"
+                     ) from next(filter(None, causes), None)
 
 # %% ../../nbs/serving/07_payload_table.ipynb #5c000011
 SYSTEM_ENTITIES = "system.serving.served_entities"
@@ -233,6 +277,7 @@ def served_entities(spark, env: Env, payload_table: str):  # -> DataFrame with t
 PASS_SECONDS, LONGEST_PAUSE = 5, 60
 MEMORY_BYTES = 3 * 2**29
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PARENT_OPTION = "--parent"
 WRITER_CODE = "from mlops_nb.serving.payload_table import payload_writer_main; payload_writer_main()"
 
 def payload_session(env: Env):  # -> SparkSession
@@ -249,7 +294,7 @@ def write_pass(env: Env, folder: Path) -> bool:  # whether it succeeded
         return True
     except Exception as error:
         logging.getLogger(__name__).error("payloads are not written: %s", tables.short_error(error))
-        if not isinstance(error, MlopsError): session.stop()
+        if unexpected_cause(error): session.stop()
         return False
 
 def write_repeatedly(env: Env, folder: Path, end: threading.Event, parent: int) -> None:
@@ -260,24 +305,34 @@ def write_repeatedly(env: Env, folder: Path, end: threading.Event, parent: int) 
         began = time.monotonic()
         failures = 0 if write_pass(env, folder) else failures + 1
         if is_last: return
-        if used_memory() > MEMORY_BYTES: replace_process()
+        if used_memory() > MEMORY_BYTES: replace_process(parent)
         pause = max(PASS_SECONDS, 4 * (time.monotonic() - began)) * 2**min(failures, 4)
         until = time.monotonic() + min(pause, LONGEST_PAUSE)
         while time.monotonic() < until and os.getppid() == parent and not end.wait(0.5): pass
 
-def replace_process() -> None:
+def replace_process(parent: int) -> None:
     "Start this process anew; a signal to end is kept until the new one handles it."
     logging.getLogger(__name__).info("%d MiB are used: the process starts anew", used_memory() // 2**20)
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    os.execv(sys.executable, [sys.executable, "-c", WRITER_CODE, *sys.argv[1:]])
+    words = sys.argv[1:] if PARENT_OPTION in sys.argv else [*sys.argv[1:], PARENT_OPTION, str(parent)]
+    os.execv(sys.executable, [sys.executable, "-c", WRITER_CODE, *words])
+
+def writer_arguments(words: list[str]) -> Namespace:  # spool, target, parent
+    "Read the arguments of the writer's process."
+    parser = ArgumentParser(prog="payload writer")
+    parser.add_argument("spool", type=Path)
+    parser.add_argument("target", nargs="?")
+    # this process may look for its parent only after that one has ended, so the parent names itself
+    parser.add_argument(PARENT_OPTION, type=int, default=os.getppid())
+    return parser.parse_args(words)
 
 def payload_writer_main() -> None:
-    "The writer's process: `python -c WRITER_CODE SPOOL [TARGET]`."
+    "The writer's process: `python -c WRITER_CODE SPOOL [TARGET] --parent PID`; it ends after its parent."
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s payload writer: %(message)s")
-    parent, end = os.getppid(), threading.Event()
+    arguments, end = writer_arguments(sys.argv[1:]), threading.Event()
     for number in END_SIGNALS: signal.signal(number, lambda *_: end.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     os.nice(19)  # requests go first
-    folder, targets = Path(sys.argv[1]), sys.argv[2:]
-    write_repeatedly(load_env(targets[0]) if targets else env_here(), folder, end, parent)
+    env = load_env(arguments.target) if arguments.target else env_here()
+    write_repeatedly(env, arguments.spool, end, arguments.parent)
     session.stop()

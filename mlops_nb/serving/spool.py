@@ -6,7 +6,8 @@
 __all__ = ['LARGEST_BODY', 'LARGE_REQUEST', 'LARGE_RESPONSE', 'SPOOL_FULL', 'FRAME', 'SEGMENT_SUFFIX', 'UNLOCKED_SUFFIX',
            'FLUSH_SECONDS', 'FLUSH_BYTES', 'SEGMENT_SECONDS', 'SEGMENT_BYTES', 'BUFFER_BYTES', 'BATCH_BYTES',
            'CLOSE_SECONDS', 'SpoolRecord', 'frame_of', 'frame_check', 'split_frame', 'without_bodies', 'OpenSegment',
-           'is_closed', 'closed_segments', 'remove_unfinished', 'read_segment', 'stored_bytes', 'SpoolWriter']
+           'is_closed', 'closed_segments', 'remove_unfinished', 'read_segment', 'rewrite_segment', 'stored_bytes',
+           'SpoolWriter']
 
 # %% ../../nbs/serving/06_spool.ipynb #5b000003
 import fcntl
@@ -17,7 +18,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,9 @@ def split_frame(frame: bytes) -> SpoolRecord | None:  # None: not a complete fra
     return SpoolRecord(table, {**values, "logging_error_codes": codes}, *bodies)
 
 def without_bodies(frame: bytes, code: str) -> bytes:
-    "Return the frame of the same record without its bodies, with a code that gives the reason."
+    "Return the frame of the same record without its bodies, with a code that gives the reason; as it is without any."
     record = split_frame(frame)
+    if record.request is None and record.response is None: return frame  # such as one that was tried before
     return frame_of(record.table, record.values, [*record.values["logging_error_codes"], code], None, None)
 
 # %% ../../nbs/serving/06_spool.ipynb #5b00000a
@@ -143,6 +145,21 @@ def read_segment(path: Path) -> Iterator[SpoolRecord]:
                                                     path.name, size - start)
                 return
             yield record
+
+def rewrite_segment(path: Path,  # closed
+                    are_kept: Iterable[bool]) -> None:  # for each record
+    "Keep some records of a segment; the file is replaced at once."
+    frames = []
+    for record, is_kept in zip(read_segment(path), are_kept, strict=True):
+        values, codes = dict(record.values), record.values["logging_error_codes"]
+        del values["logging_error_codes"]
+        if is_kept: frames.append(frame_of(record.table, values, codes, record.request, record.response))
+    new = path.with_suffix(UNLOCKED_SUFFIX)
+    with open(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+        file.writelines(frames)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 # %% ../../nbs/serving/06_spool.ipynb #5b00000e
 FLUSH_SECONDS, FLUSH_BYTES = 0.25, 256 * 2**10

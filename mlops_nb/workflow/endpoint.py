@@ -78,12 +78,13 @@ def not_updated(endpoint: str, model: str, env: Env, error: NoWorkspaceError) ->
 
 def update_to(env: Env, wanted: ServingConfig, settings: EndpointSettings, tags: dict[str, str]) -> EndpointUpdate:
     "Update an endpoint; a refusal or a failure is a result, not an exception."
-    try: outcome = endpoints.put_endpoint(env, wanted, settings, tags)
+    try:
+        outcome = endpoints.put_endpoint(env, wanted, settings, tags)
+        config = endpoints.serving_config(env, wanted.endpoint)
     except NoWorkspaceError as error: return not_updated(wanted.endpoint, wanted.model, env, error)
-    except EndpointError as error:
+    except MlopsError as error:
         hints = [lookup_hint(env, wanted.model, wanted.versions[CHAMPION]), error.hint]
         return EndpointUpdate("failed", error.message, wanted.endpoint, "; ".join(filter(None, hints)))
-    config = endpoints.serving_config(env, wanted.endpoint)
     return EndpointUpdate(outcome, update_text(outcome, config), wanted.endpoint, config=config)
 
 # %% ../../nbs/workflow/23_endpoint.ipynb #eb000013
@@ -101,7 +102,7 @@ def follow_champion(env: Env, model: str) -> EndpointUpdate:  # model: the full 
     settings, name = endpoint_settings(env), env.check_write(model)
     if settings is None: return EndpointUpdate("none", f"target {env.target} has no endpoint")
     endpoint, rules = endpoint_name(env, name), read_serving(env.root)
-    with registry.registry_errors(env), registry.lock(env, f"{name}.endpoint"):
+    with registry.registry_errors(env), endpoints.endpoint_lock(env, name):
         champion = registry.find_alias(env, name, CHAMPION)
         if champion is None:
             return EndpointUpdate("none", f"endpoint {endpoint} waits for the first Champion of {name}", endpoint)

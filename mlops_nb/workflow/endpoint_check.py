@@ -63,7 +63,7 @@ TOLERANCE = 1e-9
 
 @dataclass
 class EndpointCheck:
-    "An endpoint that is checked, and what was seen."
+    "An endpoint that is checked, and the results."
     use_case: UseCase
     env: Env
     config: ServingConfig
@@ -139,12 +139,12 @@ def send_until(client: Any, url: str, bodies: list[bytes],  # client: of httpx
                deadline: float) -> list[tuple[float, str]]:  # deadline: of time.perf_counter
     "Send requests one after the other until a deadline; the milliseconds of each, and why it failed."
     from httpx import HTTPError
-    seen = []
+    answers = []
     for body in cycle(bodies):
-        if (began := time.perf_counter()) > deadline: return seen
+        if (began := time.perf_counter()) > deadline: return answers
         try: status = client.post(url, content=body).status_code
         except HTTPError as error: status = type(error).__name__
-        seen.append((1000 * (time.perf_counter() - began), "" if status == 200 else str(status)))
+        answers.append((1000 * (time.perf_counter() - began), "" if status == 200 else str(status)))
 
 def put_load(check: EndpointCheck, seconds: float) -> Load:
     "Send requests of one row by several connections at once; the time begins after a first request."
@@ -158,10 +158,10 @@ def put_load(check: EndpointCheck, seconds: float) -> Load:
         began = time.perf_counter()
         parts = [pool.submit(send_until, client, url, bodies[i:] + bodies[:i], began + seconds)
                  for i in range(CONNECTIONS)]
-        seen = [answer for part in parts for answer in part.result()]
+        answers = [answer for part in parts for answer in part.result()]
         took = time.perf_counter() - began
-    reasons = [reason for _, reason in seen if reason]
-    return Load(took, np.array([milliseconds for milliseconds, _ in seen]),
+    reasons = [reason for _, reason in answers if reason]
+    return Load(took, np.array([milliseconds for milliseconds, _ in answers]),
                 {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)})
 
 # %% ../../nbs/workflow/25_endpoint_check.ipynb #ee000015

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REQUEST_COLUMNS', 'LATE_DAYS', 'HAS_BODIES', 'SHOWN_DAYS', 'payload_table_name', 'field_types', 'log_columns',
-           'asked_sql', 'dated_rows', 'new_payloads', 'request_rows', 'inference_rows', 'merge_log', 'LogStep',
-           'load_log_step', 'skipped_notes', 'version_rows', 'write_inference_log', 'newest_days', 'status_table',
-           'hourly_predictions', 'plot_requests', 'finish_log']
+           'mapped_time_sql', 'dated_rows', 'newest_logged', 'new_payloads', 'request_rows', 'inference_rows',
+           'merge_log', 'LogStep', 'load_log_step', 'skipped_notes', 'version_rows', 'write_inference_log',
+           'newest_days', 'status_table', 'hourly_predictions', 'plot_requests', 'finish_log']
 
 # %% ../../nbs/workflow/22_payloads.ipynb #5f000003
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ def log_columns(use_case: UseCase, actions: Iterable[str]) -> list[str]:
     return [*columns, *REQUEST_COLUMNS]
 
 # %% ../../nbs/workflow/22_payloads.ipynb #5f000009
-def asked_sql(calendar: Calendar,
+def mapped_time_sql(calendar: Calendar,
               days: Iterable[date],  # of the requests, in the time zone of the calendar
               ) -> str:  # a SQL expression of type TIMESTAMP
     "Return the time of a request on the day to which the calendar maps it."
@@ -69,7 +69,7 @@ def dated_rows(use_case: UseCase, rows,  # DataFrame with the fields of requests
                days: Iterable[date],
                as_of: date):  # of the step -> DataFrame with the times, as_of, and is_later: a later step logs it
     "Add the time and the day of each prediction."
-    calendar, moment = use_case.calendar, asked_sql(use_case.calendar, days)
+    calendar, moment = use_case.calendar, mapped_time_sql(use_case.calendar, days)
     if use_case.has_time:
         time, day = quoted(use_case.prediction_time), quoted(use_case.day)
         values = {use_case.prediction_time: f"coalesce({time}, {moment})",
@@ -82,27 +82,31 @@ def dated_rows(use_case: UseCase, rows,  # DataFrame with the fields of requests
 # %% ../../nbs/workflow/22_payloads.ipynb #5f00000c
 LATE_DAYS = 30  # how much later than others a request may be delivered
 
-def new_payloads(spark, env: Env, table: str):  # -> DataFrame with the columns of a payload table
-    "Return the requests that are not logged yet, each once."
-    payloads = tables.read(spark, env, table)
-    if tables.exists(spark, env, env.table(INFERENCE_LOG)):
-        log = tables.read(spark, env, INFERENCE_LOG)
-        newest = log.selectExpr("CAST(max(request_time) AS DATE)").collect()[0][0]
-        start = newest - timedelta(days=LATE_DAYS) if newest else date(1970, 1, 1)
-        logged = log.where(f"request_time >= TIMESTAMP'{start} 00:00:00'").select("databricks_request_id").distinct()
+HAS_BODIES = "status_code = 200 AND request IS NOT NULL AND response IS NOT NULL"
+
+def newest_logged(spark, env: Env) -> str | None:  # a time in SQL's words
+    "Return the time of the newest request in the log; None for an empty one."
+    if not tables.exists(spark, env, env.table(INFERENCE_LOG)): return None
+    return tables.read(spark, env, INFERENCE_LOG).selectExpr("CAST(max(request_time) AS STRING)").collect()[0][0]
+
+def new_payloads(spark, env: Env, table: str,
+                 newest: str | None):  # what `newest_logged` returns -> DataFrame with the columns of a payload table
+    "Return the answered requests that are not logged yet, each once."
+    payloads = tables.read(spark, env, table).where(HAS_BODIES)
+    if newest:
+        start = date.fromisoformat(newest[:10]) - timedelta(days=LATE_DAYS)
+        logged = tables.read(spark, env, INFERENCE_LOG)
+        logged = logged.where(f"request_time >= TIMESTAMP'{start} 00:00:00'").select("databricks_request_id").distinct()
         payloads = payloads.where(f"request_date >= DATE'{start}'").join(logged, "databricks_request_id", "left_anti")
     return payloads.dropDuplicates(["databricks_request_id"])
-
-HAS_BODIES = "status_code = 200 AND request IS NOT NULL AND response IS NOT NULL"
 
 def request_rows(use_case: UseCase, spark, env: Env, table: str, payloads,  # DataFrame
                  as_of: date):  # -> DataFrame: fields, times, as_of, is_later, prediction, entity_name, entity_version
     "Return the rows in the requests, with the version that answered."
-    answered = payloads.where(HAS_BODIES)
     request_day = use_case.calendar.sql_day("request_time")
-    days = [row[0] for row in answered.selectExpr(f"{request_day} AS day").distinct().collect()]
+    days = [row[0] for row in payloads.selectExpr(f"{request_day} AS day").distinct().collect()]
     fields = field_types(use_case, use_case.rows(spark, env, as_of, 1))
-    rows = dated_rows(use_case, explode_payloads(answered, fields), days, as_of)
+    rows = dated_rows(use_case, explode_payloads(payloads, fields), days, as_of)
     has_key = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in use_case.key)
     row_id = f"CASE WHEN {has_key} THEN {row_id_sql(use_case)} WHEN row_count = 1 THEN client_request_id END AS row_id"
     entities = served_entities(spark, env, table).select("served_entity_id", "entity_name", "entity_version")
@@ -166,8 +170,10 @@ def load_log_step(use_case: UseCase, target: str, as_of: str,
     return LogStep(use_case, get_spark(env), env, day, table)
 
 # %% ../../nbs/workflow/22_payloads.ipynb #5f000011
-def skipped_notes(payloads) -> list[str]:  # DataFrame
-    "Say how many requests are not logged because they failed or have no bodies."
+def skipped_notes(step: LogStep, newest: str | None) -> list[str]:  # newest: what `newest_logged` returns
+    "Say how many requests after the newest logged one are not logged because they failed or have no bodies."
+    payloads = tables.read(step.spark, step.env, step.table)
+    if newest: payloads = payloads.where(f"request_date >= DATE'{newest[:10]}' AND request_time > TIMESTAMP'{newest}'")
     counts = payloads.groupBy("status_code").agg({"*": "count"}).toDF("status_code", "requests").collect()
     notes = [f"{counted(row.requests, 'request')} with status {row.status_code}" for row in sorted(counts)
              if row.status_code != 200]
@@ -193,8 +199,9 @@ def write_inference_log(step: LogStep) -> Any:  # IPython Markdown
     "Add the predictions of new requests to the inference log; return the summary."
     from IPython.display import Markdown
     if not step.has_payloads: return Markdown(f"**{step.text}**")
-    payloads = new_payloads(step.spark, step.env, step.table)
-    step.notes = skipped_notes(payloads)
+    newest = newest_logged(step.spark, step.env)
+    payloads = new_payloads(step.spark, step.env, step.table, newest)
+    step.notes = skipped_notes(step, newest)
     exploded = request_rows(step.use_case, step.spark, step.env, step.table, payloads, step.day)
     with tables.staged(step.spark, step.env, exploded) as view:
         rows = step.spark.table(view).where("NOT is_later")

@@ -220,8 +220,8 @@ def requests(env) -> list[tuple]:
             payload(2, 2, body("inputs", columns), columns_answer),
             payload(3, 1, body("instances", keyless), keyless_answer, client_request_id="314"),
             payload(4, 1, body("dataframe_records", later), later_answer),
-            payload(5, 1, body("inputs", columns), b'{"error_code": "BAD_REQUEST"}', status_code=400),
-            payload(6, 1, b" " * (LARGEST_BODY + 1), columns_answer),
+            payload(0, 1, body("inputs", columns), b'{"error_code": "BAD_REQUEST"}', status_code=400),
+            payload(-1, 1, b" " * (LARGEST_BODY + 1), columns_answer),
             payload(7, 1, b'{"inputs": {}}', b"no JSON"),
             payload(8, 3, body("inputs", columns), columns_answer, entity_name=env.model("another")),
             payload(9, 4, body("inputs", columns), columns_answer, entity_name=None)]
@@ -297,6 +297,7 @@ def test_a_step_logs_only_what_is_new(log_home):
     version, before = tables.version(step.spark, step.env, "inference_log"), log_of(step)
     again = payloads.load_log_step(step.use_case, "dev", "2021-04-03")
     payloads.write_inference_log(again)
+    assert "request with status 400" not in again.text and "without its bodies" not in again.text  # counted before
     assert again.logged == 0 and tables.version(step.spark, step.env, "inference_log") == version
     later = payloads.load_log_step(step.use_case, "dev", "2021-04-05")  # the day of the second row of a request
     payloads.write_inference_log(later)

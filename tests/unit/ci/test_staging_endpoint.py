@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from mlops_nb.ci.staging_endpoint import running_workspace
 from mlops_nb.data.session import environment
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.jobs.execute import end_with_parent
 from mlops_nb.serving import endpoints
 from mlops_nb.serving.endpoint_settings import EndpointSettings
 from mlops_nb.serving.endpoints import MODEL_TAG, NoWorkspaceError, ServingConfig
@@ -100,6 +102,13 @@ def test_the_workspace_ends_if_the_run_is_ended_or_killed(place, number):
         run.send_signal(number)
         run.wait(30)
     assert has_ended(facts_of(place)["pid"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is of Linux")
+def test_a_process_whose_parent_had_ended_before_it_could_ask_does_not_begin():
+    codes = [subprocess.run(["true"], preexec_fn=partial(end_with_parent, parent, signal.SIGTERM)).returncode
+             for parent in (os.getpid(), 2**22)]  # the other one is no process
+    assert codes == [0, 1]
 
 
 @pytest.mark.slow

@@ -260,6 +260,47 @@ def test_a_challenger_that_is_no_longer_served_ends_the_experiment(world):
     assert "no longer serves v2" in text and world.traffic == {"champion": 100, "challenger": 0}
 
 
+def test_a_champion_that_is_no_longer_served_ends_the_experiment(world):
+    world.run(0)
+    world.versions, world.traffic = {"other": 3, "challenger": 2}, {"other": 90, "challenger": 10}
+    text, _ = world.run(1)
+    assert "no longer serves v1" in text and world.versions == {"champion": 1, "challenger": 2}
+    assert world.traffic == {"champion": 100, "challenger": 0}
+    assert world.run(2)[0].endswith("(the parameter again=true repeats it)")
+
+
+def interrupted_after(world, decision):
+    "Run days until a decision is recorded, and not carried out; return the day after."
+    write = experiment_log.write_decision
+    def ending(spark, env, row):
+        write(spark, env, row)
+        if row["decision"] == decision: raise Killed
+    with world.patch.context() as patch:
+        patch.setattr(experiment_log, "write_decision", ending)
+        for day in range(6):
+            try: world.run(day)
+            except Killed: return day + 1
+
+
+@pytest.mark.parametrize("decision", ["start", "extend"])
+def test_a_recorded_split_that_cannot_be_set_any_more_ends_the_experiment(world, decision):
+    day = interrupted_after(world, decision)
+    world.versions, world.traffic = {"champion": 1}, {"champion": 100}
+    world.run(day, again=False)
+    row = list(world.decisions.values())[-1]
+    assert (row["decision"], row["state"]) == ("abort", "done") and "no longer serves v2" in row["reason"]
+    assert world.champion() == 1 and world.traffic["champion"] == 100
+
+
+def test_a_promotion_stands_when_the_endpoint_has_lost_the_version_meanwhile(world):
+    day = interrupted_after(world, "promote")
+    world.versions, world.traffic = {"champion": 1}, {"champion": 100}
+    world.run(day)
+    row = list(world.decisions.values())[-1]
+    assert (row["decision"], row["state"]) == ("promote", "done") and world.champion() == 2
+    assert world.versions == {"champion": 2} and world.traffic == {"champion": 100}
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_a_newer_challenger_waits_until_the_experiment_ends(world, better):
     world.answers = answers(better)
@@ -305,7 +346,7 @@ def test_a_version_rolled_back_while_its_promotion_was_interrupted_is_not_promot
 def test_what_must_be_right_before_the_start(world):
     world.versions = {"champion": 1}
     with pytest.raises(MlopsError, match="does not serve v2; it serves v1"): world.run(0)
-    world.decisions.clear()
+    assert not world.decisions
     world.versions = {"champion": 1, "challenger": 2}
     with pytest.raises(ParameterError, match="was trained as of 2013-07-01"): world.run(-1)
     stored = world.registry.stored(NAME, "2")

@@ -158,6 +158,10 @@ def test_guard_rails_stop_at_once_unless_the_champion_is_as_bad():
     assert first_violation(frame, SETTINGS) == ""
     assert "3,000 ms" in first_violation(slow, SETTINGS) and "failed" in first_violation(failing, SETTINGS)
     assert first_violation(frame.assign(milliseconds=3000.0), SETTINGS) == ""
+    number = frame.groupby("is_challenger").cumcount()
+    few = frame.assign(is_error=np.where(frame.is_challenger, number % 20 == 0, number % 25 == 0))  # 5% and 4%
+    assert first_violation(few, SETTINGS | {"max_error_share": 0.03}) == ""  # chance, not the version
+    assert "failed" in first_violation(few, SETTINGS | {"max_error_share": 0.001})
     one_bad_day = pd.concat([failing[failing.day == FIRST], frame[frame.day != FIRST]])
     assert first_violation(one_bad_day, SETTINGS).startswith("2013-06-02")
     assert first_violation(failing.groupby("is_challenger").head(90), SETTINGS) == ""  # fewer than guard_requests

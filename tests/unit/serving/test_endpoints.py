@@ -5,10 +5,13 @@ import time
 from dataclasses import replace
 
 import pytest
-from fake_workspace import TOKEN, FakeWorkspace
+from fake_workspace import TOKEN, FakeWorkspace, error
+from filelock import FileLock, Timeout
 
+from mlops_nb.commands.endpoints import query_endpoint
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.models import registry
 from mlops_nb.serving import endpoints
 from mlops_nb.serving.endpoint_settings import EndpointSettings
 from mlops_nb.serving.endpoints import EndpointError, NoWorkspaceError, ServingConfig
@@ -135,6 +138,34 @@ def test_an_experiment_changes_the_traffic_and_updates_keep_it_until_its_end(env
     with pytest.raises(MlopsError, match="whole percentages"): endpoints.set_traffic(env, NAME, {"champion": 99})
 
 
+def test_an_update_that_waits_keeps_the_split_that_began_meanwhile(env, workspace, monkeypatch):
+    fake, split = workspace.endpoints, {"champion": 75, "challenger": 25}
+    endpoints.put_endpoint(env, TWO, SETTINGS, {})
+    config = fake.config
+    def refused(endpoint, body):
+        monkeypatch.setattr(fake, "config", config)
+        endpoint["config"]["traffic_config"]["routes"] = [
+            {"served_model_name": name, "traffic_percentage": percent} for name, percent in split.items()]
+        return error(409, "RESOURCE_CONFLICT", "an update of the endpoint runs")
+    monkeypatch.setattr(fake, "config", refused)
+    endpoints.put_endpoint(env, replace(TWO, versions={"champion": 1, "challenger": 3}), SETTINGS, {})
+    assert endpoints.serving_config(env, NAME) == replace(TWO, traffic=split)
+
+
+def test_deployments_and_experiments_change_an_endpoint_one_after_the_other(env, workspace, monkeypatch):
+    fake, seen = workspace.endpoints, []
+    config = fake.config
+    def watched(endpoint, body):
+        try: FileLock(registry.lock_file(env.state, f"{MODEL}.endpoint")).acquire(timeout=0).lock.release()
+        except Timeout: seen.append(len(body["served_entities"]))
+        return config(endpoint, body)
+    monkeypatch.setattr(fake, "config", watched)
+    endpoints.put_endpoint(env, ONE, SETTINGS, {})
+    endpoints.put_endpoint(env, TWO, SETTINGS, {})
+    endpoints.set_traffic(env, NAME, {"champion": 75, "challenger": 25})
+    assert seen == [1, 2, 2]
+
+
 def test_a_request_reaches_the_entity_of_the_traffic_or_the_named_one(env):
     endpoints.put_endpoint(env, TWO, SETTINGS, {})
     assert endpoints.ask_endpoint(env, NAME, [{"a": 1}, {"a": 2}]) == endpoints.EndpointAnswer([1.0, 1.0], "champion")
@@ -142,6 +173,19 @@ def test_a_request_reaches_the_entity_of_the_traffic_or_the_named_one(env):
     with pytest.raises(EndpointError, match="no endpoint late"): endpoints.ask_endpoint(env, "late", [{}])
     with pytest.raises(MlopsError, match=f"no endpoint 'late' in http.*\n.*there is only {NAME}"):
         endpoints.serving_config(env, "late")
+
+
+def test_a_name_in_a_path_stays_one_part_of_it(env, workspace):
+    with pytest.raises(EndpointError): endpoints.ask_endpoint(env, "a/../b?c", [{}], served="d/e")
+    method, path = workspace.endpoints.calls[-1]
+    assert path == "/serving-endpoints/a%2F..%2Fb%3Fc/served-models/d%2Fe/invocations"
+
+
+def test_mlops_query_prints_the_answer(env, monkeypatch, capsys):
+    monkeypatch.setattr("mlops_nb.env.load_env", lambda target: env)
+    endpoints.put_endpoint(env, TWO, SETTINGS, {})
+    query_endpoint(NAME, '[{"a": 1}]', None, "challenger", None)
+    assert json.loads(capsys.readouterr().out) == {"predictions": [2.0]}
 
 
 def test_an_endpoint_is_removed_once(env, workspace):

@@ -1,10 +1,16 @@
 """The rows in payloads: every form of a request, and bodies that do not match."""
 import json
+import sqlite3
+from contextlib import closing
 
 import pyarrow as pa
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
-from mlops_nb.serving.inference_log import BODIES, PASSED, exploder, field_text, scored_rows
+from mlops_nb.serving.exact_model import failed_answer
+from mlops_nb.serving.inference_log import BODIES, PASSED, VERSION_FAILED, exploder, field_text, scored_rows
+from mlops_nb.serving.scoring_protocol import Answer, bad_request, error_answer
 
 ROWS = [{"origin": "JFK", "distance": 760}, {"origin": "LGA", "distance": None}]
 FORMS = {
@@ -44,6 +50,25 @@ def test_a_prediction_is_one_number_or_unknown(answer, values):
 def test_bodies_that_do_not_match_leave_one_row_without_a_number(request_text, response):
     assert exploded([(request_text, response)], ["a"]) == [
         {"databricks_request_id": "0", "row_number": None, "row_count": 0, "prediction": None, "a": None}]
+
+
+def test_a_version_is_to_blame_for_its_own_errors_and_not_for_those_of_requests():
+    evaluating = MlflowException("Encountered an unexpected error while evaluating the model. Verify that the input is "
+                                 "compatible with the model for inference.", error_code=BAD_REQUEST)
+    evaluating.__context__ = ValueError("no tree")
+    answers = {"failed": failed_answer(ZeroDivisionError("division")), "evaluating": failed_answer(evaluating),
+               "ended": error_answer(500, "INTERNAL_ERROR", "Served model 'late' failed"),
+               "slow": error_answer(504, "DEADLINE_EXCEEDED", "Served model 'late' did not answer within 5 seconds."),
+               "full": error_answer(429, "REQUEST_LIMIT_EXCEEDED", "Too many concurrent requests"),
+               "wrong": failed_answer(bad_request("the body has no rows")),
+               "right": Answer(200, b'{"predictions": []}'),
+               "schema": failed_answer(MlflowException("Failed to enforce schema of data", error_code=BAD_REQUEST))}
+    with closing(sqlite3.connect(":memory:")) as store:
+        store.execute("CREATE TABLE payload (name, status_code, response)")
+        rows = [(name, answer.status, answer.body.decode()) for name, answer in answers.items()]
+        store.executemany("INSERT INTO payload VALUES (?, ?, ?)", [*rows, ("no body", 400, None)])
+        blamed = {row[0] for row in store.execute(f"SELECT name FROM payload WHERE {VERSION_FAILED}")}
+    assert blamed == {"failed", "evaluating", "ended", "slow"}
 
 
 def exploded(bodies: list[tuple], names: list[str]) -> list[dict]:

@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 from mlops_nb.serving import endpoints
-from mlops_nb.serving.endpoints import EndpointError
+from mlops_nb.serving.endpoints import EndpointError, NoWorkspaceError
 from mlops_nb.workflow import deploying, endpoint
 from mlops_nb.workflow.endpoint import check_updated, follow_champion
 
@@ -82,6 +82,16 @@ def test_a_failed_update_is_an_error_that_keeps_the_alias_and_a_repetition_mends
     assert registry.find_alias(env, MODEL, "champion").version in (2, "2")
     fake.broken.clear()
     assert follow_champion(env, MODEL).outcome == "updated" and tag(model, 2) == f"{NAME}: updated"
+
+
+@pytest.mark.parametrize(("error", "outcome"), [
+    (NoWorkspaceError("the local workspace has ended", "start it: mlops up"), "unreachable"),
+    (EndpointError(f"endpoint {NAME} serves nothing"), "failed"), (MlopsError(f"no endpoint {NAME!r}"), "failed")])
+def test_what_happens_to_the_endpoint_after_the_update_is_a_result_too(env, model, fake, monkeypatch, error, outcome):
+    def missing(env, endpoint): raise error
+    monkeypatch.setattr(endpoints, "serving_config", missing)
+    update = follow_champion(env, MODEL)
+    assert update.outcome == outcome and error.message in update.text and tag(model, 1) == update.text
 
 
 def test_a_model_that_looks_up_features_names_the_job_that_publishes_them(env, model, fake, monkeypatch):
