@@ -64,7 +64,6 @@ def test_a_rollback_moves_the_endpoint_and_the_next_batch(home):
     assert scored_by(env) == {1}
 
 
-@pytest.mark.slow
 def test_a_rollback_to_a_version_that_cannot_be_served_says_so_and_batch_goes_on(home):
     env, fake = home
     fake.broken[2] = "the model needs lightgbm 5"

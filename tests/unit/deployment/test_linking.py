@@ -104,7 +104,7 @@ def test_the_command_links_the_job_of_this_project(unity_catalog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unity_catalog.tracking_uri)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
     result = CliRunner().invoke(app, ["models", "link", "late_arrival"])
-    number = str(job_id("deploy"))
+    number = str(job_id("deploy", "dev"))
     assert result.exception is None and f"job deploy ({number}) is the deployment job of {NAME}" in result.output
     assert linked_job(unity_catalog, NAME) == number and "set the variable deployment_job" in result.output
     assert "has no deployment job" in CliRunner().invoke(app, ["models", "link", "late_arrival", "--unlink"]).output
