@@ -44,7 +44,7 @@ from ..env import Env, load_env
 from ..errors import MissingError
 from ..serving import endpoints
 from ..serving.endpoints import NoWorkspaceError
-from ..serving.inference_log import INFERENCE_LOG
+from ..serving.inference_log import INFERENCE_LOG, VERSION_FAILED
 from ..serving.payload_table import served_entities
 from .endpoint import check_updated, follow_champion, required_endpoint
 from .monitoring import with_request_labels
@@ -74,7 +74,7 @@ def replayed_day(use_case: UseCase, days: Iterable[date], first: date, as_of: da
 
 def failed_answers(use_case: UseCase, spark, env: Env, payloads, entities, first: date, as_of: date):  # -> DataFrame
     "The requests of these days that failed, as rows without a prediction."
-    failed = payloads.where("status_code >= 400").join(entities, "served_entity_id")
+    failed = payloads.where(VERSION_FAILED).join(entities, "served_entity_id")
     failed = failed.where(f"entity_name = {sql_text(env.model(use_case.model))}")
     requested = use_case.calendar.sql_day("request_time")
     days = [row[0] for row in failed.selectExpr(f"{requested} AS day").distinct().collect()]

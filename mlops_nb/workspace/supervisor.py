@@ -64,8 +64,8 @@ def host_command() -> list[str]:
 
 def writer_command(spool: Path) -> list[str]:
     "Return the command of the payload writer."
-    code = "from mlops_nb.serving.payload_table import payload_writer_main; payload_writer_main()"
-    return [sys.executable, "-c", code, str(spool)]
+    from mlops_nb.serving.payload_table import WRITER_CODE
+    return [sys.executable, "-c", WRITER_CODE, str(spool), "--parent", str(os.getpid())]
 
 def child_environment(env: Env, control: Path) -> dict[str, str]:  # control: the socket for workers
     "Return the environment of all processes of the workspace: they use the state of this one."
