@@ -69,13 +69,15 @@ def logged(frame):
 
 
 def payloads(log):
-    "The requests of the log, which took 4 ms, and those of 1 July that failed in version 2 and in another model."
+    "The requests of the log, which took 4 ms, and those of 1 July that failed."
     answered = pd.DataFrame({"databricks_request_id": log.databricks_request_id.unique(), "status_code": 200,
                              "served_entity_id": "a"})
     failed = [pd.DataFrame({"databricks_request_id": [f"failed {entity} {i}" for i in range(3)], "status_code": 500,
                             "served_entity_id": entity}) for entity in "bc"]
-    return pd.concat([answered, *failed]).assign(**{"execution_duration_ms": 4,
-                                                    "request_time": pd.Timestamp("2013-07-01 15:00")})
+    of_senders = pd.DataFrame({"databricks_request_id": ["too many", "wrong"], "status_code": [429, 400],
+                               "served_entity_id": "b"})  # no version is to blame for them
+    return pd.concat([answered, *failed, of_senders]).assign(**{"response": "{}", "execution_duration_ms": 4,
+                                                                "request_time": pd.Timestamp("2013-07-01 15:00")})
 
 
 def entities(spark):
