@@ -133,9 +133,9 @@ class PayloadBatch:
         except (MlopsError, KeyError, TypeError, ValueError, OverflowError) as error:
             reason = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
             self.refused.setdefault(path, []).append(quarantined(record, reason))
-            self.tables[path].append("")
+            self.tables.setdefault(path, []).append("")
             return
-        self.tables[path].append(record.table)
+        self.tables.setdefault(path, []).append(record.table)
         self.rows.setdefault(record.table, {})[row["databricks_request_id"]] = row
         entity = entity_row(record, row["request_time"])
         if entity: self.entities.setdefault(record.table, {}).setdefault(entity["served_entity_id"], entity)
