@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from ..errors import shorten
 
 # %% ../../nbs/serving/00_scoring_protocol.ipynb #ce4dc047
@@ -27,6 +25,7 @@ class Answer:
 
 def error_answer(status: int, error_code: str, message: str) -> Answer:
     "Return the answer that says why there are no predictions."
+    import orjson  # a notebook on Databricks reads requests without it
     text = message.encode("utf-8", "replace").decode()  # half of a surrogate pair from the request cannot be encoded
     return Answer(status, orjson.dumps({"error_code": error_code, "message": text}))
 
@@ -72,6 +71,7 @@ def decoded_body(body: bytes) -> dict:
 
 def parsed_body(body: bytes) -> dict:
     "Parse a body as fast as possible, whole numbers beyond 64 bits as doubles; raise Refusal for what is no request."
+    import orjson
     try: request = orjson.loads(body)
     except orjson.JSONDecodeError: return decoded_body(body)
     return check_form(request)

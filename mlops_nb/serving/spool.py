@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-import orjson
-
 from ..errors import MlopsError
 
 # %% ../../nbs/serving/06_spool.ipynb #5b000006
@@ -46,6 +44,7 @@ FRAME = struct.Struct("!Iiii")  # checksum; lengths of the values, the request a
 
 def frame_of(table: str, values: dict, codes: Sequence[str], request: bytes | None, response: bytes | None) -> bytes:
     "Return a record as the bytes of a segment."
+    import orjson  # what only reads tables on Databricks does without it
     head = orjson.dumps((table, values, codes))
     parts = (head, request or b"", response or b"")
     lengths = (len(head), -1 if request is None else len(request), -1 if response is None else len(response))
@@ -65,6 +64,7 @@ def split_frame(frame: bytes) -> SpoolRecord | None:  # None: not a complete fra
         parts.append(frame[end:end + size])
         end += size
     if end != len(frame) or check != frame_check(tuple(lengths), tuple(parts)): return None
+    import orjson
     table, values, codes = orjson.loads(parts[0])
     bodies = [None if length < 0 else part for length, part in zip(lengths[1:], parts[1:], strict=True)]
     return SpoolRecord(table, {**values, "logging_error_codes": codes}, *bodies)
