@@ -1,2 +1,3 @@
-"The state after the jobs `features` and `train`, which these tests share with the integration tests."
+"Chromium, and the state after the jobs `features` and `train`, which these tests share with the integration tests."
+from chromium import browser
 from states import trained

@@ -1,7 +1,6 @@
 """MLflow's pages below a path of the local workspace, in Chromium: sign-in, models, runs, artifacts."""
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from chromium import CHROMIUM
 from fastapi import FastAPI
 from served import served, with_users
 
@@ -16,7 +16,6 @@ from mlops_nb.env import load_env
 from mlops_nb.workspace.mlflow_pages import mlflow_app
 from mlops_nb.workspace.rest_identity import sign_in_link, sign_in_router
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FILL = """
 import mlflow
 mlflow.set_experiment("/dev/late_arrival")
@@ -64,15 +63,6 @@ def host(env, run):
     app.mount("/mlflow", pages)
     with served(with_users(app, digests)) as host: yield host
     pages.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
