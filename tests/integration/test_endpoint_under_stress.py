@@ -130,5 +130,6 @@ def test_updates_in_a_row_at_half_the_saturated_rate_fail_no_request(client):
     worst = max(one.p99 for one in loads)
     print(f"{UPDATES} updates; saturated {saturated.rate:,.0f}/s; at half of it p99 {steady.p99:.1f} ms without and "
           f"{worst:.1f} ms with updates; failed: {sum(one.failed for one in loads)}")
+    assert min(one.rate for one in (steady, *loads)) > saturated.rate / 4  # of the half that was aimed at
     assert saturated.failed == steady.failed == sum(one.failed for one in loads) == 0
     assert worst <= max(LATEST, 3 * steady.p99)
