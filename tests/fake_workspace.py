@@ -8,7 +8,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from mlops_nb.jobs.run_store import owner
+from mlops_nb.serving.places import WorkspacePlaces, write_running
 
 OPEN = ("/health", "/.well-known/databricks-config")  # without a token
 TOKEN = "dapi-of-the-owner"  # pragma: allowlist secret
@@ -125,7 +125,7 @@ class FakeWorkspace(ThreadingHTTPServer):
 
     def announce(self, state: Path) -> None:
         "Write the files by which `mlops up` makes itself known."
-        folder = Path(state) / "workspace"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "token").write_text(f"{TOKEN}\n")
-        (folder / "workspace.json").write_text(json.dumps({"host": self.address, "owner": owner()}))
+        places = WorkspacePlaces(Path(state) / "workspace")
+        places.folder.mkdir(parents=True, exist_ok=True)
+        places.token.write_text(f"{TOKEN}\n")
+        write_running(places, self.address)

@@ -70,7 +70,7 @@ def show_ready(address: str, token: Any, records: list,  # token: the path of it
 # %% ../../nbs/commands/13_up.ipynb #723ac201
 def port_after_kill(places: Any, seconds: float = 10) -> int | None:  # None: choose any
     "Return the port of a workspace that was killed, once it is free."
-    from mlops_nb.workspace.places import recorded_port
+    from mlops_nb.serving.places import recorded_port
     port = recorded_port(places)
     deadline = time.monotonic() + seconds
     while port and not is_free(port):
@@ -94,7 +94,7 @@ def up(context: typer.Context,
     if context.invoked_subcommand: return
     from mlops_nb.env import load_env
     from mlops_nb.identity import running_user
-    from mlops_nb.workspace import places as workspace_files
+    from mlops_nb.serving import places as workspace_files
     from mlops_nb.workspace import supervisor, tokens
     env = load_env(target)
     check_home(env)
@@ -121,8 +121,8 @@ def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such 
 
     Example: [bold]mlops up token ann@example.com[/]"""
     from mlops_nb.env import load_env
+    from mlops_nb.serving.places import make_places
     from mlops_nb.workspace import tokens
-    from mlops_nb.workspace.places import make_places
     places = make_places(load_env(target))
     if remove:
         tokens.remove_token(places, name)
@@ -148,7 +148,7 @@ def down(target: Target = None) -> None:
     Example: [bold]mlops down[/]"""
     from mlops_nb.env import load_env
     from mlops_nb.jobs.run_store import origin
-    from mlops_nb.workspace.places import read_running, workspace_places
+    from mlops_nb.serving.places import read_running, workspace_places
     places = workspace_places(load_env(target))
     running = read_running(places)
     if running is None: return show(f"no local workspace of {escape(str(places.folder.parent))} runs")

@@ -6,7 +6,7 @@
 __all__ = ['predicted_answers', 'replayed_day', 'failed_answers', 'read_answers', 'Experiment', 'experiment_settings',
            'follow_aliases', 'split_endpoint', 'load_experiment', 'served_text', 'decide_day', 'running_means',
            'share_by_day', 'draw_sequence', 'plot_experiment', 'experiment_picture', 'decisions_table',
-           'experiment_history', 'finish_experiment']
+           'finish_experiment']
 
 # %% ../../nbs/workflow/24_experimenting.ipynb #ec1f63ed
 import json
@@ -28,7 +28,6 @@ from mlops_nb.deployment.experiment_log import (
     EXPERIMENT_WORDS,
     SplitEndpoint,
     blocks_in,
-    read_experiments,
     run_experiment,
     split_from,
 )
@@ -217,12 +216,6 @@ def decisions_table(experiment: Experiment) -> pd.DataFrame:  # without the days
     shown = [row for row in rows if row["decision"] != "wait" or row is rows[-1]]
     columns = ["as_of", "decision", "percent", "better", "worse", "reason", "decided_by"]
     return pd.DataFrame(shown).reindex(columns=columns).set_index("as_of").round({"better": 2, "worse": 2})
-
-def experiment_history(use_case: UseCase, target: str) -> pd.DataFrame:
-    "All decisions of all experiments of a use case's model, for people."
-    env = load_env(target)
-    rows = read_experiments(get_spark(env), env, env.model(use_case.model))
-    return pd.DataFrame(rows).drop(columns=["blocks", "settings"], errors="ignore")
 
 def finish_experiment(experiment: Experiment) -> None:
     "End the job with its result."

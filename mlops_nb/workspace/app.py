@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from ..errors import MissingError, MlopsError, ParameterError, shorten
@@ -162,7 +162,9 @@ def build_app(users: Callable[[], Mapping[str, str]],  # names by digest of the 
     app.openapi = lambda: described(app)
     for router in (*routers, identity_router(), sign_in_router(users)): app.include_router(router)
     if metrics: add_metrics(app, metrics)
-    if pages: app.mount(PAGES, pages)
+    if pages:
+        app.mount(PAGES, pages)
+        app.get("/", include_in_schema=False)(lambda: RedirectResponse(f"{PAGES}/"))  # who opens the printed address
     add_error_answers(app, error_kinds)
     app.add_middleware(LimitBody)
     app.add_middleware(CheckToken, users=users)  # the outermost: it comes first

@@ -40,6 +40,7 @@ async def until_disconnect(receive: Callable) -> None:
 # %% ../../nbs/workspace/22_forwarding.ipynb #b8ee8b57
 class Forwarder:
     "An ASGI application that passes requests on to a Unix socket."
+    dropped = (b"expect",)  # headers that are not passed on
 
     def __init__(self, path: str):
         # uvicorn closes an idle connection after 5 s: a request must not meet that moment
@@ -64,7 +65,7 @@ class Forwarder:
         names = {name for name, _ in scope["headers"]}
         has_body = b"content-length" in names or b"transfer-encoding" in names
         return httpx.Request(scope["method"], httpx.URL(scheme="http", host="workspace", raw_path=target),
-                             headers=end_to_end(scope["headers"], b"expect"),
+                             headers=end_to_end(scope["headers"], *self.dropped),
                              content=request_parts(receive) if has_body else None, extensions={"timeout": TIMEOUTS})
 
     async def pass_back(self, response: httpx.Response, receive: Callable, send: Callable) -> None:

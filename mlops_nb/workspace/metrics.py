@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENTITY_LABELS', 'WORKSPACE_FACTS', 'ENDPOINT_STATES', 'add_counts', 'add_workers', 'cumulative', 'request_families',
-           'worker_families', 'fact_families', 'Families', 'metrics_text']
+           'worker_families', 'fact_families', 'Families', 'prometheus_text']
 
 # %% ../../nbs/workspace/11_metrics.ipynb #ddd9f4cc
 from collections.abc import Iterable, Mapping
@@ -94,7 +94,7 @@ class Families:
 
     def collect(self) -> list: return self.families
 
-def metrics_text(stats: list[Mapping],  # what each worker answers to `stats`
+def prometheus_text(stats: list[Mapping],  # what each worker answers to `stats`
                  facts: Mapping[str, Any],  # of the control process
                  ) -> bytes:
     "All metrics in the text format of Prometheus."

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from random import Random
 
+from ..errors import what_exists
 from ..serving.scoring_protocol import Refusal
 
 # %% ../../nbs/workspace/05_requests.ipynb #615445c7
@@ -30,7 +31,8 @@ def unknown_path(path: str, endpoints: Mapping[str, tuple[str, ...]]) -> Refusal
     name, served = INVOCATIONS.fullmatch(path).groups()
     if name in endpoints: message = f"Served model '{served}' of endpoint '{name}' does not exist"
     else: message = f"Endpoint with name '{name}' does not exist"
-    return Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"{message[:300]}.")
+    existing = endpoints.get(name, endpoints)
+    return Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"{message[:300]}; {what_exists(served or name, existing)}.")
 
 # %% ../../nbs/workspace/05_requests.ipynb #4d4c2efe
 class Requesters:

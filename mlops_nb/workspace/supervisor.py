@@ -28,15 +28,15 @@ from ..env import Env
 from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
 from ..jobs.process import removed_folder
+from ..serving.places import WorkspacePlaces, write_running
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
 from .endpoint_store import NOT_UPDATING, EndpointStore
 from .endpoint_updates import EndpointManager, reason_text
 from .loaded_models import last_part
-from .metrics import metrics_text
+from .metrics import prometheus_text
 from .mlflow_pages import mlflow_app
 from .model_folders import ModelFolders
-from .places import WorkspacePlaces, write_running
 from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
@@ -204,7 +204,7 @@ class Supervisor:
         answers = await self.workers.tell_all("stats", 5)
         stats = [answer for answer in answers if isinstance(answer, dict)]
         facts = {"started": self.began, "workers": len(self.workers.handles)}
-        return metrics_text(stats, facts | facts_for_metrics(self.manager, self.children.starts))
+        return prometheus_text(stats, facts | facts_for_metrics(self.manager, self.children.starts))
 
     async def keep_host(self) -> None:
         "Run the model host. Its model processes end with it, so all are started again."

@@ -17,7 +17,7 @@ from hashlib import sha256
 
 from ..errors import MlopsError, shorten, unknown
 from ..local_stores import store_errors
-from .places import WorkspacePlaces, write_private
+from ..serving.places import WorkspacePlaces, write_private
 
 # %% ../../nbs/workspace/01_tokens.ipynb #a38b301c
 USER_RULE = re.compile(r"[\w.@+-]{1,100}")  # names of people and of services, such as ann@example.com

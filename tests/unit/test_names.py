@@ -18,7 +18,6 @@ SHARED = {
     "approve": "the command `mlops approve`, and the function that it calls",
     "list_runs": "the command `mlops runs`, and the query that it shows",
     "rollback": "the command `mlops rollback`, and the function that it calls",
-    "metrics_text": "the metrics of a version as a person reads them, and those of the workspace for Prometheus",
     "REGRESSION": "the problem type, and its name in Databricks' monitors",
     "PROBLEM_TYPES": "the problem types, and their names in Databricks' monitors",
 }

@@ -1,5 +1,6 @@
 """Endpoints by the real databricks-sdk, against a workspace of the few REST paths that they need."""
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from mlops_nb.models import registry
 from mlops_nb.serving import endpoints
 from mlops_nb.serving.endpoint_settings import EndpointSettings
 from mlops_nb.serving.endpoints import EndpointError, NoWorkspaceError, ServingConfig
+from mlops_nb.serving.places import read_running, workspace_places
 
 MODEL, NAME = "dev.flights.late_arrival", "dev-flights-late_arrival"
 SETTINGS = EndpointSettings(inference_table="late_arrival")
@@ -192,6 +194,15 @@ def test_an_endpoint_is_removed_once(env, workspace):
     endpoints.put_endpoint(env, ONE, SETTINGS, {})
     assert endpoints.remove_endpoint(env, NAME) and not endpoints.remove_endpoint(env, NAME)
     assert workspace.endpoints.endpoints == {}
+
+
+def test_a_copy_of_the_state_has_no_workspace(env, workspace, tmp_path):
+    "Its commands must not change or end the workspace of the original."
+    shutil.copytree(env.state / "workspace", tmp_path / "copy/workspace")
+    copy = replace(env, state=tmp_path / "copy")
+    with pytest.raises(NoWorkspaceError, match="no local workspace runs"): endpoints.workspace_client(copy)
+    assert read_running(workspace_places(copy)) is None and read_running(workspace_places(env)) is not None
+    assert workspace.endpoints.calls == []
 
 
 def test_the_workspace_of_another_process_that_ended_gets_no_token(env, workspace):

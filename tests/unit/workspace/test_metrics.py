@@ -1,7 +1,7 @@
 """The metrics, read back by Prometheus' own parser."""
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlops_nb.workspace.metrics import metrics_text
+from mlops_nb.workspace.metrics import prometheus_text
 
 COUNTS = {"requests": {"200": 5, "429": 1}, "seconds": {"0.001": 3, "0.01": 2, "+Inf": 1}, "sum": 0.5, "in_flight": 2}
 WORKERS = [{"endpoints": {"late": {"late-1": COUNTS, "late-2": COUNTS}}, "spool_lost": 1, "rss": 8e7, "connections": 4},
@@ -17,7 +17,7 @@ def samples(text: bytes) -> dict:
 
 
 def test_the_counts_of_all_workers_are_added():
-    read = samples(metrics_text(WORKERS, FACTS))
+    read = samples(prometheus_text(WORKERS, FACTS))
     entity = (("endpoint", "late"), ("served_entity", "late-1"))
     assert read[("mlops_requests_total", *entity, ("status", "200"))] == 10
     assert read[("mlops_requests_total", *entity, ("status", "429"))] == 2
@@ -31,7 +31,7 @@ def test_the_counts_of_all_workers_are_added():
 
 
 def test_the_state_of_an_endpoint_is_the_one_with_the_value_1():
-    read = samples(metrics_text(WORKERS, FACTS))
+    read = samples(prometheus_text(WORKERS, FACTS))
     def state(name):
         return [dict(key[1:])["state"] for key, value in read.items()
                 if key[0] == "mlops_endpoint_state" and ("endpoint", name) in key and value == 1]
@@ -41,5 +41,5 @@ def test_the_state_of_an_endpoint_is_the_one_with_the_value_1():
 
 
 def test_a_workspace_without_workers_has_metrics():
-    read = samples(metrics_text([], {"workers": 0}))
+    read = samples(prometheus_text([], {"workers": 0}))
     assert read[("mlops_workers",)] == 0 and not any(key[0].startswith("mlops_request") for key in read)

@@ -102,6 +102,7 @@ def test_an_upload_that_is_cut_off_is_not_taken_for_a_whole_one(pages):
     sent = []
     async def receive(): return next(messages)
     async def send(message): sent.append(message)
-    scope = {"type": "http", "method": "PUT", "path": "/mlflow/a", "root_path": "/mlflow", "headers": []}
+    scope = {"type": "http", "method": "PUT", "path": "/mlflow/a", "root_path": "/mlflow",
+             "headers": [(b"transfer-encoding", b"chunked")]}
     asyncio.run(pages(scope, receive, send))
     assert sent == [], "the server has answered a request that never ended"

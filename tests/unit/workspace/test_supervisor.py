@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlops_nb.serving.places import WorkspacePlaces
 from mlops_nb.workspace import supervisor
 from mlops_nb.workspace.endpoint_updates import ChildGone
-from mlops_nb.workspace.places import WorkspacePlaces
 from mlops_nb.workspace.tokens import make_token
 
 

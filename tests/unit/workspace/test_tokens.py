@@ -2,8 +2,8 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from mlops_nb.serving.places import WorkspacePlaces
 from mlops_nb.workspace import tokens
-from mlops_nb.workspace.places import WorkspacePlaces
 
 
 def test_no_token_is_lost_when_several_are_made_at_once(tmp_path, monkeypatch):
