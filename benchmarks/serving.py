@@ -13,7 +13,7 @@ import psutil
 from serving_peers import PEERS, Load, bento_server, ml_server, mlflow_server, put_load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/integration"))
-from load import require_wrk
+from load import repeated_load, require_wrk
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -55,7 +55,7 @@ def workspace(state: Path, workers: int = 1) -> Iterator:  # databricks.sdk.Work
         yield WorkspaceClient(host="http://127.0.0.1:5710", token=token)
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(60)
+        server.wait(240)  # it writes the payloads
 
 
 def create_endpoint(client, name: str, model: str, version: str) -> float:  # seconds until it is ready
@@ -127,6 +127,34 @@ def our_loads(state: Path, requests: list[tuple], workers: int) -> tuple[list[Lo
     return loads, ready
 
 
+def load_with_updates(state: Path, body: bytes, updates: int = 20) -> tuple[Load, list[Load]]:
+    "An endpoint with lookup at half of its saturated rate: the load without updates, and while it is updated."
+    from databricks.sdk.service.serving import ServedEntityInput
+    with workspace(state) as client:
+        name = f"bench-updates-{int(time.time())}"
+        create_endpoint(client, name, MODEL, "1")
+        url = f"{client.config.host}/serving-endpoints/{name}/invocations"
+        headers = {"Authorization": f"Bearer {client.config.token}"}
+        half = {"headers": headers, "rate": put_load(url, body, headers, SECONDS).rate / 2, "seconds": SECONDS}
+        steady = put_load(url, body, **half)
+        with repeated_load(url, body, **half) as loads:
+            for number in range(updates):
+                entity = ServedEntityInput(name=f"champion-{number % 2}", entity_name=MODEL, entity_version="1",
+                                           workload_size="Small", scale_to_zero_enabled=False)
+                client.serving_endpoints.update_config_and_wait(name, served_entities=[entity])
+        client.serving_endpoints.delete(name)
+    return steady, loads
+
+
+def update_row(state: Path, body: bytes) -> tuple:
+    steady, loads = load_with_updates(state, body)
+    worst = max(loads, key=lambda load: load.p99)
+    rate, failed = sum(load.rate for load in loads) / len(loads), sum(load.failed for load in loads)
+    with_updates = Load(rate, worst.p50, worst.p99, failed, worst.wrk_cores)
+    return ("endpoint: 20 updates, one after the other", text_of(with_updates), f"none: {text_of(steady)}", "",
+            "p99 20 ms")
+
+
 def memory(process: psutil.Process) -> int:  # bytes
     "The memory of a process and its descendants; what they share is counted once."
     return sum(one.memory_full_info().pss for one in [process, *process.children(recursive=True)])
@@ -166,6 +194,7 @@ def rows(folder: Path) -> list[tuple]:
     table = [("endpoint: signature, logging", text_of(given), against, ratio(given, peer), "30, p99 5 ms"),
              ("endpoint: lookup in 7 tables of SQLite", text_of(looked_up), against, ratio(looked_up, peer), "20"),
              ("endpoint: ready after create", f"{ready:.1f} s", "", "", "5 s"),
+             update_row(state, body_of(keys)),
              ("endpoint: memory of one more version", f"{used:.0f} MiB", "", "", ""),
              ("two workers instead of one", text_of(two[0]), f"one {given.rate:,.0f}/s", ratio(two[0], given), ""),
              ("processors that wrk used", f"{given.wrk_cores:.2f} of {os.cpu_count()}", "", "", "")]

@@ -305,15 +305,16 @@ def write_repeatedly(env: Env, folder: Path, end: threading.Event, parent: int) 
         began = time.monotonic()
         failures = 0 if write_pass(env, folder) else failures + 1
         if is_last: return
-        if used_memory() > MEMORY_BYTES: replace_process(parent)
+        if used_memory() > MEMORY_BYTES: replace_process(parent, end)
         pause = max(PASS_SECONDS, 4 * (time.monotonic() - began)) * 2**min(failures, 4)
         until = time.monotonic() + min(pause, LONGEST_PAUSE)
         while time.monotonic() < until and os.getppid() == parent and not end.wait(0.5): pass
 
-def replace_process(parent: int) -> None:
-    "Start this process anew; a signal to end is kept until the new one handles it."
-    logging.getLogger(__name__).info("%d MiB are used: the process starts anew", used_memory() // 2**20)
+def replace_process(parent: int, end: threading.Event) -> None:
+    "Start this process anew unless it is to end; a signal that comes from now on is kept until the new one handles it."
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    if end.is_set(): return signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    logging.getLogger(__name__).info("%d MiB are used: the process starts anew", used_memory() // 2**20)
     words = sys.argv[1:] if PARENT_OPTION in sys.argv else [*sys.argv[1:], PARENT_OPTION, str(parent)]
     os.execv(sys.executable, [sys.executable, "-c", WRITER_CODE, *words])
 

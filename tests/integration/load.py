@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,3 +66,19 @@ def put_load(url: str, body: bytes, headers: dict[str, str] | None = None, secon
     busy = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     return Load(result["requests"] / duration, result["p50"] / 1000, result["p99"] / 1000, result["failed"],
                 busy / duration)
+
+
+@contextmanager
+def repeated_load(url: str, body: bytes, **options) -> Iterator[list[Load]]:  # of `put_load`
+    "Put load on a server until the block ends, in pieces that follow one another; the list has what it did in each."
+    ended, loads = threading.Event(), []
+
+    def keep_loading():
+        while not ended.is_set(): loads.append(put_load(url, body, **options))
+
+    thread = threading.Thread(target=keep_loading)
+    thread.start()
+    try: yield loads
+    finally:
+        ended.set()
+        thread.join()

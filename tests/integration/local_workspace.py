@@ -10,13 +10,13 @@ from states import MLOPS, MODEL, ROOT, environment
 
 
 @contextmanager
-def workspace(state: Path, *options: str) -> Iterator:  # databricks.sdk.WorkspaceClient
-    "Run `mlops up` on a free port until the block ends; its output is in up.log of the state."
+def workspace(state: Path, *options: str, **variables: str) -> Iterator:  # databricks.sdk.WorkspaceClient
+    "Run `mlops up` on a free port until the block ends, with variables of the environment; its output is in up.log."
     from databricks.sdk import WorkspaceClient
     folder, log = state / "workspace", state / "up.log"
     with log.open("wb") as output:
         server = subprocess.Popen([MLOPS, "up", *options], cwd=ROOT, stdout=output, stderr=output,
-                                  stdin=subprocess.DEVNULL, env=environment(state))
+                                  stdin=subprocess.DEVNULL, env=environment(state) | variables)
     try:
         end = time.monotonic() + 60
         while not (folder / "workspace.json").exists():

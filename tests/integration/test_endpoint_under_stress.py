@@ -2,13 +2,13 @@
 import json
 import shutil
 import socket
-import threading
+import time
 
 import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
-from load import put_load
+from load import put_load, repeated_load
 from local_workspace import address_of, endpoint_config, flight_row, inference_table, workspace
 from sizes import by_size
 
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.slow
 GOOD = json.dumps({"dataframe_records": [flight_row()]}).encode()
 UPDATES = by_size(100, 5)
 REQUESTS = by_size(3000, 150)  # that follow the OpenAPI description, or violate it
-LATEST = 20  # milliseconds: the 99th percentile of the answer times, on a machine that does nothing else
 
 
 @pytest.fixture(scope="module")
@@ -106,30 +105,22 @@ def test_clients_that_connect_anew_for_each_request_exhaust_nothing(client):
 
 
 def test_updates_in_a_row_at_half_the_saturated_rate_fail_no_request(client):
-    "The two configurations serve the same version under two names, so each update loads the model again."
-    headers = {"Authorization": f"Bearer {client.config.token}"}
+    """The two configurations serve the same version under two names, so each update loads the model again.
 
-    def load(**options): return put_load(address_of(client, "late"), GOOD, headers, **options)
-
-    saturated = load(seconds=3)
-    half = {"connections": 32, "rate": saturated.rate / 2}
-    steady, ended, loads = load(seconds=3, **half), threading.Event(), []
-
-    def keep_loading():
-        while not ended.is_set(): loads.append(load(seconds=3, **half))
-
-    thread = threading.Thread(target=keep_loading)
-    thread.start()
-    try:
+    An endpoint that waited for a load would answer as late as an update takes; `benchmarks/serving.py` measures the
+    answer times on a machine that does nothing else."""
+    url, headers = address_of(client, "late"), {"Authorization": f"Bearer {client.config.token}"}
+    saturated = put_load(url, GOOD, headers, seconds=3)
+    half = {"headers": headers, "seconds": 3, "connections": 32, "rate": saturated.rate / 2}
+    steady, began = put_load(url, GOOD, **half), time.monotonic()
+    with repeated_load(url, GOOD, **half) as loads:
         for number in range(UPDATES):
             config = endpoint_config(name=f"champion-{number % 2}")
             client.serving_endpoints.update_config_and_wait("late", served_entities=config.served_entities)
-    finally:
-        ended.set()
-        thread.join()
-    worst = max(one.p99 for one in loads)
-    print(f"{UPDATES} updates; saturated {saturated.rate:,.0f}/s; at half of it p99 {steady.p99:.1f} ms without and "
-          f"{worst:.1f} ms with updates; failed: {sum(one.failed for one in loads)}")
+        seconds = (time.monotonic() - began) / UPDATES
+    worst, failed = max(one.p99 for one in loads), sum(one.failed for one in loads)
+    print(f"{UPDATES} updates of {seconds:.1f} s; saturated {saturated.rate:,.0f}/s; at half of it p99 "
+          f"{steady.p99:.1f} ms without and {worst:.1f} ms with updates; failed: {failed}")
     assert min(one.rate for one in (steady, *loads)) > saturated.rate / 4  # of the half that was aimed at
-    assert saturated.failed == steady.failed == sum(one.failed for one in loads) == 0
-    assert worst <= max(LATEST, 3 * steady.p99)
+    assert saturated.failed == steady.failed == failed == 0
+    assert worst < 1000 * seconds / 2

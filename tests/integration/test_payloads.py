@@ -155,6 +155,15 @@ payload_table.payload_writer_main()
 """
 
 
+ENDED_IN_A_PASS = """
+import os, signal
+from mlops_nb.serving import payload_table
+payload_table.MEMORY_BYTES = 1  # the process would replace itself after the pass
+payload_table.write_pass = lambda *_: os.kill(os.getpid(), signal.SIGTERM) or True
+payload_table.payload_writer_main()
+"""
+
+
 def started_writer(state: Path, code: str) -> subprocess.Popen:
     "The writer's process with its spool and lakehouse in a folder."
     places = {"MLOPS_STATE": str(state), "MLOPS_LAKEHOUSE": str(state / "lakehouse"), "PYTHONPATH": str(ROOT)}
@@ -179,6 +188,14 @@ def test_a_writer_that_is_killed_and_started_again_writes_each_request_once(tmp_
     assert process.returncode == 0 and list(spool.glob("*.segment")) == [], errors
     assert "the process starts anew" in errors
     assert stored_ids(tmp_path) == sorted(f"request{number}" for number in range(51))
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_to_end_does_not_replace_itself(tmp_path):
+    "The new process would not know of the signal, and never end."
+    process = started_writer(tmp_path, ENDED_IN_A_PASS)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and "starts anew" not in errors, errors
 
 
 def stored_ids(state: Path) -> list[str]:

@@ -2,14 +2,17 @@
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import httpx
 import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from local_workspace import address_of, endpoint_config, workspace
 from mlflow.utils.proto_json_utils import dump_input_data
 from states import MODEL, env_of
 
@@ -100,6 +103,8 @@ class Answered:
     "The flights of a moment, as the endpoint sees them."
     rows: list[dict]                    # the inputs of the model
     has_row: dict[tuple, list[bool]]    # whether the store has the row of each flight, by table and lookup key
+    alone: list[float]                  # the predictions of an endpoint: a request for each flight
+    together: list[float]               # and one request for all of them
 
 
 def rows_in_store(features, flights: pd.DataFrame) -> dict[tuple, list[bool]]:
@@ -113,9 +118,26 @@ def rows_in_store(features, flights: pd.DataFrame) -> dict[tuple, list[bool]]:
     return has_row
 
 
+def predictions_of(client, session: httpx.Client, rows: list[dict]) -> list[float]:
+    "What the endpoint predicts; only the first request of a test finds none."
+    if not list(client.serving_endpoints.list()):
+        client.serving_endpoints.create_and_wait("late", config=endpoint_config())
+    response = session.post(address_of(client, "late"), json={"dataframe_records": rows})
+    assert response.status_code == 200, response.text
+    return response.json()["predictions"]
+
+
 @pytest.fixture(scope="module")
-def answers(spark, home, batch, folder) -> list[Answered]:
-    "The completed rows by moment, one request for each flight, while the store holds what was known then."
+def predict(home, own_trained):
+    "Call an endpoint of `mlops up` that finds features in the store of this file."
+    with workspace(own_trained, MLOPS_ONLINE_STORE=home.variables["online_store"]) as client:
+        with httpx.Client(headers={"Authorization": f"Bearer {client.config.token}"}, timeout=60) as session:
+            yield partial(predictions_of, client, session)
+
+
+@pytest.fixture(scope="module")
+def answers(spark, home, batch, folder, predict) -> list[Answered]:
+    "The completed rows and the predictions by moment, while the store holds what was known then."
     answered = []
     for version, moment in enumerate(MOMENTS, start=1):
         publish_known(spark, home, moment, version)
@@ -123,7 +145,9 @@ def answers(spark, home, batch, folder) -> list[Answered]:
         flights = batch[batch.prediction_time == moment]
         keys = flights[list(features.required)].astype(object)
         rows = rows_of_body(dump_input_data(keys.where(keys.notna(), None)))
-        answered.append(Answered([features.complete([row])[0] for row in rows], rows_in_store(features, flights)))
+        alone = [predict([row])[0] for row in rows]
+        answered.append(Answered([features.complete([row])[0] for row in rows], rows_in_store(features, flights),
+                                 alone, predict(rows)))
         assert features.complete(rows) == answered[-1].rows
         features.close()
     return answered
@@ -163,6 +187,13 @@ def test_a_request_gets_the_prediction_of_a_batch_at_every_moment(batch, answers
     raw_model = feature_model.get_raw_model()
     np.testing.assert_allclose(raw_model.predict(model_input(raw_model, rows, FEATURES)), predictions,
                                rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_an_endpoint_predicts_as_a_batch_at_every_moment(batch, answers):
+    for name in ("alone", "together"):
+        predictions = np.concatenate([getattr(answered, name) for answered in answers])
+        np.testing.assert_allclose(predictions, batch.prediction, rtol=0, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.slow
