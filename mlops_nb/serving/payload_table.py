@@ -9,7 +9,7 @@ __all__ = ['PAYLOAD_SCHEMA', 'ENTITIES', 'ENTITY_SCHEMA', 'PAYLOAD_BATCH_BYTES',
            'segment_batches', 'table_env', 'PayloadBatch', 'quarantined', 'read_batch', 'write_quarantine',
            'merge_entities', 'merge_payloads', 'merge_batch', 'finish_segment', 'unexpected_cause', 'write_batch',
            'sole_writer', 'used_memory', 'write_payloads', 'served_entities', 'payload_session', 'write_pass',
-           'write_repeatedly', 'replace_process', 'writer_arguments', 'payload_writer_main']
+           'write_repeatedly', 'replace_process', 'writer_arguments', 'let_others_first', 'payload_writer_main']
 
 # %% ../../nbs/serving/07_payload_table.ipynb #5c000003
 import json
@@ -327,13 +327,18 @@ def writer_arguments(words: list[str]) -> Namespace:  # spool, target, parent
     parser.add_argument(PARENT_OPTION, type=int, default=os.getppid())
     return parser.parse_args(words)
 
+def let_others_first() -> None:
+    "Use only processor time that nothing else wants: a thread that a request wakes takes the place of this process."
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"): os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # Linux
+
 def payload_writer_main() -> None:
     "The writer's process: `python -c WRITER_CODE SPOOL [TARGET] --parent PID`; it ends after its parent."
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s payload writer: %(message)s")
     arguments, end = writer_arguments(sys.argv[1:]), threading.Event()
     for number in END_SIGNALS: signal.signal(number, lambda *_: end.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
-    os.nice(19)  # requests go first
+    let_others_first()
     env = load_env(arguments.target) if arguments.target else env_here()
     write_repeatedly(env, arguments.spool, end, arguments.parent)
     session.stop()
