@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,15 @@ def registry(state: Path) -> dict:
     return {"aliases": aliases,
             "versions": [{k: v for k, v in version.tags.items() if k not in of_run} for version in versions],
             "metrics": [client_of(state).get_run(version.run_id).data.metrics for version in versions]}
+
+
+def scored_by(env: Env) -> set[int]:
+    "The versions whose predictions the next batch writes."
+    from mlops_nb.data import session, tables
+    from mlops_nb.flights.use_case import FLIGHTS
+    from mlops_nb.models.scoring import version_by_alias
+    from mlops_nb.workflow.batch_scoring import PREDICTIONS, write_predictions
+    spark, version, day = session.get_spark(env), version_by_alias(env, MODEL), date.fromisoformat(TRAINED_AS_OF)
+    write_predictions(FLIGHTS, spark, env, version, day, 1)
+    rows = tables.read(spark, env, PREDICTIONS).where(f"{FLIGHTS.day} = DATE'{day}'")
+    return {row[0] for row in rows.select("model_version").distinct().collect()}

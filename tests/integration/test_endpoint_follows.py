@@ -1,14 +1,11 @@
 """A rollback moves the endpoint and the next batch, on the trained state; an endpoint that lags does not stop batch."""
-from datetime import date
-
 import pandas as pd
 import pytest
 from fake_workspace import FakeWorkspace
-from states import MODEL, ROOT, TRAINED_AS_OF, env_of
+from states import MODEL, ROOT, env_of, scored_by
 from typer.testing import CliRunner
 
 from mlops_nb.commands.app import app
-from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases
 from mlops_nb.errors import MlopsError
@@ -17,10 +14,8 @@ from mlops_nb.features.online import PARSERS, OnlineFeatures
 from mlops_nb.features.stores.store import store as online_store
 from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import registry, scoring
-from mlops_nb.models.scoring import version_by_alias
 from mlops_nb.serving import endpoints
 from mlops_nb.workflow import endpoint_check
-from mlops_nb.workflow.batch_scoring import PREDICTIONS, write_predictions
 from mlops_nb.workflow.endpoint import follow_champion
 
 NAME = "dev-flights-late_arrival"
@@ -41,15 +36,6 @@ def home(own_trained):
         aliases.move_alias(get_spark(env), env, MODEL, "champion", second.version, "a test")
         yield env, workspace.endpoints
     stop()
-
-
-def scored_by(env) -> set[int]:
-    "The versions whose predictions the next batch writes."
-    spark, version = get_spark(env), version_by_alias(env, MODEL)
-    day = date.fromisoformat(TRAINED_AS_OF)
-    write_predictions(FLIGHTS, spark, env, version, day, 1)
-    rows = tables.read(spark, env, PREDICTIONS).where(f"{FLIGHTS.day} = DATE'{day}'")
-    return {row[0] for row in rows.select("model_version").distinct().collect()}
 
 
 def test_a_rollback_moves_the_endpoint_and_the_next_batch(home):

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import lightgbm
 import pytest
+import yaml
 from local_workspace import workspace
-from states import MODEL, ROOT, env_of
+from states import MODEL, ROOT, env_of, mlops, scored_by
 
 from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases
+from mlops_nb.deployment.experiment_log import read_experiments
 from mlops_nb.features.client import spec_of
 from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import registry
+from mlops_nb.serving import endpoints
 from mlops_nb.workflow import experimenting, payloads
 from mlops_nb.workflow.endpoint import follow_champion
 from mlops_nb.workflow.endpoint_check import json_records, request_columns
@@ -60,6 +63,18 @@ def home(own_trained):
     stop()
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    "A copy of the bundle whose experiment decides within days."
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("conf", "nbs", "resources"): shutil.copytree(ROOT / name, folder / name)
+    for name in ("databricks.yml", "settings.ini", "pyproject.toml"): shutil.copy(ROOT / name, folder)
+    file = folder / "conf/validation.yml"
+    settings = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(settings | {"experiment": settings["experiment"] | QUICK}))
+    return folder
+
+
 def experiment_as_of(day: str) -> experimenting.Experiment:
     experiment = experimenting.load_experiment(FLIGHTS, "dev", day)
     experiment.settings = {**experiment.settings, **QUICK}
@@ -91,11 +106,11 @@ def logged(env, number: int) -> int:
 class Killed(BaseException): "The process ends here."
 
 
-def test_a_better_challenger_wins_on_the_endpoint_which_follows_also_after_a_kill(home):
+def test_a_better_challenger_wins_on_the_endpoint_which_follows_also_after_a_kill(home, project):
     env, client = home
     assert follow_champion(env, MODEL).outcome == "created"
-    shown = experimenting.decide_day(experiment_as_of(START)).data
-    assert f"endpoint {NAME} serves champion v2 (50 %), challenger v3 (50 %)" in shown
+    mlops(env.state, "run", "online_experiment", "--param", f"as_of={START}", cwd=project)
+    assert endpoints.serving_config(env, NAME).text() == "champion v2 (50 %), challenger v3 (50 %)"
     answers = send_flights(env, client)
     assert min(answers["champion"], answers["challenger"]) > 0.3 * DAYS * REQUESTS
     aliases.move_alias(get_spark(env), env, MODEL, "challenger", 4, "a newer one")
@@ -108,9 +123,20 @@ def test_a_better_challenger_wins_on_the_endpoint_which_follows_also_after_a_kil
     whole, experiment.endpoint = experiment.endpoint, replace(experiment.endpoint, follow=killed)
     with pytest.raises(Killed): experimenting.decide_day(experiment)
     assert aliases.points_to(env, MODEL, "champion") == 3 and whole.split() == {2: 0, 3: 100}
-    experiment = experiment_as_of(END)
-    shown = experimenting.decide_day(experiment).data
-    assert "is won" in shown and f"endpoint {NAME} serves champion v3 (100 %), challenger v4 (0 %)" in shown
+    printed = mlops(env.state, "run", "online_experiment", "--param", f"as_of={END}", cwd=project)
+    assert "the experiment of v3 against v2 is won" in printed, printed
+    assert endpoints.serving_config(env, NAME).text() == "champion v3 (100 %), challenger v4 (0 %)"
     assert set(send_flights(env, client, number=2)) == {"champion"}
+    experiment.log = read_experiments(get_spark(env), env, MODEL)
     assert list(experimenting.decisions_table(experiment).decision) == ["start", "promote"]
     assert "the experiment is won" in experimenting.experiment_picture(experiment).get_suptitle()
+
+
+def test_a_rollback_moves_the_endpoint_and_the_next_batch_together(home):
+    "The Champion is version 3, which won the experiment."
+    env, client = home
+    printed = mlops(env.state, "rollback", "late_arrival", "--reason", "warns of everything")
+    assert f"endpoint {NAME} was updated and serves champion v2 (100 %)" in printed, printed
+    assert endpoints.serving_config(env, NAME).versions["champion"] == 2
+    assert set(send_flights(env, client, number=2)) == {"champion"}
+    assert scored_by(env) == {2}

@@ -139,6 +139,7 @@ def hanging(project):
     return project.root / "nbs/begun"
 
 
+@pytest.mark.slow
 def test_the_run_of_a_killed_runner_is_shown_as_failed_and_can_be_repaired(project, mlops, begin, hanging):
     runner = begin("run", "job")
     wait_until(hanging.exists)
@@ -149,6 +150,7 @@ def test_the_run_of_a_killed_runner_is_shown_as_failed_and_can_be_repaired(proje
     assert not (project.root / ".mlops/runs/1/one/1").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_removed_target_is_shown_and_can_be_cancelled(project, mlops):
     condition = {"left": "1", "op": "EQUAL_TO", "right": "1"}
     project.job("job", [{"task_key": "one", "condition_task": condition}])
@@ -315,6 +317,7 @@ def test_a_notebook_gets_only_the_secrets_that_its_job_names_and_no_file_of_the_
         if file.is_file(): assert b"value-of" not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [".mlops", ".mlops/runs"])
 def test_a_state_that_is_removed_while_a_notebook_runs(project, begin, lost):
     slow = project.notebook("slow", "open('here', 'w').close()\nimport time\ntime.sleep(2 if RUNS else 600)",

@@ -71,6 +71,7 @@ def test_of_an_mlops_error_only_the_message_is_shown(begin):
     assert outcome.message.startswith("no data for 2014-05-01\n  the last day is 2013-12-31\n  in n.ipynb")
 
 
+@pytest.mark.slow
 @linux_only
 def test_a_notebook_that_hangs_is_killed_with_all_its_processes(begin, project):
     outcome = begin(RUNAWAY, "import time; time.sleep(600)", timeout_seconds=6).wait()

@@ -386,6 +386,7 @@ tables.replace(spark, env, "side_by_side", row, f"k = -{writer}")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_merge_side_by_side_without_loss_or_duplicates(spark, env, start):
     both = [start(MERGES, writer) for writer in (1, 2)]
     go(*both)

@@ -213,6 +213,7 @@ def real_flights():
     return online_experiments.flights()
 
 
+@pytest.mark.slow
 def test_experiments_on_real_flights_find_the_better_model(real_flights):
     full, few = (online_experiments.predictions(real_flights, columns, trees=25)
                  for columns in (online_experiments.FULL, online_experiments.FEW))

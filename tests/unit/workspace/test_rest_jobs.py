@@ -83,6 +83,7 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_real_notebooks_run_and_return_their_output(project, client, service):
     notebook = project.notebook("say", "from mlops_nb import task", "task.exit(f'as of {as_of}')",
                                 parameters="as_of: str = 'latest'")
