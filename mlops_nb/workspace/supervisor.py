@@ -32,7 +32,7 @@ from ..serving.places import WorkspacePlaces, write_running
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
 from .endpoint_store import NOT_UPDATING, EndpointStore
-from .endpoint_updates import EndpointManager, reason_text
+from .endpoint_updates import EndpointManager
 from .loaded_models import last_part
 from .metrics import prometheus_text
 from .mlflow_pages import mlflow_app
@@ -41,6 +41,7 @@ from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
 from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
+from .worker_updates import reason_text
 
 # %% ../../nbs/workspace/31_supervisor.ipynb #bb0f2fe4
 def listen_at(host: str, port: int) -> socket.socket:  # port: 0 for any free one

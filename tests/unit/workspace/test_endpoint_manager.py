@@ -8,7 +8,7 @@ from fake_processes import Worker, config, make_manager
 from mlops_nb.errors import MlopsError
 from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.workspace.endpoint_store import CUT_OFF
-from mlops_nb.workspace.endpoint_updates import ChildGone
+from mlops_nb.workspace.worker_updates import ChildGone
 
 
 def run(folder, scenario, **options):
@@ -229,7 +229,7 @@ def test_a_worker_that_becomes_ready_while_others_prepare_serves_the_new_version
 
 
 def test_a_worker_that_cannot_prepare_at_its_start_is_given_the_endpoint_later(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlops_nb.workspace.endpoint_updates.pauses", lambda: iter([0.01] * 100))
+    monkeypatch.setattr("mlops_nb.workspace.worker_updates.pauses", lambda: iter([0.01] * 100))
     async def scenario(manager):
         await created(manager, "1")
         worker = Worker(1)

@@ -7,8 +7,8 @@ import pytest
 
 from mlops_nb.serving.places import WorkspacePlaces
 from mlops_nb.workspace import supervisor
-from mlops_nb.workspace.endpoint_updates import ChildGone
 from mlops_nb.workspace.tokens import make_token
+from mlops_nb.workspace.worker_updates import ChildGone
 
 
 class SmallSupervisor(supervisor.Supervisor):
