@@ -17,6 +17,7 @@ from mlops_nb.bundle.load import job_id
 from mlops_nb.jobs import run_store, runner
 from mlops_nb.jobs.execute import Outcome
 from mlops_nb.jobs.job_service import JobService
+from mlops_nb.workspace.api_errors import add_error_answers
 from mlops_nb.workspace.rest_identity import identity_router
 from mlops_nb.workspace.rest_jobs import jobs_router
 
@@ -41,6 +42,7 @@ def client(service):
         return await call_next(request)
 
     for router in (jobs_router(service), identity_router()): app.include_router(router)
+    add_error_answers(app)
     with served(app) as host: yield WorkspaceClient(host=host, token="ben")
 
 
@@ -269,6 +271,7 @@ def test_the_end_of_the_server_stops_its_runs(project, client, acts, service):
 def test_numbers_that_the_store_cannot_hold_are_refused(service):
     app, large = FastAPI(), 2**63
     app.include_router(jobs_router(service))
+    add_error_answers(app)
     with served(app) as host, httpx.Client(base_url=host, trust_env=False) as client:
         for query in (f"runs/list?page_token={large}", f"runs/list?job_id={large}", f"runs/get?run_id={large}",
                       "runs/list?limit=26", "list?limit=101", "list?offset=-1", f"list?page_token={'9' * 5000}",
