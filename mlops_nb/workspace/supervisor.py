@@ -29,6 +29,7 @@ from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
 from ..jobs.process import removed_folder
 from ..serving.places import WorkspacePlaces, write_running
+from ..serving.spool import has_segments
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
 from .endpoint_store import NOT_UPDATING, EndpointStore
@@ -233,7 +234,7 @@ class Supervisor:
 
     async def start_writer(self) -> None:
         "Start the payload writer when there is something to be written."
-        if "payload writer" in self.children.processes or not any(self.places.spool.iterdir()): return
+        if "payload writer" in self.children.processes or not has_segments(self.places.spool): return
         self.children.processes["payload writer"] = None  # it is about to start
         self.tasks.append(asyncio.create_task(self.children.keep("payload writer", writer_command(self.places.spool))))
 
