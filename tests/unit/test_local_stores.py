@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from broken_states import as_nobody, fill, listing, make_read_only, make_state, needs_root, small_disk
+from broken_states import as_nobody, fill, listing, make_read_only, make_state, needs_root, state_on_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import thinned
@@ -195,9 +195,7 @@ def test_readers_beside_writers_see_every_commit_in_order(tmp_path):
 
 @needs_root
 def test_a_read_only_disk(tmp_path, empty_store, monkeypatch, capsys):
-    with small_disk(tmp_path / "state", "4m") as disk:
-        make_state(disk, empty_store)
-        make_read_only(disk)
+    with state_on_disk(tmp_path / "state", "4m", empty_store, make_read_only) as disk:
         monkeypatch.setenv("MLOPS_STATE", str(disk))
         monkeypatch.chdir(ROOT)
         code, output = command(monkeypatch, capsys, "runs")
@@ -218,9 +216,7 @@ def test_a_read_only_disk(tmp_path, empty_store, monkeypatch, capsys):
 
 @needs_root
 def test_a_full_disk(tmp_path, empty_store, monkeypatch, capsys):
-    with small_disk(tmp_path / "state", "3m") as disk:
-        make_state(disk, empty_store)
-        fill(disk)
+    with state_on_disk(tmp_path / "state", "3m", empty_store, fill) as disk:
         monkeypatch.setenv("MLOPS_STATE", str(disk))
         monkeypatch.chdir(ROOT)
         code, output = command(monkeypatch, capsys, "runs")

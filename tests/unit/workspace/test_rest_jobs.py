@@ -69,6 +69,15 @@ def until_stopped(step):
     return Outcome("CANCELED", "stopped")
 
 
+def running_fit(project, client, acts, service) -> int:
+    "The number of a run of the job `fit` whose task works until it is stopped."
+    project.job("fit", tasks_of(project, "a"))
+    acts["a"] = until_stopped
+    number = client.jobs.run_now(job_id("fit", "dev")).run_id
+    wait_for(lambda: run_store.get_run(service.store, number)["life_cycle_state"] == "RUNNING")
+    return number
+
+
 def fails(step): return Outcome("FAILED", "no rows\n  for 2013-04-01")
 
 
@@ -200,10 +209,7 @@ def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
 @pytest.mark.slow
 def test_the_command_line_and_the_api_see_and_stop_the_same_runs(project, client, acts, service):
     from mlops_nb.jobs import beginning
-    project.job("fit", tasks_of(project, "a"))
-    acts["a"] = until_stopped
-    ours = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: run_store.get_run(service.store, ours)["life_cycle_state"] == "RUNNING")
+    ours = running_fit(project, client, acts, service)
     runner.cancel(project.home(), ours)  # as `mlops runs cancel` does
     wait_for(lambda: client.jobs.get_run(ours).state.result_state is RunResultState.CANCELED)
     theirs = beginning.begin_run(project.home(), "fit", {})
@@ -259,10 +265,7 @@ def test_a_request_can_refuse_to_wait_for_a_slot(project, client, acts):
 
 @pytest.mark.slow
 def test_the_end_of_the_server_stops_its_runs(project, client, acts, service):
-    project.job("fit", tasks_of(project, "a"))
-    acts["a"] = until_stopped
-    number = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: run_store.get_run(service.store, number)["life_cycle_state"] == "RUNNING")
+    number = running_fit(project, client, acts, service)
     assert service.close(10) == []
     assert run_store.get_run(service.store, number)["result_state"] == "CANCELED"
     with pytest.raises(InvalidParameterValue, match="is stopping"): client.jobs.run_now(job_id("fit", "dev"))
