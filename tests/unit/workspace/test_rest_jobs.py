@@ -12,6 +12,7 @@ from databricks.sdk.errors import InvalidParameterValue, NotImplemented, Resourc
 from databricks.sdk.service.jobs import QueueSettings, RunLifeCycleState, RunResultState, TerminationCodeCode
 from fastapi import FastAPI
 from served import served
+from waiting import wait_until
 
 from mlops_nb.bundle.load import job_id
 from mlops_nb.jobs import run_store, runner
@@ -74,7 +75,7 @@ def running_fit(project, client, acts, service) -> int:
     project.job("fit", tasks_of(project, "a"))
     acts["a"] = until_stopped
     number = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: run_store.get_run(service.store, number)["life_cycle_state"] == "RUNNING")
+    wait_until(lambda: run_store.get_run(service.store, number)["life_cycle_state"] == "RUNNING")
     return number
 
 
@@ -83,15 +84,8 @@ def fails(step): return Outcome("FAILED", "no rows\n  for 2013-04-01")
 
 def ended(client, number):
     "The run once it has ended; the waiting of databricks-sdk looks once a second."
-    wait_for(lambda: client.jobs.get_run(number).state.result_state)
+    wait_until(lambda: client.jobs.get_run(number).state.result_state)
     return client.jobs.get_run(number)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_real_notebooks_run_and_return_their_output(project, client, service):
@@ -166,7 +160,7 @@ def test_two_requests_with_one_token_start_one_run(project, client, acts):
     assert client.jobs.run_now(job_id("fit", "dev"), idempotency_token="two").run_id not in numbers
     with pytest.raises(InvalidParameterValue, match="used for run 1 of job 'fit'"):
         client.jobs.run_now(job_id("other", "dev"), idempotency_token="one")
-    wait_for(lambda: client.jobs.get_run(1).state.result_state is SUCCESS)
+    wait_until(lambda: client.jobs.get_run(1).state.result_state is SUCCESS)
     client.jobs.delete_run(1)
     with pytest.raises(InvalidParameterValue, match="run 1 of this idempotency_token was deleted"): start()
 
@@ -176,7 +170,7 @@ def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
     project.job("fit", tasks_of(project, "a", "b", "c"))
     acts["b"] = until_stopped
     number = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: client.jobs.get_run(number).tasks[1].state.life_cycle_state is RunLifeCycleState.RUNNING)
+    wait_until(lambda: client.jobs.get_run(number).tasks[1].state.life_cycle_state is RunLifeCycleState.RUNNING)
     with pytest.raises(InvalidParameterValue, match="is still running"): client.jobs.delete_run(number)
     with pytest.raises(InvalidParameterValue, match="is still running"):
         client.jobs.repair_run(number, rerun_all_failed_tasks=True)
@@ -211,11 +205,11 @@ def test_the_command_line_and_the_api_see_and_stop_the_same_runs(project, client
     from mlops_nb.jobs import beginning
     ours = running_fit(project, client, acts, service)
     runner.cancel(project.home(), ours)  # as `mlops runs cancel` does
-    wait_for(lambda: client.jobs.get_run(ours).state.result_state is RunResultState.CANCELED)
+    wait_until(lambda: client.jobs.get_run(ours).state.result_state is RunResultState.CANCELED)
     theirs = beginning.begin_run(project.home(), "fit", {})
     thread = threading.Thread(target=runner.finish_run, args=(theirs,))
     thread.start()
-    wait_for(lambda: client.jobs.get_run(theirs.run_id).state.life_cycle_state is RunLifeCycleState.RUNNING)
+    wait_until(lambda: client.jobs.get_run(theirs.run_id).state.life_cycle_state is RunLifeCycleState.RUNNING)
     client.jobs.cancel_all_runs(job_id=job_id("fit", "dev"))
     thread.join(10)
     shown = client.jobs.get_run(theirs.run_id)
@@ -230,7 +224,7 @@ def test_pages_of_runs_are_in_order_and_filtered(project, client, acts):
     for key in ("fit", "other"): project.job(key, tasks_of(project, "a"))
     numbers = [client.jobs.run_now(job_id(key, target)).run_id
                for key, target in [("fit", "dev"), ("other", "dev"), ("fit", "prod"), ("fit", "dev"), ("fit", "dev")]]
-    wait_for(lambda: len(list(client.jobs.list_runs(completed_only=True))) == 5)
+    wait_until(lambda: len(list(client.jobs.list_runs(completed_only=True))) == 5)
     assert [run.run_id for run in client.jobs.list_runs(limit=2)] == numbers[::-1]
     assert [run.run_id for run in client.jobs.list_runs(job_id=job_id("fit", "dev"), limit=2)] == [5, 4, 1]
     middle = client.jobs.get_run(3).start_time
@@ -257,7 +251,7 @@ def test_a_request_can_refuse_to_wait_for_a_slot(project, client, acts):
     project.job("fit", tasks_of(project, "a"))
     acts["a"] = until_stopped
     first = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: client.jobs.get_run(first).state.life_cycle_state is RunLifeCycleState.RUNNING)
+    wait_until(lambda: client.jobs.get_run(first).state.life_cycle_state is RunLifeCycleState.RUNNING)
     second = ended(client, client.jobs.run_now(job_id("fit", "dev"), queue=QueueSettings(enabled=False)).run_id)
     assert second.state.life_cycle_state is RunLifeCycleState.SKIPPED
     assert second.status.termination_details.code is TerminationCodeCode.MAX_CONCURRENT_RUNS_EXCEEDED
