@@ -2,16 +2,13 @@
 import json
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import orjson
-from rich.console import Console
-from rich.table import Table
+from comparison_table import print_comparison
 
 NUMBERS, TREES, LEAVES = [f"number_{i}" for i in range(43)], 200, 15
 TEXTS = {f"text_{i}": [f"level {j:02}" for j in range(16)] for i in range(4)}
@@ -83,12 +80,4 @@ def rows(folder: Path) -> list[tuple]:
              f"{ours / peer:.3f}", "25 us" if i == 0 else "") for i, (name, peer) in enumerate(peers)]
 
 
-def main() -> None:
-    table = Table(title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}", title_justify="left", box=None)
-    for column in ("benchmark", "ours", "peer", "ratio", "limit"): table.add_column(column)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows(Path(folder)): table.add_row(*row)
-    Console(width=140).print(table)
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": print_comparison(rows)

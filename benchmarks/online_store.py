@@ -2,13 +2,11 @@
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
+from comparison_table import print_comparison
 
 from mlops_nb.features.stores.rows import layout_of
 from mlops_nb.features.stores.store import open_store
@@ -98,12 +96,4 @@ def online_store(folder: Path) -> list[tuple]:
     return rows
 
 
-def main() -> None:
-    table = Table(title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}", title_justify="left", box=None)
-    for column in ("benchmark", "ours", "peer", "ratio", "limit"): table.add_column(column)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in online_store(Path(folder)): table.add_row(*row)
-    Console(width=140).print(table)
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": print_comparison(online_store)

@@ -17,8 +17,8 @@ import point_in_time
 import psutil
 import serving
 import yaml
+from comparison_table import comparison_table
 from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -119,9 +119,7 @@ def main() -> None:
     for name in names:
         if name not in MEASURES: sys.exit(f"no benchmark {name!r}; there are: {', '.join(MEASURES)}")
     bytecode = "without bytecode" if sys.dont_write_bytecode else "with bytecode"
-    title = f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, {bytecode}"
-    table = Table(title=title, title_justify="left", box=None)
-    for column in ("benchmark", "ours", "peer", "ratio", "limit"): table.add_column(column)
+    table = comparison_table(f", {bytecode}")
     with tempfile.TemporaryDirectory() as folder, console.status("measuring") as status:
         for name in names:
             status.update(f"measuring: {name}")

@@ -52,6 +52,15 @@ def fill(disk: Path) -> None:
         except OSError: pass
 
 
+@contextmanager
+def state_on_disk(folder: Path, size: str, empty_store: Path, damage: Callable[[Path], None]):
+    "A state on a small disk that is then damaged, such as by `make_read_only` or `fill`."
+    with small_disk(folder, size) as disk:
+        make_state(disk, empty_store)
+        damage(disk)
+        yield disk
+
+
 def listing(folder: Path) -> dict:
     "Every file and folder below a folder, with its size and the time of its last change."
     paths = [folder, *folder.rglob("*")] if folder.exists() else []

@@ -23,7 +23,7 @@ from ..data import tables
 from . import aliases
 from .aliases import ROLLED_BACK, acting_user, move_alias, points_to, write_marks
 from .comparison import known_until, require_validated
-from .confidence_sequence import highest_wealth
+from .confidence_sequence import wealth_of_both
 from mlops_nb.deployment.online_experiment import (
     ABORT,
     BEGIN,
@@ -246,10 +246,9 @@ def next_row(env: Env, endpoint: SplitEndpoint, rows: list[dict], as_of: date, p
     new = complete_blocks(answers, settings, problem, start, as_of, last["percent"], control)
     decision = decide_experiment([*known, *new], last["percent"], (as_of - rows[0]["as_of"]).days,
                                  first_violation(answers, settings), settings)
-    improvements, weights = series_of([*known, *new])
+    better, worse = wealth_of_both(*series_of([*known, *new]))
     row |= {"blocks": json.dumps([block.as_record() for block in new]), "decision": decision.action,
-            "reason": decision.reason, "percent": decision.percent, "better": highest_wealth(improvements, weights),
-            "worse": highest_wealth(-improvements, weights)}
+            "reason": decision.reason, "percent": decision.percent, "better": better, "worse": worse}
     if decision.action == ABORT: return aborted_row(env, endpoint, row, decision.reason)
     after = dict.fromkeys(before, 0) | shared_split(last["champion"], last["challenger"], decision.percent)
     return row | {"split_after": split_json(after)}

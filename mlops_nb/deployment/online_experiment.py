@@ -8,7 +8,8 @@ __all__ = ['EXPERIMENT_SETTINGS', 'LOSSES', 'LEAST_FITTED', 'ANSWER_COLUMNS', 'B
            'experiment_problems', 'check_experiment_settings', 'request_losses', 'Control', 'fit_control',
            'split_differences', 'pair_differences', 'over_days', 'Block', 'block_from', 'judged_answers', 'pairs_of',
            'day_numbers', 'make_block', 'complete_blocks', 'operation', 'guard_violation', 'first_violation',
-           'ExperimentDecision', 'comparable_blocks', 'series_of', 'evidence_text', 'next_share', 'decide_experiment']
+           'ExperimentDecision', 'comparable_blocks', 'series_of', 'mean_improvement', 'evidence_text', 'next_share',
+           'decide_experiment']
 
 # %% ../../nbs/deployment/10_online_experiment.ipynb #0291bda9
 import math
@@ -33,7 +34,7 @@ from mlops_nb.conf import (
     refuse,
     setting_problems,
 )
-from .confidence_sequence import highest_wealth
+from .confidence_sequence import wealth_of_both
 from ..errors import counted, what_exists
 from ..models.metrics import log_losses
 from ..models.problem_types import BINARY, REGRESSION, ProblemType
@@ -266,13 +267,17 @@ def series_of(blocks: Sequence[Block]) -> tuple[np.ndarray, np.ndarray]:  # impr
     known = comparable_blocks(blocks)
     return np.array([block.improvement for block in known]), np.array([block.weight for block in known])
 
+def mean_improvement(blocks: Sequence[Block]) -> float:  # nan without blocks that can be compared
+    "The mean over the blocks; their weights are inverse standard deviations."
+    improvements, weights = series_of(blocks)
+    return float(np.average(improvements, weights=weights**2)) if len(improvements) else math.nan
+
 def evidence_text(blocks: Sequence[Block], wealth: float, needed: float, is_better: bool) -> str:
     "The evidence of the blocks in words."
-    improvements, weights = series_of(blocks)
-    mean = float(np.average(improvements, weights=weights**2)) if len(improvements) else math.nan
+    mean, count = mean_improvement(blocks), len(comparable_blocks(blocks))
     side = "better" if is_better else "worse"
     return (f"the loss of the Challenger is {abs(mean):.4g} {'lower' if mean > 0 else 'higher'} in "
-            f"{counted(len(improvements), 'block')}, evidence that it is {side}: {wealth:,.3g} of {needed:,.3g}")
+            f"{counted(count, 'block')}, evidence that it is {side}: {wealth:,.3g} of {needed:,.3g}")
 
 def next_share(blocks: Sequence[Block], percent: int, settings: Mapping) -> tuple[int, str]:  # percent, what is missing
     "The next step, or the same with the reason."
@@ -284,8 +289,7 @@ def next_share(blocks: Sequence[Block], percent: int, settings: Mapping) -> tupl
         return percent, f"{len(current)} of {counted(settings['min_blocks'], 'block')} at {percent}%"
     if requests < settings["min_requests"]:
         return percent, f"{requests:,} of {settings['min_requests']:,} requests with a label at {percent}%"
-    improvements, weights = series_of(blocks)
-    if np.average(improvements, weights=weights**2) < 0: return percent, "the blocks so far speak against it"
+    if mean_improvement(blocks) < 0: return percent, "the blocks so far speak against it"
     return later[0], ""
 
 def decide_experiment(blocks: Sequence[Block],  # all, in order of time
@@ -297,7 +301,7 @@ def decide_experiment(blocks: Sequence[Block],  # all, in order of time
     if violation: return ExperimentDecision(ABORT, 0, f"guard rail: {violation}")
     improvements, weights = series_of(blocks)
     needed = 1 / settings["alpha"]
-    better, worse = highest_wealth(improvements, weights), highest_wealth(-improvements, weights)
+    better, worse = wealth_of_both(improvements, weights)
     if worse >= needed: return ExperimentDecision(ABORT, 0, evidence_text(blocks, worse, needed, False))
     text = evidence_text(blocks, better, needed, True) if len(improvements) else "no block is complete"
     if better >= needed: return ExperimentDecision(PROMOTE, 100, text)

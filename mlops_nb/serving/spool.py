@@ -6,8 +6,8 @@
 __all__ = ['LARGEST_BODY', 'LARGE_REQUEST', 'LARGE_RESPONSE', 'SPOOL_FULL', 'FRAME', 'SEGMENT_SUFFIX', 'UNLOCKED_SUFFIX',
            'FLUSH_SECONDS', 'FLUSH_BYTES', 'SEGMENT_SECONDS', 'SEGMENT_BYTES', 'BUFFER_BYTES', 'BATCH_BYTES',
            'CLOSE_SECONDS', 'SpoolRecord', 'frame_of', 'frame_check', 'split_frame', 'without_bodies', 'OpenSegment',
-           'is_closed', 'closed_segments', 'remove_unfinished', 'read_segment', 'rewrite_segment', 'stored_bytes',
-           'SpoolWriter']
+           'has_segments', 'is_closed', 'closed_segments', 'remove_unfinished', 'read_segment', 'rewrite_segment',
+           'stored_bytes', 'SpoolWriter']
 
 # %% ../../nbs/serving/06_spool.ipynb #5b000003
 import fcntl
@@ -112,6 +112,10 @@ class OpenSegment:
         with suppress(OSError): os.close(self.descriptor)
 
 # %% ../../nbs/serving/06_spool.ipynb #5b00000b
+def has_segments(folder: Path) -> bool:
+    "Whether a spool has records that are not written yet; its other files, such as the quarantine, do not count."
+    return any(folder.glob(f"*{SEGMENT_SUFFIX}"))
+
 def is_closed(path: Path) -> bool:
     "Whether no process writes this segment."
     try: descriptor = os.open(path, os.O_RDONLY)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MlopsError
-from .endpoint_updates import ChildGone
+from .worker_updates import ChildGone
 
 # %% ../../nbs/workspace/30_child_processes.ipynb #67e0cddd
 LINE_LIMIT = 16 * 2**20  # bytes

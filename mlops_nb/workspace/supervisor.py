@@ -29,10 +29,11 @@ from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
 from ..jobs.process import removed_folder
 from ..serving.places import WorkspacePlaces, write_running
+from ..serving.spool import has_segments
 from .app import build_app
 from .child_processes import HostChannel, WorkerGroup, WorkerHandle
 from .endpoint_store import NOT_UPDATING, EndpointStore
-from .endpoint_updates import EndpointManager, reason_text
+from .endpoint_updates import EndpointManager
 from .loaded_models import last_part
 from .metrics import prometheus_text
 from .mlflow_pages import mlflow_app
@@ -41,6 +42,7 @@ from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
 from .tokens import load_tokens, users_by_digest
 from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
+from .worker_updates import reason_text
 
 # %% ../../nbs/workspace/31_supervisor.ipynb #bb0f2fe4
 def listen_at(host: str, port: int) -> socket.socket:  # port: 0 for any free one
@@ -232,7 +234,7 @@ class Supervisor:
 
     async def start_writer(self) -> None:
         "Start the payload writer when there is something to be written."
-        if "payload writer" in self.children.processes or not any(self.places.spool.iterdir()): return
+        if "payload writer" in self.children.processes or not has_segments(self.places.spool): return
         self.children.processes["payload writer"] = None  # it is about to start
         self.tasks.append(asyncio.create_task(self.children.keep("payload writer", writer_command(self.places.spool))))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from waiting import wait_until
 
 from mlops_nb.commands import runs as runs_commands
 from mlops_nb.errors import MlopsError
@@ -65,13 +66,6 @@ def processes_of(project):
             return is_running and process.environ().get("MLOPS_TASK", "").startswith(root)
         except psutil.Error: return False
     return [process for process in psutil.process_iter() if belongs_to_project(process)]
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
 
 
 def test_parameters_values_and_results_go_where_they_should(project, mlops):

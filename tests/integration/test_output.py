@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from mlops_nb.jobs import run_store
 from mlops_nb.jobs.process import Supervised
@@ -57,13 +58,6 @@ def recorded(project):
     [row] = run_store.list_runs(store)
     return row["result_state"], {key: task["result_state"]
                                  for key, task in run_store.latest_attempts(store, row["run_id"]).items()}
-
-
-def wait_until(is_met, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not is_met():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def second_runs(project):

@@ -1,11 +1,11 @@
 """Notebooks that fail, executed for real: each attempt ends with a message and leaves no process running."""
-import os
 import sys
 import time
 
 import nbformat
 import psutil
 import pytest
+from waiting import wait_until
 
 from mlops_nb.jobs.execute import OUTPUT_CAP
 from mlops_nb.jobs.process import Supervised
@@ -105,7 +105,7 @@ def test_a_killed_kernel_is_a_failure(begin):
 
 def test_a_killed_supervisor_is_a_failure_and_its_kernel_ends(begin, project):
     running = begin("import time; open('here', 'w').close(); time.sleep(600)")
-    wait_for(project.root / "nbs/here")
+    wait_until((project.root / "nbs/here").exists)
     processes = processes_of(project.root / "attempt")
     supervisor, = [process for process in processes if process.parent() not in processes]
     supervisor.kill()
@@ -116,7 +116,7 @@ def test_a_killed_supervisor_is_a_failure_and_its_kernel_ends(begin, project):
 
 def test_stop_cancels(begin, project):
     running = begin(RUNAWAY, "import time; open('here', 'w').close(); time.sleep(600)")
-    wait_for(project.root / "nbs/here")
+    wait_until((project.root / "nbs/here").exists)
     running.stop()
     assert running.wait().result_state == "CANCELED" and processes_of(project.root / "attempt") == []
 
@@ -132,14 +132,6 @@ def test_parameters_arrive_typed_whatever_happens_to_the_environment(begin, monk
     outcome = begin("import os; assert days == 28 and 'PYTHONDONTWRITEBYTECODE' not in os.environ",
                     parameters={"days": 28}).wait()
     assert outcome.result_state == "SUCCESS", outcome.message
-
-
-def wait_for(path, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not exist"
-        time.sleep(0.1)
-    assert os.path.exists(path)
 
 
 @pytest.mark.slow

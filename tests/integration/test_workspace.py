@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import pytest
 import requests
 from deltalake import DeltaTable
 from states import MLOPS, MODEL, ROOT, client_of, environment
+from waiting import wait_until
 
 COLUMNS = ["carrier", "origin", "dest", "sched_dep_time", "flight_day", "scheduled_departure", "scheduled_arrival",
            "tailnum"]
@@ -101,14 +101,6 @@ def broken_version(state: Path) -> str:
     return str(client.create_model_version(MODEL, damaged.as_uri()).version)
 
 
-def wait_until(condition, seconds: float = 60):
-    end = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-    return result
-
-
 @pytest.mark.slow
 def test_the_two_lines_that_it_prints_work_and_its_files_are_private(workspace):
     folder = workspace.state / "workspace"
@@ -190,10 +182,10 @@ def test_a_named_token_works_at_once_and_not_after_its_removal(workspace):
         return requests.get(f"{workspace.host}/api/2.0/serving-endpoints", timeout=10,
                             headers={"Authorization": f"Bearer {token}"}).status_code
     token = mlops_up("token", "ann@example.com")
-    wait_until(lambda: status(token) == 200)
+    wait_until(lambda: status(token) == 200, 60)
     assert workspace.client(token).current_user.me().user_name == "ann@example.com"
     mlops_up("token", "ann@example.com", "--remove")
-    wait_until(lambda: status(token) == 401)
+    wait_until(lambda: status(token) == 401, 60)
 
 
 def answers(workspace: Workspace) -> bool:
@@ -207,11 +199,11 @@ def test_a_process_that_is_killed_is_started_again_with_its_endpoints(workspace,
     "The worker is the only one; a killed host takes the model processes with it, and the fast path goes on."
     for process in workspace.processes(word): process.kill()
     if is_answering: assert workspace.ask().status_code == 200
-    wait_until(lambda: answers(workspace))
+    wait_until(lambda: answers(workspace), 60)
     def is_ready():
         entity = workspace.client().serving_endpoints.get("late").config.served_entities[0]
         return entity.state.deployment.value == "DEPLOYMENT_READY"
-    wait_until(is_ready)
+    wait_until(is_ready, 60)
     assert workspace.ask(served="a").json() == workspace.ask().json()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from broken_states import NOBODY, fill, listing, make_read_only, make_state, needs_root, small_disk
+from broken_states import NOBODY, fill, listing, make_read_only, make_state, needs_root, state_on_disk
 from typer.testing import CliRunner
 
 from mlops_nb import cli, doctor
@@ -131,9 +131,7 @@ def test_a_new_project_has_no_fault_and_no_state(env, monkeypatch):
 def test_a_read_only_state(env, empty_store, monkeypatch):
     monkeypatch.setenv("MLOPS_STATE", str(env.state))
     monkeypatch.chdir(ROOT)
-    with small_disk(env.state, "4g") as disk:
-        make_state(disk, empty_store)
-        make_read_only(disk)
+    with state_on_disk(env.state, "4g", empty_store, make_read_only) as disk:
         assert faults() == (1, [f"state the file system of {disk} is read-only"])
 
 
@@ -149,9 +147,7 @@ def test_a_state_of_another_user(state):
 def test_a_full_disk(env, empty_store, monkeypatch):
     monkeypatch.setenv("MLOPS_STATE", str(env.state))
     monkeypatch.chdir(ROOT)
-    with small_disk(env.state, "3m") as disk:
-        make_state(disk, empty_store)
-        fill(disk)
+    with state_on_disk(env.state, "3m", empty_store, fill) as disk:
         assert faults() == (1, [f"disk 0.0 GiB free at {disk}"])
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from broken_states import as_nobody, fill, listing, make_read_only, make_state, needs_root, small_disk
+from broken_states import as_nobody, fill, listing, make_read_only, make_state, needs_root, state_on_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import thinned
@@ -193,11 +193,15 @@ def test_readers_beside_writers_see_every_commit_in_order(tmp_path):
     assert RunStore(tmp_path / "runs.db").rows("select end_time from runs") == [{"end_time": 149}]
 
 
+def env_on(disk):
+    "The settings of the project with its state on a disk."
+    store = f"sqlite:///{disk}/mlflow.db"
+    return replace(load_env("dev", root=ROOT), state=disk, tracking_uri=store, registry_uri=store)
+
+
 @needs_root
 def test_a_read_only_disk(tmp_path, empty_store, monkeypatch, capsys):
-    with small_disk(tmp_path / "state", "4m") as disk:
-        make_state(disk, empty_store)
-        make_read_only(disk)
+    with state_on_disk(tmp_path / "state", "4m", empty_store, make_read_only) as disk:
         monkeypatch.setenv("MLOPS_STATE", str(disk))
         monkeypatch.chdir(ROOT)
         code, output = command(monkeypatch, capsys, "runs")
@@ -208,8 +212,7 @@ def test_a_read_only_disk(tmp_path, empty_store, monkeypatch, capsys):
             assert code == 2 and output.splitlines()[0] == f"error {message}" and len(output.splitlines()) == 2
         with pytest.raises(StoreError, match="the MLflow store .*new.db cannot be written: .* is read-only"):
             make_store(disk / "new.db")
-        env = replace(load_env("dev", root=ROOT), state=disk, tracking_uri=f"sqlite:///{disk}/mlflow.db",
-                      registry_uri=f"sqlite:///{disk}/mlflow.db")
+        env = env_on(disk)
         with pytest.raises(StoreError, match="the MLflow store .*mlflow.db cannot be written: .* is read-only"):
             with registry.registry_errors(env): registry.client(env).create_registered_model("dev.flights.a")
         with pytest.raises(StoreError, match="the lock .*a.lock cannot be written: .* is read-only"):
@@ -218,17 +221,14 @@ def test_a_read_only_disk(tmp_path, empty_store, monkeypatch, capsys):
 
 @needs_root
 def test_a_full_disk(tmp_path, empty_store, monkeypatch, capsys):
-    with small_disk(tmp_path / "state", "3m") as disk:
-        make_state(disk, empty_store)
-        fill(disk)
+    with state_on_disk(tmp_path / "state", "3m", empty_store, fill) as disk:
         monkeypatch.setenv("MLOPS_STATE", str(disk))
         monkeypatch.chdir(ROOT)
         code, output = command(monkeypatch, capsys, "runs")
         assert code == 0 and "FAILED" in output
         code, output = command(monkeypatch, capsys, "run", "train")
         assert code == 2 and f"{disk / 'runs.db'} cannot be written: the disk is full" in output.splitlines()[0]
-        env = replace(load_env("dev", root=ROOT), state=disk, tracking_uri=f"sqlite:///{disk}/mlflow.db",
-                      registry_uri=f"sqlite:///{disk}/mlflow.db")
+        env = env_on(disk)
         with pytest.raises(StoreError, match="the MLflow store .*mlflow.db cannot be written: the disk is full"):
             with registry.registry_errors(env): registry.client(env).create_registered_model("dev.flights.a")
         with pytest.raises(StoreError, match="the MLflow store .*new.db cannot be written: the disk is full"):

@@ -11,7 +11,7 @@ from mlops_nb.deployment.confidence_sequence import (
     confidence_sequence,
     highest_wealth,
     log_wealth,
-    wealth_of,
+    wealth_of_both,
 )
 
 SERIES = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=30).map(np.array)
@@ -101,8 +101,8 @@ def test_it_is_stronger_than_the_bet_of_a_supermartingale_with_a_quadratic_term(
 
 
 def test_models_that_always_agree_have_no_evidence():
-    evidence = wealth_of(np.zeros(30), 0.05)
-    assert (evidence.better, evidence.worse) == (1, 1) and evidence.low <= 0 <= evidence.high
+    low, high = confidence_sequence(np.zeros(30), 0.05)[-1]
+    assert wealth_of_both(np.zeros(30)) == (1, 1) and low <= 0 <= high
 
 
 def test_weights_are_those_of_precision():

@@ -302,21 +302,26 @@ class Killed(BaseException):
     "Like SIGKILL for what is stored: no handler of the code catches it."
 
 
-def killed(env, name, monkeypatch, step, effect) -> bool:
-    "Deploy version 3 and die at this write, before or after its effect; False if the deployment has fewer writes."
+def dies_at(monkeypatch, writes, step, effect, act) -> bool:  # writes: pairs of an object and the name of its function
+    "Act and die at this write, before or after its effect; False if there are fewer writes."
+    calls = itertools.count()
+    def dying(real):
+        def call(*args, **kwargs):
+            if next(calls) != step: return real(*args, **kwargs)
+            if effect == "after": real(*args, **kwargs)
+            raise Killed
+        return call
     with monkeypatch.context() as patched:
-        calls = itertools.count()
-        def dying(real):
-            def call(*args, **kwargs):
-                if next(calls) != step: return real(*args, **kwargs)
-                if effect == "after": real(*args, **kwargs)
-                raise Killed
-            return call
-        for function in ("write_log", "set_alias"):
-            patched.setattr(aliases_module, function, dying(getattr(aliases_module, function)))
-        try: deploy(env, name, 3)
+        for owner, function in writes: patched.setattr(owner, function, dying(getattr(owner, function)))
+        try: act()
         except Killed: return True
     return False
+
+
+def killed(env, name, monkeypatch, step, effect) -> bool:
+    "Deploy version 3 and die at this write."
+    writes = [(aliases_module, function) for function in ("write_log", "set_alias")]
+    return dies_at(monkeypatch, writes, step, effect, lambda: deploy(env, name, 3))
 
 
 @pytest.mark.slow
@@ -475,20 +480,10 @@ def whole_state(env, name, states=("started", "done")):
 
 
 def kill_at(env, kind, name, monkeypatch, step, effect="before") -> bool:
-    "Roll back or undo, and die at this write; False if there are fewer writes."
-    calls, client = itertools.count(), type(registry.client(env))
-    def dying(real):
-        def call(*args, **kwargs):
-            if next(calls) != step: return real(*args, **kwargs)
-            if effect == "after": real(*args, **kwargs)
-            raise Killed
-        return call
-    with monkeypatch.context() as patched:
-        patched.setattr(aliases_module, "write_log", dying(aliases_module.write_log))
-        for method in METHODS: patched.setattr(client, method, dying(getattr(client, method)))
-        try: rollback_or_undo(env, kind, name)
-        except Killed: return True
-    return False
+    "Roll back or undo, and die at this write."
+    client = type(registry.client(env))
+    writes = [(aliases_module, "write_log"), *((client, method) for method in METHODS)]
+    return dies_at(monkeypatch, writes, step, effect, lambda: rollback_or_undo(env, kind, name))
 
 
 def try_again(env, kind, name):

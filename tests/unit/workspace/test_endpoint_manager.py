@@ -8,7 +8,7 @@ from fake_processes import Worker, config, make_manager
 from mlops_nb.errors import MlopsError
 from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.workspace.endpoint_store import CUT_OFF
-from mlops_nb.workspace.endpoint_updates import ChildGone
+from mlops_nb.workspace.worker_updates import ChildGone
 
 
 def run(folder, scenario, **options):
@@ -31,6 +31,12 @@ async def settled(manager, name="late"):
 async def created(manager, *versions, name="late"):
     await manager.create({"name": name, "config": config(*versions)}, "ann")
     return await settled(manager, name)
+
+
+async def begin_update(manager, version):
+    "Begin an update whose model is held back until `manager.host.gate` is set."
+    manager.host.gate = asyncio.Event()
+    await manager.update_config("late", config(version), "ann")
 
 
 def test_a_failed_creation_is_not_ready_and_an_update_makes_it_ready(tmp_path):
@@ -71,8 +77,7 @@ def test_a_worker_that_cannot_prepare_fails_the_update_on_all_workers(tmp_path, 
 def test_a_second_update_is_refused_while_the_first_one_loads(tmp_path):
     async def scenario(manager):
         await created(manager, "1")
-        manager.host.gate = asyncio.Event()
-        await manager.update_config("late", config("2"), "ann")
+        await begin_update(manager, "2")
         with pytest.raises(RestError, match="IN_PROGRESS") as error:
             await manager.update_config("late", config("3"), "bob")
         assert (error.value.status, error.value.error_code) == (409, "RESOURCE_CONFLICT")
@@ -147,8 +152,7 @@ def test_logs_and_files_of_versions_that_are_no_longer_served_are_removed(tmp_pa
 def test_after_a_kill_the_active_configuration_serves_and_the_pending_one_has_failed(tmp_path):
     async def killed(manager):
         await created(manager, "1")
-        manager.host.gate = asyncio.Event()
-        await manager.update_config("late", config("2"), "ann")
+        await begin_update(manager, "2")
         await manager.create({"name": "new", "config": config("3")}, "ann")
     run(tmp_path, killed)
 
@@ -229,7 +233,7 @@ def test_a_worker_that_becomes_ready_while_others_prepare_serves_the_new_version
 
 
 def test_a_worker_that_cannot_prepare_at_its_start_is_given_the_endpoint_later(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlops_nb.workspace.endpoint_updates.pauses", lambda: iter([0.01] * 100))
+    monkeypatch.setattr("mlops_nb.workspace.worker_updates.pauses", lambda: iter([0.01] * 100))
     async def scenario(manager):
         await created(manager, "1")
         worker = Worker(1)
@@ -260,8 +264,7 @@ def test_a_deletion_while_requests_are_finished_ends_the_old_processes_too(tmp_p
 def test_a_deletion_during_an_update_leaves_nothing(tmp_path):
     async def scenario(manager):
         await created(manager, "1")
-        manager.host.gate = asyncio.Event()
-        await manager.update_config("late", config("2"), "ann")
+        await begin_update(manager, "2")
         await asyncio.sleep(0.01)
         await manager.delete("late")
         manager.host.gate.set()

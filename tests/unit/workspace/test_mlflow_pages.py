@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from served import served
 
-from mlops_nb.workspace.mlflow_pages import mlflow_app, pages_environment
+from mlops_nb.workspace.mlflow_pages import last_lines, mlflow_app, pages_environment, start_server
 
 SERVER = """
 import asyncio, os, sys, threading
@@ -89,12 +89,18 @@ def test_another_store_is_named_and_nothing_is_started(env):
         assert answer.status_code == status and text in answer.text and pages.process.process is None
 
 
-def test_the_variables_are_those_that_the_installed_mlflow_reads(env, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "x")
+def test_the_variables_are_those_that_the_installed_mlflow_reads(env):
     from mlflow.server import constants
     variables = pages_environment(env)
     assert variables[constants.BACKEND_STORE_URI_ENV_VAR] == variables[constants.REGISTRY_STORE_URI_ENV_VAR]
-    assert variables[constants.ARTIFACT_ROOT_ENV_VAR].startswith("file://") and "MLFLOW_TRACKING_TOKEN" not in variables
+    assert variables[constants.ARTIFACT_ROOT_ENV_VAR].startswith("file://")
+
+
+def test_a_server_does_not_get_the_variables_of_mlflow_of_the_process_that_starts_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "x")
+    names = "import os; print([name for name in os.environ if 'MLFLOW_' in name])"
+    assert start_server(["-c", names], tmp_path, {"_MLFLOW_SERVER_FILE_STORE": "y"}).wait(30) == 0
+    assert last_lines(tmp_path) == "['_MLFLOW_SERVER_FILE_STORE']"
 
 
 def test_an_upload_that_is_cut_off_is_not_taken_for_a_whole_one(pages):

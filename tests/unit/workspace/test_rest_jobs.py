@@ -12,11 +12,13 @@ from databricks.sdk.errors import InvalidParameterValue, NotImplemented, Resourc
 from databricks.sdk.service.jobs import QueueSettings, RunLifeCycleState, RunResultState, TerminationCodeCode
 from fastapi import FastAPI
 from served import served
+from waiting import wait_until
 
 from mlops_nb.bundle.load import job_id
 from mlops_nb.jobs import run_store, runner
 from mlops_nb.jobs.execute import Outcome
 from mlops_nb.jobs.job_service import JobService
+from mlops_nb.workspace.api_errors import add_error_answers
 from mlops_nb.workspace.rest_identity import identity_router
 from mlops_nb.workspace.rest_jobs import jobs_router
 
@@ -41,6 +43,7 @@ def client(service):
         return await call_next(request)
 
     for router in (jobs_router(service), identity_router()): app.include_router(router)
+    add_error_answers(app)
     with served(app) as host: yield WorkspaceClient(host=host, token="ben")
 
 
@@ -67,20 +70,22 @@ def until_stopped(step):
     return Outcome("CANCELED", "stopped")
 
 
+def running_fit(project, client, acts, service) -> int:
+    "The number of a run of the job `fit` whose task works until it is stopped."
+    project.job("fit", tasks_of(project, "a"))
+    acts["a"] = until_stopped
+    number = client.jobs.run_now(job_id("fit", "dev")).run_id
+    wait_until(lambda: run_store.get_run(service.store, number)["life_cycle_state"] == "RUNNING")
+    return number
+
+
 def fails(step): return Outcome("FAILED", "no rows\n  for 2013-04-01")
 
 
 def ended(client, number):
     "The run once it has ended; the waiting of databricks-sdk looks once a second."
-    wait_for(lambda: client.jobs.get_run(number).state.result_state)
+    wait_until(lambda: client.jobs.get_run(number).state.result_state)
     return client.jobs.get_run(number)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -156,7 +161,7 @@ def test_two_requests_with_one_token_start_one_run(project, client, acts):
     assert client.jobs.run_now(job_id("fit", "dev"), idempotency_token="two").run_id not in numbers
     with pytest.raises(InvalidParameterValue, match="used for run 1 of job 'fit'"):
         client.jobs.run_now(job_id("other", "dev"), idempotency_token="one")
-    wait_for(lambda: client.jobs.get_run(1).state.result_state is SUCCESS)
+    wait_until(lambda: client.jobs.get_run(1).state.result_state is SUCCESS)
     client.jobs.delete_run(1)
     with pytest.raises(InvalidParameterValue, match="run 1 of this idempotency_token was deleted"): start()
 
@@ -166,7 +171,7 @@ def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
     project.job("fit", tasks_of(project, "a", "b", "c"))
     acts["b"] = until_stopped
     number = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: client.jobs.get_run(number).tasks[1].state.life_cycle_state is RunLifeCycleState.RUNNING)
+    wait_until(lambda: client.jobs.get_run(number).tasks[1].state.life_cycle_state is RunLifeCycleState.RUNNING)
     with pytest.raises(InvalidParameterValue, match="is still running"): client.jobs.delete_run(number)
     with pytest.raises(InvalidParameterValue, match="is still running"):
         client.jobs.repair_run(number, rerun_all_failed_tasks=True)
@@ -199,16 +204,13 @@ def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
 @pytest.mark.slow
 def test_the_command_line_and_the_api_see_and_stop_the_same_runs(project, client, acts, service):
     from mlops_nb.jobs import beginning
-    project.job("fit", tasks_of(project, "a"))
-    acts["a"] = until_stopped
-    ours = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: run_store.get_run(service.store, ours)["life_cycle_state"] == "RUNNING")
+    ours = running_fit(project, client, acts, service)
     runner.cancel(project.home(), ours)  # as `mlops runs cancel` does
-    wait_for(lambda: client.jobs.get_run(ours).state.result_state is RunResultState.CANCELED)
+    wait_until(lambda: client.jobs.get_run(ours).state.result_state is RunResultState.CANCELED)
     theirs = beginning.begin_run(project.home(), "fit", {})
     thread = threading.Thread(target=runner.finish_run, args=(theirs,))
     thread.start()
-    wait_for(lambda: client.jobs.get_run(theirs.run_id).state.life_cycle_state is RunLifeCycleState.RUNNING)
+    wait_until(lambda: client.jobs.get_run(theirs.run_id).state.life_cycle_state is RunLifeCycleState.RUNNING)
     client.jobs.cancel_all_runs(job_id=job_id("fit", "dev"))
     thread.join(10)
     shown = client.jobs.get_run(theirs.run_id)
@@ -223,7 +225,7 @@ def test_pages_of_runs_are_in_order_and_filtered(project, client, acts):
     for key in ("fit", "other"): project.job(key, tasks_of(project, "a"))
     numbers = [client.jobs.run_now(job_id(key, target)).run_id
                for key, target in [("fit", "dev"), ("other", "dev"), ("fit", "prod"), ("fit", "dev"), ("fit", "dev")]]
-    wait_for(lambda: len(list(client.jobs.list_runs(completed_only=True))) == 5)
+    wait_until(lambda: len(list(client.jobs.list_runs(completed_only=True))) == 5)
     assert [run.run_id for run in client.jobs.list_runs(limit=2)] == numbers[::-1]
     assert [run.run_id for run in client.jobs.list_runs(job_id=job_id("fit", "dev"), limit=2)] == [5, 4, 1]
     middle = client.jobs.get_run(3).start_time
@@ -250,7 +252,7 @@ def test_a_request_can_refuse_to_wait_for_a_slot(project, client, acts):
     project.job("fit", tasks_of(project, "a"))
     acts["a"] = until_stopped
     first = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: client.jobs.get_run(first).state.life_cycle_state is RunLifeCycleState.RUNNING)
+    wait_until(lambda: client.jobs.get_run(first).state.life_cycle_state is RunLifeCycleState.RUNNING)
     second = ended(client, client.jobs.run_now(job_id("fit", "dev"), queue=QueueSettings(enabled=False)).run_id)
     assert second.state.life_cycle_state is RunLifeCycleState.SKIPPED
     assert second.status.termination_details.code is TerminationCodeCode.MAX_CONCURRENT_RUNS_EXCEEDED
@@ -258,10 +260,7 @@ def test_a_request_can_refuse_to_wait_for_a_slot(project, client, acts):
 
 @pytest.mark.slow
 def test_the_end_of_the_server_stops_its_runs(project, client, acts, service):
-    project.job("fit", tasks_of(project, "a"))
-    acts["a"] = until_stopped
-    number = client.jobs.run_now(job_id("fit", "dev")).run_id
-    wait_for(lambda: run_store.get_run(service.store, number)["life_cycle_state"] == "RUNNING")
+    number = running_fit(project, client, acts, service)
     assert service.close(10) == []
     assert run_store.get_run(service.store, number)["result_state"] == "CANCELED"
     with pytest.raises(InvalidParameterValue, match="is stopping"): client.jobs.run_now(job_id("fit", "dev"))
@@ -270,6 +269,7 @@ def test_the_end_of_the_server_stops_its_runs(project, client, acts, service):
 def test_numbers_that_the_store_cannot_hold_are_refused(service):
     app, large = FastAPI(), 2**63
     app.include_router(jobs_router(service))
+    add_error_answers(app)
     with served(app) as host, httpx.Client(base_url=host, trust_env=False) as client:
         for query in (f"runs/list?page_token={large}", f"runs/list?job_id={large}", f"runs/get?run_id={large}",
                       "runs/list?limit=26", "list?limit=101", "list?offset=-1", f"list?page_token={'9' * 5000}",

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from mlops_nb.serving.places import WorkspacePlaces
+from mlops_nb.serving.spool import SpoolWriter
 from mlops_nb.workspace import supervisor
-from mlops_nb.workspace.endpoint_updates import ChildGone
 from mlops_nb.workspace.tokens import make_token
+from mlops_nb.workspace.worker_updates import ChildGone
 
 
 class SmallSupervisor(supervisor.Supervisor):
@@ -65,3 +66,25 @@ def test_a_worker_that_starts_while_tokens_change_gets_the_new_ones(small):
     small.manager = SimpleNamespace(bring_up=once)
     asyncio.run(small.bring_up(Worker()))
     assert given == [{}, {"digest": "ann"}]
+
+
+def test_the_payload_writer_starts_for_segments_only(small):
+    started, spool = [], small.places.spool
+    async def keep(name, command): started.append(name)
+    small.children, small.tasks = SimpleNamespace(processes={}, keep=keep), []
+
+    async def start():
+        await supervisor.Supervisor.start_writer(small)
+        await asyncio.gather(*small.tasks)
+    (spool / "quarantine").mkdir(parents=True)
+    (spool / "quarantine/worker0-1-1.jsonl").write_text("{}\n")
+    asyncio.run(start())
+    assert not started, "nothing is to be written"
+    writer = SpoolWriter(spool, "worker0")
+    writer.append("dev.flights.late_payload", {"number": 1}, b"{}", None)
+    writer.flush()  # the segment is open
+    asyncio.run(start())
+    small.tasks.clear()
+    asyncio.run(start())
+    writer.close()
+    assert started == ["payload writer"]
