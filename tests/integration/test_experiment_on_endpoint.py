@@ -18,9 +18,10 @@ from mlops_nb.deployment import aliases
 from mlops_nb.features.client import spec_of
 from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import registry
+from mlops_nb.serving.json_rows import json_records
 from mlops_nb.workflow import experimenting, payloads
 from mlops_nb.workflow.endpoint import follow_champion
-from mlops_nb.workflow.endpoint_check import json_records, request_columns
+from mlops_nb.workflow.endpoint_check import request_columns
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*IProgress not found")]
 NAME = "dev-flights-late_arrival"
