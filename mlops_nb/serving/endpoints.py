@@ -393,7 +393,7 @@ def ask_endpoint(env: Env, endpoint: str,
           served: str = "",  # the name of a served entity; by default the traffic chooses one
           request_id: str = "") -> EndpointAnswer:  # stands in the table of the requests
     "Send rows to an endpoint; EndpointError with its reason if it refuses them."
-    from mlops_nb.serving.json_rows import records_of
+    from mlops_nb.data.json_rows import records_of
     body = {"dataframe_records": records_of(rows)} | ({"client_request_id": request_id} if request_id else {})
     answer = send_body(workspace_client(env), endpoint, body, served)
     return EndpointAnswer(answer["predictions"], answer.get("served-model-name") or served)

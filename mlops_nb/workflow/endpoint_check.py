@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .. import task
+from ..data.json_rows import json_records
 from ..data.session import get_spark
 from ..env import Env, load_env
 from ..errors import MlopsError, counted, need
@@ -29,7 +30,6 @@ from ..features.spec import FEATURE_STORE, ON_DEMAND, TRAINING_DATA, FeatureSpec
 from ..pictures import BLUE, canvas, reference_line
 from ..serving import endpoints
 from ..serving.endpoints import ServingConfig
-from ..serving.json_rows import json_records
 from .endpoint import CHAMPION, required_endpoint
 from .smoke import newest_rows
 from .use_case import UseCase

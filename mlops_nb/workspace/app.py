@@ -21,7 +21,13 @@ from starlette.exceptions import HTTPException
 from ..errors import MissingError, MlopsError, ParameterError, shorten
 from ..serving.endpoint_config import RestError, error_body
 from .rest_endpoints import INVOCATION_PATHS
-from .rest_identity import identity_router, sign_in_redirect, sign_in_router, user_of_request
+from mlops_nb.workspace.rest_identity import (
+    FIRST_PAGE,
+    identity_router,
+    sign_in_redirect,
+    sign_in_router,
+    user_of_request,
+)
 
 # %% ../../nbs/workspace/16_app.ipynb #df285f42
 OPEN = {"/.well-known/databricks-config", "/login", "/logout"}  # workers answer /ping, /health and /version
@@ -164,7 +170,7 @@ def build_app(users: Callable[[], Mapping[str, str]],  # names by digest of the 
     if metrics: add_metrics(app, metrics)
     if pages:
         app.mount(PAGES, pages)
-        app.get("/", include_in_schema=False)(lambda: RedirectResponse(f"{PAGES}/"))  # who opens the printed address
+        app.get("/", include_in_schema=False)(lambda: RedirectResponse(FIRST_PAGE))  # who opens the printed address
     add_error_answers(app, error_kinds)
     app.add_middleware(LimitBody)
     app.add_middleware(CheckToken, users=users)  # the outermost: it comes first

@@ -13,12 +13,12 @@ from local_workspace import workspace
 from states import MODEL, ROOT, env_of
 
 from mlops_nb.data import tables
+from mlops_nb.data.json_rows import json_records
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases
 from mlops_nb.features.client import spec_of
 from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import registry
-from mlops_nb.serving.json_rows import json_records
 from mlops_nb.workflow import experimenting, payloads
 from mlops_nb.workflow.endpoint import follow_champion
 from mlops_nb.workflow.endpoint_check import request_columns
