@@ -219,5 +219,6 @@ def rollback(spark, env: Env, name: str,  # the model's full name
             raise MlopsError(f"{name} v{number} is Champion already", "nothing was moved")
         move_alias(spark, env, name, "champion", number, ROLLBACK_PREFIX + reason, expected=current_number,
                    kind=rollback_kind(champion_moves, number))
+    was_champion = to is None or any(number in (row["from_version"], row["to_version"]) for row in champion_moves)
     replaced = f"v{current.version} is out of production" if current else "there was no Champion"
-    return f"{name} v{number} is Champion again, {replaced}: {reason}"
+    return f"{name} v{number} is Champion {'again' if was_champion else 'now'}, {replaced}: {reason}"

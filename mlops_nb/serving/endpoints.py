@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADDRESS_SETTING', 'TOKEN_SETTING', 'START_COMMAND', 'PATIENCE', 'UPDATE_MINUTES', 'HINTS', 'MODEL_TAG',
-           'NoWorkspaceError', 'EndpointError', 'is_on_workspace', 'local_workspace', 'check_health', 'local_client',
-           'profile_client', 'workspace_client', 'endpoint_errors', 'is_updating', 'failure_reason',
+           'NoWorkspaceError', 'EndpointError', 'is_on_workspace', 'check_address', 'local_workspace', 'check_health',
+           'local_client', 'profile_client', 'workspace_client', 'endpoint_errors', 'is_updating', 'failure_reason',
            'wait_while_updating', 'ServingConfig', 'config_of', 'find_endpoint', 'existing_endpoint', 'serving_config',
            'entity_inputs', 'traffic_config', 'endpoint_lock', 'update_when_free', 'updated', 'check_traffic',
            'same_entities', 'whole_traffic', 'set_traffic', 'inference_table', 'logs_to', 'create_endpoint',
@@ -15,11 +15,11 @@ __all__ = ['ADDRESS_SETTING', 'TOKEN_SETTING', 'START_COMMAND', 'PATIENCE', 'UPD
 # %% ../../nbs/serving/12_endpoints.ipynb #ea000004
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ..env import Env
 from ..errors import MlopsError, shorten, unknown
@@ -43,12 +43,22 @@ def is_on_workspace(env: Env) -> bool:
     "Whether the endpoints of a target are in a Databricks workspace."
     return env.home == "databricks" or env.registry_uri.startswith("databricks")
 
+def check_address(address: str) -> str:
+    "The address of a local workspace, as the setting has it; MlopsError unless it begins with http:// or https://."
+    try: parts = urlsplit(address)
+    except ValueError: parts = urlsplit("")
+    if parts.scheme in ("http", "https") and parts.hostname: return address.rstrip("/")
+    shown = shorten(address.rpartition("@")[2])  # without a password
+    example = "http://localhost:8080" if ":/" in shown else f"http://{shown.lstrip('/')}"
+    raise MlopsError(f"{ADDRESS_SETTING} is {shown!r}, which is no address of a workspace",
+                     f"write http:// or https:// and the host: {ADDRESS_SETTING}={example}")
+
 def local_workspace(env: Env) -> tuple[str, str]:  # address, token
     "The address and the token of the local workspace; NoWorkspaceError if none runs."
     address, places = os.environ.get(ADDRESS_SETTING), workspace_places(env)
     if address:
-        token = os.environ.get(TOKEN_SETTING, "")
-        if token: return address.rstrip("/"), token
+        address, token = check_address(address), os.environ.get(TOKEN_SETTING, "")
+        if token: return address, token
         raise MlopsError(f"{ADDRESS_SETTING} is set, and {TOKEN_SETTING} is not",
                          "make a token on the machine of the workspace: mlops up token NAME")
     recorded = read_recorded(places)
@@ -100,16 +110,16 @@ HINTS = {"Unauthenticated": "make a token: mlops up token NAME; on Databricks: d
          "PermissionDenied": "ask the owner of the endpoint for CAN_MANAGE, or CAN_QUERY for a request"}
 
 @contextmanager
-def endpoint_errors(endpoint: str) -> Iterator[None]:
+def endpoint_errors(subject: str) -> Iterator[None]:  # with which the message begins, such as endpoint NAME
     "Convert errors of databricks-sdk to EndpointError."
     from databricks.sdk.errors import DatabricksError
     try: yield
     except DatabricksError as error:
         reason = str(error).partition(". Config: ")[0]  # the settings of the client follow
         hint = HINTS.get(type(error).__name__, "")
-        raise EndpointError(f"endpoint {endpoint}: {type(error).__name__}: {shorten(reason)}", hint) from error
+        raise EndpointError(f"{subject}: {type(error).__name__}: {shorten(reason)}", hint) from error
     except OSError as error:  # of the connection, or a timeout
-        raise EndpointError(f"endpoint {endpoint}: the workspace does not answer: {shorten(str(error))}",
+        raise EndpointError(f"{subject}: the workspace does not answer: {shorten(str(error))}",
                             "repeat the command when the workspace runs") from error
 
 def is_updating(details: Any) -> bool:  # details: ServingEndpointDetailed
@@ -178,7 +188,7 @@ def existing_endpoint(client: Any, endpoint: str) -> Any:  # ServingEndpointDeta
 def serving_config(env: Env, endpoint: str) -> ServingConfig:
     "What an endpoint serves now; MlopsError if it does not exist, or serves nothing."
     client = workspace_client(env)
-    with endpoint_errors(endpoint): details = existing_endpoint(client, endpoint)
+    with endpoint_errors(f"endpoint {endpoint}"): details = existing_endpoint(client, endpoint)
     if config := config_of(details): return config
     reason = failure_reason(details) or "its first version is being loaded"
     raise EndpointError(f"endpoint {endpoint} serves nothing: {reason}", "wait, or deploy a version again")
@@ -255,7 +265,7 @@ def set_traffic(env: Env, endpoint: str, traffic: Mapping[str, int],  # percent 
     def new_config(details: Any) -> dict:
         return {"served_entities": same_entities(details),
                 "traffic_config": traffic_config(whole_traffic(details, traffic))}
-    with endpoint_errors(endpoint):
+    with endpoint_errors(f"endpoint {endpoint}"):
         existing_endpoint(client, endpoint)
         details = wait_while_updating(client, endpoint, deadline)
         whole_traffic(details, traffic)  # refuses what is wrong
@@ -330,7 +340,7 @@ def put_endpoint(env: Env, wanted: ServingConfig, settings: EndpointSettings,
     def new_config(details: Any) -> dict:
         new = kept_config(config_of(details), wanted)
         return {"served_entities": entity_inputs(new, settings), "traffic_config": traffic_config(new.traffic)}
-    with endpoint_errors(wanted.endpoint), endpoint_lock(env, wanted.model):
+    with endpoint_errors(f"endpoint {wanted.endpoint}"), endpoint_lock(env, wanted.model):
         if not find_endpoint(client, wanted.endpoint):
             create_endpoint(client, env, wanted, settings, tags)
             details = updated(client, wanted.endpoint, deadline, None)
@@ -348,7 +358,7 @@ def remove_endpoint(env: Env, endpoint: str) -> bool:  # False: it did not exist
     "Delete an endpoint with its configuration; the table of its requests stays."
     from databricks.sdk.errors import NotFound
     client = workspace_client(env)
-    with endpoint_errors(endpoint):
+    with endpoint_errors(f"endpoint {endpoint}"):
         try: client.serving_endpoints.delete(endpoint)
         except NotFound: return False
     return True
@@ -357,7 +367,7 @@ def remove_endpoints_of_catalog(env: Env) -> list[str]:  # the names of what was
     "Delete the endpoints of the models of a temporary catalog; none if no workspace can be reached."
     try: client = workspace_client(env)
     except NoWorkspaceError: return []
-    with endpoint_errors(f"of catalog {env.catalog}"):
+    with endpoint_errors(f"the endpoints of catalog {env.catalog}"):
         names = [endpoint.name for endpoint in client.serving_endpoints.list() for tag in endpoint.tags or []
                  if tag.key == MODEL_TAG and str(tag.value).startswith(f"{env.catalog}.")]
     return [name for name in names if remove_endpoint(env, name)]
@@ -374,14 +384,16 @@ def send_body(client: Any, endpoint: str, body: Mapping,  # client: WorkspaceCli
     "Return the answer of an endpoint to a request, with the header served-model-name as a field."
     part = f"/served-models/{quote(served, safe='')}" if served else ""
     path = f"/serving-endpoints/{quote(endpoint, safe='')}{part}/invocations"
-    with endpoint_errors(endpoint):
+    with endpoint_errors(f"endpoint {endpoint}"):
         return client.api_client.do("POST", path, body=body, response_headers=["served-model-name"],
                                     headers={"Accept": "application/json", "Content-Type": "application/json"})
 
-def ask_endpoint(env: Env, endpoint: str, rows: Sequence[Mapping],  # values that JSON has
+def ask_endpoint(env: Env, endpoint: str,
+          rows: Any,  # a list of mappings, or a DataFrame of pandas; see `json_rows`
           served: str = "",  # the name of a served entity; by default the traffic chooses one
           request_id: str = "") -> EndpointAnswer:  # stands in the table of the requests
     "Send rows to an endpoint; EndpointError with its reason if it refuses them."
-    body = {"dataframe_records": list(rows)} | ({"client_request_id": request_id} if request_id else {})
+    from mlops_nb.data.json_rows import records_of
+    body = {"dataframe_records": records_of(rows)} | ({"client_request_id": request_id} if request_id else {})
     answer = send_body(workspace_client(env), endpoint, body, served)
     return EndpointAnswer(answer["predictions"], answer.get("served-model-name") or served)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WorkspacePlaces', 'workspace_places', 'make_places', 'write_private', 'Running', 'write_running', 'read_recorded',
-           'read_running', 'recorded_port', 'already_running', 'only_one']
+           'read_running', 'recorded_port', 'last_port', 'already_running', 'only_one']
 
 # %% ../../nbs/serving/11_places.ipynb #553adbf9
 import json
@@ -35,6 +35,9 @@ class WorkspacePlaces:
 
     @property
     def running(self) -> Path: return self.folder / "workspace.json"  # address and process, while it runs
+
+    @property
+    def port(self) -> Path: return self.folder / "port"  # of the last start; it stays after the end
 
     @property
     def database(self) -> Path: return self.folder / "workspace.db"
@@ -79,6 +82,7 @@ def write_running(places: WorkspacePlaces, host: str) -> None:
     "Record that this process serves the workspace at an address."
     facts = {"host": host, "pid": os.getpid(), "owner": owner(), "folder": str(absolute(places.folder))}
     write_private(places.running, json.dumps(facts))
+    write_private(places.port, str(urlsplit(host).port or ""))
 
 def read_recorded(places: WorkspacePlaces) -> Running | None:  # None: no process is recorded
     "Return the process that the file records, even if it was killed; that of a copied state is another one."
@@ -97,6 +101,12 @@ def recorded_port(places: WorkspacePlaces) -> int | None:
     "Return the port of the workspace that the file records, whether it runs or was killed."
     recorded = read_recorded(places)
     return urlsplit(recorded.host).port if recorded else None
+
+def last_port(places: WorkspacePlaces) -> int | None:  # None: it never ran
+    "Return the port of the last start of this workspace, which clients may still have."
+    try: text = places.port.read_text().strip()
+    except (OSError, ValueError): return None
+    return int(text) if text.isascii() and text.isdigit() and 0 < int(text[:6]) < 2**16 else None
 
 # %% ../../nbs/serving/11_places.ipynb #b1d16320
 def already_running(places: WorkspacePlaces) -> MlopsError:  # to be raised by the caller

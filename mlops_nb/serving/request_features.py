@@ -17,7 +17,7 @@ from struct import pack, unpack
 from ..env import Env, writer_of
 from ..errors import MissingError, MlopsError, shorten
 from ..features.feature_model import FEATURE_STORE_FOLDER, SPEC
-from ..features.online import FunctionFailed, OnlineFeatures, parse_timestamp
+from ..features.online import FunctionFailed, OnlineFeatures, missing_fields, parse_timestamp
 from ..features.spec import INTEGER_BITS, FeatureSpec, from_yaml
 from ..features.stores.rows import EPOCH
 from ..features.stores.store import OnlineStore
@@ -142,11 +142,10 @@ class RequestFeatures:
                         for name in (*self.required, *self.features.feature_names)}
         self.spelling = {name.lower(): name for name in self.features.feature_names}
 
-    def missing_field(self, row: Mapping, where: str) -> Refusal:
-        "Return the refusal of a row that lacks a required field."
-        name = next(name for name in self.required if name not in row)
-        fields = shorten(", ".join(map(str, row))) or "no field"
-        return Refusal(400, "BAD_REQUEST", f"{where} has no {name!r}, which {self.users[name]} needs; it has: {fields}")
+    def incomplete_row(self, row: Mapping, where: str) -> Refusal:
+        "Return the refusal of a row that lacks required fields."
+        missing, fields = missing_fields(self.users, row), shorten(", ".join(map(str, row))) or "no field"
+        return Refusal(400, "BAD_REQUEST", f"{where} has no {missing}; it has: {fields}")
 
     def wrong_value(self, name: str, value, where: str, reason: Exception) -> Refusal:
         "Return the refusal of a value that has not the type of its field."
@@ -165,7 +164,7 @@ class RequestFeatures:
                 raise Refusal(400, "BAD_REQUEST", f"field {name!r} of {where} differs from feature {feature!r} only in "
                                                   "case: write it in the same way, or leave it out")
         for name in self.required:
-            if name not in values: raise self.missing_field(row, where)
+            if name not in values: raise self.incomplete_row(row, where)
         return values
 
     def complete(self, rows: Sequence[Mapping]) -> list[dict]:  # of the values of JSON

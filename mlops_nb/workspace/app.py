@@ -17,7 +17,13 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from ..serving.endpoint_config import error_body
 from .api_errors import add_error_answers
 from .rest_endpoints import INVOCATION_PATHS
-from .rest_identity import identity_router, sign_in_redirect, sign_in_router, user_of_request
+from mlops_nb.workspace.rest_identity import (
+    FIRST_PAGE,
+    identity_router,
+    sign_in_redirect,
+    sign_in_router,
+    user_of_request,
+)
 
 # %% ../../nbs/workspace/16_app.ipynb #df285f42
 OPEN = {"/.well-known/databricks-config", "/login", "/logout"}  # workers answer /ping, /health and /version
@@ -107,7 +113,7 @@ def build_app(users: Callable[[], Mapping[str, str]],  # names by digest of the 
     if metrics: add_metrics(app, metrics)
     if pages:
         app.mount(PAGES, pages)
-        app.get("/", include_in_schema=False)(lambda: RedirectResponse(f"{PAGES}/"))  # who opens the printed address
+        app.get("/", include_in_schema=False)(lambda: RedirectResponse(FIRST_PAGE))  # who opens the printed address
     add_error_answers(app)
     app.add_middleware(LimitBody)
     app.add_middleware(CheckToken, users=users)  # the outermost: it comes first

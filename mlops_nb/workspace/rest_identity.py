@@ -106,7 +106,7 @@ box-sizing:border-box}button{margin-top:1rem;background:#1f6feb;color:#fff;borde
 .wrong{color:#b3261e}code{background:#f2f3f5;padding:.1rem .3rem}"""
 SIGN_IN_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY",
                    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"}
-FIRST_PAGE = "/mlflow/"
+FIRST_PAGE = "/mlflow/#/models"  # the first page of MLflow itself is about generative AI
 
 def own_path(path: str) -> str:
     "A path of this server; the first page for anything that a browser could take for another server."
@@ -116,10 +116,10 @@ def own_path(path: str) -> str:
 def sign_in_page(next_path: str, problem: str = "") -> HTMLResponse:
     "The form for a token."
     note = f'<p class="wrong">{escape(problem)}</p>' if problem else ""
-    action = f"/login?next={quote(own_path(next_path))}"
+    # without an action, the address of this page is used with its fragment, which the server never gets: #/models
     body = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sign in</title>'
             f"<style>{SIGN_IN_STYLE}</style></head><body><h1>Local workspace</h1>{note}"
-            f'<form method="post" action="{escape(action)}"><label for="token">Token</label>'
+            f'<form method="post"><label for="token">Token</label>'
             f'<input id="token" name="token" type="password" autocomplete="current-password" autofocus required>'
             f"<button>Sign in</button></form><p>The owner's token is in the file that <code>mlops up</code> "
             f"names; other people get theirs by <code>mlops up token NAME</code>.</p></body></html>")

@@ -90,8 +90,7 @@ def test_a_person_signs_in_with_the_token_and_sees_models_runs_and_artifacts(hos
     page.failures.clear()
     page.fill("#token", "secret")
     page.click("button")
-    page.wait_for_url("**/mlflow/**")
-    page.goto(f"{host}/mlflow/#/models")
+    page.wait_for_url("**/mlflow/#/models")  # the page that was asked for, and not the first one of MLflow
     page.get_by_text("dev.flights.late_arrival").first.wait_for()
     shown(page, "models")
     page.goto(f"{host}/mlflow/#/{run}")

@@ -14,6 +14,7 @@ from local_workspace import workspace
 from states import MODEL, ROOT, env_of, mlops, scored_by
 
 from mlops_nb.data import tables
+from mlops_nb.data.json_rows import json_records
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.deployment import aliases
 from mlops_nb.deployment.experiment_log import read_experiments
@@ -23,7 +24,7 @@ from mlops_nb.models import registry
 from mlops_nb.serving import endpoints
 from mlops_nb.workflow import experimenting, payloads
 from mlops_nb.workflow.endpoint import follow_champion
-from mlops_nb.workflow.endpoint_check import json_records, request_columns
+from mlops_nb.workflow.endpoint_check import request_columns
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*IProgress not found")]
 NAME = "dev-flights-late_arrival"

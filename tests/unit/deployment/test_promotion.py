@@ -573,7 +573,7 @@ def test_the_same_reason_for_another_version_is_another_rollback(env, in_memory,
     name = second_champion(env, "rollback")
     assert kill_at(env, "rollback", name, monkeypatch, step=2)
     result = aliases_module.rollback(None, env, name, "storms", to=3)
-    assert result == f"{name} v3 is Champion again, v1 is out of production: storms"
+    assert result == f"{name} v3 is Champion now, v1 is out of production: storms"
     tags = [tags.get("rolled_back") for tags, _ in whole_state(env, name)[2]]
     assert tags == ["storms", "storms", None] and state(env, name)[0]["previous_champion"] == 1
 

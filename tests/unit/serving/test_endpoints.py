@@ -1,15 +1,18 @@
 """Endpoints by the real databricks-sdk, against a workspace of the few REST paths that they need."""
 import json
+import re
 import shutil
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from fake_workspace import TOKEN, FakeWorkspace, error
 from filelock import FileLock, Timeout
 
-from mlops_nb.commands.endpoints import query_endpoint
+from mlops_nb.commands.endpoints import list_endpoints, query_endpoint
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
@@ -177,6 +180,21 @@ def test_a_request_reaches_the_entity_of_the_traffic_or_the_named_one(env):
         endpoints.serving_config(env, "late")
 
 
+def test_rows_of_a_request_may_be_a_frame(env, workspace):
+    endpoints.put_endpoint(env, ONE, SETTINGS, {})
+    leaves = pd.to_datetime(["2013-07-01 12:00", None])
+    rows = pd.DataFrame({"seats": [180.1234567890123, float("nan")], "leaves": leaves,
+                         "flight": pd.array([1, None], "Int64")})
+    assert endpoints.ask_endpoint(env, NAME, rows).values == [1.0, 1.0]
+    workspace.endpoints.predict = lambda entity, records: [records]
+    expected = [{"seats": 180.1234567890123, "leaves": "2013-07-01T12:00:00", "flight": 1},
+                {"seats": None, "leaves": None, "flight": None}]
+    assert endpoints.ask_endpoint(env, NAME, rows).values == [expected]
+    assert endpoints.ask_endpoint(env, NAME, rows.to_dict("records")).values == [expected]
+    with pytest.raises(MlopsError, match="rows of a request are dict {'seats': 1}\n  give a list of rows"):
+        endpoints.ask_endpoint(env, NAME, {"seats": 1})
+
+
 def test_a_name_in_a_path_stays_one_part_of_it(env, workspace):
     with pytest.raises(EndpointError): endpoints.ask_endpoint(env, "a/../b?c", [{}], served="d/e")
     method, path = workspace.endpoints.calls[-1]
@@ -188,6 +206,27 @@ def test_mlops_query_prints_the_answer(env, monkeypatch, capsys):
     endpoints.put_endpoint(env, TWO, SETTINGS, {})
     query_endpoint(NAME, '[{"a": 1}]', None, "challenger", None)
     assert json.loads(capsys.readouterr().out) == {"predictions": [2.0]}
+
+
+def test_the_list_names_an_endpoint_that_does_not_serve_the_champion_and_what_mends_it(env, monkeypatch, capsys):
+    champion = SimpleNamespace(version="1")
+    monkeypatch.setattr("mlops_nb.env.load_env", lambda target: env)
+    monkeypatch.setattr(registry, "find_alias", lambda env, name, alias: champion)
+    endpoints.put_endpoint(env, ONE, SETTINGS, {})
+    list_endpoints()
+    assert "the alias champion is" not in capsys.readouterr().out
+    champion.version = "2"
+    list_endpoints()
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"endpoint {NAME} serves v1 as champion; the alias champion is v2; to update the endpoint: "
+        "mlops models serve late_arrival -t dev")
+
+
+def test_a_list_that_is_refused_names_the_workspace(env, workspace, monkeypatch):
+    monkeypatch.setattr("mlops_nb.env.load_env", lambda target: env)
+    workspace_places(env).token.write_text("dapi-old")
+    with pytest.raises(EndpointError, match=f"the endpoints of {workspace.address}: Unauthenticated: .* not valid"):
+        list_endpoints()
 
 
 def test_an_endpoint_is_removed_once(env, workspace):
@@ -224,6 +263,11 @@ def test_another_workspace_is_named_by_the_environment(env, workspace, monkeypat
     monkeypatch.setenv("MLOPS_WORKSPACE_TOKEN", "dapi-old")
     with pytest.raises(EndpointError, match="Unauthenticated: the token is not valid\n  make a token: mlops up token"):
         endpoints.serving_config(elsewhere, NAME)
+    for wrong in ("localhost:8080", "workspace.example", "ftp://workspace.example", "http://", "http://[::1", "//a"):
+        monkeypatch.setenv("MLOPS_WORKSPACE", wrong)
+        with pytest.raises(MlopsError, match=f"MLOPS_WORKSPACE is '{re.escape(wrong)}', which is no address of a "
+                                             "workspace\n  .*: MLOPS_WORKSPACE=http://[a-z]"):
+            endpoints.workspace_client(elsewhere)
     monkeypatch.setenv("MLOPS_WORKSPACE", "http://127.0.0.1:9")
     with pytest.raises(NoWorkspaceError, match="no workspace answers at http://127.0.0.1:9"):
         endpoints.serving_config(elsewhere, NAME)

@@ -181,8 +181,14 @@ def test_a_missing_field_is_named_with_what_needs_it(served, name):
              "origin": RUNWAYS.name, "dest": WEATHER.name}
     assert message.startswith(f"the request has no {name!r}, which {users[name]} needs; it has: ")
     assert all(other in message for other in ROW if other != name)
-    first = served.required[0]
-    assert refused(served, ROW, {}) == f"rows[1] has no {first!r}, which {users[first]} needs; it has: no field"
+    both = refused(served, {k: v for k, v in ROW.items() if k not in (name, "seats")})
+    assert "no 'seats', which the model needs" in both and repr(name) in both.partition("; it has: ")[0]
+
+
+def test_all_missing_fields_are_named_at_once(served):
+    assert refused(served, ROW, {}) == (
+        f"rows[1] has no 'origin', 'runway', which {RUNWAYS.name} needs, no 'seats', which the model needs, "
+        f"no 'leaves', 'day', which hours_to_noon needs, no 'dest', which {WEATHER.name} needs; it has: no field")
 
 
 @pytest.mark.parametrize("name, value, expected", [

@@ -91,7 +91,7 @@ def test_a_page_of_another_address_signs_nobody_in_or_out(host, browser, headers
 def test_no_link_leads_to_another_server(host, browser):
     for place in ("//evil.example/", "https://evil.example", "/\\evil.example"):
         answer = browser.post("/login", params={"next": place}, data={"token": "ana"})
-        assert answer.headers["location"] == "/mlflow/"
+        assert answer.headers["location"] == "/mlflow/#/models"
         assert "evil" not in browser.get("/login", params={"next": place}).text
 
 
