@@ -10,7 +10,7 @@ from mlops_nb.env import load_env
 
 # A worker takes whole files in this order. The first file makes the trained state. Meanwhile the other worker takes
 # files that do not need it, and those that need it afterwards. Files that are not listed are short and come last.
-ORDER = ("test_whole", "test_demo", "test_automl", "test_jobs", "test_deployment", "test_tables", "test_supervisor",
+ORDER = ("test_whole", "test_demo", "test_jobs", "test_automl", "test_deployment", "test_tables", "test_supervisor",
          "test_feature_client", "test_online_store", "test_mlflow_store", "test_spark", "test_point_in_time",
          "test_features", "test_model_loop", "test_inference", "test_ingest", "test_validation")
 

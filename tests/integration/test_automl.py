@@ -31,6 +31,7 @@ from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models.problem_types import BINARY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FAMILY = '''"""{name}"""
 import time, resource
@@ -136,7 +137,6 @@ def test_models_give_the_metrics_of_their_trials(classified, monkeypatch):
     check_models(classified)
 
 
-@pytest.mark.slow
 @pytest.mark.full
 def test_the_other_families_and_one_with_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -164,7 +164,6 @@ def test_the_summary_has_warnings_about_the_data(classified):
     assert "known after" in summary._repr_html_() and summary.frame().iloc[0].state == "COMPLETE"
 
 
-@pytest.mark.slow
 def test_a_notebook_run_by_hand_without_this_project_gives_the_same_metrics(classified, tmp_path):
     summary = classified
     blocked = tmp_path / "blocked" / "mlops_nb"
@@ -198,7 +197,6 @@ summary.classify(load_wine(as_frame=True).frame, "target", "f1", experiment_name
 """
 
 
-@pytest.mark.slow
 def test_a_killed_search_resumes(tmp_path, state):
     quick = tmp_path / "quick"
     wait = f"import os; time.sleep(0 if os.path.exists({str(quick)!r}) else 60)"
@@ -226,7 +224,6 @@ def test_a_killed_search_resumes(tmp_path, state):
     assert "RUNNING" not in {r.info.status for r in runs}
 
 
-@pytest.mark.slow
 def test_the_time_limit_ends_the_search_and_its_processes(tmp_path, state):
     began = time.monotonic()
     with pytest.raises(MlopsError, match="no trial of the search succeeded: the search ended before this trial"):
@@ -238,7 +235,6 @@ def test_the_time_limit_ends_the_search_and_its_processes(tmp_path, state):
     assert not any("mlops_nb.jobs.warm" in command for command in commands)
 
 
-@pytest.mark.slow
 def test_regression_on_a_table_with_a_split_by_time(state, spark, env):
     rows = load_diabetes(as_frame=True).frame.assign(day=pd.date_range("2020-01-01", periods=442, freq="D"))
     tables.overwrite(spark, env, "diabetes", spark.createDataFrame(rows))
@@ -286,7 +282,6 @@ def odd_search(state):  # -> the frame, and the summary of a search on it
                                   max_trials=2, **settings(state))
 
 
-@pytest.mark.slow
 def test_a_model_takes_the_rows_that_it_learnt_from_whole_and_one_by_one(odd_search):
     frame, summary = odd_search
     excluded = {"end", "text\\time", "at", "order"}
@@ -307,7 +302,6 @@ def test_a_model_takes_the_rows_that_it_learnt_from_whole_and_one_by_one(odd_sea
         assert accuracy == pytest.approx(trial.metrics["val_accuracy_score"]), "the trial's own predictions"
 
 
-@pytest.mark.slow
 def test_the_best_trial_is_registered_and_becomes_champion(odd_search, env, spark):
     frame, summary = odd_search
     store = summary.trials[0].env

@@ -51,6 +51,7 @@ def test_no_word_of_the_template_is_left(projects, name):
         assert {path for path, text in files.items() if word in text.lower()} <= {"requirements.lock"}, word
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_projects_pass(projects, monkeypatch):
     "One process tests all four: their packages have different names."
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, projects.values())))

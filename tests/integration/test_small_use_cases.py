@@ -64,7 +64,8 @@ OF_CUSTOMERS, OF_DELIVERIES = (
     for use_case in (small.CUSTOMERS, small.DELIVERIES))
 
 
-@pytest.fixture(scope="module", params=[small.CUSTOMERS, small.DELIVERIES], ids=lambda use_case: use_case.model)
+@pytest.fixture(scope="module", ids=lambda use_case: use_case.model,
+                params=[small.CUSTOMERS, pytest.param(small.DELIVERIES, marks=pytest.mark.slow)])
 def home(request, tmp_path_factory):
     "A use case with its tables and a Champion that is a formula; three days, or a snapshot, scored."
     use_case, folder = request.param, tmp_path_factory.mktemp("small")
