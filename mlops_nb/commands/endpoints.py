@@ -65,7 +65,7 @@ def body_of(text: str, where: str) -> dict:  # where: the text comes from
     "Return the body of a request; MlopsError unless the text is a JSON object or a list of rows."
     try: value = json.loads(text)
     except ValueError as error:
-        raise MlopsError(f"{where} is not JSON: {error}", 'write rows: [{"column": 1}]') from None
+        raise MlopsError(f"{where} is not JSON: {error}", 'write rows: [{"column": 1}], or -d @FILE') from None
     if isinstance(value, dict) and any(key in value for key in BODY_KEYS): return value
     if isinstance(value, dict): return {"dataframe_records": [value]}
     if isinstance(value, list): return {"dataframe_records": value}

@@ -165,8 +165,13 @@ class Application:
         path = scope["path"]
         if path in self.endpoints.paths and scope["method"] == "POST": await self.invocation(scope, receive, send)
         elif path in OWN_PAGES: await send_own_page(scope, send)
-        elif INVOCATIONS.fullmatch(path): await self.no_invocation(scope, send)
+        elif self.is_refused(path, scope["method"]): await self.no_invocation(scope, send)
         else: await self.forward(scope, receive, send)
+
+    def is_refused(self, path: str, method: str) -> bool:
+        "Whether this process knows what is wrong with an invocation; control knows why an endpoint is not loaded."
+        match = INVOCATIONS.fullmatch(path)
+        return match is not None and (method != "POST" or match[1] in self.endpoints.current)
 
     async def invocation(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Answer a request to an endpoint, then log and count it."

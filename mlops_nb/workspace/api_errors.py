@@ -27,7 +27,9 @@ def error_response(error: MlopsError,
     "Return the answer to a call that fails with an error of this project."
     if isinstance(error, RestError): code = error.error_code
     else: code = next((code for kind, code in CODES_OF_ERRORS if isinstance(error, kind)), otherwise)
-    return JSONResponse(error_body(code, error.message, error.hint), STATUS_OF_CODE[code])
+    status = STATUS_OF_CODE[code]
+    headers = {"retry-after": "1"} if status == 503 else None
+    return JSONResponse(error_body(code, error.message, error.hint), status, headers)
 
 def validation_text(error: RequestValidationError) -> str:
     "Return the first mistakes of a request that does not have the described form."

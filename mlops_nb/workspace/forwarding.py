@@ -51,6 +51,7 @@ class Forwarder:
         "Answer a request by control; 502 to 504 with the reason if it does not answer."
         try: response = await self.transport.handle_async_request(self.request(scope, receive))
         except ConnectionResetError: return
+        except httpx.InvalidURL: answer = error_answer(400, "BAD_REQUEST", "The target of the request is no path.")
         except httpx.ConnectError: answer = self.failure(503, "it does not accept connections")
         except httpx.TimeoutException as error: answer = self.failure(504, type(error).__name__)
         except httpx.TransportError as error: answer = self.failure(502, str(error) or type(error).__name__)

@@ -120,6 +120,7 @@ class WorkerEndpoints:
                  on_failure: Callable[[str, str], None] = lambda path, reason: None):  # a model process is gone
         self.load, self.on_failure = load, on_failure
         self.current, self.prepared, self.tallies = {}, {}, {}
+        self.loading = {}  # (endpoint, generation) -> whether it is still wanted
         self.paths = {}  # of invocations -> (generation, name of a served entity or None)
         self.quick_paths = {}  # the same as bytes, where the event loop predicts
         self.loader = ThreadPoolExecutor(1, "load")
@@ -129,15 +130,18 @@ class WorkerEndpoints:
         return self.tallies.setdefault(endpoint, {}).setdefault(served, Tally())
 
     async def prepare(self, spec: Mapping) -> dict:
-        "Load a generation; raise MlopsError and keep nothing if one of its entities cannot be loaded."
-        served = {}
+        "Load a generation; raise MlopsError and keep nothing if an entity cannot be loaded, or if it is discarded."
+        key, served = (spec["name"], spec["generation"]), {}
+        self.loading[key] = True
         try:
             for entity in spec["entities"]: served[entity["name"]] = await self.load_entity(spec["name"], entity)
             generation = ServingGeneration(spec, served)
+            if not self.loading[key]: raise MlopsError(f"generation {key[1]} of endpoint {key[0]!r} was discarded")
         except BaseException:
             for entity in served.values(): entity.close()
             raise
-        self.prepared[spec["name"], spec["generation"]] = generation
+        finally: del self.loading[key]
+        self.prepared[key] = generation
         return {"fast": {name: entity.fast is not None for name, entity in served.items()}}
 
     async def load_entity(self, endpoint: str, spec: Mapping) -> ServedEntity:
@@ -173,7 +177,8 @@ class WorkerEndpoints:
         return await old.close_when_idle() if old else True
 
     async def discard(self, name: str, number: int) -> None:
-        "Drop a prepared generation."
+        "Drop a generation that is prepared or being loaded."
+        if (name, number) in self.loading: self.loading[name, number] = False
         generation = self.prepared.pop((name, number), None)
         if generation: await generation.close_when_idle()
 

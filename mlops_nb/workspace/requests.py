@@ -49,8 +49,9 @@ class Requesters:
         known = self.digests.get(digest)
         return self.users[known] if known is not None and hmac.compare_digest(known, digest) else None
 
-NOT_AUTHENTICATED = Refusal(401, "UNAUTHENTICATED", "The request has no valid token: send the header 'Authorization: "
-                            "Bearer TOKEN'. `mlops up` prints where the token is stored.")
+NOT_AUTHENTICATED = Refusal(401, "UNAUTHENTICATED", "The request has no token of this workspace: send the header "
+                            "'Authorization: Bearer TOKEN'. `mlops up` prints where the token is stored; another "
+                            "workspace on this machine has another one.")
 
 # %% ../../nbs/workspace/05_requests.ipynb #7dc39a52
 LARGEST_REQUEST = 16 * 2**20  # bytes

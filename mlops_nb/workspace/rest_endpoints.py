@@ -222,6 +222,14 @@ def add_rest(router: APIRouter, manager: EndpointManager) -> None:
                         "set the workload_size of a served entity, and the inference table of the AI gateway",
                         "NOT_IMPLEMENTED")
 
+    async def not_loaded(name: str) -> None:
+        reason = manager.store.endpoint(name).update_message
+        if reason:  # a client need not send the request again, as it does after 503
+            raise RestError(f"Endpoint '{name}' is not ready: {reason}", error_code="INTERNAL_ERROR")
+        raise RestError(f"Endpoint '{name}' is not ready: its models are being loaded", "send the request again",
+                        "TEMPORARILY_UNAVAILABLE")
+
+    for path in INVOCATION_PATHS: router.post(path, include_in_schema=False)(not_loaded)  # workers answer all others
     router.patch(f"{PREFIX}/{{name}}/notifications", summary="Set the notifications")(set_notifications)
     router.get(f"{PREFIX}/{{name}}/openapi", summary="Get the OpenAPI of an endpoint")(open_api)
     router.put(f"{PREFIX}/{{name}}/rate-limits", include_in_schema=False)(unsupported)

@@ -230,6 +230,9 @@ class Supervisor:
         "Each second: look for new tokens, for payloads to be written, and for logs that are too long."
         while True:
             await asyncio.sleep(1)
+            if not self.places.folder.exists():
+                print(f"{self.places.folder} was removed: the workspace ends", file=sys.stderr, flush=True)
+                return self.take_signal(signal.SIGTERM)
             for work in (self.pass_on_tokens, self.start_writer):
                 try: await work()
                 except MlopsError as error: self.log.warning("%s", error)

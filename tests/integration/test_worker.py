@@ -95,7 +95,7 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
     workspace.serve(workspace.spec("limits", 1, workspace.entity("a", value=1, concurrency=2), timeout_seconds=0.5))
     assert error_of(workspace.invoke("limits", headers={})) == (401, "UNAUTHENTICATED")
     assert error_of(workspace.invoke("limits", headers={"authorization": "Bearer other"})) == (401, "UNAUTHENTICATED")
-    assert error_of(workspace.invoke("early")) == (404, "RESOURCE_DOES_NOT_EXIST")
+    assert workspace.invoke("early").headers["x-page"] == "control"  # which knows why it is not here
     assert error_of(workspace.invoke("limits", served="b")) == (404, "RESOURCE_DOES_NOT_EXIST")
     path = f"{workspace.url}/serving-endpoints/limits/invocations"
     assert httpx.get(path, headers=HEADERS).headers["allow"] == "POST"
@@ -115,7 +115,7 @@ def test_what_cannot_be_answered_has_a_status_and_a_reason(workspace):
         connection.sendall(b"GET /ping HTTP/1.1\r\nx-long: " + b"a" * 70_000)
         assert connection.recv(1000).startswith(b"HTTP/1.1 431")
     workspace.ask("remove", name="limits")
-    assert error_of(workspace.invoke("limits")) == (404, "RESOURCE_DOES_NOT_EXIST")
+    assert workspace.invoke("limits").headers["x-page"] == "control"
 
 
 @pytest.mark.slow
@@ -180,6 +180,39 @@ def test_no_process_outlives_control_and_no_model_has_the_listening_socket(own_w
 
 def connection_to(workspace) -> socket.socket:
     return socket.create_connection(workspace.listener.getsockname(), timeout=10)
+
+
+def test_a_wish_for_another_protocol_is_ignored_and_the_body_is_a_body(workspace):
+    "Java's HttpClient and `curl --http2` send it with each first request. The body may come in a packet of its own."
+    workspace.serve(workspace.spec("upgrade", 1, workspace.entity("a", value=5)))
+    body = b'{"inputs": {"x": [1]}}'
+    head = (b"POST /serving-endpoints/upgrade/invocations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\n"
+            b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAE\r\ncontent-length: %d\r\n\r\n")
+    with connection_to(workspace) as connection:
+        answers = connection.makefile("rb")
+        def answer() -> tuple[int, bytes]:
+            status, length = int(answers.readline().split()[1]), 0
+            while line := answers.readline().strip():
+                if line.lower().startswith(b"content-length:"): length = int(line.split(b":")[1])
+            return status, answers.read(length)
+        for parts in ([head % len(body) + body], [head % len(body), body], [(head % len(body) + body) * 2]):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.05)
+            for _ in range(2 if len(parts[0]) > 2 * len(head) else 1):
+                status, text = answer()
+                assert status == 200 and b"predictions" in text, text
+        hidden = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"  # as a body it is no JSON, and no request
+        connection.sendall(head % len(hidden))
+        connection.sendall(hidden + b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert [answer()[0], answer()] == [400, (200, b"\n")]
+
+
+def test_a_target_that_is_no_path_is_refused(workspace):
+    with connection_to(workspace) as connection:
+        connection.sendall(b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400") and b"BAD_REQUEST" in answer
 
 
 @pytest.mark.slow

@@ -97,11 +97,15 @@ def test_mistakes_raise_the_classes_of_databricks_sdk(client):
     state = broken.pending_config.served_entities[0].state
     assert (state.deployment.value, state.deployment_state_message) == (
         "DEPLOYMENT_FAILED", "the model cannot be loaded; its file is damaged")
+    for served in ("", "/served-models/v13"):
+        with pytest.raises(errors.InternalError, match="'broken' is not ready.*its file is damaged"):
+            client.api_client.do("POST", f"/serving-endpoints/broken{served}/invocations", body={"inputs": []})
     with pytest.raises(errors.ResourceAlreadyExists): client.serving_endpoints.create("broken", config=core("1"))
     client.serving_endpoints.delete("broken")
     with pytest.raises(errors.ResourceDoesNotExist, match="'broken' does not exist"):
         client.serving_endpoints.get("broken")
     with pytest.raises(errors.ResourceDoesNotExist): client.serving_endpoints.delete("broken")
+    with pytest.raises(errors.ResourceDoesNotExist): client.serving_endpoints.query("broken", inputs=[])
     with pytest.raises(errors.ResourceDoesNotExist, match="no version 99"): client.serving_endpoints.create(
         "late", config=core("99"))
     with pytest.raises(errors.InvalidParameterValue, match="sum 90"): client.serving_endpoints.create(
