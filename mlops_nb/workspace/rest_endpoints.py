@@ -7,7 +7,7 @@ __all__ = ['PREFIX', 'ERROR_SCHEMA', 'ERROR_TEXTS', 'ERRORS', 'ROW', 'FRAME_SCHE
            'INVOCATION_PATHS', 'entity_states', 'config_body', 'endpoint_body', 'summary_body', 'Body', 'EntityBody',
            'RouteBody', 'TrafficBody', 'ConfigBody', 'TagBody', 'InferenceTableBody', 'GatewayBody', 'NewEndpointBody',
            'TagsBody', 'NotificationsBody', 'given', 'add_changes', 'add_answers', 'endpoint_with_id', 'permission_of',
-           'add_rest', 'endpoints_router', 'error_answers', 'invocation_path']
+           'add_rest', 'add_refusals', 'endpoints_router', 'error_answers', 'invocation_path']
 
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #6ad91fb1
 import json
@@ -222,6 +222,13 @@ def add_rest(router: APIRouter, manager: EndpointManager) -> None:
                         "set the workload_size of a served entity, and the inference table of the AI gateway",
                         "NOT_IMPLEMENTED")
 
+    router.patch(f"{PREFIX}/{{name}}/notifications", summary="Set the notifications")(set_notifications)
+    router.get(f"{PREFIX}/{{name}}/openapi", summary="Get the OpenAPI of an endpoint")(open_api)
+    router.put(f"{PREFIX}/{{name}}/rate-limits", include_in_schema=False)(unsupported)
+    router.patch(f"{PREFIX}/{{name}}/telemetry-config", include_in_schema=False)(unsupported)
+
+def add_refusals(router: APIRouter, manager: EndpointManager) -> None:
+    "Add the invocations of endpoints that no worker has loaded; workers answer all others."
     async def not_loaded(name: str) -> None:
         reason = manager.store.endpoint(name).update_message
         if reason:  # a client need not send the request again, as it does after 503
@@ -229,16 +236,12 @@ def add_rest(router: APIRouter, manager: EndpointManager) -> None:
         raise RestError(f"Endpoint '{name}' is not ready: its models are being loaded", "send the request again",
                         "TEMPORARILY_UNAVAILABLE")
 
-    for path in INVOCATION_PATHS: router.post(path, include_in_schema=False)(not_loaded)  # workers answer all others
-    router.patch(f"{PREFIX}/{{name}}/notifications", summary="Set the notifications")(set_notifications)
-    router.get(f"{PREFIX}/{{name}}/openapi", summary="Get the OpenAPI of an endpoint")(open_api)
-    router.put(f"{PREFIX}/{{name}}/rate-limits", include_in_schema=False)(unsupported)
-    router.patch(f"{PREFIX}/{{name}}/telemetry-config", include_in_schema=False)(unsupported)
+    for path in INVOCATION_PATHS: router.post(path, include_in_schema=False)(not_loaded)
 
 def endpoints_router(manager: EndpointManager) -> APIRouter:
     "Return the paths of serving endpoints."
     router = APIRouter(tags=["Serving endpoints"], responses=ERRORS)
-    for add in (add_changes, add_answers, add_rest): add(router, manager)
+    for add in (add_changes, add_answers, add_rest, add_refusals): add(router, manager)
     return router
 
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #366f764e

@@ -191,12 +191,14 @@ def test_pages_import_and_link_what_exists(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", text): assert (page.parent / target).exists(), target
 
 
-def test_only_the_job_that_publishes_names_the_secrets_of_the_online_store(monkeypatch):
-    "Jobs that load a version, which can run any code, name no secret."
+def test_only_the_jobs_that_publish_name_the_secrets_of_the_online_store(monkeypatch):
+    "Tasks that load a version, which can run any code, get no secret: the other tasks of `demo` are jobs of their own."
     monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
     address = "postgresql://me@host/db?password=secrets/online/postgres"
     jobs = load_bundle(ROOT, variables={"online_store": address}).jobs
     named = {key: secrets for key, job in jobs.items() if (secrets := named_secrets(job))}
-    assert named == {"features": {("online", "postgres")}}
+    assert named == {"features": {("online", "postgres")}, "demo": {("online", "postgres")}}
+    own = [task["task_key"] for task in jobs["demo"]["tasks"] if "notebook_task" in task]
+    assert own == ["publish"]
     monkeypatch.setenv("MLOPS_ONLINE_STORE", "redis://host?password=secrets/online/redis")
-    assert {key for key, job in jobs.items() if ("online", "redis") in named_secrets(job)} == {"features"}
+    assert {key for key, job in jobs.items() if ("online", "redis") in named_secrets(job)} == {*named}
