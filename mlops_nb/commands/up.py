@@ -166,19 +166,23 @@ def up(context: typer.Context,
 @up_app.command("token")
 def named_token(name: Annotated[str, typer.Argument(help="Who will use it, such as ann@example.com.")],
                 remove: Annotated[bool, typer.Option("--remove", help="Make the token of this name invalid.")] = False,
+                days: Annotated[float | None, typer.Option(
+                    min=0, help="After how many days it expires. Default: never.")] = None,
                 target: Target = None) -> None:
-    """Make a token for another person or a service, and print it once.
+    """Make a token for another person or a service, and print it once. It has the access of one target.
 
-    Example: [bold]mlops up token ann@example.com[/]"""
+    Examples: [bold]mlops up token ann@example.com[/], [bold]mlops up token ci -t staging --days 30[/]"""
     from mlops_nb.env import load_env
     from mlops_nb.serving.places import make_places
     from mlops_nb.workspace import tokens
-    places = make_places(load_env(target))
+    env = load_env(target)
+    places = make_places(env)
     if remove:
         tokens.remove_token(places, name)
         return show(f"the token of {escape(name)} is no longer valid")
-    print(tokens.make_token(places, name))  # alone on standard output, to be redirected
-    err.print(f"[dim]the token of {escape(name)}; it is not stored, and cannot be shown again[/]", highlight=False)
+    print(tokens.make_token(places, name, env.target, days))  # alone on standard output, to be redirected
+    err.print(f"[dim]the token of {escape(name)} for target {env.target}; it is not stored, and cannot be shown "
+              "again[/]", highlight=False)
 
 # %% ../../nbs/commands/13_up.ipynb #7ae6a6d9
 DOWN_SECONDS = 240  # longer than a workspace takes to finish requests (60 s), end models and write payloads

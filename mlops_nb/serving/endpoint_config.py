@@ -22,12 +22,13 @@ from ..names import check_name
 
 # %% ../../nbs/serving/09_endpoint_config.ipynb #95c4d862
 STATUS_OF_CODE = {"INVALID_PARAMETER_VALUE": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403,
-          "RESOURCE_DOES_NOT_EXIST": 404, "ENDPOINT_NOT_FOUND": 404, "RESOURCE_CONFLICT": 409,
+          "RESOURCE_DOES_NOT_EXIST": 404, "ENDPOINT_NOT_FOUND": 404,
+          "NOT_FOUND": 404, "CATALOG_DOES_NOT_EXIST": 404, "RESOURCE_CONFLICT": 409,
           "RESOURCE_ALREADY_EXISTS": 409, "RESOURCE_EXHAUSTED": 429, "INTERNAL_ERROR": 500, "NOT_IMPLEMENTED": 501,
           "TEMPORARILY_UNAVAILABLE": 503}
 
 class RestError(MlopsError):
-    "A call about an endpoint that cannot be carried out."
+    "A call of the REST API that cannot be carried out."
 
     def __init__(self, message: str, hint: str = "", error_code: str = "INVALID_PARAMETER_VALUE"):
         super().__init__(message, hint)

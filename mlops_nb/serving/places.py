@@ -46,6 +46,9 @@ class WorkspacePlaces:
     def models(self) -> Path: return self.folder / "models"
 
     @property
+    def files(self) -> Path: return self.folder / "files"  # folders, files and notebooks of the workspace
+
+    @property
     def spool(self) -> Path: return self.folder / "spool"
 
     @property

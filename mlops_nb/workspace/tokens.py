@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from ..errors import MlopsError, shorten, unknown
@@ -33,7 +33,7 @@ def change_of_tokens(places: WorkspacePlaces) -> Iterator[None]:
     with store_errors("the workspace file", places.tokens): lock = FileLock(places.folder / "tokens.lock").acquire(30)
     with lock: yield
 
-def load_tokens(places: WorkspacePlaces) -> dict[str, dict]:  # user name -> {sha256, created}
+def load_tokens(places: WorkspacePlaces) -> dict[str, dict]:  # user name -> {sha256, created, target, expires}
     "Return the tokens of a workspace; MlopsError if the file is damaged."
     try: tokens = json.loads(places.tokens.read_text())
     except FileNotFoundError: return {}
@@ -42,10 +42,10 @@ def load_tokens(places: WorkspacePlaces) -> dict[str, dict]:  # user name -> {sh
         return tokens
     raise MlopsError(f"{places.tokens} is damaged", "move it away; `mlops up` then makes a new token for its owner")
 
-def save_token(places: WorkspacePlaces, name: str) -> str:  # the token
+def save_token(places: WorkspacePlaces, name: str, **more: str) -> str:  # more: target, expires; returns the token
     "Make a token for a name, within `change_of_tokens`; an older one of this name is no longer valid."
     token = f"mlops_{secrets.token_urlsafe(32)}"
-    entry = {"sha256": token_digest(token), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    entry = {"sha256": token_digest(token), "created": datetime.now(UTC).isoformat(timespec="seconds"), **more}
     write_private(places.tokens, json.dumps(load_tokens(places) | {name: entry}, indent=1))
     return token
 
@@ -59,14 +59,18 @@ def owner_token(places: WorkspacePlaces, user: str) -> str:
     return token
 
 # %% ../../nbs/workspace/01_tokens.ipynb #f9f560ef
-def make_token(places: WorkspacePlaces, name: str) -> str:
+def make_token(places: WorkspacePlaces, name: str,
+               target: str = "",  # whose catalogs it may read and write; "": those of all targets
+               days: float | None = None) -> str:  # after which it expires; None: never
     "Make a token for another person or service; MlopsError if the name has one."
     if not USER_RULE.fullmatch(name):
         raise MlopsError(f"{shorten(repr(name))} is no name for a token", "write letters, digits, and . @ + - _")
     with change_of_tokens(places):
         if name in load_tokens(places):
             raise MlopsError(f"{name!r} has a token", f"remove it first: mlops up token {name} --remove")
-        return save_token(places, name)
+        expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+        more = {"target": target, "expires": expires.isoformat(timespec="seconds") if expires else ""}
+        return save_token(places, name, **{field: value for field, value in more.items() if value})
 
 def remove_token(places: WorkspacePlaces, name: str) -> None:
     "Make a token invalid; MlopsError with the existing names if there is none for the name."
@@ -78,5 +82,6 @@ def remove_token(places: WorkspacePlaces, name: str) -> None:
 
 # %% ../../nbs/workspace/01_tokens.ipynb #0b9b129a
 def users_by_digest(tokens: Mapping[str, Mapping]) -> dict[str, str]:  # digest -> user name
-    "Return the names by digest, as workers get them."
-    return {entry["sha256"]: name for name, entry in tokens.items()}
+    "Return the names by digest, as workers get them, without those of tokens that have expired."
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {entry["sha256"]: name for name, entry in tokens.items() if entry.get("expires", "9") > now}

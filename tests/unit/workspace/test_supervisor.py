@@ -1,6 +1,5 @@
 """What the control process does beside requests: it watches tokens and payloads."""
 import asyncio
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +15,9 @@ class SmallSupervisor(supervisor.Supervisor):
     "Without processes."
 
     def __init__(self, places, workers):
-        self.places, self.workers, self.users, self.tokens_time = places, workers, {}, 0
-        self.log, self.sockets = supervisor.logging.getLogger("test"), places.folder
-        self.tokens_time = self.read_tokens()
+        self.places, self.workers, self.tokens, self.users, self.passed_on = places, workers, {}, {}, None
+        self.log, self.sockets, self.tokens_time = supervisor.logging.getLogger("test"), places.folder, 0
+        self.read_tokens()
 
     writes = 0
     async def start_writer(self):
@@ -53,7 +52,7 @@ def test_tokens_are_sent_until_all_workers_have_them_and_an_error_does_not_end_t
         watching.cancel()
     asyncio.run(watch())
     assert small.workers.users == {"ann"} and small.writes > 3
-    assert small.tokens_time == os.stat(small.places.tokens).st_mtime_ns
+    assert small.passed_on is small.users
 
 
 def test_a_worker_that_starts_while_tokens_change_gets_the_new_ones(small):
