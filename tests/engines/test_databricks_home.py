@@ -34,14 +34,14 @@ V1, V2 = {"model_name": MODEL, "model_version": "1"}, {"first": f"{MODEL}/1", "s
 DEPLOYED = (("features", {"as_of": "2013-02-20", "online_store": "flights-online"}, None),
             ("train", {"as_of": "2013-02-15"}, None),
             ("batch_inference", {"as_of": "2013-02-15", "replay_days": "2"}, ["inference"]), ("smoke", {}, None),
-            ("inference_log", {"as_of": "2013-02-20"}, None))
+            ("inference_log", {"as_of": "2013-02-20"}, None), ("endpoint_check", {"load_seconds": "1.0"}, None))
 OTHERS = (("monitor", {"as_of": "2013-02-20", "granularity": "1 week"}, None),
-          ("train", {"as_of": "2013-02-16"}, ["train"]), ("compare", V2, None), ("reproduce", V1, None),
+          ("train", {"as_of": "2013-02-16"}, ["train"]), ("compare", V2, None), ("online_experiment", {}, None), ("reproduce", V1, None),
           ("eda", {"as_of": "2013-02-15"}, None),
           ("automl", {"as_of": "2013-02-15", "max_trials": "2", "timeout_minutes": "2"}, None))
 JOBS = DEPLOYED + by_size(OTHERS, ())
-LEFT_OUT = {"19_experiment", "20_endpoint_check"} | by_size(  # notebooks; the stand-in has no endpoint with a model
-    set(), {"10_monitor", "16_compare", "14_reproduce", "01_eda", "11_automl_experiment"})
+LEFT_OUT = by_size(set(), {"10_monitor", "16_compare", "14_reproduce", "01_eda", "11_automl_experiment",
+                           "19_experiment"})  # notebooks
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,9 @@ def test_what_the_notebooks_said(workspace, ran):
     assert ran["07_validate"] == [f"{MODEL} v1 passed 15 checks"]
     assert ran["08_deploy"][0].startswith(f"{MODEL} v1 is Champion: log_loss ")
     endpoint = MODEL.replace(".", "-")
+    served = workspace.client.serving_endpoints.get(endpoint).config.served_entities[0]
     assert ran["08_deploy"][0].endswith(f"; endpoint {endpoint} was created and serves champion v1 (100 %)")
-    assert workspace.endpoints.endpoints[endpoint]["config"]["served_entities"][0]["scale_to_zero_enabled"]
+    assert served.scale_to_zero_enabled and served.entity_version == "1"
     assert re.match(rf"1,\d\d\d rows of 2 days scored by {MODEL} v1", ran["09_batch_inference"][0])
     assert re.match(rf"{MODEL} v1 predicts \d+ rows in \d", ran["17_smoke"][0])  # of the newest day
     assert re.match(r"no requests yet: there is no table dev\.\w+\.late_arrival_payload,", ran["18_inference_log"][0])
@@ -125,11 +126,10 @@ def test_nothing_is_written_beside_the_deployed_files(workspace, ran):
 
 
 def test_a_version_records_the_deployment(workspace, ran):
-    with sqlite3.connect(workspace.state / "registry.db") as registry:
-        tags = dict(registry.execute("select key, value from model_version_tags where version = 1"))
+    with sqlite3.connect(workspace.folder / "home_state/mlflow.db") as store:
+        tags = dict(store.execute("select key, value from model_version_tags where version = 1"))
+        names = {name for name, in store.execute("select name from experiments")}
     assert (tags["git_sha"], tags["git_dirty"]) == (workspace.settings["git_sha"], "unknown")
-    with sqlite3.connect(workspace.state / "tracking.db") as tracking:
-        names = {name for name, in tracking.execute("select name from experiments")}
     assert "/Users/someone@example.com/mlops_nb/dev/late_arrival" in names
     moved = workspace.sql("SELECT DISTINCT moved_by FROM dev.dev_someone_flights.deployment_log")
     assert moved == [["someone@example.com"]]

@@ -1,4 +1,5 @@
 """A notebook as Databricks runs it: an IPython shell whose `dbutils` accepts what the real one accepts, and no more."""
+import base64
 import io
 import json
 import sys
@@ -60,7 +61,11 @@ class Jobs:
 
 
 class Secrets:
-    def get(self, scope, key): raise RuntimeError(f"Secret does not exist with scope: {scope} and key: {key}")
+    def get(self, scope, key):
+        from databricks.sdk import WorkspaceClient
+        from databricks.sdk.errors import NotFound
+        try: return base64.b64decode(WorkspaceClient().secrets.get_secret(scope, key).value).decode()
+        except NotFound as error: raise RuntimeError(f"Secret does not exist with scope: {scope} and key: {key}") from error
 
 
 class Utilities:

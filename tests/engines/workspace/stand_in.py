@@ -1,7 +1,8 @@
 """A stand-in workspace: the files of a deployed bundle, and jobs whose notebooks run as on Databricks.
 
 The scheduler is the project's own: `Home.start` gives each notebook to `cluster.py`, which runs in the environment of
-Apache Spark. The notebooks see only what a deployment copies: no `.git`, no environment, no tests."""
+Apache Spark. The notebooks see only what a deployment copies: no `.git`, no environment, no tests. MLflow's unchanged
+client and databricks-sdk call `mlops up`, as they call a workspace."""
 import fnmatch
 import json
 import os
@@ -9,10 +10,10 @@ import shutil
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
 
-from fake_workspace import Endpoints
+from recorder import Recorder
 from unity_catalog import USER
 
 from mlops_nb.bundle.load import load_bundle
@@ -37,11 +38,9 @@ class Workspace:
         self.files, self.state = folder / "files", folder / "workspace"
         self.bundle, self.said, self.lock = load_bundle(root=root, target=target), [], threading.Lock()
         self.deployed = load_bundle(root=root, target=target, user=USER, deployed=True)
-        self.endpoints = Endpoints()
         self.options = {}  # of the catalog, in every following notebook
         self.settings = self.deployed_settings()
         self.state.mkdir(parents=True)
-        (self.state / "folders.txt").write_text(f"/Shared\n/Users/{USER}\n")
         excluded = (self.bundle.data.get("sync") or {}).get("exclude", [])
         for name in deployed_files(root, excluded):
             target_file = self.files / name
@@ -54,8 +53,7 @@ class Workspace:
             file.rename(moved)
         self.before = self.listing()
         self.install(root)
-        self.server = self.serve()
-        self.process = None
+        self.process = self.home = self.calls = None
 
     def deployed_settings(self) -> dict[str, str]:
         "The values of the job parameter `settings`, as a deployment resolves them."
@@ -74,41 +72,29 @@ class Workspace:
 
     def listing(self) -> list[str]: return sorted(str(file.relative_to(self.files)) for file in self.files.rglob("*"))
 
-    def serve(self):
-        "The parts of the REST API that a notebook calls: who am I, make a folder, and serving endpoints."
-        workspace = self
+    def start_home(self):
+        "Start `mlops up`, which answers the workspace's REST calls, with a token of the target for the user."
+        commands, state = Path(sys.executable).parent, self.folder / "home_state"
+        environment = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ} | {
+            "MLOPS_STATE": str(state), "PYTHONPATH": str(HERE / "packages"), "STAND_IN_SERVES": "1", "TZ": "UTC"}
+        words = [commands / "mlops", "up", "token", USER, "-t", self.target]
+        made = subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        self.token = made.stdout.strip()
+        with (self.folder / "up.log").open("wb") as log:
+            self.home = subprocess.Popen([commands / "mlops", "up", "-t", self.target], cwd=ROOT, env=environment,
+                                         stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        running, end = state / "workspace/workspace.json", time.monotonic() + 60
+        while not running.exists():
+            if self.home.poll() is not None or time.monotonic() > end:
+                raise RuntimeError((self.folder / "up.log").read_text()[-3000:])
+            time.sleep(0.1)
+        self.calls = Recorder(json.loads(running.read_text())["host"]).__enter__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_): ...
-
-            def reply(self, content: dict, status: int = 200):
-                text = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def do_GET(self):
-                if "serving-endpoints" in self.path: return self.endpoint()
-                self.reply({"userName": USER} if "scim" in self.path else {})
-
-            def endpoint(self):
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-                status, content, _ = workspace.endpoints.answer(self.command, self.path, body)
-                self.reply(content, status)
-
-            do_PUT = do_PATCH = do_DELETE = endpoint
-
-            def do_POST(self):
-                if "serving-endpoints" in self.path: return self.endpoint()
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if self.path.endswith("/workspace/mkdirs"):
-                    with (workspace.state / "folders.txt").open("a") as file: file.write(body["path"] + "\n")
-                self.reply({})
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
+    @property
+    def client(self):  # databricks.sdk.WorkspaceClient
+        "The workspace, as its user calls it."
+        from databricks.sdk import WorkspaceClient
+        return WorkspaceClient(host=self.calls.address, token=self.token)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -118,12 +104,13 @@ class Workspace:
         return kept | {
             "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), "STAND_IN_STATE": str(self.state),
             "DATABRICKS_RUNTIME_VERSION": "18.0",
-            "DATABRICKS_HOST": f"http://127.0.0.1:{self.server.server_port}", "DATABRICKS_TOKEN": "x",
+            "DATABRICKS_HOST": self.calls.address, "DATABRICKS_TOKEN": self.token,
             "PYTHONPATH": f"{HERE / 'packages'}:{wheel}", "PYSPARK_PYTHON": str(self.python), "MPLBACKEND": "Agg",
             "SPARK_CONF_DIR": str(HERE.parent / "spark-conf"), "TZ": "UTC", "GIT_CEILING_DIRECTORIES": str(self.folder)}
 
     def start(self):
-        "Start the compute, with the project installed from its wheel."
+        "Start the workspace's REST calls, and the compute with the project installed from its wheel."
+        self.start_home()
         home = self.folder / "home"
         home.mkdir()
         (self.folder / "tmp").mkdir()
@@ -146,8 +133,10 @@ class Workspace:
             self.process.stdin.close()
             self.process.wait(60)
             self.process.stdout.close()
-        self.server.shutdown()
-        self.server.server_close()
+        if self.home:
+            self.calls.__exit__()
+            self.home.terminate()
+            self.home.wait(60)
 
     def ask(self, request: dict) -> dict:
         "Send a request to the compute, and return its answer."
