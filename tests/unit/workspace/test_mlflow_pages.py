@@ -1,40 +1,14 @@
 """The way of a request to MLflow's server: a small server in its place, on a Unix socket."""
 import asyncio
-import subprocess
-import sys
 from dataclasses import replace
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from served import served
+from small_server import start_small
 
 from mlops_nb.workspace.mlflow_pages import last_lines, mlflow_app, pages_environment, start_server
-
-SERVER = """
-import asyncio, os, sys, threading
-from mlops_nb.workspace.mlflow_pages import end_with_input
-threading.Thread(target=end_with_input, daemon=True).start()
-async def app(scope, receive, send):
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    names = b",".join(name for name, _ in scope["headers"])
-    headers = [(b"x-path", scope["raw_path"] + b"?" + scope["query_string"]), (b"x-names", names),
-               (b"x-pid", str(os.getpid()).encode()), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
-    await send({"type": "http.response.start", "status": 418, "headers": headers})
-    await send({"type": "http.response.body", "body": body[::-1], "more_body": True})
-    await send({"type": "http.response.body", "body": b"end"})
-import uvicorn
-uvicorn.run(app, uds=sys.argv[1], log_level="error", lifespan="off")
-"""
-
-
-def start_small(env, folder):
-    with (folder / "log.txt").open("wb") as log:
-        command = [sys.executable, "-c", SERVER, str(folder / "socket")]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)
 
 
 @pytest.fixture(scope="module")
