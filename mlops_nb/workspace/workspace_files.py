@@ -109,6 +109,7 @@ class WorkspaceFiles:
 
     def place(self, path: str) -> Path:  # path: as `object_path` returns it
         "Return where an object of this name is on disk; RestError if a link leads out of the tree."
+        if path == "/": return self.root
         place = self.root / path[1:]
         if place.parent.resolve().is_relative_to(self.root.resolve()) and not place.is_symlink(): return place
         raise RestError(f"Path ({shorten(path)}) leads out of the workspace", "remove the link", "PERMISSION_DENIED")
