@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'CHECKED', 'absolute', 'connect_existing', 'root_of', 'recorded_root', 'is_moved', 'artifact_folder',
-           'spellings', 'mover', 'text_columns', 'move_column', 'move_addresses', 'move_state', 'use_here']
+           'version_files', 'local_path', 'spellings', 'mover', 'text_columns', 'move_column', 'move_addresses',
+           'move_state', 'use_here']
 
 # %% ../nbs/05_addresses.ipynb #fc5db0bc
 import json
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from .errors import MlopsError
 from .local_stores import select_rows, store_error
@@ -56,6 +57,16 @@ def is_moved(state: Path) -> bool:
 def artifact_folder(state: Path) -> Path:
     "Return the folder of the artifacts, by the name that the state's other addresses have."
     return (recorded_root(state) or absolute(state)) / "artifacts"
+
+def version_files(state: Path) -> Path:
+    "Return the folder of the versions that were uploaded to the local workspace: below it are catalog, schema, model."
+    return artifact_folder(state) / "registered_models"
+
+def local_path(address: str | None) -> Path | None:
+    "Return the path in the address of artifacts, a file URI or a path; None for a server or an object store."
+    parts = urlsplit(address or "")
+    path = Path(unquote(parts.path) if parts.scheme == "file" else address or "")
+    return path if parts.scheme in ("", "file") and path.is_absolute() else None
 
 # %% ../nbs/05_addresses.ipynb #e79d1440
 START = r"""(?<![^\s"'(\[{=:,<>])"""  # what can stand before an address: nothing, a space, a quote, a bracket, …

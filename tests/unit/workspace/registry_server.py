@@ -1,0 +1,45 @@
+"""The registry and the Files API of a local workspace on a state of its own, and a model to be registered."""
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+
+from served import served
+
+from mlops_nb.bundle.load import find_root
+from mlops_nb.env import load_env
+from mlops_nb.workspace.app import build_app
+from mlops_nb.workspace.rest_files import files_router
+from mlops_nb.workspace.rest_registry import registry_router
+from mlops_nb.workspace.token_access import Permissions
+
+TARGETS = {"owner": "", "ann": "dev", "ci": "staging"}  # of the tokens; a token's text is its user's name
+
+
+def env_of(state):
+    "The target dev with a state of its own."
+    uri = f"sqlite:///{state / 'mlflow.db'}"
+    return replace(load_env("dev", root=find_root()), state=state, tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def registry_server(env):
+    "The address of the workspace."
+    permissions = Permissions(env.root, lambda: {user: {"target": target} for user, target in TARGETS.items()})
+    users = {sha256(user.encode()).hexdigest(): user for user in TARGETS}
+    with served(build_app(lambda: users, [registry_router(env, permissions), files_router(env, permissions)])) as host:
+        yield host
+
+
+def log_model(env):
+    "Log a model with a signature, and return its address and its run."
+    import mlflow
+    from mlflow.models import infer_signature
+    from sklearn.linear_model import LinearRegression
+    env.use_mlflow()
+    rows = [[0.0], [1.0], [2.0]]
+    model = LinearRegression().fit(rows, [0.0, 2.0, 4.0])
+    experiment = mlflow.create_experiment("/dev/registry", artifact_location=(env.state / "artifacts/dev/r").as_uri())
+    with mlflow.start_run(experiment_id=experiment) as run:
+        info = mlflow.sklearn.log_model(model, name="line", signature=infer_signature(rows, model.predict(rows)),
+                                        pip_requirements=["scikit-learn"], serialization_format="skops")
+    return info.model_uri, run.info.run_id
