@@ -6,7 +6,6 @@ from datetime import timedelta
 import generated
 import pytest
 from databricks.sdk.errors import OperationFailed
-from databricks.sdk.service.jobs import RunResultState
 from deployment import deploy
 from local_workspace import workspace
 from states import ROOT
@@ -70,9 +69,6 @@ def test_the_jobs_of_a_project_run_from_its_deployed_copy_after_it_is_removed(cl
     generated.commit(project)
     ids = deploy(client, state / "workspace/files", project)
     shutil.rmtree(project)
-    run(client, ids["features"])
-    done = run(client, ids["train"])
-    tasks = {task.task_key: client.jobs.get_run_output(task.run_id) for task in done.tasks}
-    called = client.jobs.get_run(tasks["deploy"].run_job_output.run_id)
-    assert (called.job_id, called.state.result_state) == (ids["deploy"], RunResultState.SUCCESS)
-    assert "parcels.days v1" in tasks["train"].notebook_output.result
+    run(client, ids["features"], only=["ingest", "features"])
+    task, = run(client, ids["train"], only=["train"]).tasks  # the whole loop takes a minute
+    assert "parcels.days v1" in client.jobs.get_run_output(task.run_id).notebook_output.result
