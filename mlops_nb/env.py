@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTINGS_PARAMETER', 'ENGINES', 'full_name', 'parse_settings', 'deployed_settings', 'choose_engine', 'private_folder',
            'make_store', 'create_store', 'quiet_mlflow', 'Env', 'locations', 'catalog_list', 'catalogs_of', 'load_env',
-           'folder_env', 'check_lakehouse', 'writer_of', 'env_here']
+           'settings_env', 'folder_env', 'check_lakehouse', 'writer_of', 'env_here']
 
 # %% ../nbs/06_env.ipynb #07753e62
 import json
@@ -50,8 +50,10 @@ def parse_settings(text: str) -> dict[str, str]:  # JSON
     return settings
 
 def deployed_settings(target: str | None = None) -> dict[str, str]:
-    "Return the values of the deployment whose job runs this notebook; empty on a laptop and in a notebook run by hand."
-    settings = parse_settings(task.widget(SETTINGS_PARAMETER, "") or "{}")
+    """Return the values of the deployment whose job runs this notebook; empty in a notebook run by hand.
+
+    A job of the bundle has none on a laptop, where its notebooks read databricks.yml."""
+    settings = parse_settings(task.widget(SETTINGS_PARAMETER, task.context().get(SETTINGS_PARAMETER, "")) or "{}")
     deployed = settings.get("target")
     if target and deployed and target != deployed:
         raise MlopsError(f"parameter target is {target!r}, but this job is deployed for target {deployed!r}",
@@ -252,7 +254,12 @@ def load_env(target: str | None = None,  # None: the default target of databrick
              root: Path | None = None,  # the folder of databricks.yml; None: searched upwards from here
              ) -> Env:
     "Return the settings of a target in this process."
-    settings = deployed_settings(target)
+    return settings_env(deployed_settings(target), target, variables, root)
+
+def settings_env(settings: dict[str, str],  # as `parse_settings` returns them
+                 target: str | None = None, variables: dict | None = None, root: Path | None = None) -> Env:
+    "Return the settings of the target of a deployment."
+    settings = dict(settings)
     user, target = settings.pop("user", None), settings.pop("target", target)
     bundle = load_bundle(root=root, target=target, variables=settings | (variables or {}), user=user)
     engine = choose_engine()

@@ -45,11 +45,12 @@ from mlops_nb.yaml_files import (
 )
 
 # %% auto #0
-__all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'find_root', 'included', 'refuse_duplicates',
-           'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'bundle_name', 'targets_of', 'choose_target',
-           'apply_target', 'refuse_shared_keys', 'job_id', 'with_id', 'bundle_user', 'bundle_git', 'short_user',
-           'workspace_defaults', 'add_defaults', 'reference_scope', 'read_overrides', 'Bundle', 'load_bundle',
-           'with_warnings', 'finish_bundle', 'as_deployed', 'jobs_by_target', 'target_names']
+__all__ = ['FILE', 'TOP_LEVEL', 'TARGET_FIELDS', 'VARIABLE_FIELDS', 'MERGED', 'FIRST_CREATED_JOB', 'find_root', 'included',
+           'refuse_duplicates', 'read_bundle_file', 'add_file', 'read_files', 'unknown_names', 'bundle_name',
+           'targets_of', 'choose_target', 'apply_target', 'refuse_shared_keys', 'is_created', 'job_id', 'with_id',
+           'bundle_user', 'bundle_git', 'short_user', 'workspace_defaults', 'add_defaults', 'reference_scope',
+           'read_overrides', 'Bundle', 'load_bundle', 'with_warnings', 'finish_bundle', 'as_deployed', 'jobs_by_target',
+           'target_names']
 
 # %% ../../nbs/bundle/03_load.ipynb #0eec01c9
 FILE = "databricks.yml"
@@ -194,10 +195,17 @@ def refuse_shared_keys(tree: Node) -> None:
             first[key] = (kind, node)
 
 # %% ../../nbs/bundle/03_load.ipynb #e85761f5
+FIRST_CREATED_JOB = 10**10  # the ids of the jobs of a bundle are below 2**32
+
+def is_created(key: str) -> bool:
+    "Whether the key of a job is the id of a job that the Jobs API has created."
+    return key.isascii() and key.isdecimal() and len(key) <= 18 and int(key) >= FIRST_CREATED_JOB
+
 def job_id(key: str, target: str) -> int:  # positive
     """Return the local id of a job, the value of `${resources.jobs.<key>.id}`.
 
     Each target has its own, as in a workspace that holds the jobs of all targets."""
+    if is_created(key): return int(key)
     return zlib.crc32(f"{target}/{key}".encode()) or 1
 
 # %% ../../nbs/bundle/03_load.ipynb #86c5c918

@@ -30,7 +30,7 @@ def prepare_notebooks(run: Any, stack: ExitStack) -> None:
     "Make what the notebooks of a run share: a temporary folder and, for several tasks, a process with the imports."
     from mlops_nb.jobs import process, warm
     stack.enter_context(process.temporary_folder())
-    if len(run.tasks) < 2: return
+    if len(run.tasks) < 2 or run.home.deployed: return  # deployed code is imported by each notebook anew
     run.home.start = stack.enter_context(warm.warm_for_jobs(run.home.notebook_environment)).start_at_once
 
 WAITING_CODE, INTERRUPTED_CODE = 3, 130  # exit codes; 1: the run failed, 2: the command could not begin
@@ -136,7 +136,8 @@ def list_runs(context: typer.Context, job: Annotated[str | None, typer.Option(he
     "List the runs on this machine, the newest first."
     if context.invoked_subcommand: return
     from mlops_nb.jobs import progress, run_store
-    rows = run_store.list_runs(open_run_store(), job, limit)
+    store = open_run_store()
+    rows = [row | {"job": run_store.job_title(store, row)} for row in run_store.list_runs(store, job, limit)]
     of_job = f" of job {job!r}" if job else ""
     show(progress.runs_table(rows) if rows else
          f"no runs{of_job} yet; start with [bold]make demo[/] or [bold]mlops run features[/]")
@@ -164,10 +165,8 @@ def cancel_run(run_id: RunId,
                    help="End the record of a run of another host or container that does not run any more.")] = False,
                ) -> None:
     "Ask the process of a run on this host to stop, or record the end of a run whose process was killed."
-    from mlops_nb.jobs import run_store, runner
-    run_store.get_run(open_run_store(), run_id)
-    home = make_home(None, {})  # all targets share the state; the target of the run may not exist any more
-    show(runner.cancel(home, run_id, force))
+    from mlops_nb.jobs import runner
+    show(runner.cancel(open_run_store(), run_id, force))
 
 # %% ../../nbs/commands/01_runs.ipynb #ee9e9cb1
 @runs_app.command("open")

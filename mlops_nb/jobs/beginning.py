@@ -48,7 +48,7 @@ def selected_tasks(key: str, job: dict, only: list[str] | None) -> list[dict]:  
 def check_values_of_run(home: Home, key: str, job: dict,  # job: with the selected tasks
                         values: dict, is_called: bool) -> None:  # is_called: by another job
     "Raise an error for values that a task would refuse."
-    check_job_parameters(home.env.root, key, job, values)
+    check_job_parameters(home.bundle.root, key, job, values)
     passed = list(passed_values(home.bundle, key, values, job["tasks"]))
     check_passed(passed)
     check_first_day(values)
@@ -69,12 +69,13 @@ def begin_run(home: Home, key: str,  # of the job
     "Check everything that can be checked without running, and record a new run of a job. An error leaves no run."
     job = home.bundle.job(key)
     refuse_unsupported_tasks(home.bundle, key)
-    check_job_parameters(home.env.root, key, job, given)
+    check_job_parameters(home.bundle.root, key, job, given)
     check_target_parameter(home.bundle.target, key, given)
     tasks = selected_tasks(key, job, only)
 
     def parameters(row: dict) -> dict:  # row: of the new run, with the id and the start time that they may refer to
-        return job_parameters(job, given, make_run(home, key, row["run_id"], tasks, caller).context(row))
+        context = make_run(home, key, row["run_id"], tasks, caller).context(row)
+        return job_parameters(job, given, context, is_deployed=bool(home.deployed))
 
     values = parameters(first_row(home.bundle.target))
     check_values_of_run(home, key, job | {"tasks": tasks}, values, is_called=caller is not None)

@@ -299,6 +299,8 @@ def main(provisioner: type | None = None) -> None:  # as for `notebook_client`
     adopt_orphans()
     attempt.watch(spec.get("timeout_seconds"))
     os.environ["MLOPS_TASK"] = str(attempt.folder)
+    if code := spec.get("code"):  # the kernel imports the packages of this folder first
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
 
     def report(cell: int, total: int) -> None:
         with suppress(OSError):  # without a runner, the attempt is cancelled by its standard input

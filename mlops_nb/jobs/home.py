@@ -69,6 +69,8 @@ class Home:
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
     # (values of a new run, key of the started job, empty for a called one): MlopsError if they are wrong
     check_values: Callable[[list[PassedValue], str], None] = accept_values
+    deployed: Path | None = None  # of jobs that the API has created: the folder of the workspace's files
+    make_called: Callable[[str], "Home"] | None = None  # of the key of a called job; None: this one has all jobs
 
     def __post_init__(self):
         for name, value in self.variables.items(): check_variable(name, str(value), OPTION)
@@ -78,6 +80,15 @@ class Home:
         self.slots = threading.BoundedSemaphore(self.parallel)
         self.destinations = delivery.destinations(self.env.state)
         self.notification_threads = []
+
+    def of_called_job(self, number: int | str) -> tuple["Home", str]:  # with the key of the job
+        "The Home of a job that a task of this one runs."
+        key = self.bundle.job_by_id(number)
+        if not self.make_called: return self, key
+        home = self.make_called(key)
+        home.slots, home.folder, home.display = self.slots, self.folder, self.display
+        home.notification_threads = self.notification_threads
+        return home, key
 
     def prepare_state(self) -> None:
         "Create the state folder; called when everything is checked, so that a misspelt name creates nothing."
@@ -99,6 +110,7 @@ class Home:
         "The environment variables of every notebook; `jobs.tasks.secret_environment` adds those of its job's secrets."
         variables = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
         if self.folder: variables |= folder_variables(self.folder)
+        if self.deployed: variables["GIT_CEILING_DIRECTORIES"] = str(self.deployed)  # deployed files have no repository
         return variables | self.mlflow_variables() | {
             "MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",

@@ -107,7 +107,7 @@ class RunHost:
         "Execute a run to its end. Its result is in the run store, also after an error."
         try:
             with ExitStack() as stack:
-                if len(run.tasks) > 1:
+                if len(run.tasks) > 1 and not run.home.deployed:  # deployed code is imported by each notebook anew
                     warm_process = warm.warm_for_jobs(run.home.notebook_environment)
                     run.home.start = stack.enter_context(warm_process).start_at_once
                 runner.finish_run(run)

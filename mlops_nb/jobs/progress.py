@@ -166,7 +166,7 @@ def run_table(store: run_store.RunStore, run_id: int) -> Group:
     is_told_by_tasks = run_state(run) == run["result_state"]
     add_row("job", "[bold]job[/]", run_state(run), run, "" if is_told_by_tasks else run["state_message"])
     parameters = "  ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
-    title = Text(f"run {run_id}: job {shorten(run['job'])}, target {run['target']}", "italic")
+    title = Text(f"run {run_id}: job {shorten(run_store.job_title(store, run))}, target {run['target']}", "italic")
     return Group(title, table, *([Text(parameters, "dim italic")] if parameters else []), *notes_below(notes))
 
 # %% ../../nbs/jobs/10_progress.ipynb #cd7d7707

@@ -195,7 +195,7 @@ def run_page(store: run_store.RunStore, runs: Path,  # the folder that holds a f
     if not any(task.notebook for task in tasks):
         raise MlopsError(f"run {run_id} has no executed notebook under {runs}", f"its tasks: mlops runs show {run_id}")
     state = progress.run_state(run)
-    title = html.escape(f"Run {run_id}: {shorten(run['job'])}, target {run['target']}")
+    title = html.escape(f"Run {run_id}: {shorten(run_store.job_title(store, run))}, target {run['target']}")
     parameters = ", ".join(f"{name}={shorten(str(value))}" for name, value in json.loads(run["parameters"]).items())
     results, rest = sections(tasks)
     if rest: rest = f"<h2>Definitions and examples of these notebooks</h2>{rest}"

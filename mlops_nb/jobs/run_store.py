@@ -8,7 +8,7 @@ __all__ = ['OWNER', 'SCHEMA', 'ACTIVE', 'STATE_RULE', 'REMOVALS', 'REMOVAL', 'KI
            'insert', 'active_runs', 'record_run', 'take_slot', 'update_run', 'save_task', 'save_deliveries',
            'removal_note', 'removal_text', 'note_of_removal', 'running_error', 'reopen_run', 'holder_text',
            'request_stop', 'is_stop_requested', 'called_runs', 'open_attempts', 'end_killed', 'with_current_state',
-           'with_attempt_state', 'get_run', 'list_runs', 'list_tasks', 'latest_attempts']
+           'with_attempt_state', 'get_run', 'list_runs', 'has_table', 'job_title', 'list_tasks', 'latest_attempts']
 
 # %% ../../nbs/jobs/00_run_store.ipynb #903ef862
 import json
@@ -30,6 +30,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
+from ..bundle.load import is_created
 from ..bundle.schema import KEY_RULE
 from ..errors import MlopsError, unknown
 from ..local_stores import StoreError, check_sqlite, is_absent, select_rows, store_errors
@@ -112,6 +113,9 @@ create table if not exists deliveries (
   detail text not null, time integer not null);
 create table if not exists requests (run_id integer primary key, user_name text not null, token text unique);
 create table if not exists stop_requests (run_id integer primary key, time integer not null);
+create table if not exists created_jobs (
+  job_id integer primary key autoincrement, settings text not null, target text not null, catalogs text not null,
+  creator text not null, created_time integer not null, deleted_time integer);
 create index if not exists runs_by_job on runs (job, target, life_cycle_state);
 """
 ACTIVE = ("PENDING", "QUEUED", "RUNNING", "TERMINATING")
@@ -384,6 +388,17 @@ def list_runs(store: RunStore, job: str | None = None, limit: int = 20) -> list[
     where = "where job = ?" if job else "where ? is null"
     rows = store.rows(f"select * from runs {where} order by run_id desc limit ?", job, limit)
     return [with_current_state(run) for run in rows]
+
+def has_table(store: RunStore, name: str) -> bool:
+    "Whether the file has a table; one that an older version has written can miss it until the next run."
+    return bool(store.rows("select 1 from sqlite_master where name = ?", name))
+
+def job_title(store: RunStore, run: dict) -> str:
+    "The job of a run for a person: its key in the bundle, or the name and the id of one that the Jobs API has created."
+    if not is_created(run["job"]): return run["job"]
+    rows = store.rows("select settings from created_jobs where job_id = ?", int(run["job"]))
+    name = json.loads(rows[0]["settings"]).get("name") if rows else ""
+    return f"{name} ({run['job']})" if name else run["job"]
 
 def list_tasks(store: RunStore, run_id: int) -> list[dict]:
     "Every attempt of every task of a run, in the order of their start."

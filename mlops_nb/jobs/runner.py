@@ -47,14 +47,17 @@ def task_spec(step: Step, notebook: str, parameters: dict,
     "The content of an attempt's task.json; a notebook reads it through `mlops_nb.task`."
     run = step.run
     values = {task["task_key"]: run.record.values(task["task_key"]) for task in run.tasks}
-    return {"run_id": run.run_id, "job": run.key, "task_key": step.key, "attempt": step.attempt, "notebook": notebook,
+    spec = {"run_id": run.run_id, "job": run.key, "task_key": step.key, "attempt": step.attempt, "notebook": notebook,
             "notebook_parameters": parameters, "parameters": run.parameters, "values": values,
             "withheld_secrets": withheld_secrets, "timeout_seconds": step.task.get("timeout_seconds") or None}
+    if not run.home.deployed: return spec
+    return spec | {"settings": run.parameters.get("settings", ""), "code": str(run.home.env.root)}
 
 def run_notebook(step: Step) -> Outcome:
     "Execute the task's notebook in its own process, as soon as a slot is free."
     run, notebook_task = step.run, step.task["notebook_task"]
-    notebook = notebook_file(run.home.env.root, notebook_task["notebook_path"], run.home.bundle.data.get("sync"))
+    bundle = run.home.bundle
+    notebook = notebook_file(bundle.root, notebook_task["notebook_path"], bundle.data.get("sync"))
     parameters = typed_parameters(notebook, step.resolve(notebook_task.get("base_parameters", {})), run.parameters)
     parameters_json = json.dumps(parameters, default=str)
     step.save(resolved_values=parameters_json)
@@ -104,14 +107,14 @@ def run_element(step: Step) -> Outcome:  # of the last attempt
 
 # %% ../../nbs/jobs/09_runner.ipynb #6c6aa5cc
 def run_child(step: Step) -> Outcome:
-    "Run another job of the bundle. A repair continues the called run that did not succeed."
+    "Run another job. A repair continues the called run that did not succeed."
     run, spec = step.run, step.resolve(step.task["run_job_task"])
-    key, given = run.home.bundle.job_by_id(spec["job_id"]), spec.get("job_parameters", {})
+    (home, key), given = run.home.of_called_job(spec["job_id"]), spec.get("job_parameters", {})
     step.save(resolved_values=json.dumps(given))
     earlier = earlier_child(step, key, given)
     if earlier: step.save(child_run_id=earlier["run_id"])
     if earlier and earlier["result_state"] in SUCCESS_STATES: return Outcome("SUCCESS", earlier["state_message"])
-    child = reopen(run.home, earlier["run_id"], step) if earlier else begin_run(run.home, key, given, step)
+    child = reopen(home, earlier["run_id"], step) if earlier else begin_run(home, key, given, step)
     with run.stop_signal.forwarded_to(child.stop_signal.stop): result = finish_run(child)
     message = child.record.row["state_message"]
     if result in SUCCESS_STATES: return Outcome("SUCCESS", message)
@@ -257,33 +260,33 @@ def reopen(home: Home, run_id: int, caller: Step | None = None,
     "Prepare an ended or killed run to run tasks again: by default those that failed and those that depend on them."
     tasks = tasks_to_repair(home.bundle, run_store.get_run(home.store, run_id))  # an error changes nothing
     row = run_store.reopen_run(home.store, run_id, force)
-    end_open_attempts(home, run_id)
+    end_open_attempts(home.store, run_id)
     run = make_run(home, row["job"], run_id, tasks, caller, json.loads(row["parameters"]))
     latest = run_store.latest_attempts(home.store, run_id)
     restore_record(run.record, tasks, latest, again)
     return run
 
-def end_open_attempts(home: Home, run_id: int) -> None:
+def end_open_attempts(store: run_store.RunStore, run_id: int) -> None:
     "Kill the processes that a killed run has left on this machine, and write the end of its attempts."
-    for task in run_store.open_attempts(home.store, run_id):
-        run_folder = home.env.state / "runs" / str(task["run_id"])
+    for task in run_store.open_attempts(store, run_id):
+        run_folder = store.path.parent / "runs" / str(task["run_id"])
         end_strays(run_store.folder_of_attempt(run_folder, task["task_key"], task["attempt_number"]))
-    run_store.end_killed(home.store, run_id)
+    run_store.end_killed(store, run_id)
 
-def cancel(home: Home, run_id: int,
+def cancel(store: run_store.RunStore, run_id: int,
            force: bool = False) -> str:  # what was done; force: also if the run may run on another host
     "End a run early: ask its process on this host to stop, or record the end of a run that has no living process."
-    row = home.store.rows("select * from runs where run_id = ?", run_id)[:1]
-    run = run_store.get_run(home.store, run_id)
+    row = store.rows("select * from runs where run_id = ?", run_id)[:1]
+    run = run_store.get_run(store, run_id)
     if row[0]["life_cycle_state"] not in run_store.ACTIVE:
         raise MlopsError(f"run {run_id} has ended: {run['result_state']}", "only a run without an end can be cancelled")
     if run["liveness"] == "alive":
-        run_store.request_stop(home.store, run_id)
+        run_store.request_stop(store, run_id)
         return f"run {run_id} was asked to stop; its running tasks end as CANCELED"
     if run["liveness"] == "unknown" and not force:
         raise run_store.running_error(run, f"mlops runs cancel {run_id}")
-    end_open_attempts(home, run_id)
-    run_store.update_run(home.store, run_id, life_cycle_state="TERMINATED", result_state="CANCELED",
+    end_open_attempts(store, run_id)
+    run_store.update_run(store, run_id, life_cycle_state="TERMINATED", result_state="CANCELED",
                          state_message="cancelled after its process had ended", end_time=run_store.now())
     return f"run {run_id} is recorded as CANCELED"
 

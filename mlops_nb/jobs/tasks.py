@@ -94,10 +94,10 @@ def check_job_parameters(root: Path, key: str, job: dict, given: dict) -> None:
 
 def job_parameters(job: dict,
                    given: dict,  # by --param, or by a run_job_task
-                   context: dict) -> dict:  # name -> string
+                   context: dict, is_deployed: bool = False) -> dict:  # name -> string
     "The parameters of a run: the given values, and the defaults with their references resolved."
     defaults = {parameter["name"]: parameter["default"] for parameter in job.get("parameters", [])}
-    defaults.pop(SETTINGS_PARAMETER, None)  # the values of a deployment: here the notebooks read databricks.yml
+    if not is_deployed: defaults.pop(SETTINGS_PARAMETER, None)  # here the notebooks read databricks.yml
     return references.resolve_references(defaults | given, context)
 
 # %% ../../nbs/jobs/07_tasks.ipynb #2bfca05e

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_ID', 'Id', 'OLDER_PARAMETERS', 'LONGEST_TOKEN', 'JOB_CALLS', 'JobsRoute', 'RunNow', 'checked_parameters',
-           'RunNumber', 'CancelAll', 'Repair', 'page_number', 'check_limit', 'JobsApi', 'jobs_router', 'job_service']
+           'RunNumber', 'CancelAll', 'Repair', 'page_number', 'check_limit', 'Reset', 'Update', 'JobNumber',
+           'JobAccess', 'JobsApi', 'jobs_router', 'job_service']
 
 # %% ../../nbs/workspace/09_rest_jobs.ipynb #31017b60
 from collections.abc import Callable
@@ -19,13 +20,18 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from pydantic import Field
 
+from ..bundle.load import is_created
 from ..bundle.references import parameter_text
+from ..env import SETTINGS_PARAMETER
 from ..errors import MissingError, MlopsError, shorten
 from ..identity import running_user
 from ..job_homes import job_home
 from ..jobs.api_bodies import has_ended, listed_job
-from ..jobs.job_service import JobService
+from ..jobs.created_jobs import change_job, create_job, get_created, updated_settings
+from ..jobs.deployed_jobs import called_ids
+from ..jobs.job_service import JobOwner, JobService
 from ..serving.endpoint_config import RestError
+from ..temporary_catalogs import permanent_catalog
 from .api_errors import error_response
 
 # %% ../../nbs/workspace/09_rest_jobs.ipynb #f49d02f1
@@ -109,16 +115,105 @@ def check_limit(limit: int, most: int) -> int:
     raise MlopsError(f"limit is {limit}", f"send a number from 1 to {most}")
 
 # %% ../../nbs/workspace/09_rest_jobs.ipynb #b672936a
+@dataclass
+class Reset:
+    "The body of `reset`."
+    job_id: Id
+    new_settings: dict[str, Any]
+
+@dataclass
+class Update:
+    "The body of `update`."
+    job_id: Id
+    new_settings: dict[str, Any] | None = None
+    fields_to_remove: list[str] | None = None
+
+@dataclass
+class JobNumber:
+    "The body of calls for one job."
+    job_id: Id
+
+@dataclass
+class JobAccess:
+    "Which jobs the user of a request may run and change. All may see them."
+    service: JobService
+    permissions: Any = None  # workspace.token_access.Permissions; None: no limits
+
+    def check(self, request: Request, job: JobOwner) -> None:
+        "Raise RestError unless the job writes only what the user may write, and is nobody else's."
+        if self.permissions is None: return
+        access, catalogs = self.permissions.of_request(request), job.catalogs
+        if catalogs is None: catalogs = self.permissions.targets().get(job.target, {}).get("write")
+        may_write = catalogs is not None and {permanent_catalog(one.lower()) for one in catalogs} <= access.write
+        if access.target and not may_write:
+            raise self._refusal(access, job, f"the token is of target {access.target!r}, which writes: "
+                                             f"{', '.join(sorted(access.write)) or 'nothing'}")
+        if job.creator not in ("", access.user) and access.user != self.service.owner:
+            raise self._refusal(access, job, f"it is a job of {job.creator!r}")
+
+    def _refusal(self, access: Any, job: JobOwner, reason: str) -> RestError:
+        return RestError(f"User {access.user!r} does not have Manage Run on job {job.key!r} of target {job.target!r}",
+                         reason, "PERMISSION_DENIED")
+
+    def check_run(self, request: Request, number: int) -> None:  # number: of a run
+        "Raise RestError unless the user may run the job of a run."
+        self.check(request, self.service.job_of_run(self.service.job_row(number)))
+
 class JobsApi:
     "The calls of the Jobs API. FastAPI runs each in a thread, since none is a coroutine."
 
-    def __init__(self, service: JobService): self.service = service
+    def __init__(self, service: JobService, permissions: Any = None):  # permissions: as of `JobAccess`
+        self.service, self.access = service, JobAccess(service, permissions)
+
+    def accepted(self, request: Request, settings: dict, job: JobOwner | None = None) -> JobOwner:
+        "Where a job with these settings writes. MlopsError if they are wrong, or more than the user may do."
+        place = self.service.place(settings, job.key if job else "job")
+        self.access.check(request, place)
+        for number in called_ids(settings): self.access.check(request, self.service.job(int(number)))
+        return place
+
+    def changeable(self, request: Request, number: int) -> JobOwner:
+        "A created job that the user may change. RestError for a job of the bundle."
+        job = self.service.job(number)
+        if not is_created(job.key):
+            raise RestError(f"job {number} ({job.key}) of the local workspace is declared in the bundle",
+                            "change resources/*.yml: the next request sees it", "NOT_IMPLEMENTED")
+        self.access.check(request, job)
+        return job
+
+    def create_job(self, body: dict[str, Any], request: Request) -> dict:
+        "Create a job beside those of the bundle. Access lists have no meaning here: it is its creator's."
+        settings = {name: value for name, value in body.items() if name != "access_control_list"}
+        place, user = self.accepted(request, settings), getattr(request.state, "user", "") or self.service.owner
+        return {"job_id": create_job(self.service.store, settings, place.target, place.catalogs or (), user)}
+
+    def reset_job(self, body: Reset, request: Request) -> dict:
+        "Replace all settings of a created job."
+        return self.change(request, self.changeable(request, body.job_id), body.new_settings)
+
+    def update_job(self, body: Update, request: Request) -> dict:
+        "Replace or remove some settings of a created job."
+        job = self.changeable(request, body.job_id)
+        old = get_created(self.service.store, body.job_id).settings
+        return self.change(request, job, updated_settings(old, body.new_settings or {}, body.fields_to_remove or ()))
+
+    def change(self, request: Request, job: JobOwner, settings: dict) -> dict:
+        "Store new settings of a job if they are right."
+        place = self.accepted(request, settings, job)
+        change_job(self.service.store, int(job.key), settings, place.target, place.catalogs or ())
+        return {}
+
+    def delete_job(self, body: JobNumber, request: Request) -> dict:
+        "Delete a created job; its active runs are asked to stop."
+        self.changeable(request, body.job_id)
+        self.service.delete_job(body.job_id)
+        return {}
 
     def list_jobs(self, limit: int = 20, name: str | None = None, page_token: str | None = None, offset: Id = 0,
                   expand_tasks: bool = False) -> dict:
-        "The jobs of all targets."
+        "The jobs of all targets, and those that were created."
         start = page_number(page_token, offset)
-        bodies = [body for body in self.service.jobs().bodies()
+        bodies = [body for body in self.service.bodies()
                   if name is None or body["settings"]["name"].lower() == name.lower()]
         end = start + check_limit(limit, 100)
         answer = {"jobs": [listed_job(body, expand_tasks) for body in bodies[start:end]], "has_more": end < len(bodies)}
@@ -126,14 +221,16 @@ class JobsApi:
 
     def get_job(self, job_id: Id) -> dict:
         "One job."
-        jobs = self.service.jobs()
-        jobs.with_id(job_id)
-        return next(body for body in jobs.bodies() if body["job_id"] == job_id)
+        return self.service.body(job_id)
 
     def run_now(self, body: RunNow, request: Request) -> dict:
         "Start a run; the answer comes as soon as it is recorded."
         queued = None if body.queue is None else bool(body.queue.get("enabled", True))
-        number = self.service.run_now(body.job_id, checked_parameters(body), only=body.only, queued=queued,
+        job, given = self.service.job(body.job_id), checked_parameters(body)
+        self.access.check(request, job)
+        if is_created(job.key) and SETTINGS_PARAMETER in given:
+            self.access.check(request, self.service.place_of_run(body.job_id, given))
+        number = self.service.run_now(body.job_id, given, only=body.only, queued=queued,
                                       user=getattr(request.state, "user", ""), token=body.idempotency_token or "")
         return {"run_id": number, "number_in_job": number}
 
@@ -161,30 +258,37 @@ class JobsApi:
         "What the notebook of a task returned, or its error."
         return self.service.run(run_id, str(request.base_url)).output(run_id)
 
-    def cancel(self, body: RunNumber) -> dict:
+    def cancel(self, body: RunNumber, request: Request) -> dict:
         "Ask a run to stop."
+        self.access.check_run(request, body.run_id)
         self.service.cancel(body.run_id)
         return {}
 
-    def cancel_all(self, body: CancelAll) -> dict:
-        "Ask all active runs of a job to stop."
+    def cancel_all(self, body: CancelAll, request: Request) -> dict:
+        "Ask all active runs of a job to stop; without a job all queued runs of the jobs that the user may run."
         if body.job_id is None and not body.all_queued_runs:
             raise MlopsError("job_id is missing", "send it, or all_queued_runs")
-        if body.job_id is not None: self.service.jobs().with_id(body.job_id)
-        self.service.cancel_all(body.job_id, body.all_queued_runs)
+        if body.job_id is not None: self.access.check(request, self.service.job(body.job_id))
+        def is_allowed(row: dict) -> bool:
+            try: self.access.check(request, self.service.job_of_run(row))
+            except RestError: return False
+            return True
+        self.service.cancel_all(body.job_id, body.all_queued_runs, is_allowed)
         return {}
 
-    def repair(self, body: Repair) -> dict:
+    def repair(self, body: Repair, request: Request) -> dict:
         "Run tasks of an ended run again, with the parameters of the run."
         if body.job_parameters:
             raise MlopsError("a repair uses the parameters of its run", "start a new run to change them: run-now")
         if bool(body.rerun_tasks) == body.rerun_all_failed_tasks:
             raise MlopsError("send either rerun_tasks or rerun_all_failed_tasks")
+        self.access.check_run(request, body.run_id)
         names = body.rerun_tasks or None
         return {"repair_id": self.service.repair(body.run_id, names, body.rerun_dependent_tasks, body.latest_repair_id)}
 
-    def delete_run(self, body: RunNumber) -> dict:
+    def delete_run(self, body: RunNumber, request: Request) -> dict:
         "Remove a run that has ended."
+        self.access.check_run(request, body.run_id)
         self.service.delete(body.run_id)
         return {}
 
@@ -194,9 +298,8 @@ class JobsApi:
         return {"views": [view]}
 
     def refuse(self) -> dict:
-        "The answer for calls that would change the declaration of a job."
-        raise RestError("the jobs of the local workspace are declared in the bundle",
-                        "change resources/*.yml: the next request sees it; a run is started by run-now",
+        "The answer for a run without a job."
+        raise RestError("the local workspace runs jobs only", "create a job, and start it by run-now",
                         "NOT_IMPLEMENTED")
 
     def page(self, run_id: Id) -> HTMLResponse:
@@ -212,11 +315,12 @@ JOB_CALLS = (("GET", "list", "list_jobs"), ("GET", "get", "get_job"), ("POST", "
              ("GET", "runs/get-output", "get_output"), ("GET", "runs/export", "export"),
              ("POST", "runs/cancel", "cancel"), ("POST", "runs/cancel-all", "cancel_all"),
              ("POST", "runs/repair", "repair"), ("POST", "runs/delete", "delete_run"),
-             *(("POST", name, "refuse") for name in ("create", "update", "reset", "delete", "runs/submit")))
+             ("POST", "create", "create_job"), ("POST", "reset", "reset_job"), ("POST", "update", "update_job"),
+             ("POST", "delete", "delete_job"), ("POST", "runs/submit", "refuse"))
 
-def jobs_router(service: JobService) -> APIRouter:
+def jobs_router(service: JobService, permissions: Any = None) -> APIRouter:  # permissions: as of `JobAccess`
     "The routes of the Jobs API, in the versions that clients ask for, and the pages of runs."
-    api, router = JobsApi(service), APIRouter(route_class=JobsRoute, tags=["jobs"])
+    api, router = JobsApi(service, permissions), APIRouter(route_class=JobsRoute, tags=["jobs"])
     for version in ("2.2", "2.1"):
         for method, path, name in JOB_CALLS:
             router.add_api_route(f"/api/{version}/jobs/{path}", getattr(api, name), methods=[method],

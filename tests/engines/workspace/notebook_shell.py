@@ -65,7 +65,8 @@ class Secrets:
         from databricks.sdk import WorkspaceClient
         from databricks.sdk.errors import NotFound
         try: return base64.b64decode(WorkspaceClient().secrets.get_secret(scope, key).value).decode()
-        except NotFound as error: raise RuntimeError(f"Secret does not exist with scope: {scope} and key: {key}") from error
+        except NotFound as error:
+            raise RuntimeError(f"Secret does not exist with scope: {scope} and key: {key}") from error
 
 
 class Utilities:

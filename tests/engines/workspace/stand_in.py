@@ -3,7 +3,6 @@
 The scheduler is the project's own: `Home.start` gives each notebook to `cluster.py`, which runs in the environment of
 Apache Spark. The notebooks see only what a deployment copies: no `.git`, no environment, no tests. MLflow's unchanged
 client and databricks-sdk call `mlops up`, as they call a workspace."""
-import fnmatch
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from deployment import deployed_files
 from recorder import Recorder
 from unity_catalog import USER
 
@@ -20,14 +20,6 @@ from mlops_nb.bundle.load import load_bundle
 from mlops_nb.jobs.execute import Outcome
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
-
-
-def deployed_files(root: Path, excluded: list[str]) -> list[str]:
-    "What a deployment copies: the files that git does not ignore, without those of `sync.exclude`."
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [name for name in listed if (root / name).is_file() and not any(
-        fnmatch.fnmatch(name, pattern) or name.startswith(pattern.rstrip("*/") + "/") for pattern in excluded)]
 
 
 class Workspace:

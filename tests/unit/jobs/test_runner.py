@@ -543,12 +543,12 @@ def test_a_run_of_another_host_keeps_its_slot_until_it_is_cancelled_by_force(pro
     assert "host elsewhere" in message and "mlops runs cancel 1 --force" in message
     assert progress.run_state(run_store.get_run(home.store, 1)) == "UNKNOWN"
     with pytest.raises(MlopsError, match="may still run.*\n.*mlops repair 1 --force"): runner.reopen(home, 1)
-    with pytest.raises(MlopsError, match="may still run.*\n.*mlops runs cancel 1 --force"): runner.cancel(home, 1)
-    runner.cancel(home, 1, force=True)
+    with pytest.raises(MlopsError, match="may still run.*\n.*mlops runs cancel 1 --force"): runner.cancel(home.store, 1)
+    runner.cancel(home.store, 1, force=True)
     row, = run_store.list_tasks(home.store, 1)
     assert (row["life_cycle_state"], row["result_state"], bool(row["end_time"])) == ("TERMINATED", "FAILED", True)
     assert run_store.get_run(home.store, 1)["result_state"] == "CANCELED"
-    with pytest.raises(MlopsError, match="run 1 has ended: CANCELED"): runner.cancel(home, 1)
+    with pytest.raises(MlopsError, match="run 1 has ended: CANCELED"): runner.cancel(home.store, 1)
     assert runner.finish_run(beginning.begin_run(home, "job", {})) == "SUCCESS"
 
 

@@ -1,73 +1,31 @@
 """The Jobs API as databricks-sdk sees it: a real client, a real server, real notebooks of a small bundle."""
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 
 import httpx
 import pytest
-from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import InvalidParameterValue, NotImplemented, ResourceDoesNotExist
-from databricks.sdk.service.jobs import QueueSettings, RunLifeCycleState, RunResultState, TerminationCodeCode
+from databricks.sdk.service.jobs import (
+    JobSettings,
+    QueueSettings,
+    RunLifeCycleState,
+    RunResultState,
+    TerminationCodeCode,
+)
 from fastapi import FastAPI
 from served import served
+from served_jobs import tasks_of, until_stopped
 from waiting import wait_until
 
 from mlops_nb.bundle.load import job_id
 from mlops_nb.jobs import run_store, runner
 from mlops_nb.jobs.execute import Outcome
-from mlops_nb.jobs.job_service import JobService
 from mlops_nb.workspace.api_errors import add_error_answers
-from mlops_nb.workspace.rest_identity import identity_router
 from mlops_nb.workspace.rest_jobs import jobs_router
 
 SUCCESS, SECONDS = RunResultState.SUCCESS, timedelta(seconds=60)
-
-
-@pytest.fixture
-def service(project):
-    def make_home(target, variables, job): return project.home(target=target or "dev")
-    service = JobService(project.root, project.root / ".mlops", make_home, "ana")
-    yield service
-    assert service.close(10) == []
-
-
-@pytest.fixture
-def client(service):
-    app = FastAPI()
-
-    @app.middleware("http")
-    async def name_requester(request, call_next):
-        request.state.user = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return await call_next(request)
-
-    for router in (jobs_router(service), identity_router()): app.include_router(router)
-    add_error_answers(app)
-    with served(app) as host: yield WorkspaceClient(host=host, token="ben")
-
-
-@pytest.fixture
-def acts(monkeypatch):
-    "What each task does: task_key -> function of its step; other tasks succeed."
-    behaviour = {}
-
-    def run_notebook(step): return behaviour.get(step.task["task_key"], lambda step: Outcome("SUCCESS"))(step)
-
-    monkeypatch.setitem(runner.TASK_RUNNERS, "notebook_task", run_notebook)
-    return behaviour
-
-
-def tasks_of(project, *keys):
-    "A chain of tasks with a trivial notebook."
-    notebook = project.notebook("any", "1", parameters="as_of: str = 'latest'")
-    return [{"task_key": key, "notebook_task": notebook, "depends_on": [{"task_key": before}] if before else []}
-            for before, key in zip(("", *keys), keys, strict=False)]
-
-
-def until_stopped(step):
-    while not step.run.stop_signal.reason: time.sleep(0.01)
-    return Outcome("CANCELED", "stopped")
 
 
 def running_fit(project, client, acts, service) -> int:
@@ -147,7 +105,12 @@ def test_a_mistake_is_refused_with_the_reason_and_starts_nothing(project, client
 
 @pytest.mark.slow
 def test_what_would_change_a_declaration_is_refused(project, client):
-    with pytest.raises(NotImplemented, match="declared in the bundle"): client.jobs.create(name="x")
+    project.job("fit", tasks_of(project, "a"))
+    for call in (client.jobs.reset, client.jobs.update):
+        with pytest.raises(NotImplemented, match="declared in the bundle"):
+            call(job_id("fit", "dev"), new_settings=JobSettings(name="x"))
+    with pytest.raises(NotImplemented, match="declared in the bundle"): client.jobs.delete(job_id("fit", "dev"))
+    with pytest.raises(NotImplemented, match="create a job"): client.jobs.submit(run_name="x")
     with pytest.raises(ResourceDoesNotExist): client.jobs.get(7)
     with pytest.raises(ResourceDoesNotExist): client.jobs.get_run_output(7)
 
@@ -205,7 +168,7 @@ def test_a_run_is_cancelled_and_repaired(project, client, acts, service):
 def test_the_command_line_and_the_api_see_and_stop_the_same_runs(project, client, acts, service):
     from mlops_nb.jobs import beginning
     ours = running_fit(project, client, acts, service)
-    runner.cancel(project.home(), ours)  # as `mlops runs cancel` does
+    runner.cancel(project.home().store, ours)  # as `mlops runs cancel` does
     wait_until(lambda: client.jobs.get_run(ours).state.result_state is RunResultState.CANCELED)
     theirs = beginning.begin_run(project.home(), "fit", {})
     thread = threading.Thread(target=runner.finish_run, args=(theirs,))
