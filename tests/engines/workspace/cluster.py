@@ -24,6 +24,18 @@ def session(address: str):
     return SparkSession.builder.remote(address).create()
 
 
+def feature_dependencies(model_folder: str) -> str:
+    "What Databricks' own build of MLflow records of a model that its feature client has logged."
+    file = next(Path(model_folder).rglob("feature_spec.yaml"), None)
+    return file.read_text() if file else ""
+
+
+def use_own_build_of_mlflow() -> None:
+    "MLflow from PyPI refuses to register a model of the feature client; the one of the runtime does not."
+    from mlflow.store._unity_catalog.registry import rest_store
+    rest_store.get_feature_dependencies = feature_dependencies
+
+
 def answer(request: dict, address: str) -> dict:
     "Run a notebook, or a SQL statement, in this process."
     began = time.monotonic()
@@ -61,6 +73,7 @@ def main() -> None:
     from mlops_nb.data.session import start_spark
     server, address = start_spark()
     for name in PACKAGES: importlib.import_module(name)
+    use_own_build_of_mlflow()
     for name in [name for name in sys.modules if name.split(".")[0] == "mlops_nb"]: del sys.modules[name]
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin: print(json.dumps(forked(json.loads(line), address)), file=replies, flush=True)

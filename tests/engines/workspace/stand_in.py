@@ -95,7 +95,7 @@ class Workspace:
         wheel = self.folder / "wheel"
         return kept | {
             "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), "STAND_IN_STATE": str(self.state),
-            "DATABRICKS_RUNTIME_VERSION": "18.0",
+            "DATABRICKS_RUNTIME_VERSION": "18.0", "STAND_IN_ONLINE_STORE": str(self.folder / "home_state/online.db"),
             "DATABRICKS_HOST": self.calls.address, "DATABRICKS_TOKEN": self.token,
             "PYTHONPATH": f"{HERE / 'packages'}:{wheel}", "PYSPARK_PYTHON": str(self.python), "MPLBACKEND": "Agg",
             "SPARK_CONF_DIR": str(HERE.parent / "spark-conf"), "TZ": "UTC", "GIT_CEILING_DIRECTORIES": str(self.folder)}
