@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['pages_of_privileges', 'effective_privileges', 'missing_privileges', 'grant_hint', 'lacking', 'target_access',
-           'catalog_failure', 'check_catalog', 'check_own_catalog', 'schema_in_list', 'check_listed_catalogs',
-           'schema_of_target', 'missing_schema_result', 'check_schema_of_target', 'write_schema']
+           'access_of_bundle', 'catalog_failure', 'check_catalog', 'check_own_catalog', 'schema_in_list',
+           'check_listed_catalogs', 'schema_of_target', 'missing_schema_result', 'check_schema_of_target',
+           'write_schema']
 
 # %% ../nbs/22_catalog_checks.ipynb #d0c80003
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,11 +66,19 @@ def lacking(subject: str, probe: WorkspaceProbe, kind: str, name: str, privilege
 
 # %% ../nbs/22_catalog_checks.ipynb #d0c80007
 def target_access(probe: WorkspaceProbe) -> list[Access]:  # of the probe's target, then of the others
-    "Return which catalogs each target reads and writes."
-    targets = access_of_all(probe.bundle)
+    "Return which catalogs each target reads and writes; the bundle is read once for all steps."
+    probe.access = probe.access or access_of_bundle(probe)
+    return probe.access
+
+def access_of_bundle(probe: WorkspaceProbe) -> list[Access]:
+    "Return the access of all targets; of a bundle that does not name its workers, that of this target."
+    targets, values = access_of_all(probe.bundle), probe.bundle.variables
     if targets: return targets
-    raise MlopsError("the bundle does not say which catalogs its targets use",
-                     "define the variables catalog, schema and workers in databricks.yml")
+    if not (values.get("catalog") and values.get("schema")):
+        raise MlopsError("the bundle names no catalog and schema", "define the variables catalog and schema")
+    catalog, schema = (str(values[name]).lower() for name in ("catalog", "schema"))
+    read, write = (tuple(values.get(name) or [catalog]) for name in ("read", "write"))
+    return [Access(probe.bundle.target, catalog, schema, read, write, "", "", probe.user)]
 
 def catalog_failure(subject: str, name: str, error: DatabricksError, probe: WorkspaceProbe) -> CheckResult:
     "The result for a catalog that the workspace does not show to this user."

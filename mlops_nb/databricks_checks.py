@@ -16,7 +16,7 @@ from typing import Any
 
 from databricks.sdk.errors import NotFound
 
-from .bundle.load import as_deployed, load_bundle
+from .bundle.load import load_bundle
 from mlops_nb.catalog_checks import (
     check_listed_catalogs,
     check_own_catalog,
@@ -24,7 +24,7 @@ from mlops_nb.catalog_checks import (
     schema_of_target,
     write_schema,
 )
-from .doctor import CheckResult
+from .doctor import CheckResult, answer_within
 from .errors import counted
 from .folder_checks import check_deployment_folder, check_experiments_folder, write_experiment, write_folder
 from .jobs.tasks import secrets_in
@@ -42,8 +42,7 @@ def check_bundle(probe: WorkspaceProbe) -> Iterator[CheckResult]:
 def check_user(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check the login, and load the bundle as this user deploys it."
     yield from check_identity(probe)
-    if probe.bundle and probe.user: probe.bundle = load_bundle(target=probe.target, user=probe.user)
-    if probe.bundle: probe.bundle = as_deployed(probe.bundle)
+    if probe.bundle: probe.bundle = load_bundle(target=probe.target, user=probe.user or None, deployed=True)
 
 # %% ../nbs/25_databricks_checks.ipynb #d0cb0007
 def warehouses_needed(node: Any, path: str = "") -> Iterator[tuple[str, str]]:  # where, and the id, which may be empty
@@ -88,8 +87,10 @@ def check_registry(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check that MLflow's client can search registered models in Unity Catalog."
     from mlflow import MlflowClient
     uri = probe.uri.replace("databricks", "databricks-uc", 1)
-    with short_mlflow_requests(probe.seconds):
-        MlflowClient(tracking_uri=probe.uri, registry_uri=uri).search_registered_models(max_results=1)
+    client, seconds = MlflowClient(tracking_uri=probe.uri, registry_uri=uri), 3 * probe.seconds
+    with short_mlflow_requests(probe.seconds):  # it still waits for minutes if a server asks for that
+        answer_within(lambda: client.search_registered_models(max_results=1), seconds,
+                      f"MLflow's client has no answer of the registry within {seconds:g} s", "try again later")
     full = schema_of_target(probe)
     if probe.missing_schema:
         yield CheckResult("registry", "ok", f"MLflow's client can search models; schema {full} does not exist yet")

@@ -8,6 +8,7 @@ __all__ = ['STEP_SECONDS', 'IDENTITY_PATH', 'WorkspaceProbe', 'CheckStep', 'call
            'check_host', 'ShortClock', 'make_client', 'check_identity']
 
 # %% ../nbs/21_workspace_steps.ipynb #d0c70003
+import logging
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 import requests
 from databricks.sdk.clock import RealClock
-from databricks.sdk.errors import PermissionDenied, Unauthenticated
+from databricks.sdk.errors import DatabricksError, PermissionDenied, Unauthenticated
 
 from .bundle.load import Bundle
 from .doctor import CheckResult, answer_within
@@ -31,6 +32,7 @@ class WorkspaceProbe:
     uri: str = "databricks"  # or databricks://PROFILE
     target: str | None = None  # None: the default target
     bundle: Bundle | None = None  # with the names that a deployment gives the resources
+    access: list = field(default_factory=list)  # of this target and the others, each an Access of the bundle
     client: Any = None  # a WorkspaceClient
     host: str = ""
     user: str = ""
@@ -86,6 +88,8 @@ def failed_call(subject: str, error: BaseException, probe: WorkspaceProbe, refus
         refused = token_refused(probe.host)
         return CheckResult(subject, "wrong", refused.message, refused.hint)
     if is_refused(error): return CheckResult(subject, "wrong", f"no permission: {message}", refusal_hint)
+    if isinstance(error.__cause__, DatabricksError):  # 429 or 503, again and again
+        return CheckResult(subject, "wrong", f"the workspace cannot answer now: {message}", "try again later")
     if isinstance(error, (TimeoutError, requests.RequestException, OSError)):
         return CheckResult(subject, "wrong", f"no answer within {probe.seconds:g} s: {message}", "try again")
     return CheckResult(subject, "wrong", message)
@@ -179,6 +183,7 @@ def make_client(probe: WorkspaceProbe, token: str) -> Any:  # WorkspaceClient
     "Return a client whose requests end within seconds."
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.core import Config
+    logging.getLogger("databricks.sdk").setLevel(logging.ERROR)  # it warns of what the steps explain
     profile = urlsplit(probe.uri).netloc.partition(":")[0] or None
     login = {"token": token, "auth_type": "pat"} if token else {"profile": profile}
     return WorkspaceClient(config=Config(host=probe.host, http_timeout_seconds=probe.seconds, retry_timeout_seconds=1,

@@ -28,15 +28,15 @@ def shown_workspace_checks(target: str | None, write: bool) -> list:  # of Check
     results = []
     with out.status("loading the bundle") as status:
         for result in workspace_checks(target, write, lambda subject: status.update(f"checking: {escape(subject)}")):
-            show_check(result, 16)  # longer subjects move their line only
+            show_check(result, 19)  # a longer subject moves its own line only
             results.append(result)
     return results
 
 DATABRICKS_HELP = """Try the workspace of DATABRICKS_HOST or of the profile before the first deployment, step by step:
 address, token, catalogs, schema, folders, environment, warehouse, feature client, registry, serving, jobs, secrets.
 Nothing is written without --write."""
-WRITE_HELP = """With --databricks: also create the folder with a small file, the schema and an experiment, and remove them
-again; the output lists what was written."""
+WRITE_HELP = """With --databricks: also create the folder with a small file, the schema and an experiment, and remove
+them again; the output lists what was written."""
 
 def doctor(target: Target = None,
            databricks: Annotated[bool, typer.Option("--databricks", help=DATABRICKS_HELP)] = False,
