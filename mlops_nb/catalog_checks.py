@@ -154,6 +154,7 @@ def check_schema_of_target(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     except NotFound: yield missing_schema_result(probe, subject, catalog)
     except PermissionDenied: yield lacking(subject, probe, "schemas", full, ["USE_SCHEMA"])
     else:
+        probe.missing_schema = False
         needed = ["USE_SCHEMA", "CREATE_TABLE", "CREATE_MODEL"]
         missing = missing_privileges(probe, "schema", full, schema.owner, needed)
         owner = f", owner {schema.owner}" if schema.owner else ""
@@ -164,7 +165,9 @@ def write_schema(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Create the schema and drop it again, so that the deployment can create it; nothing if it exists."
     full = schema_of_target(probe)
     if not probe.missing_schema:
-        yield CheckResult("write schema", "ok", f"nothing written: {full} exists")
+        why = "exists" if probe.missing_schema is False else "may exist, which is not known here"
+        yield CheckResult("write schema", "ok" if probe.missing_schema is False else "missing",
+                          f"nothing written: {full} {why}")
         return
     catalog, name = full.split(".")
     try: probe.client.schemas.create(name=name, catalog_name=catalog)

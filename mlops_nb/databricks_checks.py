@@ -42,7 +42,9 @@ def check_bundle(probe: WorkspaceProbe) -> Iterator[CheckResult]:
 def check_user(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check the login, and load the bundle as this user deploys it."
     yield from check_identity(probe)
-    if probe.bundle: probe.bundle = load_bundle(target=probe.target, user=probe.user or None, deployed=True)
+    if not probe.bundle: return
+    # A local workspace has the names of this machine, without the prefix of development mode
+    probe.bundle = load_bundle(target=probe.target, user=probe.user or None, deployed=not probe.is_local)
 
 # %% ../nbs/25_databricks_checks.ipynb #d0cb0007
 def warehouses_needed(node: Any, path: str = "") -> Iterator[tuple[str, str]]:  # where, and the id, which may be empty

@@ -68,7 +68,7 @@ def check_folder(probe: WorkspaceProbe, subject: str, path: str,
                            f"name another folder, or remove it: databricks workspace delete {folder.path}")
     probe.missing_folders[path] = missing
     is_home_missing = path.startswith("/Users/") and len(ancestors(path)) - len(missing) < 2
-    if missing and is_home_missing:
+    if missing and is_home_missing and not probe.is_local:
         home = "/".join(path.split("/")[:3])
         return CheckResult(subject, "wrong", f"{path} cannot be created: the home folder {home} does not exist",
                            "log in as that user, or correct the name in databricks.yml")

@@ -38,7 +38,7 @@ class WorkspaceProbe:
     user: str = ""
     groups: tuple[str, ...] = ()
     seconds: float = 10.0  # that a request may wait for its answer
-    missing_schema: bool = False
+    missing_schema: bool | None = None  # None: not known
     missing_folders: dict[str, list[str]] = field(default_factory=dict)  # what is to be created, outermost first
     suffix: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # of the names that are written
 

@@ -40,10 +40,19 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.fixture
 def workspace(machine):
+    "A fake that stands for a workspace of Databricks; `local_workspace` stands for `mlops up`."
+    machine.setattr(workspace_steps.WorkspaceProbe, "is_local", False)
     with FakeWorkspace(Databricks()) as server:
         machine.setenv("DATABRICKS_HOST", server.address)
         machine.setenv("DATABRICKS_TOKEN", TOKEN)
         yield server.endpoints
+
+
+@pytest.fixture
+def local_workspace(workspace, machine):
+    "The same fake as `mlops up`."
+    machine.setattr(workspace_steps.WorkspaceProbe, "is_local", True)
+    return workspace
 
 
 def results_of(write: bool = False, target: str = "dev", seconds: float = 10) -> dict[str, CheckResult]:
@@ -139,7 +148,7 @@ def test_a_permission_that_is_lost_in_between_names_the_token(workspace):
 
 def test_a_catalog_that_does_not_exist(workspace):
     del workspace.catalogs["dev"], workspace.catalogs["prod"]
-    with as_remote(): results = results_of()
+    results = results_of()
     for name in ("dev", "prod"):
         assert results[f"catalog {name}"].state == "wrong"
         assert results[f"catalog {name}"].hint.startswith(f"databricks catalogs create {name}")
@@ -147,18 +156,16 @@ def test_a_catalog_that_does_not_exist(workspace):
     assert results["folder"].state == "ok"
 
 
-def test_a_catalog_of_a_local_workspace_is_named_in_the_bundle(workspace):
-    del workspace.catalogs["prod"]
-    assert "databricks catalogs create" not in results_of()["catalog prod"].hint
-
-
-@contextmanager
-def as_remote():
-    "The fake stands for a workspace of Databricks, not for `mlops up`."
-    patch = pytest.MonkeyPatch()
-    patch.setattr(workspace_steps.WorkspaceProbe, "is_local", False)
-    try: yield
-    finally: patch.undo()
+def test_a_local_workspace_has_the_names_of_this_machine(local_workspace):
+    local_workspace.objects = {"/Shared": "DIRECTORY"}
+    del local_workspace.catalogs["prod"]
+    results = results_of()
+    assert results["address"].observation.endswith(", a local workspace")
+    assert results["schema dev.flights"].state == "ok"
+    assert results["folder"].state == "ok" and results["catalog prod"].state == "wrong"
+    assert results["catalog prod"].hint.startswith("name one that exists, in the variables catalog, read and write")
+    [secret, _] = databricks_checks.check_secrets(probe_of(online_store="redis://h?password=secrets/a/b&u=secrets/a/c"))
+    assert secret.hint.startswith("export MLOPS_SECRET") and "mlops up" in secret.hint
 
 
 def test_no_use_of_a_catalog_and_no_right_to_create_the_schema(workspace):
@@ -318,13 +325,15 @@ def test_a_login_of_another_workspace_than_the_target_deploys_to(workspace):
     assert result.state == "wrong" and "target dev deploys to https://shop.cloud.databricks.com" in result.observation
 
 
-def test_what_a_local_workspace_does_not_have_is_not_wrong(workspace):
-    workspace.absent = ("/api/2.1/unity-catalog/effective-permissions", "/api/2.0/sql", "/api/2.0/workspace",
-                        "/api/2.0/mlflow/unity-catalog", "/api/2.0/mlflow/experiments")
+def test_what_a_local_workspace_does_not_have_is_not_wrong(local_workspace):
+    local_workspace.absent = ("/api/2.1/unity-catalog/effective-permissions", "/api/2.0/sql", "/api/2.0/workspace",
+                              "/api/2.0/mlflow/unity-catalog", "/api/2.0/mlflow/experiments")
     results = results_of(write=True)
     for name in ("folder", "experiments", "warehouse", "registry"):
         assert (results[name].state, results[name].observation) == ("missing", "not in a local workspace")
     assert results["write folder"].state == results["write experiment"].state == "missing"
+    local_workspace.absent = ("/api/2.1/unity-catalog",)
+    assert results_of(write=True)["write schema"].observation.endswith("may exist, which is not known here")
     assert all(result.state != "wrong" for result in results.values()), texts(results.values())
 
 
@@ -397,7 +406,7 @@ def test_warehouses(workspace):
 def test_secrets_that_the_bundle_names(workspace):
     workspace.secrets["online"] = ["host"]
     probe = probe_of(online_store="postgresql://me@h/db?password=secrets/online/postgres&token=secrets/other/key")
-    with as_remote(): results = [*databricks_checks.check_secrets(probe)]
+    results = [*databricks_checks.check_secrets(probe)]
     assert [result.hint for result in results] == [
         "databricks secrets put-secret online postgres",
         "databricks secrets create-scope other, then databricks secrets put-secret other key"]
