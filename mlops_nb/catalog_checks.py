@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['pages_of_privileges', 'effective_privileges', 'missing_privileges', 'grant_hint', 'lacking', 'target_access',
            'access_of_bundle', 'catalog_failure', 'check_catalog', 'check_own_catalog', 'schema_in_list',
-           'check_listed_catalogs', 'schema_of_target', 'missing_schema_result', 'check_schema_of_target',
-           'write_schema']
+           'check_listed_catalogs', 'schema_of_target', 'is_deployed', 'existing_schema_result',
+           'missing_schema_result', 'check_schema_of_target', 'write_schema']
 
 # %% ../nbs/22_catalog_checks.ipynb #d0c80003
 from collections.abc import Iterable, Iterator, Mapping
@@ -138,13 +138,32 @@ def schema_of_target(probe: WorkspaceProbe) -> str:  # catalog.schema
     project = ((probe.bundle.data.get("resources") or {}).get("schemas") or {}).get("project") or {}
     return f"{own.catalog}.{str(project.get('name') or own.schema).lower()}"
 
+def is_deployed(probe: WorkspaceProbe) -> bool:  # also if that is not known
+    "Whether the folder of the target's deployment exists."
+    try: probe.client.workspace.get_status(str(probe.bundle.data["workspace"]["root_path"]).removeprefix("/Workspace"))
+    except NotFound: return False
+    except DatabricksError: return True
+    return True
+
+def existing_schema_result(probe: WorkspaceProbe, subject: str, schema: Any) -> CheckResult:  # schema: SchemaInfo
+    "The result for a schema that exists: whether this user may use it, and whether a deployment made it."
+    probe.missing_schema, full = False, schema_of_target(probe)
+    needed = ["USE_SCHEMA", "CREATE_TABLE", "CREATE_MODEL"]
+    if missing := missing_privileges(probe, "schema", full, schema.owner, needed):
+        return lacking(subject, probe, "schemas", full, missing)
+    owner = f", owner {schema.owner}" if schema.owner else ""
+    if probe.is_local or is_deployed(probe): return CheckResult(subject, "ok", f"exists{owner}")
+    return CheckResult(subject, "ok", f"exists{owner}; the target is not deployed yet, and the deployment cannot create it",
+                       f"databricks bundle deployment bind project {full} -t {probe.bundle.target}")
+
 def missing_schema_result(probe: WorkspaceProbe, subject: str, catalog: str) -> CheckResult:
     "The result for a schema that does not exist: whether this user may create it."
     probe.missing_schema = True
     info = probe.client.catalogs.get(catalog)
     if missing := missing_privileges(probe, "catalog", catalog, info.owner, ["USE_CATALOG", "CREATE_SCHEMA"]):
         return lacking(subject, probe, "catalogs", catalog, missing)
-    return CheckResult(subject, "ok", "does not exist yet; the deployment creates it")
+    creator = "the first table" if probe.is_local else "the deployment"
+    return CheckResult(subject, "ok", f"does not exist yet; {creator} creates it")
 
 def check_schema_of_target(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check that the schema of the target exists and can be used, or may be created."
@@ -153,13 +172,7 @@ def check_schema_of_target(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     try: schema = probe.client.schemas.get(full)
     except NotFound: yield missing_schema_result(probe, subject, catalog)
     except PermissionDenied: yield lacking(subject, probe, "schemas", full, ["USE_SCHEMA"])
-    else:
-        probe.missing_schema = False
-        needed = ["USE_SCHEMA", "CREATE_TABLE", "CREATE_MODEL"]
-        missing = missing_privileges(probe, "schema", full, schema.owner, needed)
-        owner = f", owner {schema.owner}" if schema.owner else ""
-        yield (lacking(subject, probe, "schemas", full, missing) if missing
-               else CheckResult(subject, "ok", f"exists{owner}"))
+    else: yield existing_schema_result(probe, subject, schema)
 
 def write_schema(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Create the schema and drop it again, so that the deployment can create it; nothing if it exists."

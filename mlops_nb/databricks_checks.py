@@ -67,10 +67,9 @@ def check_warehouses(probe: WorkspaceProbe) -> Iterator[CheckResult]:
         exists = ", ".join(f"{number} ({name})" for number, name in warehouses.items()) or "none"
         yield CheckResult("warehouse", "wrong", f"{what}; there are: {exists}", f"set warehouse_id, or: {create}")
         return
-    why = counted(len(needed), "resource") + " of the bundle" if needed else "nothing in the bundle"
+    why = f"{counted(len(needed), 'resource')} of the bundle needs one" if needed else "nothing in the bundle needs one"
     names = ", ".join(str(name) for name in warehouses.values())
-    if warehouses: yield CheckResult("warehouse", "ok", f"{names}; needed by {why}")
-    else: yield CheckResult("warehouse", "missing", f"none; needed by {why}", create)
+    yield CheckResult("warehouse", "ok" if warehouses else "missing", f"{names or 'none'}; {why}")
 
 # %% ../nbs/25_databricks_checks.ipynb #d0cb000a
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['FEATURE_PACKAGE', 'ENVIRONMENT_VERSIONS', 'RUNTIME_VERSIONS', 'ONLINE_STORES_SINCE', 'runtime_packages',
            'parsed_requirement', 'wheel_requirements', 'package_conflicts', 'pins_of', 'environments_of',
            'newest_environment', 'replaced_mlflow', 'contents', 'check_one_environment', 'cluster_ids', 'new_runtimes',
-           'check_runtime', 'check_cluster', 'check_compute_of_jobs', 'admits_before', 'pip_lines',
+           'check_runtime', 'check_libraries', 'check_cluster', 'check_compute_of_jobs', 'admits_before', 'pip_lines',
            'check_feature_package', 'check_feature_client', 'check_store_of_workspace']
 
 # %% ../nbs/24_runtime_checks.ipynb #d0ca0003
@@ -24,7 +24,7 @@ from packaging.version import Version
 
 from .bundle.load import Bundle
 from .doctor import CheckResult
-from .errors import what_exists
+from .errors import counted, what_exists
 from .jobs.tasks import nested_tasks
 from .workspace_steps import WorkspaceProbe, call_message, failed_call
 
@@ -156,6 +156,15 @@ def check_runtime(subject: str, spark_version: str, needs: list[tuple[str, Requi
     if not packages: return CheckResult(subject, "missing", f"{text}, which is not known here: not compared")
     return CheckResult(subject, "ok", f"{text}: {contents(packages)}; the wheel fits")
 
+def check_libraries(bundle: Bundle) -> Iterator[CheckResult]:
+    "Check that the tasks on existing clusters install a wheel."
+    tasks = [task for job in bundle.jobs.values() for task in nested_tasks(job) if task.get("existing_cluster_id")]
+    without = [task["task_key"] for task in tasks
+               if "notebook_task" in task and not any("whl" in item for item in task.get("libraries") or ())]
+    if without:
+        text = f"{counted(len(without), 'task')} on the cluster without a wheel, such as {without[0]}"
+        yield CheckResult("libraries", "wrong", text, "in the variables of the target: libraries: [{whl: ./dist/*.whl}]")
+
 def check_cluster(probe: WorkspaceProbe, cluster_id: str, needs: list[tuple[str, Requirement]]) -> CheckResult:
     "Check that a cluster exists, is not in error, and has a runtime that fits."
     subject = f"cluster {cluster_id}"
@@ -179,6 +188,7 @@ def check_compute_of_jobs(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     environments = [] if ids else environments_of(probe.bundle)
     for item in environments: yield check_one_environment(item, needs)
     for cluster_id in ids: yield check_cluster(probe, cluster_id, needs)
+    yield from check_libraries(probe.bundle)
     for spark_version in runtimes: yield check_runtime("job cluster", spark_version, needs)
     if not (environments or ids or runtimes):
         yield CheckResult("environment", "wrong", "no job has an environment or a cluster",

@@ -209,6 +209,14 @@ def test_a_schema_of_another_user(workspace):
     assert "GRANT SELECT ON SCHEMA `prod`.`flights` TO `data_scientists`;" in results["schema prod.flights"].hint
 
 
+def test_a_schema_that_no_deployment_made(workspace):
+    workspace.schemas[SCHEMA] = USER
+    result = results_of()[f"schema {SCHEMA}"]
+    assert (result.state, result.hint) == ("ok", f"databricks bundle deployment bind project {SCHEMA} -t dev")
+    workspace.objects[FOLDER] = "DIRECTORY"
+    assert results_of()[f"schema {SCHEMA}"].observation == f"exists, owner {USER}"
+
+
 def test_a_workspace_without_unity_catalog(workspace):
     workspace.answers["/api/2.1/unity-catalog/catalogs/dev"] = (404, {
         "error_code": "METASTORE_DOES_NOT_EXIST", "message": "No metastore assigned for the current workspace."}, {})
@@ -366,7 +374,8 @@ def test_serverless_environments(item, state, message):
 def test_the_cluster_of_the_target(workspace, cluster, state, message):
     if cluster: workspace.clusters["c1"] = cluster
     probe = probe_of(cluster_id="c1")
-    [result] = runtime_checks.check_compute_of_jobs(probe)
+    result, libraries = runtime_checks.check_compute_of_jobs(probe)
+    assert libraries.state == "wrong" and "without a wheel, such as smoke" in libraries.observation
     assert (result.subject, result.state) == ("cluster c1", state) and message in result.observation
 
 
@@ -400,7 +409,7 @@ def test_warehouses(workspace):
     assert result.state == "wrong" and "dashboards.late needs warehouse w1; there are: none" in result.observation
     workspace.warehouses = [{"id": "w1", "name": "Small"}]
     [result] = databricks_checks.check_warehouses(probe)
-    assert (result.state, result.observation) == ("ok", "Small; needed by 1 resource of the bundle")
+    assert (result.state, result.observation) == ("ok", "Small; 1 resource of the bundle needs one")
 
 
 def test_secrets_that_the_bundle_names(workspace):
