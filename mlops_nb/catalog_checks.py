@@ -153,7 +153,7 @@ def existing_schema_result(probe: WorkspaceProbe, subject: str, schema: Any) -> 
         return lacking(subject, probe, "schemas", full, missing)
     owner = f", owner {schema.owner}" if schema.owner else ""
     if probe.is_local or is_deployed(probe): return CheckResult(subject, "ok", f"exists{owner}")
-    return CheckResult(subject, "ok", f"exists{owner}; the target is not deployed yet, and the deployment cannot create it",
+    return CheckResult(subject, "ok", f"exists{owner}; no deployment made it, and the first one cannot create it",
                        f"databricks bundle deployment bind project {full} -t {probe.bundle.target}")
 
 def missing_schema_result(probe: WorkspaceProbe, subject: str, catalog: str) -> CheckResult:

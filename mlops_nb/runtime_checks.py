@@ -163,7 +163,7 @@ def check_libraries(bundle: Bundle) -> Iterator[CheckResult]:
                if "notebook_task" in task and not any("whl" in item for item in task.get("libraries") or ())]
     if without:
         text = f"{counted(len(without), 'task')} on the cluster without a wheel, such as {without[0]}"
-        yield CheckResult("libraries", "wrong", text, "in the variables of the target: libraries: [{whl: ./dist/*.whl}]")
+        yield CheckResult("libraries", "wrong", text, "in the target's variables: libraries: [{whl: ./dist/*.whl}]")
 
 def check_cluster(probe: WorkspaceProbe, cluster_id: str, needs: list[tuple[str, Requirement]]) -> CheckResult:
     "Check that a cluster exists, is not in error, and has a runtime that fits."
