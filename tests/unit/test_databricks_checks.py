@@ -133,6 +133,11 @@ def test_an_expired_token(workspace, machine, status, body):
     assert all(result.observation == "not tried, because token is wrong" for result in later)
 
 
+def test_a_token_that_a_local_workspace_refuses(local_workspace, machine):
+    machine.setenv("DATABRICKS_TOKEN", "dapi-of-another")
+    assert results_of()["token"].hint.startswith('export DATABRICKS_TOKEN="$(cat .mlops/workspace/token)"')
+
+
 def test_a_token_is_missing(workspace, machine):
     machine.delenv("DATABRICKS_TOKEN")
     result = results_of()["token"]
@@ -256,7 +261,8 @@ def test_a_folder_that_only_others_may_write(workspace):
     ("https://adb-7.azuredatabricks.net/?o=7#job/3", "address of a page",
      "export DATABRICKS_HOST=https://adb-7.azuredatabricks.net,"),
     ("https://accounts.cloud.databricks.com", "account console", "databricks auth login"),
-    ("http://127.0.0.1:9", "no workspace answers", "correct DATABRICKS_HOST"),
+    ("http://127.0.0.1:9", "no workspace answers", "start the local workspace: mlops up"),
+    ("https://127.0.0.1:9", "no workspace answers", "correct DATABRICKS_HOST"),
     ("", "no workspace is set", "databricks auth login --host")])
 def test_an_address_that_is_wrong(machine, host, message, hint):
     machine.setenv("DATABRICKS_HOST", host)
