@@ -9,7 +9,7 @@ __all__ = ['LONGEST_PART', 'LONGEST_PATH', 'NOT_IN_PATHS', 'WRITTEN_AT_ONCE', 'R
            'entry_body', 'list_folder', 'delete_folder', 'add_uploads', 'add_files', 'add_folders', 'add_large_uploads',
            'files_router']
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #b8cdb7c1
+# %% ../../nbs/workspace/32_rest_files.ipynb #35d8cd70
 import base64
 import errno
 import os
@@ -38,7 +38,7 @@ from .rest_endpoints import error_answers
 from .token_access import Permissions, TokenAccess, three_level_name
 from .uc_models import CHANGES, PENDING, UcModels, check_ready, model_name_of
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #98515b91
+# %% ../../nbs/workspace/32_rest_files.ipynb #4a745f4d
 LONGEST_PART, LONGEST_PATH = 255, 2000  # bytes
 NOT_IN_PATHS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -67,7 +67,7 @@ def missing_folder() -> RestError:
     "The error for a directory that does not exist."
     return RestError("The directory being accessed is not found.", error_code="NOT_FOUND")
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #b97feff0
+# %% ../../nbs/workspace/32_rest_files.ipynb #ad17024b
 class UcFiles:
     "Where the files of versions and volumes are, for the user of a token."
 
@@ -133,7 +133,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno == errno.ENAMETOOLONG: raise RestError("The path is too long for this machine") from None
         with store_errors("the file", path): raise
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #ea3b3b45
+# %% ../../nbs/workspace/32_rest_files.ipynb #37589dfe
 WRITTEN_AT_ONCE = 2**20  # bytes
 
 async def receive_file(request: Request, file: Path) -> int:  # bytes
@@ -159,7 +159,7 @@ def check_length(request: Request, size: int) -> None:
     if length is not None and int(length) != size:
         raise RestError(f"The upload was cut off: {size:,} of {int(length):,} bytes", "send the file again")
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #95fe71af
+# %% ../../nbs/workspace/32_rest_files.ipynb #aa4c3c39
 @dataclass(frozen=True)
 class OpenFile:
     "A file that is being read: another file that replaces it meanwhile changes nothing."
@@ -217,7 +217,7 @@ def file_answer(request: Request, file: OpenFile) -> Response:
     if part: headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     return StreamingResponse(file_chunks(file, start, end), 206 if part else 200, headers, "application/octet-stream")
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #e8477e6d
+# %% ../../nbs/workspace/32_rest_files.ipynb #e3f905c4
 def entry_body(folder: str, entry: os.DirEntry) -> dict:  # folder: its path in the API
     "Return an entry of a directory."
     body = {"path": f"{folder.rstrip('/')}/{entry.name}", "name": entry.name, "is_directory": entry.is_dir()}
@@ -246,24 +246,30 @@ def delete_folder(folder: Path) -> None:
     if not folder.is_dir(): raise missing_folder()
     with disk_errors(folder): folder.rmdir()
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #c19e350d
+# %% ../../nbs/workspace/32_rest_files.ipynb #db3e1596
 FILES, FOLDERS = "/api/2.0/fs/files/{path:path}", "/api/2.0/fs/directories/{path:path}"
 
 def add_uploads(router: APIRouter, files: UcFiles, permissions: Permissions) -> None:
     "Add the upload of a file."
     async def upload(path: str, request: Request, overwrite: bool = False) -> Response:
-        part = files.uploads / uuid.uuid4().hex
+        part, path = files.uploads / uuid.uuid4().hex, f"/{path}"
+        try:
+            access = await may_upload(request, path, overwrite)
+            with disk_errors(part): check_length(request, await receive_file(request, part))
+            await run_in_threadpool(files.place_file, access, path, part, overwrite)
+        except ClientDisconnect: return Response(status_code=400)  # nobody reads it
+        finally: part.unlink(missing_ok=True)
+        return Response(status_code=204)
+
+    async def may_upload(request: Request, path: str, overwrite: bool) -> TokenAccess:
         try:
             access = await run_in_threadpool(permissions.of_request, request)
-            await run_in_threadpool(files.check_upload, access, f"/{path}", overwrite)
-            with disk_errors(part): check_length(request, await receive_file(request, part))
-            await run_in_threadpool(files.place_file, access, f"/{path}", part, overwrite)
-        except ClientDisconnect: return Response(status_code=400)  # nobody reads it
+            await run_in_threadpool(files.check_upload, access, path, overwrite)
         except MlopsError:
             await drop_body(request)
             raise
-        finally: part.unlink(missing_ok=True)
-        return Response(status_code=204)
+        return access
+
     router.put(FILES, status_code=204, summary="Upload a file")(upload)
 
 def add_files(router: APIRouter, files: UcFiles, permissions: Permissions) -> None:
@@ -313,7 +319,7 @@ def add_folders(router: APIRouter, files: UcFiles, permissions: Permissions) -> 
     router.put(FOLDERS, status_code=204, summary="Create a directory")(create)
     router.delete(FOLDERS, status_code=204, summary="Delete an empty directory")(delete)
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #a6949e85
+# %% ../../nbs/workspace/32_rest_files.ipynb #c34ae063
 def add_large_uploads(router: APIRouter) -> None:
     "Add the calls after which a client sends a large file in one request."
     def begin(path: str, action: str = "") -> dict:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MOST_TAGS', 'LONGEST_KEY', 'NOT_IN_KEYS', 'ALIAS', 'NOT_ALIASES', 'NAME_FILTER', 'REGISTRY_IMPORT', 'CHANGES',
-           'PENDING', 'READY', 'DELETED', 'model_name_of', 'version_number', 'no_such_model', 'no_such_version',
-           'check_tag_key', 'check_tag', 'check_tag_count', 'check_alias', 'searched_name', 'open_registry',
-           'rest_errors', 'store_session', 'new_version_folder', 'owned_folder', 'has_model', 'page_size', 'page_token',
-           'is_readable', 'check_ready', 'UcModels']
+           'PENDING', 'READY', 'DELETED', 'LONGEST_PAGE', 'model_name_of', 'version_number', 'no_such_model',
+           'no_such_version', 'check_tag_key', 'check_tag', 'check_tag_count', 'check_alias', 'searched_name',
+           'open_registry', 'rest_errors', 'store_session', 'new_version_folder', 'owned_folder', 'has_model',
+           'page_size', 'page_token', 'is_readable', 'check_ready', 'UcModels']
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #85998d4e
+# %% ../../nbs/workspace/28_uc_models.ipynb #c0dc2660
 import re
 import threading
 import time
@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..addresses import local_path, use_here, version_files
+from ..addresses import local_path, use_here, use_paths, version_files
 from ..cleaning.removals import remove_path
 from ..env import Env, make_store
 from ..errors import shorten, what_exists
@@ -28,7 +28,7 @@ from ..models import registry
 from ..serving.endpoint_config import STATUS_OF_CODE, RestError
 from .token_access import TokenAccess, three_level_name
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #e685bcc7
+# %% ../../nbs/workspace/28_uc_models.ipynb #9d89c395
 def model_name_of(name: str) -> str:  # in lower case
     "Return the full name of a model; RestError unless it has three valid parts."
     if name.count(".") == 2 and all(name.split(".")): return three_level_name(name)
@@ -49,7 +49,7 @@ def no_such_version(name: str, version: int) -> RestError:  # to be raised by th
     return RestError(f"Model version '{version}' of Model '{name}' does not exist.",
                      error_code="RESOURCE_DOES_NOT_EXIST")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #7a87685b
+# %% ../../nbs/workspace/28_uc_models.ipynb #a0e9cc6f
 MOST_TAGS, LONGEST_KEY = 50, 255  # of one model or version; characters
 NOT_IN_KEYS = re.compile(r"[.,\-=/:]")
 
@@ -74,7 +74,7 @@ def check_tag_count(keys: Iterable[str]) -> None:  # keys: of all tags of an obj
     count = len(set(keys))
     if count > MOST_TAGS: raise RestError(f"{count} tags on one object", f"at most {MOST_TAGS} are allowed")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #cd8a3d41
+# %% ../../nbs/workspace/28_uc_models.ipynb #38e51090
 ALIAS = re.compile(r"[\w\-]{1,255}")
 NOT_ALIASES = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
 
@@ -97,7 +97,7 @@ def searched_name(text: str) -> str:  # text: filter of a search of versions
     raise RestError(f"Unsupported filter query : `{shorten(text.strip())}`. "
                     f"Please specify your filter parameter in {form}")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #2194eb38
+# %% ../../nbs/workspace/28_uc_models.ipynb #b0ecc993
 REGISTRY_IMPORT = threading.Lock()  # MLflow's modules import each other: two threads could see a half of one
 CHANGES = threading.RLock()  # held while the state of a version decides about a change of its files
 PENDING, READY, DELETED = "PENDING_REGISTRATION", "READY", "Deleted_Internal"
@@ -113,7 +113,9 @@ def open_registry(env: Env) -> Any:  # mlflow's SqlAlchemyStore
     file = registry.sqlite_file(env.registry_uri)
     with registry.registry_errors(env):
         if file: make_store(file)
-        if file == env.state / "mlflow.db": use_here(env.state)
+        if file == env.state / "mlflow.db":
+            use_here(env.state)
+            use_paths(env.state)
         return SqlAlchemyStore(env.registry_uri)
 
 @contextmanager
@@ -133,7 +135,7 @@ def store_session(store: Any) -> Iterator[Any]:  # sqlalchemy's Session
     except TypeError: session = store.ManagedSessionMaker()  # of an older MLflow
     with session as opened: yield opened
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #759370df
+# %% ../../nbs/workspace/28_uc_models.ipynb #c53b088c
 def new_version_folder(state: Path, name: str, version: int) -> Path:
     "Return a new folder for the files of a version; it is created with its first file."
     return version_files(state).joinpath(*name.split("."), f"{version}-{uuid.uuid4().hex[:8]}")
@@ -148,11 +150,13 @@ def has_model(location: str) -> bool:
     path = local_path(location)
     return path is not None and (path / "MLmodel").is_file()
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #d41159ea
+# %% ../../nbs/workspace/28_uc_models.ipynb #c9ddbfdd
+LONGEST_PAGE = 1000
+
 def page_size(count: int) -> int:  # count: 0 if the request has none
-    "Return the number of entries of a page."
-    if 0 <= count <= 1000: return count or 100
-    raise RestError(f"max_results is {count}", "send a number from 1 to 1000")
+    "Return the number of entries of a page: the workspace chooses it if a client asks for more."
+    if count >= 0: return min(count or 100, LONGEST_PAGE)
+    raise RestError(f"max_results is {count}", "send a positive number")
 
 def page_token(token: str) -> str | None:
     "Return a token for MLflow's store; RestError for one that no answer contained."
@@ -174,7 +178,7 @@ def check_ready(version: Any) -> Any:  # mlflow ModelVersion
     raise RestError(f"Model version '{version.version}' of Model '{version.name}' is {version.status}, not {READY}",
                     "finalize it after all its files were uploaded; MLflow's client does so when it registers a model")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #9138d190
+# %% ../../nbs/workspace/28_uc_models.ipynb #3e5b426e
 class UcModels:
     "Registered models and their versions, for the user of a token."
 

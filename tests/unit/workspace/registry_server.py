@@ -3,6 +3,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 
+import numpy as np
 from served import served
 
 from mlops_nb.bundle.load import find_root
@@ -36,9 +37,9 @@ def log_model(env):
     from mlflow.models import infer_signature
     from sklearn.linear_model import LinearRegression
     env.use_mlflow()
-    rows = [[0.0], [1.0], [2.0]]
-    model = LinearRegression().fit(rows, [0.0, 2.0, 4.0])
-    experiment = mlflow.create_experiment("/dev/registry", artifact_location=(env.state / "artifacts/dev/r").as_uri())
+    rows = np.array([[0.0], [1.0], [2.0]])
+    model = LinearRegression().fit(rows, 2 * rows[:, 0])
+    experiment = mlflow.create_experiment("/dev/registry", artifact_location=str(env.state / "artifacts/dev/r"))
     with mlflow.start_run(experiment_id=experiment) as run:
         info = mlflow.sklearn.log_model(model, name="line", signature=infer_signature(rows, model.predict(rows)),
                                         pip_requirements=["scikit-learn"], serialization_format="skops")
