@@ -103,8 +103,8 @@ def test_a_registered_version_is_loaded_by_number_and_by_alias(home, version):
 
 
 def test_local_commands_have_the_same_version(home, version):
-    found = registry.get_version(home.env, NAME, "1")
-    assert found.tags["owner"] == "ann" and local_path(home.local.get_model_version_download_uri(NAME, 1)).is_dir()
+    answered = registry.get_version(home.env, NAME, "1")
+    assert answered.tags["owner"] == "ann" and local_path(home.local.get_model_version_download_uri(NAME, 1)).is_dir()
     mlflow.set_registry_uri(home.env.registry_uri)
     try: assert predictions(f"models:/{NAME}/1") == [6.0]
     finally: mlflow.set_registry_uri("databricks-uc")
@@ -178,8 +178,8 @@ mlflow.register_model(sys.argv[1], sys.argv[2])
 def test_a_client_that_is_killed_leaves_a_pending_version(home, version):
     done = subprocess.run([sys.executable, "-c", KILLED, home.model, "dev.flights.killed", home.env.tracking_uri])
     assert done.returncode == 9
-    found = home.mlflow().get_model_version("dev.flights.killed", "1")
-    assert found.status == "PENDING_REGISTRATION" and not local_path(home.local.get_model_version_download_uri(
+    answered = home.mlflow().get_model_version("dev.flights.killed", "1")
+    assert answered.status == "PENDING_REGISTRATION" and not local_path(home.local.get_model_version_download_uri(
         "dev.flights.killed", 1)).exists()
     assert home.register("dev.flights.killed").version == "2"
 
@@ -205,9 +205,9 @@ def test_names_catalogs_and_permissions(home, version):
 
 def test_searches_are_those_of_unity_catalog(home, version):
     client = home.mlflow()
-    found = client.search_model_versions(f"name='{NAME}'")[0]
-    assert found.version == "1" and found.user_id == "ann"
-    assert not isinstance(found.tags, dict) and not isinstance(found.aliases, list)  # they need a call of their own
+    answered = client.search_model_versions(f"name='{NAME}'")[0]
+    assert answered.version == "1" and answered.user_id == "ann"
+    assert not isinstance(answered.tags, dict) and not isinstance(answered.aliases, list)  # they need a call of their own
     for text in (f"run_id = '{home.run}'", "tags.owner = 'ann'", f"name LIKE '{NAME}'"):
         refused("INVALID_PARAMETER_VALUE", "Unsupported filter query", client.search_model_versions, text)
     refused("INVALID_PARAMETER_VALUE", "Missing filter", client.search_model_versions, "")
@@ -277,8 +277,8 @@ def test_the_sdk_has_the_same_models(home, version):
     home.register("dev.of_sdk.line")
     alias = sdk.registered_models.set_alias("dev.of_sdk.line", "champion", 1)
     assert (alias.alias_name, alias.version_num) == ("champion", 1)
-    found = sdk.model_versions.get_by_alias("dev.of_sdk.line", "champion", include_aliases=True)
-    assert (found.version, found.status.value, found.aliases[0].alias_name) == (1, "READY", "champion")
+    answered = sdk.model_versions.get_by_alias("dev.of_sdk.line", "champion", include_aliases=True)
+    assert (answered.version, answered.status.value, answered.aliases[0].alias_name) == (1, "READY", "champion")
     assert sdk.registered_models.get("dev.of_sdk.line", include_aliases=True).aliases[0].version_num == 1
     assert sdk.registered_models.get("dev.of_sdk.line").aliases == []
     listed = sdk.registered_models.list(catalog_name="dev", schema_name="of_sdk")
