@@ -9,7 +9,7 @@ __all__ = ['LOGGED_MODEL', 'UC_PREFIX', 'SDK_QUESTION', 'UC_CALLS', 'UC_MODELS',
            'NewModelBody', 'ChangedModelBody', 'AliasBody', 'add_sdk_models', 'add_sdk_list', 'add_sdk_versions',
            'add_sdk_aliases', 'registry_router']
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #edb159a2
+# %% ../../nbs/workspace/29_rest_registry.ipynb #4e399c66
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from .rest_endpoints import error_answers
 from .token_access import Permissions, TokenAccess
 from .uc_models import REGISTRY_IMPORT, UcModels, model_name_of, searched_name, uc_version_number
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #3affa74b
+# %% ../../nbs/workspace/29_rest_registry.ipynb #1a618c2e
 def uc_messages() -> Any:  # the module
     "Return MLflow's messages of the registry in Unity Catalog."
     with REGISTRY_IMPORT:
@@ -75,7 +75,7 @@ def model_message(model: Any,  # mlflow RegisteredModel
     message.tags.extend(messages.RegisteredModelTag(key=key, value=value) for key, value in model.tags.items())
     return message
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #860997a6
+# %% ../../nbs/workspace/29_rest_registry.ipynb #878f74da
 def read_message(name: str, fields: Any) -> Any:  # name: of the call, such as GetModelVersion
     "Return the message of a request; RestError for fields of another type."
     from mlflow.utils.proto_json_utils import parse_dict
@@ -103,7 +103,7 @@ def refuse_job(message: Any) -> None:
         raise RestError("a local workspace starts no deployment job for a new version",
                         "leave deployment_job_id out, and run the job: mlops run JOB", "NOT_IMPLEMENTED")
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #6ea43638
+# %% ../../nbs/workspace/29_rest_registry.ipynb #3ab7cc8b
 class UcService:
     "The calls of `UcModelRegistryService`: each takes the message of a request and returns the fields of the answer."
 
@@ -223,7 +223,7 @@ def method_name(message: str) -> str:  # message: GetModelVersion
     "Return the name of the method that answers a message: get_model_version."
     return re.sub(r"(?<!^)(?=[A-Z])", "_", message).lower()
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #9a569a5f
+# %% ../../nbs/workspace/29_rest_registry.ipynb #2c7d376c
 async def json_fields(request: Request) -> Any:
     "Return the fields of a request: those of its JSON, or of its query."
     if request.method == "GET": return dict(request.query_params)
@@ -251,7 +251,7 @@ def add_uc_calls(router: APIRouter, models: UcModels, permissions: Permissions) 
     for method, path, name in UC_CALLS:
         router.add_api_route(UC_PREFIX + path, route(name), methods=[method], summary=name, operation_id=name)
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #4cb0cd12
+# %% ../../nbs/workspace/29_rest_registry.ipynb #4a36ce49
 def parts_of(name: str) -> dict[str, str]:
     "Return the catalog and the schema of a full name, as fields of an answer."
     catalog, schema, _ = name.split(".")
@@ -278,7 +278,7 @@ def version_body(version: Any,  # mlflow ModelVersion
     if aliases: body["aliases"] = [alias_body(version.name, alias, version.version) for alias in version.aliases]
     return body | parts_of(version.name)
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #0ff09064
+# %% ../../nbs/workspace/29_rest_registry.ipynb #42f2f8f6
 class NewModelBody(BaseModel):
     "A new model."
     name: str
@@ -324,7 +324,7 @@ def add_sdk_models(router: APIRouter, models: UcModels, permissions: Permissions
     router.patch(f"{UC_MODELS}/{{full_name}}", summary="Update a registered model")(update)
     router.delete(f"{UC_MODELS}/{{full_name}}", summary="Delete a registered model")(delete)
 
-# %% ../../nbs/workspace/29_rest_registry.ipynb #0c63caa3
+# %% ../../nbs/workspace/29_rest_registry.ipynb #58aaf6e0
 def add_sdk_list(router: APIRouter, models: UcModels, permissions: Permissions) -> None:
     "Add the list of the models of all catalogs, of one, or of one schema."
     def list_models(request: Request, catalog_name: str = "", schema_name: str = "", max_results: int = 0,

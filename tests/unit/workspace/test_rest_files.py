@@ -182,6 +182,13 @@ def test_an_upload_that_is_cut_off_leaves_nothing(home, length):
     assert home.files().download(path).contents.read() == b"before"
 
 
+def test_what_a_killed_workspace_left_of_uploads_is_removed_at_the_next_start(home, tmp_path):
+    left = tmp_path / "state/workspace/uploads/part"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with registry_server(env_of(tmp_path / "state")): assert not left.exists()
+
+
 def test_an_upload_that_ends_after_the_version_is_ready_changes_nothing(home):
     folder = home.version("dev.flights.late_upload")
     home.files().upload(f"{folder}/MLmodel", io.BytesIO(b"flavors"))

@@ -207,7 +207,7 @@ def test_searches_are_those_of_unity_catalog(home, version):
     client = home.mlflow()
     answered = client.search_model_versions(f"name='{NAME}'")[0]
     assert answered.version == "1" and answered.user_id == "ann"
-    assert not isinstance(answered.tags, dict) and not isinstance(answered.aliases, list)  # they need a call of their own
+    assert not isinstance(answered.tags, dict) and not isinstance(answered.aliases, list)  # asked for
     for text in (f"run_id = '{home.run}'", "tags.owner = 'ann'", f"name LIKE '{NAME}'"):
         refused("INVALID_PARAMETER_VALUE", "Unsupported filter query", client.search_model_versions, text)
     refused("INVALID_PARAMETER_VALUE", "Missing filter", client.search_model_versions, "")
