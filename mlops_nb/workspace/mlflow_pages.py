@@ -61,10 +61,10 @@ def check_local_store(env: Any) -> None:
 # %% ../../nbs/workspace/27_mlflow_pages.ipynb #ba40a93d
 def pages_environment(env: Any) -> dict[str, str]:
     "MLflow's variables of the process of its server."
-    from mlops_nb.addresses import artifact_folder
+    from mlops_nb.addresses import artifact_address, artifact_folder
     return {
         "_MLFLOW_SERVER_FILE_STORE": env.tracking_uri, "_MLFLOW_SERVER_REGISTRY_STORE": env.registry_uri,
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_folder(env.state).as_uri(),
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_address(artifact_folder(env.state)),
         "MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ENABLE_REMOTE_ASSISTANT": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING"}
