@@ -7,7 +7,7 @@ __all__ = ['workspace_notebook', 'deployed_root', 'with_local_notebooks', 'deplo
            'DeployedPlaces']
 
 # %% ../../nbs/jobs/16_deployed_jobs.ipynb #d1000003
-import copy
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from ..errors import MissingError, MlopsError, shorten, what_exists
 from . import run_store
 from .created_jobs import get_created
 from .home import Home
-from .tasks import refuse_unsupported_tasks
+from .tasks import refuse_task_type, refuse_unsupported_tasks
 
 # %% ../../nbs/jobs/16_deployed_jobs.ipynb #d1000005
 def workspace_notebook(files: Path,  # the folder of the workspace's files
@@ -51,7 +51,7 @@ def deployed_root(files: Path, notebook: Path) -> Path:
 def with_local_notebooks(job: dict, files: Path) -> dict:
     "Return the job with the notebooks as files relative to the folder of the workspace's files."
     if job.get("git_source"): raise MlopsError("git_source is not supported: notebooks are files of the workspace")
-    local = copy.deepcopy(job)
+    local = json.loads(json.dumps(job))  # a copy in which no two tasks share a part
     for _, task in all_tasks(local, ""):
         if not (notebook := part(task, "notebook_task")): continue
         notebook["notebook_path"] = _relative(workspace_notebook(files, notebook.get("notebook_path")), files)
@@ -103,7 +103,11 @@ class DeployedPlaces:
     def _env_of_called(self, job: dict, settings: dict) -> Env:
         for number in called_ids(job):
             if is_created(number): return self.env(get_created(self.store, number).settings)
-        return settings_env({name: settings[name] for name in ("target", "user") if name in settings}, root=self.root)
+        target = {name: settings[name] for name in ("target", "user") if name in settings}
+        try: return settings_env(target, root=self.root)
+        except MlopsError as error:
+            message = f"the job has no notebook, and the project cannot be read: {error.message}"
+            raise MlopsError(message, error.hint) from None
 
     def bundle(self, key: str, job: dict, env: Env) -> Bundle:
         "Return a bundle of a created job and of the jobs below it; MlopsError if one of them does not exist."
@@ -130,7 +134,7 @@ class DeployedPlaces:
     def _jobs_of_bundle(self, number: str, target: str) -> dict:  # with notebooks as seen from the workspace's files
         bundle = load_bundle(self.root, target)
         bundle.job_by_id(number)
-        jobs = copy.deepcopy(bundle.jobs)
+        jobs = json.loads(json.dumps(bundle.jobs, default=str))  # a copy, as in `with_local_notebooks`
         for job in jobs.values():
             for _, task, file in notebooks_of(self.root, job, ""): task["notebook_path"] = _relative(file, self.files)
         return jobs
@@ -138,6 +142,9 @@ class DeployedPlaces:
     def checked(self, job: dict, given: dict | None = None, key: str = "job") -> tuple[Env, Bundle]:
         "Return the place of a job. MlopsError with all findings that `mlops validate` would have."
         if not isinstance(job.get("tasks"), list) or not job["tasks"]: raise MlopsError("the job has no tasks")
+        for _, task in all_tasks(job, ""):
+            has_type = any(name.endswith("_task") for name in task)
+            if has_type and "task_key" in task: refuse_task_type(task, job.get("name") or key)
         try:
             env = self.env(job, given)
             bundle = self.bundle(key, job, env)
