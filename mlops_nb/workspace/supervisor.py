@@ -41,6 +41,7 @@ from .mlflow_pages import mlflow_app
 from .model_folders import ModelFolders
 from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
+from .token_access import Permissions
 from .tokens import load_tokens, users_by_digest
 from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
 from .worker_updates import reason_text
@@ -205,7 +206,8 @@ class Supervisor:
         "Return the application with all parts."
         service, pages = job_service(self.env), mlflow_app(self.env)
         self.to_close += [service.close, pages.close]
-        routers = [endpoints_router(self.manager), jobs_router(service)]
+        permissions = Permissions(self.env.root, lambda: self.tokens)
+        routers = [endpoints_router(self.manager), jobs_router(service, permissions)]
         return build_app(lambda: self.users, routers, self.metrics, pages)
 
     async def metrics(self) -> bytes:
