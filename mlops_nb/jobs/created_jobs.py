@@ -95,7 +95,8 @@ def created_jobs(store: run_store.RunStore) -> list[CreatedJob]:
 
 def get_created(store: run_store.RunStore, number: int | str, with_deleted: bool = False) -> CreatedJob:
     "Return a job. MissingError if it does not exist."
-    rows = store.rows("select * from created_jobs where job_id = ?", int(number))
+    has_jobs = run_store.has_table(store, "created_jobs")
+    rows = store.rows("select * from created_jobs where job_id = ?", int(number)) if has_jobs else []
     if rows and (with_deleted or not rows[0]["deleted_time"]): return created_job(rows[0])
     ids = ", ".join(f"{job.job_id} ({job.name})" for job in created_jobs(store)[-10:])
     raise MissingError(f"Job {number} does not exist.", f"the newest created jobs: {ids or 'there are none'}")
