@@ -24,7 +24,7 @@ def upload_files(client, bundle: Bundle) -> str:  # client: databricks.sdk.Works
     from databricks.sdk.service.workspace import ImportFormat
     folder = bundle.data["workspace"]["file_path"]
     names = deployed_files(bundle.root, (bundle.data.get("sync") or {}).get("exclude", []))
-    for parent in sorted({str(Path(name).parent) for name in names}): client.workspace.mkdirs(f"{folder}/{parent}")
+    for parent in sorted({str(Path(name).parent) for name in names}): client.workspace.mkdirs(f"{folder}/{parent}".removesuffix("/."))
     for name in names:
         client.workspace.upload(f"{folder}/{name}", (bundle.root / name).read_bytes(), format=ImportFormat.AUTO,
                                 overwrite=True)
