@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONAL_PACKAGES', 'CheckResult', 'installed', 'check_python', 'check_remote_engine', 'check_engine', 'check_disk',
            'is_foreign', 'foreign_path', 'check_state', 'check_leftovers', 'missing_store', 'check_store',
-           'check_run_store', 'check_mlflow', 'check_port', 'check_extra', 'check_one_pyspark', 'answered_tables',
-           'check_databricks_store', 'check_online_store', 'check_package', 'read_project', 'guarded', 'project_checks',
-           'diagnose']
+           'check_run_store', 'check_mlflow', 'check_port', 'check_extra', 'check_one_pyspark', 'answer_within',
+           'answered_tables', 'check_databricks_store', 'check_online_store', 'check_package', 'read_project',
+           'guarded', 'project_checks', 'diagnose']
 
 # %% ../nbs/11_doctor.ipynb #676edae8
 import os
@@ -201,21 +201,24 @@ def check_one_pyspark() -> CheckResult:
                        f"pip uninstall {' '.join(owners)}, then install one of them")
 
 # %% ../nbs/11_doctor.ipynb #813fe7d8
+def answer_within(call: Callable[[], Any], seconds: float, message: str, hint: str) -> Any:  # what `call` returns
+    "Return the answer of a call; MlopsError with this message and hint if it takes longer."
+    answers: list[Any] = []
+    def keep_answer():
+        try: answers.append(call())
+        except Exception as error: answers.append(error)
+    thread = Thread(target=keep_answer, daemon=True)  # a driver that hangs must not keep the process alive
+    thread.start()
+    thread.join(seconds)
+    if not answers: raise MlopsError(message, hint)
+    if isinstance(answers[0], Exception): raise answers[0]
+    return answers[0]
+
 def answered_tables(store: Any,  # an OnlineStore
                     seconds: float) -> list[str]:
     "The tables of a store; raise MlopsError if it does not answer in time."
-    answers = []
-    def call():
-        try: answers.append(store.tables())
-        except Exception as error: answers.append(error)
-    thread = Thread(target=call, daemon=True)  # a driver that hangs must not keep the process alive
-    thread.start()
-    thread.join(seconds)
-    if not answers:
-        raise MlopsError(f"{store.name} does not answer within {seconds:g} s",
+    return answer_within(store.tables, seconds, f"{store.name} does not answer within {seconds:g} s",
                          "check that the server runs and that the address is right")
-    if isinstance(answers[0], Exception): raise answers[0]
-    return answers[0]
 
 def check_databricks_store(name: str | None) -> CheckResult:
     "Check that the bundle names an online store of Databricks."

@@ -95,7 +95,8 @@ def create_store(file: Path):
         if file.exists(): return
         part = file.with_name(f"{file.name}.part")
         part.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{part}", (addresses.absolute(file.parent) / "artifacts").as_uri()).engine.dispose()
+        artifacts = addresses.artifact_address(addresses.absolute(file.parent) / "artifacts")
+        SqlAlchemyStore(f"sqlite:///{part}", artifacts).engine.dispose()
         part.replace(file)
 
 # %% ../nbs/06_env.ipynb #86aeda27

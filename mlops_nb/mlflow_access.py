@@ -95,13 +95,16 @@ def check_server_version(uri: str, server_version: str) -> None:  # what the ser
         f"on the server: pip install 'mlflow=={client_version}', then mlflow db upgrade ADDRESS_OF_ITS_DATABASE"
         if is_older else f"use a server of MLflow {parts[1][1]}, or a later release of mlops_nb: mlops update WHEEL")
 
-def request(url: str, headers: dict[str, str] | None = None, user: tuple[str, str] | None = None) -> Any:  # Response
+def request(url: str, headers: dict[str, str] | None = None, user: tuple[str, str] | None = None,
+            seconds: float = 30,  # without an answer
+            ) -> Any:  # Response
     "Send one GET request, with the certificates that MLflow uses."
     import requests
     verify: Any = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
     if verify: verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     cert = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH") or None
-    return requests.get(url, headers=headers or {}, auth=user, timeout=(5, 30), verify=verify, cert=cert)
+    timeout = (min(5, seconds), seconds)
+    return requests.get(url, headers=headers or {}, auth=user, timeout=timeout, verify=verify, cert=cert)
 
 @cache
 def check_login(uri: str, user: str, password: str, token: str) -> str:  # the server's version; "" if unknown

@@ -19,18 +19,15 @@ def deployed_files(root: Path, excluded: list[str]) -> list[str]:
         fnmatch.fnmatch(name, pattern) or name.startswith(pattern.rstrip("*/") + "/") for pattern in excluded)]
 
 
-def put_file(files: Path, path: str, content: bytes) -> None:
-    "Write a file of the workspace; files: the folder in which the workspace keeps them."
-    file = files / path.removeprefix("/Workspace/").lstrip("/")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-
-
-def upload_files(files: Path, bundle: Bundle) -> str:  # the folder in the workspace
-    "Lay out the files of a bundle as a deployment does."
+def upload_files(client, bundle: Bundle) -> str:  # client: databricks.sdk.WorkspaceClient; returns the folder
+    "Upload the files of a bundle as a deployment does: a notebook loses its extension."
+    from databricks.sdk.service.workspace import ImportFormat
     folder = bundle.data["workspace"]["file_path"]
-    for name in deployed_files(bundle.root, (bundle.data.get("sync") or {}).get("exclude", [])):
-        put_file(files, f"{folder}/{name}", (bundle.root / name).read_bytes())
+    names = deployed_files(bundle.root, (bundle.data.get("sync") or {}).get("exclude", []))
+    for parent in sorted({str(Path(name).parent) for name in names}): client.workspace.mkdirs(f"{folder}/{parent}".removesuffix("/."))
+    for name in names:
+        client.workspace.upload(f"{folder}/{name}", (bundle.root / name).read_bytes(), format=ImportFormat.AUTO,
+                                overwrite=True)
     return folder
 
 
@@ -57,12 +54,12 @@ def in_order_of_calls(bundle: Bundle) -> list[str]:
     return list(order)
 
 
-def deploy(client, files: Path, root: Path, target: str = "dev", **variables: str) -> dict[str, int]:
+def deploy(client, root: Path, target: str = "dev", **variables: str) -> dict[str, int]:
     "Deploy a bundle to the workspace of a client; the ids of its jobs by key."
     from databricks.sdk.service.jobs import JobSettings
     user = client.current_user.me().user_name
     bundle, ids = load_bundle(root, target, variables, user, deployed=True), {}
-    folder = upload_files(files, bundle)
+    folder = upload_files(client, bundle)
     for key in in_order_of_calls(bundle):
         settings = JobSettings.from_dict(deployed_settings_of(bundle, key, folder, ids))
         ids[key] = client.jobs.create(**settings.as_shallow_dict()).job_id

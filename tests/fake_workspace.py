@@ -7,6 +7,7 @@ import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from mlops_nb.serving.places import WorkspacePlaces, write_running
 
@@ -89,6 +90,7 @@ class Endpoints:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two packets: the second would wait for 40 ms
 
     def log_message(self, *_): ...
 
@@ -96,7 +98,10 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         if self.headers.get("Authorization") != f"Bearer {TOKEN}" and self.path not in OPEN:
             status, content, headers = error(401, "UNAUTHENTICATED", "the token is not valid")
-        else: status, content, headers = self.server.endpoints.answer(self.command, self.path.partition("?")[0], body)
+        else:
+            path, _, query = self.path.partition("?")
+            body = dict(parse_qsl(query)) | body  # those of a GET are in its query
+            status, content, headers = self.server.endpoints.answer(self.command, path, body)
         data = json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():

@@ -52,6 +52,7 @@ def plan_store_and_tables(env: Env, cutoff: int, now: int) -> Plan:
     searches = set(uses) - {removal.name for removal in plan.removals}
     searches |= leftovers.searches_elsewhere(facts, artifact_folder(env.state).parent / "automl")
     plan += mlflow_files.plan_mlflow(root, facts, cutoff, env.target, searches)
+    plan += mlflow_files.plan_version_files(env.state, cutoff, env.can_write)
     names = table_files.names_of_models(file, kept_model_runs(facts, plan))
     return plan + table_files.plan_tables(env, cutoff, now, names)
 

@@ -44,9 +44,10 @@ def choose_port(wanted: int | None,  # None for the first free one
 # %% ../../nbs/commands/09_ui.ipynb #336d8d0d
 def server_arguments(env: Any, port: int) -> list[str]:  # of Python
     "Return the arguments of MLflow's server on the store of a target, for this machine only."
-    from mlops_nb.addresses import artifact_folder
+    from mlops_nb.addresses import artifact_address, artifact_folder
     return ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-            "--backend-store-uri", env.tracking_uri, "--default-artifact-root", artifact_folder(env.state).as_uri()]
+            "--backend-store-uri", env.tracking_uri, "--default-artifact-root",
+            artifact_address(artifact_folder(env.state))]
 
 def answers(port: int) -> bool:
     "Whether MLflow's server answers on a port of this machine."

@@ -103,7 +103,8 @@ class Home:
         "Where a notebook that calls MLflow without `use_mlflow` keeps its runs: in the state, not in its own folder."
         if self.env.tracking_uri != f"sqlite:///{self.env.state / 'mlflow.db'}": return {}
         return {"MLFLOW_TRACKING_URI": self.env.tracking_uri,
-                "_MLFLOW_SERVER_ARTIFACT_ROOT": addresses.artifact_folder(self.env.state).as_uri()}
+                "_MLFLOW_SERVER_ARTIFACT_ROOT": addresses.artifact_address(
+                    addresses.artifact_folder(self.env.state))}
 
     @property
     def notebook_environment(self) -> dict:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED_TASKS', 'NAMING_FIELDS', 'NAMED_SECRET', 'SUCCESS_STATES', 'task_type', 'nested_tasks', 'check_task_keys',
-           'refuse_unsupported_tasks', 'typed_parameters', 'check_job_parameters', 'job_parameters', 'secrets_in',
-           'named_secrets', 'secret_environment', 'RunRecord', 'StopSignal', 'utc_datetime', 'ReferenceContext',
-           'JobRun', 'Step']
+           'refuse_task_type', 'refuse_unsupported_tasks', 'typed_parameters', 'check_job_parameters', 'job_parameters',
+           'secrets_in', 'named_secrets', 'secret_environment', 'RunRecord', 'StopSignal', 'utc_datetime',
+           'ReferenceContext', 'JobRun', 'Step']
 
 # %% ../../nbs/jobs/07_tasks.ipynb #6de3c060
 import json
@@ -57,15 +57,20 @@ def check_task_keys(key: str, job: dict) -> None:
         raise MlopsError(f"the task keys {first!r} and {other!r} of job {key!r} differ only in upper and lower case",
                          CASE_RULE)
 
+def refuse_task_type(task: dict, key: str) -> None:  # key: of the job
+    "Raise MlopsError for a task that cannot run on this machine."
+    kind = task_type(task)
+    if kind in SUPPORTED_TASKS: return
+    raise MlopsError(f"task {task['task_key']!r} of job {key!r} is a {kind}, which cannot run on this machine",
+                     f"supported: {', '.join(SUPPORTED_TASKS)}; deploy the bundle to run the job on Databricks")
+
 def refuse_unsupported_tasks(bundle: Bundle, key: str) -> None:
     "Raise MlopsError for the first task of the job whose key is not valid or which cannot run on this machine."
     job = bundle.job(key)
     check_task_keys(key, job)
     for task in nested_tasks(job):
+        refuse_task_type(task, key)
         kind = task_type(task)
-        if kind not in SUPPORTED_TASKS:
-            raise MlopsError(f"task {task['task_key']!r} of job {key!r} is a {kind}, which cannot run on this machine",
-                             f"supported: {', '.join(SUPPORTED_TASKS)}; deploy the bundle to run the job on Databricks")
         if kind == "notebook_task":
             notebook_file(bundle.root, task["notebook_task"]["notebook_path"], bundle.data.get("sync"))
         if kind == "run_job_task": refuse_unsupported_tasks(bundle, bundle.job_by_id(task["run_job_task"]["job_id"]))

@@ -65,7 +65,7 @@ def experiment_id(env: Env,
     if experiment: return experiment.experiment_id
     location = None
     if env.tracking_uri.startswith("sqlite"):
-        location = (addresses.artifact_folder(env.state) / full_name.strip("/")).as_uri()
+        location = addresses.artifact_address(addresses.artifact_folder(env.state) / full_name.strip("/"))
     if env.tracking_uri.startswith("databricks"): make_workspace_folder(full_name.rpartition("/")[0])
     try:
         with mlflow_refusals(env.tracking_uri):

@@ -27,7 +27,7 @@ from ..errors import MissingError, MlopsError, shorten
 from ..identity import running_user
 from ..job_homes import job_home
 from ..jobs.api_bodies import has_ended, listed_job
-from ..jobs.created_jobs import change_job, create_job, get_created, updated_settings
+from ..jobs.created_jobs import change_job, create_job, get_created, given_settings, updated_settings
 from ..jobs.deployed_jobs import called_ids
 from ..jobs.job_service import JobOwner, JobService
 from ..serving.endpoint_config import RestError
@@ -182,20 +182,21 @@ class JobsApi:
         return job
 
     def create_job(self, body: dict[str, Any], request: Request) -> dict:
-        "Create a job beside those of the bundle. Access lists have no meaning here: it is its creator's."
-        settings = {name: value for name, value in body.items() if name != "access_control_list"}
+        "Create a job beside those of the bundle."
+        settings = given_settings(body)
         place, user = self.accepted(request, settings), getattr(request.state, "user", "") or self.service.owner
         return {"job_id": create_job(self.service.store, settings, place.target, place.catalogs or (), user)}
 
     def reset_job(self, body: Reset, request: Request) -> dict:
         "Replace all settings of a created job."
-        return self.change(request, self.changeable(request, body.job_id), body.new_settings)
+        return self.change(request, self.changeable(request, body.job_id), given_settings(body.new_settings))
 
     def update_job(self, body: Update, request: Request) -> dict:
         "Replace or remove some settings of a created job."
         job = self.changeable(request, body.job_id)
         old = get_created(self.service.store, body.job_id).settings
-        return self.change(request, job, updated_settings(old, body.new_settings or {}, body.fields_to_remove or ()))
+        new = given_settings(body.new_settings or {})
+        return self.change(request, job, updated_settings(old, new, body.fields_to_remove or ()))
 
     def change(self, request: Request, job: JobOwner, settings: dict) -> dict:
         "Store new settings of a job if they are right."

@@ -43,8 +43,7 @@ def change_notebook(file, old: str, new: str) -> None:
 
 
 def test_all_jobs_of_this_bundle_are_created_and_a_deployed_notebook_runs(client, state):
-    files = state / "workspace/files"
-    ids = deploy(client, files, ROOT)
+    ids = deploy(client, ROOT)
     bundle = load_bundle(ROOT, "dev", user=client.current_user.me().user_name, deployed=True)
     assert set(ids) == set(bundle.jobs)
     created = {job.job_id: job for job in client.jobs.list(expand_tasks=True) if job.job_id in ids.values()}
@@ -53,7 +52,7 @@ def test_all_jobs_of_this_bundle_are_created_and_a_deployed_notebook_runs(client
     train = {task.task_key: task for task in created[ids["train"]].settings.tasks}
     assert train["deploy"].run_job_task.job_id == ids["deploy"]
 
-    folder = files / bundle.data["workspace"]["file_path"].removeprefix("/Workspace/")
+    folder = state / "workspace/files" / bundle.data["workspace"]["file_path"].removeprefix("/Workspace/")
     assert not any((folder / name).exists() for name in (".git", "tests", "template", ".mlops"))
     change_notebook(folder / "nbs/flights/12_setup.ipynb", "task.exit(feature_jobs.registration_text(functions))",
                     "import mlops_nb\\ntask.exit(mlops_nb.__file__)")  # which the checkout does not have
@@ -67,7 +66,7 @@ def test_all_jobs_of_this_bundle_are_created_and_a_deployed_notebook_runs(client
 def test_the_jobs_of_a_project_run_from_its_deployed_copy_after_it_is_removed(client, state, tmp_path, monkeypatch):
     project = generated.write(tmp_path / "parcels", generated.made_up("regression", False), monkeypatch)
     generated.commit(project)
-    ids = deploy(client, state / "workspace/files", project)
+    ids = deploy(client, project)
     shutil.rmtree(project)
     run(client, ids["features"], only=["ingest", "features"])
     task, = run(client, ids["train"], only=["train"]).tasks  # the whole loop takes a minute

@@ -46,3 +46,15 @@ def test_no_commit_no_remote_no_repository_and_no_git_are_defaults(repository, t
     with pytest.raises(MlopsError, match="bad config"): git.git_details(repository)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git.git_details(repository)["commit"] == ""
+
+
+def test_deployed_files_below_a_repository_record_the_commit_of_their_deployment(repository, monkeypatch):
+    files = repository / ".mlops/workspace/files"
+    project = files / "Users/me/project"
+    project.mkdir(parents=True)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(files))  # as in the notebooks of created jobs
+    assert set(git.git_details(project).values()) == {""}
+    env = folder_env(project)
+    assert evidence.code_version(env)["git_sha"].startswith("mlops_nb ")
+    env.variables.update(git_sha="0123abc", git_branch="release/1")
+    assert evidence.code_version(env) == {"git_sha": "0123abc", "git_branch": "release/1", "git_dirty": "unknown"}
