@@ -16,12 +16,13 @@ from urllib.parse import quote, urlencode
 import httpx
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
+from starlette.requests import ClientDisconnect
 
 from ..errors import shorten
 from ..serving.endpoint_config import RestError, error_body
 from ..serving.places import WorkspacePlaces
 from .mlflow_pages import MlflowPages, PagesForwarder
-from .workspace_files import object_path, workspace_files
+from .workspace_files import tree_path, workspace_files
 
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #90dca41d
 LARGEST_CHECKED = 2**20  # bytes, of a call whose body is read here
@@ -31,7 +32,7 @@ def experiment_name(name: Any) -> str:
     if not isinstance(name, str) or not name.startswith("/"):
         raise RestError(f"Got an invalid experiment name {shorten(repr(name))}. An experiment name must be an absolute "
                         "path within the Databricks workspace", "such as '/Users/<some-username>/my-experiment'")
-    path = object_path(name)
+    path = tree_path(name)
     if path.rpartition("/")[2]: return path
     raise RestError(f"Got an invalid experiment name {shorten(repr(name))}", "name an experiment in a folder")
 
@@ -102,9 +103,11 @@ class PassedOn(Response):
 async def small_body(request: Request) -> dict:
     "Return the JSON of a request whose body must be checked."
     content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST_CHECKED: raise RestError(f"the body has over {LARGEST_CHECKED:,} bytes")
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > LARGEST_CHECKED: raise RestError(f"the body has over {LARGEST_CHECKED:,} bytes")
+    except ClientDisconnect: raise RestError("the body was cut off", "send it again") from None
     try: body = json.loads(content or b"{}")
     except ValueError: body = None
     if isinstance(body, dict): return body
@@ -127,7 +130,7 @@ class TrackingCalls:
     def get_by_name(self, request: Request, experiment_name: str = "") -> Response:
         "Get the experiment of a path, with or without `/Workspace`."
         is_path = experiment_name.startswith("/")
-        name = object_path(experiment_name) if is_path else experiment_name
+        name = tree_path(experiment_name) if is_path else experiment_name
         return PassedOn(self.pages, query=dict(request.query_params) | {"experiment_name": name})
 
     async def rename_experiment(self, request: Request) -> Response:

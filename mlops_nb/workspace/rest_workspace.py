@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST_IMPORT', 'LARGEST_UPLOAD', 'SUFFIX_OF_LANGUAGE', 'FORMATS', 'CELL_LINE', 'content_too_large', 'check_format',
            'is_jupyter', 'notebook_source', 'imported_object', 'source_of_cell', 'jupyter_to_source', 'cell_of_source',
-           'source_to_jupyter', 'exported', 'limited', 'form_fields', 'json_fields', 'import_fields', 'WorkspaceCalls',
-           'workspace_router']
+           'source_to_jupyter', 'exported', 'limited', 'fields_of_form', 'fields_of_json', 'import_fields',
+           'WorkspaceCalls', 'workspace_router']
 
 # %% ../../nbs/workspace/18_rest_workspace.ipynb #b2e672c9
 import base64
@@ -21,6 +21,7 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from ..errors import shorten
 from ..serving.endpoint_config import RestError, value_of
@@ -33,7 +34,7 @@ from mlops_nb.workspace.workspace_files import (
     check_writer,
     first_line_of,
     is_notebook,
-    object_path,
+    tree_path,
     workspace_files,
 )
 
@@ -125,15 +126,17 @@ def exported(file: Path, kind: str, format_name: str) -> tuple[bytes, str]:  # k
     return content, suffix.removeprefix(".")
 
 # %% ../../nbs/workspace/18_rest_workspace.ipynb #d04a4cf3
-async def limited(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
-    "Yield the parts of a body; RestError as soon as they are more than a number of bytes."
+async def limited(request: Request, limit: int, stated: int) -> AsyncIterator[bytes]:  # stated: in the error
+    "Yield the parts of a body; RestError if they are more than a number of bytes, or end too early."
     size = 0
-    async for part in stream:
-        size += len(part)
-        if size > limit: raise content_too_large(limit)
-        yield part
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size <= limit: yield part  # the rest is read, too: most clients read an answer after they have sent all
+    except ClientDisconnect: raise RestError("The upload was cut off", "send it again") from None
+    if size > limit: raise content_too_large(stated)
 
-def form_fields(content: bytes, content_type: str) -> dict[str, Any]:  # a file as bytes, other fields as text
+def fields_of_form(content: bytes, content_type: str) -> dict[str, Any]:  # a file as bytes, other fields as text
     "Return the fields of a form of the type multipart/form-data."
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
     fields = {}
@@ -143,7 +146,7 @@ def form_fields(content: bytes, content_type: str) -> dict[str, Any]:  # a file 
         if name: fields[name] = value if is_file else value.decode(errors="replace").strip()
     return fields
 
-def json_fields(content: bytes) -> dict[str, Any]:
+def fields_of_json(content: bytes) -> dict[str, Any]:
     "Return the fields of an import in JSON, its content decoded."
     try: body = json.loads(content)
     except (ValueError, RecursionError): body = None
@@ -155,7 +158,7 @@ def json_fields(content: bytes) -> dict[str, Any]:
 def import_fields(body: bytes, content_type: str) -> dict[str, Any]:
     "Return the fields of an import, as JSON or as a form."
     is_form = content_type.startswith("multipart/form-data")
-    fields = form_fields(body, content_type) if is_form else json_fields(body)
+    fields = fields_of_form(body, content_type) if is_form else fields_of_json(body)
     if len(fields.get("content", b"")) > LARGEST_IMPORT: raise content_too_large(LARGEST_IMPORT)
     return fields
 
@@ -170,7 +173,7 @@ class WorkspaceCalls:
 
     def writable(self, request: Request, path: Any) -> str:
         "Return the path of an object that the user may write."
-        return check_writer(self.places, request.state.user, object_path(path))
+        return check_writer(self.places, request.state.user, tree_path(path))
 
     def mkdirs(self, request: Request, body: dict) -> dict:
         "Create a folder and those above it."
@@ -180,7 +183,7 @@ class WorkspaceCalls:
     async def import_object(self, request: Request) -> dict:
         "Import a notebook or a file."
         limit = LARGEST_IMPORT * 4 // 3 + 2**16  # base64 and the other fields
-        content = b"".join([part async for part in limited(request.stream(), limit)])
+        content = b"".join([part async for part in limited(request, limit, LARGEST_IMPORT)])
         return await run_in_threadpool(self.put_import, request, content)
 
     def put_import(self, request: Request, body: bytes) -> dict:
@@ -201,7 +204,7 @@ class WorkspaceCalls:
         path, files = self.writable(request, f"/{path.lstrip('/')}"), self.files
         with files.new_part() as part:
             with part.open("wb") as stream:
-                async for content in limited(request.stream(), LARGEST_UPLOAD): stream.write(content)
+                async for content in limited(request, LARGEST_UPLOAD, LARGEST_UPLOAD): stream.write(content)
             await run_in_threadpool(self.put_file, files, path, part, overwrite)
         return {}
 
@@ -216,7 +219,7 @@ class WorkspaceCalls:
     def export(self, path: str, format_name: str = Query("SOURCE", alias="format"),
                direct_download: bool = False) -> Response:
         "Export a notebook or a file."
-        existing = self.files.get(object_path(path))
+        existing = self.files.get(tree_path(path))
         if existing.kind == "DIRECTORY":
             raise RestError(f"Path ({shorten(path)}) is a folder", "export its objects: workspace.list")
         content, file_type = exported(existing.file, existing.kind, check_format(format_name))
@@ -226,11 +229,11 @@ class WorkspaceCalls:
 
     def get_status(self, path: str) -> dict:
         "Return what an object is."
-        return self.files.get(object_path(path)).as_body()
+        return self.files.get(tree_path(path)).as_body()
 
     def list_objects(self, path: str, notebooks_modified_after: int = 0) -> dict:
         "List a folder."
-        objects = [child.as_body() for child in self.files.children(object_path(path))]
+        objects = [child.as_body() for child in self.files.children(tree_path(path))]
         return {"objects": [body for body in objects if body["object_type"] != "NOTEBOOK"
                             or body["modified_at"] >= notebooks_modified_after]}
 

@@ -1,6 +1,7 @@
 """Folders, files and notebooks of the local workspace by databricks-sdk, and paths that try to leave the tree."""
 import base64
 import json
+import socket
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -20,13 +21,14 @@ from databricks.sdk.service.workspace import ExportFormat, ImportFormat, Languag
 from hypothesis import given
 from hypothesis import strategies as st
 from served import served
+from waiting import wait_until
 
 from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.serving.places import WorkspacePlaces
 from mlops_nb.workspace.app import build_app
-from mlops_nb.workspace.rest_workspace import form_fields, jupyter_to_source, source_to_jupyter, workspace_router
+from mlops_nb.workspace.rest_workspace import fields_of_form, jupyter_to_source, source_to_jupyter, workspace_router
 from mlops_nb.workspace.tokens import load_tokens, make_token, owner_token, users_by_digest
-from mlops_nb.workspace.workspace_files import object_path
+from mlops_nb.workspace.workspace_files import tree_path
 
 AUTO = ImportFormat.AUTO
 NOTEBOOK = json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).encode()
@@ -146,6 +148,17 @@ def test_the_upload_of_the_databricks_cli(ben, workspace):
         assert upload(path, b"", overwrite=True).status_code in (400, 403), path
 
 
+def test_an_upload_that_is_cut_off_leaves_nothing(ben, workspace):
+    url, head = workspace.web.base_url, workspace.web.headers["authorization"]
+    for path in ("workspace-files/import-file/%2FShared%2Fcut", "workspace/import"):
+        with socket.create_connection((url.host, url.port)) as connection:
+            connection.sendall(f"POST /api/2.0/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {head}\r\n"
+                               "Content-Length: 100\r\n\r\nhalf".encode())
+    parts = workspace.files.parent / "files.parts"
+    wait_until(lambda: not list(parts.iterdir()))
+    with pytest.raises(ResourceDoesNotExist): ben.get_status("/Shared/cut")
+
+
 def test_a_link_on_disk_leads_nowhere(ben, workspace):
     (workspace.files / "Shared" / "out").symlink_to(workspace.files.parent)
     for path in ("/Shared/out", "/Shared/out/tokens.json"):
@@ -160,16 +173,16 @@ PARTS = st.sampled_from(["..", ".", "", "a", "Workspace", "a b", "ä", "a\0", "a
 
 @given(st.lists(PARTS, max_size=5).map("/".join) | st.text(max_size=20))
 def test_no_path_leaves_the_tree(path):
-    try: checked = object_path(path)
+    try: checked = tree_path(path)
     except RestError: return
-    assert checked == object_path(checked) or checked.startswith("/Workspace")
+    assert checked == tree_path(checked) or checked.startswith("/Workspace")
     assert checked.startswith("/") and not {"..", "."} & set(checked.split("/")) and "\\" not in checked
 
 
 @given(st.binary(max_size=50))
 def test_a_form_gives_back_any_content(content):
     form = b'--_b_\r\nContent-Disposition: form-data; name="content"; filename="content"\r\n\r\n%b\r\n--_b_--\r\n'
-    assert form_fields(form % content, 'multipart/form-data; boundary="_b_"') == {"content": content}
+    assert fields_of_form(form % content, 'multipart/form-data; boundary="_b_"') == {"content": content}
 
 
 CELLS = st.tuples(st.sampled_from(["code", "markdown"]), st.text(st.sampled_from("ab #%\n"), max_size=8).map(str.strip))
