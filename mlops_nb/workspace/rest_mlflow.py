@@ -55,9 +55,8 @@ def with_user(body: dict, user: str) -> dict:  # user: of the token
     return body | {"tags": [*others, {"key": "mlflow.user", "value": user}]}
 
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #f38bfe44
-def json_answer(status: int, body: dict) -> tuple[dict, dict]:  # messages of ASGI
+def json_answer(status: int, content: bytes) -> tuple[dict, dict]:  # messages of ASGI
     "Return an answer in JSON."
-    content = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
     return ({"type": "http.response.start", "status": status, "headers": headers},
             {"type": "http.response.body", "body": content})
@@ -65,12 +64,21 @@ def json_answer(status: int, body: dict) -> tuple[dict, dict]:  # messages of AS
 class CallForwarder(PagesForwarder):
     "Passes calls on; the page of an unknown path becomes the error of a REST API."
 
+    def __init__(self, path: str, translate: Callable[[bytes], bytes] | None = None):  # translate: answers in JSON
+        super().__init__(path)
+        self.translate = translate
+
     async def pass_back(self, response: httpx.Response, receive: Callable, send: Callable) -> None:
         "Pass an answer on to the client as it arrives."
         if response.status_code == 404 and response.headers.get("content-type", "").startswith("text/html"):
             await response.aclose()
             body = error_body("ENDPOINT_NOT_FOUND", "MLflow's server does not have this call")
-            for message in json_answer(404, body): await send(message)
+            for message in json_answer(404, json.dumps(body).encode()): await send(message)
+            return
+        if self.translate and response.headers.get("content-type", "").startswith("application/json"):
+            content = self.translate(await response.aread())
+            await response.aclose()
+            for message in json_answer(response.status_code, content): await send(message)
             return
         await super().pass_back(response, receive, send)
 
@@ -80,15 +88,20 @@ class PassedOn(Response):
     def __init__(self, pages: MlflowPages,
                  body: dict | None = None,  # instead of that of the request
                  query: dict | None = None,
-                 path: str = ""):
+                 path: str = "",
+                 translate: Callable[[bytes], bytes] | None = None):  # changes an answer in JSON
         super().__init__()
-        self.pages, self.new_body, self.query, self.path = pages, body, query, path
+        self.pages, self.new_body, self.query, self.path, self.translate = pages, body, query, path, translate
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if self.path: scope = scope | {"raw_path": self.path.encode()}
         if self.query is not None: scope = scope | {"query_string": urlencode(self.query).encode()}
         if self.new_body is not None: scope, receive = self.with_body(scope, receive)
-        await self.pages.answer_call(scope, receive, send, CallForwarder)
+        await self.pages.answer_call(scope, receive, send, self.forwarder)
+
+    def forwarder(self, path: str) -> CallForwarder:  # path: of the socket
+        "What passes this request on."
+        return CallForwarder(path, self.translate)
 
     def with_body(self, scope: dict, receive: Callable) -> tuple[dict, Callable]:
         "The request with the changed body."
@@ -121,40 +134,46 @@ REGISTRY_CALLS = ("registered-models", "model-versions")  # of the registry of a
 class TrackingCalls:
     "The calls of MLflow's tracking client."
 
-    def __init__(self, pages: MlflowPages, places: WorkspacePlaces): self.pages, self.places = pages, places
+    def __init__(self, pages: MlflowPages, places: WorkspacePlaces, translate: Callable[[bytes], bytes] | None = None):
+        self.pages, self.places, self.translate = pages, places, translate
+
+    def passed_on(self, **changes: Any) -> PassedOn:  # changes: body, query or path
+        "Pass a request on, with changes."
+        return PassedOn(self.pages, translate=self.translate, **changes)
 
     async def create_experiment(self, request: Request) -> Response:
         "Create an experiment in a folder that exists."
-        return PassedOn(self.pages, with_experiment_path(self.places, await small_body(request)))
+        return self.passed_on(body=with_experiment_path(self.places, await small_body(request)))
 
     def get_by_name(self, request: Request, experiment_name: str = "") -> Response:
         "Get the experiment of a path, with or without `/Workspace`."
         is_path = experiment_name.startswith("/")
         name = tree_path(experiment_name) if is_path else experiment_name
-        return PassedOn(self.pages, query=dict(request.query_params) | {"experiment_name": name})
+        return self.passed_on(query=dict(request.query_params) | {"experiment_name": name})
 
     async def rename_experiment(self, request: Request) -> Response:
         "Rename an experiment."
         body = await small_body(request)
-        return PassedOn(self.pages, with_experiment_path(self.places, body, "new_name") if "new_name" in body else body)
+        if "new_name" in body: body = with_experiment_path(self.places, body, "new_name")
+        return self.passed_on(body=body)
 
     async def create_run(self, request: Request) -> Response:
         "Create a run of the user of the token."
         user = request.state.user
-        return PassedOn(self.pages, with_user(await small_body(request), user) | {"user_id": user})
+        return self.passed_on(body=with_user(await small_body(request), user) | {"user_id": user})
 
     async def create_logged_model(self, request: Request) -> Response:
         "Create a logged model of the user of the token."
-        return PassedOn(self.pages, with_user(await small_body(request), request.state.user))
+        return self.passed_on(body=with_user(await small_body(request), request.state.user))
 
     async def search_experiments(self, request: Request) -> Response:
         "Search experiments; databricks-sdk names no number of results."
-        return PassedOn(self.pages, {"max_results": MOST_EXPERIMENTS} | await small_body(request))
+        return self.passed_on(body={"max_results": MOST_EXPERIMENTS} | await small_body(request))
 
     def list_experiments(self, request: Request) -> Response:
         "List experiments, which MLflow's server has as a search only."
         query = {"max_results": MOST_EXPERIMENTS} | dict(request.query_params)
-        return PassedOn(self.pages, query=query, path=f"{TRACKING_PATH}/experiments/search")
+        return self.passed_on(query=query, path=f"{TRACKING_PATH}/experiments/search")
 
     def pass_on(self, version: str, call: str) -> Response:
         "Any other call of MLflow's client."
@@ -163,7 +182,7 @@ class TrackingCalls:
         if family in REGISTRY_CALLS:
             raise RestError("a local workspace has no registry of models beside Unity Catalog",
                             "use it: MLFLOW_REGISTRY_URI=databricks-uc", "NOT_IMPLEMENTED")
-        if version in ("2.0", "3.0"): return PassedOn(self.pages)
+        if version in ("2.0", "3.0"): return self.passed_on()
         raise RestError(f"No API found for /api/{version}/mlflow/{shorten(call)}",
                         "traces are in the experiment: tables of Unity Catalog hold none", "ENDPOINT_NOT_FOUND")
 
@@ -175,9 +194,11 @@ def page_of_experiment(path: str) -> RedirectResponse:
     "The page of a run or an experiment, by the address that MLflow's client prints at the end of a run."
     return RedirectResponse(f"/mlflow/#/{quote(path)}")
 
-def tracking_router(pages: MlflowPages, places: WorkspacePlaces) -> APIRouter:  # after the router of unity-catalog
+def tracking_router(pages: MlflowPages, places: WorkspacePlaces,
+                    translate: Callable[[bytes], bytes] | None = None,  # see `databricks_addresses`
+                    ) -> APIRouter:  # comes after the router of unity-catalog
     "The calls of MLflow's tracking client with the address `databricks`."
-    router, calls = APIRouter(tags=["mlflow"]), TrackingCalls(pages, places)
+    router, calls = APIRouter(tags=["mlflow"]), TrackingCalls(pages, places, translate)
     for path, call in (("experiments/create", calls.create_experiment), ("experiments/update", calls.rename_experiment),
                        ("experiments/search", calls.search_experiments), ("runs/create", calls.create_run),
                        ("logged-models", calls.create_logged_model)):
