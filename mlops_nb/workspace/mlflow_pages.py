@@ -110,6 +110,7 @@ class PagesProcess:
     def __init__(self, env: Any, start: Callable = start_pages):
         self.env, self.start = env, start
         self.process, self.folder, self.lock = None, None, threading.Lock()
+        self.artifacts = ""  # the address of the folder of all artifacts, once the server has started
 
     @property
     def socket(self) -> Path: return self.folder / "socket"
@@ -121,6 +122,7 @@ class PagesProcess:
             self.close()
             if make_store: make_local_store(self.env)
             check_local_store(self.env)
+            self.artifacts = pages_environment(self.env)["_MLFLOW_SERVER_ARTIFACT_ROOT"]
             self.folder = Path(tempfile.mkdtemp(prefix=f"{folder_prefix(os.getpid())}-"))
             self.process, end = self.start(self.env, self.folder), time.monotonic() + PAGES_START_SECONDS
             while not self.socket.exists() and self.process.poll() is None and time.monotonic() < end: time.sleep(0.05)

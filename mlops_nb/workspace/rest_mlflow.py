@@ -22,6 +22,7 @@ from ..errors import shorten
 from ..serving.endpoint_config import RestError, error_body
 from ..serving.places import WorkspacePlaces
 from .mlflow_pages import MlflowPages, PagesForwarder
+from .tracking_artifacts import databricks_addresses
 from .workspace_files import tree_path, workspace_files
 
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #90dca41d
@@ -89,9 +90,9 @@ class PassedOn(Response):
                  body: dict | None = None,  # instead of that of the request
                  query: dict | None = None,
                  path: str = "",
-                 translate: Callable[[bytes], bytes] | None = None):  # changes an answer in JSON
+                 files_api: bool = False):  # whether artifacts have the addresses of Databricks
         super().__init__()
-        self.pages, self.new_body, self.query, self.path, self.translate = pages, body, query, path, translate
+        self.pages, self.new_body, self.query, self.path, self.files_api = pages, body, query, path, files_api
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if self.path: scope = scope | {"raw_path": self.path.encode()}
@@ -101,7 +102,7 @@ class PassedOn(Response):
 
     def forwarder(self, path: str) -> CallForwarder:  # path: of the socket
         "What passes this request on."
-        return CallForwarder(path, self.translate)
+        return CallForwarder(path, databricks_addresses(self.pages.process.artifacts) if self.files_api else None)
 
     def with_body(self, scope: dict, receive: Callable) -> tuple[dict, Callable]:
         "The request with the changed body."
@@ -134,12 +135,12 @@ REGISTRY_CALLS = ("registered-models", "model-versions")  # of the registry of a
 class TrackingCalls:
     "The calls of MLflow's tracking client."
 
-    def __init__(self, pages: MlflowPages, places: WorkspacePlaces, translate: Callable[[bytes], bytes] | None = None):
-        self.pages, self.places, self.translate = pages, places, translate
+    def __init__(self, pages: MlflowPages, places: WorkspacePlaces, files_api: bool = False):
+        self.pages, self.places, self.files_api = pages, places, files_api
 
     def passed_on(self, **changes: Any) -> PassedOn:  # changes: body, query or path
         "Pass a request on, with changes."
-        return PassedOn(self.pages, translate=self.translate, **changes)
+        return PassedOn(self.pages, files_api=self.files_api, **changes)
 
     async def create_experiment(self, request: Request) -> Response:
         "Create an experiment in a folder that exists."
@@ -195,10 +196,10 @@ def page_of_experiment(path: str) -> RedirectResponse:
     return RedirectResponse(f"/mlflow/#/{quote(path)}")
 
 def tracking_router(pages: MlflowPages, places: WorkspacePlaces,
-                    translate: Callable[[bytes], bytes] | None = None,  # see `databricks_addresses`
+                    files_api: bool = False,  # whether the workspace answers it: artifacts then go through it
                     ) -> APIRouter:  # comes after the router of unity-catalog
     "The calls of MLflow's tracking client with the address `databricks`."
-    router, calls = APIRouter(tags=["mlflow"]), TrackingCalls(pages, places, translate)
+    router, calls = APIRouter(tags=["mlflow"]), TrackingCalls(pages, places, files_api)
     for path, call in (("experiments/create", calls.create_experiment), ("experiments/update", calls.rename_experiment),
                        ("experiments/search", calls.search_experiments), ("runs/create", calls.create_run),
                        ("logged-models", calls.create_logged_model)):

@@ -7,9 +7,11 @@ __all__ = ['DATABRICKS_ARTIFACTS', 'RUN_OR_MODEL', 'ARTIFACT_PARTS', 'databricks
            'artifact_path']
 
 # %% ../../nbs/workspace/31_tracking_artifacts.ipynb #82dfc0b7
+import json
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from ..errors import shorten
@@ -19,9 +21,11 @@ from ..serving.endpoint_config import RestError
 DATABRICKS_ARTIFACTS = "dbfs:/databricks/mlflow-tracking"
 RUN_OR_MODEL = "(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})"
 
-def databricks_addresses(root: str) -> Callable[[bytes], bytes]:  # root: file:///STATE/artifacts
+@cache
+def databricks_addresses(root: str) -> Callable[[bytes], bytes]:  # root: [file://]/STATE/artifacts
     "Return a function that replaces the addresses of artifacts in an answer in JSON."
-    pattern = re.compile(rf'"{re.escape(root)}/(\d+)(?:/({RUN_OR_MODEL})(?=[/"])|(?="))'.encode())
+    folder = re.escape(json.dumps(root.removeprefix("file://"))[1:-1])  # the store may have URIs and paths
+    pattern = re.compile(rf'"(?:file://)?{folder}/(\d+)(?:/({RUN_OR_MODEL})(?=[/"])|(?="))'.encode())
 
     def address(match: re.Match) -> bytes:
         parts = [part for part in match.groups() if part]
@@ -29,7 +33,7 @@ def databricks_addresses(root: str) -> Callable[[bytes], bytes]:  # root: file:/
         return b'"%b/%b' % (DATABRICKS_ARTIFACTS.encode(), path)
     return lambda content: pattern.sub(address, content)
 
-def stored_address(uri: str, root: str) -> str:  # root: file:///STATE/artifacts
+def stored_address(uri: str, root: str) -> str:  # root: [file://]/STATE/artifacts
     "Return the address that the store has for one of the client."
     path = uri.removeprefix(f"{DATABRICKS_ARTIFACTS}/")
     return uri if path == uri else f"{root}/{path.replace('/logged_models/', '/models/', 1)}"
@@ -42,12 +46,12 @@ def is_artifact_path(parts: list[str]) -> bool: return parts[:3] == ARTIFACT_PAR
 def artifact_path(folder: Path, parts: list[str]) -> Path:  # folder: of all artifacts; parts: of the path, checked
     "Return the place of an artifact on disk; RestError for another path, and for a link that leads out."
     match parts[3:]:
-        case [experiment, "Runs", run, *rest]: own = [run, *rest]
-        case [experiment, "LoggedModels", model, *rest]: own = ["models", model, *rest]
-        case _: experiment, own = "", []
-    if not re.fullmatch(r"\d+", experiment) or not re.match(RUN_OR_MODEL, "/".join(own)):
+        case [experiment, "Runs", run, *rest]: own = run
+        case [experiment, "LoggedModels", model, *rest]: own = f"models/{model}"
+        case _: experiment, own, rest = "", "", []
+    if not re.fullmatch(r"[0-9]+", experiment) or not re.fullmatch(RUN_OR_MODEL, own):
         raise RestError(f"Path {shorten(repr('/' + '/'.join(parts)))} is no artifact of a run or a logged model", "",
                         "NOT_FOUND")
-    path = folder.joinpath(experiment, *own)
+    path = folder.joinpath(experiment, own, *rest)
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)): return path
     raise RestError(f"Path {shorten(repr('/'.join(parts)))} is a link to another folder", "", "PERMISSION_DENIED")

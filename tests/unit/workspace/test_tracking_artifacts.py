@@ -5,11 +5,10 @@ from served import served
 
 from mlops_nb.serving.places import make_places
 from mlops_nb.workspace.app import build_app
-from mlops_nb.workspace.mlflow_pages import mlflow_app, pages_environment
+from mlops_nb.workspace.mlflow_pages import mlflow_app
 from mlops_nb.workspace.rest_mlflow import tracking_router
 from mlops_nb.workspace.token_access import Permissions
 from mlops_nb.workspace.tokens import load_tokens, owner_token, users_by_digest
-from mlops_nb.workspace.tracking_artifacts import databricks_addresses
 
 MODEL = """
 import mlflow
@@ -26,8 +25,7 @@ def state(env, monkeypatch):
     import mlflow
     places, pages = make_places(env), mlflow_app(env)
     token, permissions = owner_token(places, "ann"), Permissions(env.root, lambda: load_tokens(places))
-    translate = databricks_addresses(pages_environment(env)["_MLFLOW_SERVER_ARTIFACT_ROOT"])
-    routers = [rest_files.files_router(env, permissions), tracking_router(pages, places, translate)]
+    routers = [rest_files.files_router(env, permissions), tracking_router(pages, places, files_api=True)]
     with served(build_app(lambda: users_by_digest(load_tokens(places)), routers)) as host:
         for name, value in {"DATABRICKS_HOST": host, "DATABRICKS_TOKEN": token}.items(): monkeypatch.setenv(name, value)
         before = mlflow.get_tracking_uri()
