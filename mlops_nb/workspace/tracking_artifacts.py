@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from ..addresses import artifact_folder
 from ..errors import shorten
 from ..serving.endpoint_config import RestError
 
@@ -43,7 +44,7 @@ ARTIFACT_PARTS = ["WorkspaceInternal", "Mlflow", "Artifacts"]  # the first parts
 
 def is_artifact_path(parts: list[str]) -> bool: return parts[:3] == ARTIFACT_PARTS
 
-def artifact_path(folder: Path, parts: list[str]) -> Path:  # folder: of all artifacts; parts: of the path, checked
+def artifact_path(state: Path, parts: list[str]) -> Path:  # parts: of the path, each of them checked
     "Return the place of an artifact on disk; RestError for another path, and for a link that leads out."
     match parts[3:]:
         case [experiment, "Runs", run, *rest]: own = run
@@ -52,6 +53,7 @@ def artifact_path(folder: Path, parts: list[str]) -> Path:  # folder: of all art
     if not re.fullmatch(r"[0-9]+", experiment) or not re.fullmatch(RUN_OR_MODEL, own):
         raise RestError(f"Path {shorten(repr('/' + '/'.join(parts)))} is no artifact of a run or a logged model", "",
                         "NOT_FOUND")
+    folder = artifact_folder(state)
     path = folder.joinpath(experiment, own, *rest)
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)): return path
     raise RestError(f"Path {shorten(repr('/'.join(parts)))} is a link to another folder", "", "PERMISSION_DENIED")
