@@ -39,8 +39,13 @@ from .loaded_models import last_part
 from .metrics import prometheus_text
 from .mlflow_pages import mlflow_app
 from .model_folders import ModelFolders
+from .rest_catalog import catalog_router
 from .rest_endpoints import endpoints_router
 from .rest_jobs import job_service, jobs_router
+from .rest_mlflow import tracking_router
+from .rest_secrets import secrets_router
+from .rest_workspace import workspace_router
+from .token_access import Permissions
 from .tokens import load_tokens, users_by_digest
 from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
 from .worker_updates import reason_text
@@ -205,7 +210,9 @@ class Supervisor:
         "Return the application with all parts."
         service, pages = job_service(self.env), mlflow_app(self.env)
         self.to_close += [service.close, pages.close]
-        routers = [endpoints_router(self.manager), jobs_router(service)]
+        permissions = Permissions(self.env.root, lambda: self.tokens)
+        routers = [endpoints_router(self.manager), jobs_router(service), workspace_router(self.places),
+                   secrets_router(self.env), catalog_router(self.env, permissions), tracking_router(pages, self.places)]
         return build_app(lambda: self.users, routers, self.metrics, pages)
 
     async def metrics(self) -> bytes:
