@@ -12,6 +12,7 @@ __all__ = ['LARGEST_IMPORT', 'LARGEST_UPLOAD', 'SUFFIX_OF_LANGUAGE', 'FORMATS', 
 import base64
 import binascii
 import json
+import shutil
 from collections.abc import AsyncIterator
 from email import message_from_bytes
 from email.policy import HTTP
@@ -245,6 +246,7 @@ class WorkspaceCalls:
 def workspace_router(places: WorkspacePlaces) -> APIRouter:
     "The calls for folders, files and notebooks."
     router, calls = APIRouter(tags=["workspace"]), WorkspaceCalls(places)
+    shutil.rmtree(WorkspaceFiles(places.files).parts, ignore_errors=True)  # uploads that a killed workspace left
     for path, call in (("mkdirs", calls.mkdirs), ("import", calls.import_object), ("delete", calls.delete)):
         router.post(f"/api/2.0/workspace/{path}")(call)
     for path, call in (("export", calls.export), ("get-status", calls.get_status), ("list", calls.list_objects)):

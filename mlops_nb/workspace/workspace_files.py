@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..errors import shorten
+from ..local_stores import store_errors
 from ..serving.endpoint_config import RestError
 from ..serving.places import WorkspacePlaces
 from .tokens import load_tokens, token_digest
@@ -41,7 +42,8 @@ def tree_path(path: str) -> str:  # such as /Users/ann/notebook; the root is /
     "Return a path of the workspace without `/Workspace` and a last slash; RestError if it is not valid."
     if not isinstance(path, str) or not path.startswith("/"):
         raise RestError(f"Path ({shorten(str(path))}) doesn't start with '/'", "write an absolute path: /Users/NAME/…")
-    if len(path) > PATH_LENGTH: raise RestError(f"Path ({shorten(path)}) is longer than {PATH_LENGTH} characters")
+    if len(path.encode(errors="replace")) > PATH_LENGTH:
+        raise RestError(f"Path ({shorten(path)}) is longer than {PATH_LENGTH} bytes")
     below = path[1:].removesuffix("/")
     parts = [check_object_name(part, path) for part in below.split("/")] if below else []
     if parts[:1] == ["Workspace"]: parts = parts[1:]
@@ -153,11 +155,12 @@ class WorkspaceFiles:
     @contextmanager
     def new_part(self) -> Iterator[Path]:
         "A file to be filled before it gets its place, so that readers see the old or the new content."
-        self.parts.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.parts)
-        os.close(descriptor)
-        try: yield Path(name)
-        finally: Path(name).unlink(missing_ok=True)
+        with store_errors("the workspace file", self.root):
+            self.parts.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self.parts)
+            os.close(descriptor)
+            try: yield Path(name)
+            finally: Path(name).unlink(missing_ok=True)
 
     def put(self, path: str, name: str, part: Path, overwrite: bool) -> None:  # name: of the file on disk
         "Give a filled file its place; RestError if the folder is missing, or an object has this path."

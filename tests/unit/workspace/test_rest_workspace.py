@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from served import served
 from waiting import wait_until
 
+from mlops_nb.errors import MlopsError
 from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.serving.places import WorkspacePlaces
 from mlops_nb.workspace.app import build_app
 from mlops_nb.workspace.rest_workspace import fields_of_form, jupyter_to_source, source_to_jupyter, workspace_router
 from mlops_nb.workspace.tokens import load_tokens, make_token, owner_token, users_by_digest
-from mlops_nb.workspace.workspace_files import tree_path
+from mlops_nb.workspace.workspace_files import tree_path, workspace_files
 
 AUTO = ImportFormat.AUTO
 NOTEBOOK = json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).encode()
@@ -194,3 +195,14 @@ def test_a_notebook_keeps_its_cells_as_source_code(cells):
     source = jupyter_to_source(json.dumps(notebook).encode())
     again = json.loads(source_to_jupyter(source, ".py"))["cells"]
     assert [(cell["cell_type"], cell["source"].strip()) for cell in again] == [(kind, text) for kind, text in cells]
+
+
+def test_a_disk_that_refuses_is_named_and_what_a_killed_workspace_left_is_removed(tmp_path):
+    places = WorkspacePlaces(tmp_path)
+    left = tmp_path / "files.parts" / "half"
+    left.parent.mkdir()
+    left.write_text("x")
+    workspace_router(places)
+    assert not left.exists()
+    left.parent.write_text("a file in the place of the folder")
+    with pytest.raises(MlopsError, match="the workspace file"), workspace_files(places).new_part(): pass

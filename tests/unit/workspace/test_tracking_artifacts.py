@@ -53,4 +53,4 @@ def test_artifacts_go_through_the_workspace_and_are_where_the_commands_at_home_r
     assert (folder / run.info.run_id / "artifacts" / "texts" / "a.txt").read_text() == "hello"
     assert (folder / "models" / model.model_id / "artifacts" / "MLmodel").is_file()
     home = mlflow.MlflowClient(f"sqlite:///{state}/mlflow.db")
-    assert home.get_run(run.info.run_id).info.artifact_uri.startswith("file://")
+    assert home.get_run(run.info.run_id).info.artifact_uri.endswith(f"{folder}/{run.info.run_id}/artifacts")
