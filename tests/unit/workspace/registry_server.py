@@ -1,4 +1,6 @@
 """The registry and the Files API of a local workspace on a state of its own, and a model to be registered."""
+import shutil
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -16,8 +18,11 @@ from mlops_nb.workspace.token_access import Permissions
 TARGETS = {"owner": "", "ann": "dev", "ci": "staging"}  # of the tokens; a token's text is its user's name
 
 
-def env_of(state):
-    "The target dev with a state of its own."
+def env_of(state, store=None):
+    "The target dev with a state of its own, which begins with this MLflow store."
+    if store:
+        state.mkdir()
+        shutil.copy(store, state / "mlflow.db")
     uri = f"sqlite:///{state / 'mlflow.db'}"
     return replace(load_env("dev", root=find_root()), state=state, tracking_uri=uri, registry_uri=uri)
 
@@ -31,16 +36,29 @@ def registry_server(env):
         yield host
 
 
-def log_model(env):
-    "Log a model with a signature, and return its address and its run."
+CODE = """
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class Double(PythonModel):
+    def predict(self, context, model_input, params=None): return 2 * model_input
+
+
+set_model(Double())
+"""
+
+
+def log_model(env, folder):
+    "Log a model with a signature, whose code is in this folder, and return its address and its run."
     import mlflow
     from mlflow.models import infer_signature
-    from sklearn.linear_model import LinearRegression
     env.use_mlflow()
-    rows = np.array([[0.0], [1.0], [2.0]])
-    model = LinearRegression().fit(rows, 2 * rows[:, 0])
+    rows, code = np.array([[0.0], [1.0]]), folder / "double.py"
+    code.write_text(CODE)
     experiment = mlflow.create_experiment("/dev/registry", artifact_location=str(env.state / "artifacts/dev/r"))
-    with mlflow.start_run(experiment_id=experiment) as run:
-        info = mlflow.sklearn.log_model(model, name="line", signature=infer_signature(rows, model.predict(rows)),
-                                        pip_requirements=["scikit-learn"], serialization_format="skops")
+    with mlflow.start_run(experiment_id=experiment) as run, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's advice: type hints, an input example
+        info = mlflow.pyfunc.log_model(name="double", python_model=str(code), signature=infer_signature(rows, rows),
+                                       pip_requirements=["numpy"])
     return info.model_uri, run.info.run_id

@@ -43,8 +43,8 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    env = env_of(tmp_path_factory.mktemp("files") / "state")
+def home(tmp_path_factory, empty_store):
+    env = env_of(tmp_path_factory.mktemp("files") / "state", empty_store)
     with registry_server(env) as host: yield Home(env, host)
 
 

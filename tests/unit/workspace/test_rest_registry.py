@@ -22,6 +22,7 @@ from mlops_nb.cleaning.mlflow_files import plan_version_files
 from mlops_nb.models import registry
 
 NAME = "dev.flights.line"
+pytestmark = pytest.mark.filterwarnings("ignore:.*Add type hints")  # MLflow's advice when it loads a model
 
 
 def client_of(env):
@@ -61,9 +62,10 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    env = env_of(tmp_path_factory.mktemp("registry") / "state")
-    model, run = log_model(env)
+def home(tmp_path_factory, empty_store):
+    folder = tmp_path_factory.mktemp("registry")
+    env = env_of(folder / "state", empty_store)
+    model, run = log_model(env, folder)
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     with pytest.MonkeyPatch.context() as patch, registry_server(env) as host:
         patch.setenv("DATABRICKS_HOST", host)
@@ -87,7 +89,7 @@ def refused(code, text, call, *arguments, **options):
     assert caught.value.error_code == code, caught.value
 
 
-def predictions(uri): return mlflow.pyfunc.load_model(uri).predict(np.array([[3.0]])).round(6).tolist()
+def predictions(uri): return mlflow.pyfunc.load_model(uri).predict(np.array([[3.0]]))[0].tolist()
 
 
 def test_a_registered_version_is_loaded_by_number_and_by_alias(home, version):
@@ -296,13 +298,12 @@ def test_the_sdk_has_the_same_models(home, version):
 
 
 FUZZED = "dev.fuzz.line"
-BODIES = ([], None, "x", 1, {"name": 1}, {"name": None}, {"name": "a"}, {"name": "\ud800.a.b"}, {"name": "dev.a.\x00"},
-          {"name": FUZZED, "version": [1]}, {"name": FUZZED, "version": "1" * 40}, {"name": FUZZED, "version": -1},
+BODIES = ([], None, {"name": 1}, {"name": "a"}, {"name": "\ud800.a.b"}, {"name": "dev.a.\x00"},
+          {"name": f"{FUZZED}'; --"}, {"name": FUZZED, "version": [1]},
+          {"name": FUZZED, "version": "1" * 40}, {"name": FUZZED, "version": -1},
           {"name": FUZZED, "version": "1", "key": "", "value": ""}, {"name": FUZZED, "tags": [{"key": "a/b"}]},
           {"name": FUZZED, "tags": {"a": 1}}, {"name": FUZZED, "source": "models:/m-1", "run_id": "x" * 99},
-          {"name": FUZZED, "alias": "../x", "version": "1"}, {"name": FUZZED, "unknown": {}},
-          {"name": f"{FUZZED}'; --"},
-          {"name": "dev." + "x" * 300 + ".y"}, {"name": FUZZED, "operation": "NO_SUCH"})
+          {"name": FUZZED, "alias": "../x", "version": "1", "unknown": {}})
 
 
 def test_no_body_is_an_error_of_the_workspace(home, version):
