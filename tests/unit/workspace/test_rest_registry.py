@@ -22,7 +22,6 @@ from mlops_nb.cleaning.mlflow_files import plan_version_files
 from mlops_nb.models import registry
 
 NAME = "dev.flights.line"
-pytestmark = pytest.mark.filterwarnings("ignore:.*Add type hints")  # MLflow's advice when it loads a model
 
 
 def client_of(env):
