@@ -24,7 +24,8 @@ def upload_files(client, bundle: Bundle) -> str:  # client: databricks.sdk.Works
     from databricks.sdk.service.workspace import ImportFormat
     folder = bundle.data["workspace"]["file_path"]
     names = deployed_files(bundle.root, (bundle.data.get("sync") or {}).get("exclude", []))
-    for parent in sorted({str(Path(name).parent) for name in names}): client.workspace.mkdirs(f"{folder}/{parent}".removesuffix("/."))
+    folders = {f"{folder}/{Path(name).parent}".removesuffix("/.") for name in names}
+    for parent in sorted(folders): client.workspace.mkdirs(parent)
     for name in names:
         client.workspace.upload(f"{folder}/{name}", (bundle.root / name).read_bytes(), format=ImportFormat.AUTO,
                                 overwrite=True)

@@ -9,7 +9,7 @@ __all__ = ['LONGEST_PART', 'LONGEST_PATH', 'NOT_IN_PATHS', 'WRITTEN_AT_ONCE', 'R
            'entry_body', 'list_folder', 'delete_folder', 'add_uploads', 'add_files', 'add_folders', 'add_large_uploads',
            'files_router']
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #f32984df
+# %% ../../nbs/workspace/32_rest_files.ipynb #878f725e
 import base64
 import errno
 import os
@@ -36,9 +36,10 @@ from ..serving.endpoint_config import RestError
 from ..serving.places import WorkspacePlaces, workspace_places
 from .rest_endpoints import error_answers
 from .token_access import Permissions, TokenAccess, three_level_name
+from .tracking_artifacts import artifact_path, is_artifact_path
 from .uc_models import CHANGES, PENDING, UcModels, check_ready, model_name_of
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #9f66c133
+# %% ../../nbs/workspace/32_rest_files.ipynb #c5055243
 LONGEST_PART, LONGEST_PATH = 255, 2000  # bytes
 NOT_IN_PATHS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -67,7 +68,7 @@ def missing_folder() -> RestError:
     "The error for a directory that does not exist."
     return RestError("The directory being accessed is not found.", error_code="NOT_FOUND")
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #8ce67ef2
+# %% ../../nbs/workspace/32_rest_files.ipynb #938fdeee
 class UcFiles:
     "Where the files of versions and volumes are, for the user of a token."
 
@@ -78,6 +79,7 @@ class UcFiles:
         "Return the path on disk; RestError if it cannot be read or written."
         parts = path_parts(path)
         if parts[0] == "Models" and len(parts) >= 5: return self.version_path(access, parts, write)
+        if is_artifact_path(parts): return artifact_path(self.volumes.parent.parent, parts)
         if parts[0] == "Volumes" and len(parts) >= 4: return self.volume_path(access, parts, write)
         raise RestError(f"Path {shorten(repr(path))} is no path of a file or directory",
                         "write /Volumes/CATALOG/SCHEMA/VOLUME/… or /Models/CATALOG/SCHEMA/MODEL/VERSION/…",
@@ -90,7 +92,7 @@ class UcFiles:
         if write and version.status != PENDING:
             raise RestError(f"Model version '{version.version}' of Model '{name}' is {version.status}: its files do "
                             "not change", "register a new version", "PERMISSION_DENIED")
-        if not (write or version.status == PENDING and access.catalog_of(name) in access.write): check_ready(version)
+        if not write: check_ready(version)  # also for its writer, who could load a part of the model
         folder = local_path(self.models.location(version))
         if folder: return path_inside(folder, parts[5:])
         raise RestError(f"the files of version {version.version} of {name} are not on this machine",
@@ -133,7 +135,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno == errno.ENAMETOOLONG: raise RestError("The path is too long for this machine") from None
         with store_errors("the file", path): raise
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #43b355ca
+# %% ../../nbs/workspace/32_rest_files.ipynb #126d1c84
 WRITTEN_AT_ONCE = 2**20  # bytes
 
 async def receive_file(request: Request, file: Path) -> int:  # bytes
@@ -159,7 +161,7 @@ def check_length(request: Request, size: int) -> None:
     if length is not None and int(length) != size:
         raise RestError(f"The upload was cut off: {size:,} of {int(length):,} bytes", "send the file again")
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #eec12b95
+# %% ../../nbs/workspace/32_rest_files.ipynb #42b99b33
 @dataclass(frozen=True)
 class OpenFile:
     "A file that is being read: another file that replaces it meanwhile changes nothing."
@@ -217,7 +219,7 @@ def file_answer(request: Request, file: OpenFile) -> Response:
     if part: headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     return StreamingResponse(file_chunks(file, start, end), 206 if part else 200, headers, "application/octet-stream")
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #8e4ef228
+# %% ../../nbs/workspace/32_rest_files.ipynb #7fdd549b
 def entry_body(folder: str, entry: os.DirEntry) -> dict:  # folder: its path in the API
     "Return an entry of a directory."
     body = {"path": f"{folder.rstrip('/')}/{entry.name}", "name": entry.name, "is_directory": entry.is_dir()}
@@ -246,7 +248,7 @@ def delete_folder(folder: Path) -> None:
     if not folder.is_dir(): raise missing_folder()
     with disk_errors(folder): folder.rmdir()
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #ca31bf32
+# %% ../../nbs/workspace/32_rest_files.ipynb #d5a00c98
 FILES_PATH, FOLDERS_PATH = "/api/2.0/fs/files/{path:path}", "/api/2.0/fs/directories/{path:path}"
 
 def add_uploads(router: APIRouter, files: UcFiles, permissions: Permissions) -> None:
@@ -301,8 +303,12 @@ def add_folders(router: APIRouter, files: UcFiles, permissions: Permissions) -> 
         return list_folder(folder, f"/{path}", page_size, page_token)
 
     def metadata(path: str, request: Request) -> Response:
-        if not files.path(permissions.of_request(request), f"/{path}").is_dir(): raise missing_folder()
-        return Response()
+        try: folder = files.path(permissions.of_request(request), f"/{path}")
+        except RestError as error:
+            if error.error_code != "INVALID_STATE": raise
+            return Response()  # of a pending version: the list says why it cannot be read, this answer has no text
+        if folder.is_dir(): return Response()
+        raise missing_folder()
 
     def create(path: str, request: Request) -> Response:
         with CHANGES:
@@ -319,7 +325,7 @@ def add_folders(router: APIRouter, files: UcFiles, permissions: Permissions) -> 
     router.put(FOLDERS_PATH, status_code=204, summary="Create a directory")(create)
     router.delete(FOLDERS_PATH, status_code=204, summary="Delete an empty directory")(delete)
 
-# %% ../../nbs/workspace/32_rest_files.ipynb #793c3f26
+# %% ../../nbs/workspace/32_rest_files.ipynb #b2a39534
 def add_large_uploads(router: APIRouter) -> None:
     "Add the calls after which a client sends a large file in one request."
     def begin(path: str, action: str = "") -> dict:

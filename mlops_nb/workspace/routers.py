@@ -34,4 +34,4 @@ def workspace_routers(env: Env, places: WorkspacePlaces,
     permissions = Permissions(env.root, tokens)
     return [endpoints_router(manager), jobs_router(service, permissions), workspace_router(places), secrets_router(env),
             catalog_router(env, permissions), files_router(env, permissions), registry_router(env, permissions),
-            tracking_router(pages, places)]
+            tracking_router(pages, places, files_api=True)]

@@ -9,7 +9,7 @@ __all__ = ['MOST_UC_TAGS', 'LONGEST_TAG_KEY', 'NOT_IN_KEYS', 'ALIAS', 'NOT_ALIAS
            'open_registry', 'rest_errors', 'store_session', 'new_version_folder', 'owned_folder', 'has_model',
            'page_size', 'page_token', 'is_readable', 'check_ready', 'UcModels']
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #992f2839
+# %% ../../nbs/workspace/28_uc_models.ipynb #85b12b42
 import re
 import threading
 import time
@@ -28,7 +28,7 @@ from ..models import registry
 from ..serving.endpoint_config import STATUS_OF_CODE, RestError
 from .token_access import TokenAccess, three_level_name
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #5b3cfaa5
+# %% ../../nbs/workspace/28_uc_models.ipynb #6c40b4d0
 def model_name_of(name: str) -> str:  # in lower case
     "Return the full name of a model; RestError unless it has three valid parts."
     if name.count(".") == 2 and all(name.split(".")): return three_level_name(name)
@@ -49,7 +49,7 @@ def no_such_version(name: str, version: int) -> RestError:  # to be raised by th
     return RestError(f"Model version '{version}' of Model '{name}' does not exist.",
                      error_code="RESOURCE_DOES_NOT_EXIST")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #40b9cc7e
+# %% ../../nbs/workspace/28_uc_models.ipynb #83a157f4
 MOST_UC_TAGS, LONGEST_TAG_KEY = 50, 255  # of one model or version; characters
 NOT_IN_KEYS = re.compile(r"[.,\-=/:]")
 
@@ -75,7 +75,7 @@ def check_tag_count(keys: Iterable[str]) -> None:  # keys: of all tags of an obj
     count = len(set(keys))
     if count > MOST_UC_TAGS: raise RestError(f"{count} tags on one object", f"at most {MOST_UC_TAGS} are allowed")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #81e4cac1
+# %% ../../nbs/workspace/28_uc_models.ipynb #429ee0b2
 ALIAS = re.compile(r"[\w\-]{1,255}")
 NOT_ALIASES = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
 
@@ -98,7 +98,7 @@ def searched_name(text: str) -> str:  # text: filter of a search of versions
     raise RestError(f"Unsupported filter query : `{shorten(text.strip())}`. "
                     f"Please specify your filter parameter in {form}")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #4432c08f
+# %% ../../nbs/workspace/28_uc_models.ipynb #7866bd65
 REGISTRY_IMPORT = threading.Lock()  # MLflow's modules import each other: two threads could see a half of one
 CHANGES = threading.RLock()  # held while the state of a version decides about a change of its files
 PENDING, READY, DELETED = "PENDING_REGISTRATION", "READY", "Deleted_Internal"
@@ -136,7 +136,7 @@ def store_session(store: Any) -> Iterator[Any]:  # sqlalchemy's Session
     except TypeError: session = store.ManagedSessionMaker()  # of an older MLflow
     with session as opened: yield opened
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #42de42b6
+# %% ../../nbs/workspace/28_uc_models.ipynb #396fccc0
 def new_version_folder(state: Path, name: str, version: int) -> Path:
     "Return a new folder for the files of a version; it is created with its first file."
     return version_files(state).joinpath(*name.split("."), f"{version}-{uuid.uuid4().hex[:8]}")
@@ -151,7 +151,7 @@ def has_model(location: str) -> bool:
     path = local_path(location)
     return path is not None and (path / "MLmodel").is_file()
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #3a687fb7
+# %% ../../nbs/workspace/28_uc_models.ipynb #62e185c6
 LONGEST_PAGE = 1000
 
 def page_size(count: int) -> int:  # count: 0 if the request has none
@@ -177,9 +177,10 @@ def check_ready(version: Any) -> Any:  # mlflow ModelVersion
     "Return a version; RestError unless it is ready."
     if version.status in (None, READY): return version
     raise RestError(f"Model version '{version.version}' of Model '{version.name}' is {version.status}, not {READY}",
-                    "finalize it after all its files were uploaded; MLflow's client does so when it registers a model")
+                    "finalize it after all its files were uploaded; MLflow's client does so when it registers a model",
+                    "INVALID_STATE")
 
-# %% ../../nbs/workspace/28_uc_models.ipynb #c71bc675
+# %% ../../nbs/workspace/28_uc_models.ipynb #4e4612ef
 class UcModels:
     "Registered models and their versions, for the user of a token."
 

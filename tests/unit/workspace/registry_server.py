@@ -37,15 +37,11 @@ def registry_server(env):
 
 
 CODE = """
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+class Double:
+    def predict(self, model_input, params=None): return 2 * model_input
 
 
-class Double(PythonModel):
-    def predict(self, context, model_input, params=None): return 2 * model_input
-
-
-set_model(Double())
+def _load_pyfunc(path): return Double()
 """
 
 
@@ -54,11 +50,11 @@ def log_model(env, folder):
     import mlflow
     from mlflow.models import infer_signature
     env.use_mlflow()
-    rows, code = np.array([[0.0], [1.0]]), folder / "double.py"
+    rows, code = np.array([[0.0], [1.0]]), folder / "double_of_rows.py"
     code.write_text(CODE)
     experiment = mlflow.create_experiment("/dev/registry", artifact_location=str(env.state / "artifacts/dev/r"))
     with mlflow.start_run(experiment_id=experiment) as run, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's advice: type hints, an input example
-        info = mlflow.pyfunc.log_model(name="double", python_model=str(code), signature=infer_signature(rows, rows),
-                                       pip_requirements=["numpy"])
+        warnings.simplefilter("ignore")  # MLflow's advice: an input example
+        info = mlflow.pyfunc.log_model(name="double", loader_module=code.stem, code_paths=[str(code)],
+                                       signature=infer_signature(rows, rows), pip_requirements=["numpy"])
     return info.model_uri, run.info.run_id

@@ -143,10 +143,11 @@ def test_a_pending_version_serves_nobody(home, version):
     client.create_registered_model(name)
     number = home.pending(name)
     assert client.get_model_version(name, number).status == "PENDING_REGISTRATION"
-    refused("INVALID_PARAMETER_VALUE", "PENDING_REGISTRATION, not READY", client.set_registered_model_alias, name,
+    refused("INVALID_STATE", "PENDING_REGISTRATION, not READY", client.set_registered_model_alias, name,
             "champion", number)
-    refused("INVALID_PARAMETER_VALUE", "PENDING_REGISTRATION, not READY", client.get_model_version_download_uri,
+    refused("INVALID_STATE", "PENDING_REGISTRATION, not READY", client.get_model_version_download_uri,
             name, number)
+    with pytest.raises(DatabricksError, match="PENDING_REG.*, not READY"): predictions(f"models:/{name}/{number}")
     assert "stays PENDING" in home.call("POST", "model-versions/finalize", json={"name": name, "version": number}).text
     assert client.get_model_version(name, number).status == "PENDING_REGISTRATION"
 
