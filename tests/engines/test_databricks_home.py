@@ -60,6 +60,8 @@ def workspace(spark_ready, spark_jars, tmp_path_factory):
         finally: workspace.stop()
         for notebook, state, seconds, text in workspace.said:
             print(f"{notebook}: {state} after {seconds:.0f} s: {text}", file=sys.stderr)
+        for notebook, calls in workspace.calls.of_notebooks().items():
+            print(f"{notebook}: {', '.join(sorted(calls))}", file=sys.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,22 @@ def test_what_the_notebooks_said(workspace, ran):
     assert re.match(rf"1,\d\d\d rows of 2 days scored by {MODEL} v1", ran["09_batch_inference"][0])
     assert re.match(rf"{MODEL} v1 predicts \d+ rows in \d", ran["17_smoke"][0])  # of the newest day
     assert re.match(r"no requests yet: there is no table dev\.\w+\.late_arrival_payload,", ran["18_inference_log"][0])
+
+
+TRACKING = ("POST mlflow/runs/create", "POST mlflow/logged-models", "PUT files")
+CALLS = {  # of the classes for `databricks` and `databricks-uc`, of which each notebook needs these
+    "06_train": (*TRACKING, "POST registry: model-versions/create", "POST registry: model-versions/finalize"),
+    "07_validate": ("GET registry: model-versions/get", "GET files", "POST registry: model-versions/set-tag"),
+    "08_deploy": ("POST registry: registered-models/alias", "POST serving-endpoints"),
+    "09_batch_inference": ("GET registry: registered-models/alias", "GET files"),
+    "20_endpoint_check": ("GET registry: model-versions/get-download-uri", "POST invocations")}
+
+
+def test_notebooks_use_the_databricks_classes_of_mlflow(workspace, ran):
+    calls = workspace.calls.of_notebooks()
+    for notebook, needed in CALLS.items(): assert set(needed) <= calls[notebook], notebook
+    # The client asks for an address at a cloud provider first, then takes the file from the workspace
+    assert set(workspace.calls.not_answered()) <= {"POST fs/create-download-url", "POST fs/create-upload-url"}
 
 
 def test_nothing_is_written_beside_the_deployed_files(workspace, ran):

@@ -1,12 +1,28 @@
 """A proxy in front of the local workspace: it passes each call on unchanged, and records how it was answered."""
 import http.client
+import re
 import threading
-from collections import Counter
+from collections import defaultdict
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 CONNECTION_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
+
+
+PREFIXES = (("/api/2.0/mlflow/unity-catalog/", "registry"), ("/api/2.0/fs/files/", "files"),
+            ("/api/2.0/fs/directories/", "directories"), ("/api/2.0/serving-endpoints/", "serving-endpoints"),
+            ("/serving-endpoints/", "invocations"))
+
+
+def name_of_call(method: str, path: str) -> str:
+    "A call without the names of objects, such as `POST registry: model-versions/create`."
+    for prefix, name in PREFIXES:
+        if not path.startswith(prefix): continue
+        if name == "registry": return f"{method} {name}: {path.removeprefix(prefix)}"
+        rest = path.removeprefix(prefix).split("/", 1) if name == "serving-endpoints" else []
+        return f"{method} {name}" + (f"/{{name}}{'/' + rest[1] if len(rest) > 1 else ''}" if rest else "")
+    return f"{method} {re.sub(r'/(m-)?[0-9a-f]{32}', '/{id}', path.removeprefix('/api/2.0/'))}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,18 +60,26 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Recorder(ThreadingHTTPServer):
-    "Started by `with`; `calls` counts the answers by method, path and status."
+    "Started by `with`; `notebook` is the one that runs now, `answers` has the last answer to each of its calls."
     daemon_threads = True
 
     def __init__(self, upstream: str):
         super().__init__(("127.0.0.1", 0), Handler)
         self.upstream, self.address = urlsplit(upstream), f"http://127.0.0.1:{self.server_port}"
-        self.calls, self.errors, self.lock = Counter(), {}, threading.Lock()
+        self.notebook, self.answers, self.lock = "", {}, threading.Lock()
 
     def record(self, method: str, path: str, status: int, content: bytes) -> None:
-        with self.lock:
-            self.calls[method, path, status] += 1
-            if status >= 400: self.errors[method, path, status] = content[:500].decode(errors="replace")
+        text = content[:500].decode(errors="replace") if status >= 400 else ""
+        with self.lock: self.answers[self.notebook, name_of_call(method, path), status] = text
+
+    def of_notebooks(self) -> dict[str, set[str]]:  # notebook -> its calls
+        calls = defaultdict(set)
+        for notebook, call, _ in self.answers: calls[notebook].add(call)
+        return dict(calls)
+
+    def not_answered(self) -> dict[str, str]:  # call -> the error
+        return {call: text for (_, call, status), text in self.answers.items() if status in (404, 501) and (
+            status == 501 or "ENDPOINT_NOT_FOUND" in text)}
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()

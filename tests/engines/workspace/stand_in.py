@@ -96,6 +96,7 @@ class Workspace:
         return kept | {
             "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), "STAND_IN_STATE": str(self.state),
             "DATABRICKS_RUNTIME_VERSION": "18.0", "STAND_IN_ONLINE_STORE": str(self.folder / "home_state/online.db"),
+            "STAND_IN_LAKEHOUSE": str(self.folder / "home_state/lakehouse"),
             "DATABRICKS_HOST": self.calls.address, "DATABRICKS_TOKEN": self.token,
             "PYTHONPATH": f"{HERE / 'packages'}:{wheel}", "PYSPARK_PYTHON": str(self.python), "MPLBACKEND": "Agg",
             "SPARK_CONF_DIR": str(HERE.parent / "spark-conf"), "TZ": "UTC", "GIT_CEILING_DIRECTORIES": str(self.folder)}
@@ -145,6 +146,7 @@ class Workspace:
         "Run one notebook, such as nbs/flights/12_setup.ipynb, with its parameters as strings."
         request = {"notebook": str(self.notebooks / notebook), "folder": str((self.files / notebook).parent),
                    "widgets": widgets, "values": values or {}, "environment": environment, **self.options}
+        self.calls.notebook = Path(notebook).stem
         result = self.ask(request)
         text = result.get("exit") or result["message"]
         self.said.append((notebook, result["result_state"], result.get("seconds", 0), text))

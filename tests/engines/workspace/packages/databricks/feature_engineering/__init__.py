@@ -57,6 +57,18 @@ def constraint(full: str) -> list:  # [[column, whether it is the time series], 
     return content["keys"][full]
 
 
+def copy_functions(lakehouse: Path) -> None:
+    "Copy the functions of the catalog to where the endpoints of the workspace find them."
+    from dataclasses import asdict
+
+    from mlops_nb.features.functions import function_of_body
+    for full, function in json.loads((KEPT / "unity.json").read_text())["functions"].items():
+        catalog, schema, name = full.split(".")
+        file = lakehouse / catalog / schema / "_functions" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(function_of_body(full, function["body"], function["comment"]))))
+
+
 class FeatureEngineeringClient:
     def __init__(self, *, model_registry_uri=None):
         if not os.environ.get("DATABRICKS_HOST"): raise ValueError("default auth: cannot configure default credentials")
@@ -181,3 +193,4 @@ class FeatureEngineeringClient:
         with open_store(f"sqlite:///{os.environ['STAND_IN_ONLINE_STORE']}") as store:
             publish(spark, load_env(), store, name, [column for column, is_time in keys if not is_time],
                     times[0] if times else None)
+        copy_functions(Path(os.environ["STAND_IN_LAKEHOUSE"]))
