@@ -61,6 +61,7 @@ class EndpointCheck:
 def load_endpoint_check(use_case: UseCase, target: str) -> EndpointCheck:
     "Find the endpoint of a use case; MlopsError if the target has none, or it serves nothing."
     env = load_env(target)
+    env.use_mlflow()  # the spec of the model's features is read by its address in the registry
     return EndpointCheck(use_case, env, endpoints.serving_config(env, required_endpoint(env, use_case.model)))
 
 def differences(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:

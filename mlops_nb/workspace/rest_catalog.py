@@ -224,15 +224,18 @@ def refuse_change(request: Request) -> None:
 
 def catalog_router(env: Env, permissions: Permissions) -> APIRouter:
     "The calls for catalogs, schemas, tables and grants."
-    router, calls = APIRouter(prefix="/api/2.1/unity-catalog", tags=["catalog"]), CatalogCalls(env, permissions)
+    router, calls = APIRouter(prefix="/api", tags=["catalog"]), CatalogCalls(env, permissions)
     for path, call in (("catalogs", calls.list_catalogs), ("catalogs/{name}", calls.get_catalog),
                        ("schemas", calls.list_schemas), ("schemas/{full_name}", calls.get_schema),
                        ("tables", calls.list_tables), ("tables/{full_name}", calls.get_table),
                        ("tables/{full_name}/exists", calls.table_exists),
                        ("permissions/{kind}/{full_name}", calls.get_permissions),
                        ("effective-permissions/{kind}/{full_name}", calls.get_effective)):
-        router.get(f"/{path}")(call)
+        router.get(f"/2.1/unity-catalog/{path}")(call)
+    # MLflow's client asks for the id of a table that a run has read
+    router.get("/2.0/unity-catalog/tables/{full_name}", include_in_schema=False)(calls.get_table)
     for path in ("catalogs", "catalogs/{name}", "schemas", "schemas/{name}", "tables", "tables/{name}",
                  "permissions/{kind}/{name}"):
-        router.api_route(f"/{path}", methods=["POST", "PATCH", "DELETE"], include_in_schema=False)(refuse_change)
+        router.api_route(f"/2.1/unity-catalog/{path}", methods=["POST", "PATCH", "DELETE"],
+                         include_in_schema=False)(refuse_change)
     return router
