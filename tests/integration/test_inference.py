@@ -265,6 +265,7 @@ def test_day_by_day_gives_the_same_as_all_days_at_once_where_more_is_known(home,
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_known_labels proves the rule for training on a made-up project, test_monitoring the windows
 def test_nothing_learnt_later_changes_what_a_monitor_measures(copied, frames, tmp_path):
     spark, env, version = copied
     monitor, _ = read_monitoring(FLIGHTS, env.root)

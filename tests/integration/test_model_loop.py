@@ -265,6 +265,7 @@ def versions(trained, tmp_path_factory, loop):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # `make integration` compares two versions in every build, test_deployment has the moves of aliases
 def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions):
     env, spark, (old, better, worse) = versions.env, versions.spark, versions.versions
     reason = deployed(versions, better)
@@ -296,6 +297,7 @@ def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions)
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_whole refuses a version that fails its validation
 def test_a_version_with_too_few_rounds_fails_the_checks_of_the_configuration(versions):
     results = validated(versions, versions.versions[2])
     assert "log_loss" in " ".join(validation.failures(results)), results
