@@ -64,7 +64,7 @@ def test_an_experiment_needs_a_folder_that_exists(ben):
     assert refused(ben.post(rename, json={"experiment_id": "1", "new_name": "/new/late"}))[0] == 404
     for name in ("late", "", None, 1, "/", "/Users/../late", "/Users/ben", "/Users/ben/a\0b"):
         assert refused(ben.post(create, json={"name": name})) == (400, "INVALID_PARAMETER_VALUE"), name
-    for body in (b"[1]", b"{", b"\xff", b'{"name": "' + b"x" * 2**20):
+    for body in (b"[1]", b"{", b"\xff", b'{"name": "' + b"x" * 2**20, b"[" * 100_000, b'{"name": "/\\ud800/a"}'):
         assert refused(ben.post(create, content=body)) == (400, "INVALID_PARAMETER_VALUE")
 
 
