@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LOCAL_TOKEN', 'STEP_SECONDS', 'IDENTITY_PATH', 'WorkspaceProbe', 'CheckStep', 'call_message', 'is_not_implemented',
-           'is_refused', 'refused_login', 'failed_call', 'step_results', 'run_steps', 'address_problem',
-           'foreign_answer', 'answer_of_host', 'check_host', 'ShortClock', 'make_client', 'check_identity']
+           'is_refused', 'refused_login', 'failed_call', 'step_results', 'printable_result', 'run_steps',
+           'address_problem', 'foreign_answer', 'answer_of_host', 'check_host', 'ShortClock', 'make_client',
+           'check_identity']
 
 # %% ../nbs/21_workspace_steps.ipynb #d0c70003
 import logging
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,6 +99,9 @@ def failed_call(subject: str, error: BaseException, probe: WorkspaceProbe, refus
         return CheckResult(subject, "wrong", f"the workspace cannot answer now: {message}", "try again later")
     if isinstance(error, (TimeoutError, requests.RequestException, OSError)):
         return CheckResult(subject, "wrong", f"no answer within {probe.seconds:g} s: {message}", "try again")
+    if isinstance(error, (AttributeError, TypeError, KeyError)):  # of the SDK, which reads what it expects
+        return CheckResult(subject, "wrong", f"{probe.host} answers something else than a workspace: {message}",
+                           "correct DATABRICKS_HOST, or the host of the profile")
     return CheckResult(subject, "wrong", message)
 
 # %% ../nbs/21_workspace_steps.ipynb #d0c7000a
@@ -113,6 +117,11 @@ def step_results(step: CheckStep, probe: WorkspaceProbe, seconds: float = STEP_S
     except Exception as error: return [*results, failed_call(step.subject, error, probe, step.refusal_hint)]
     return results
 
+def printable_result(result: CheckResult) -> CheckResult:
+    "Return a result without control characters: another server may have sent some to the terminal."
+    def shown(text: str) -> str: return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
+    return replace(result, observation=shown(result.observation), hint=shown(result.hint))
+
 def run_steps(steps: Sequence[CheckStep], probe: WorkspaceProbe,
               begun: Callable[[str], object] = lambda subject: None,  # called with the subject of each step
               ) -> Iterator[CheckResult]:
@@ -125,7 +134,7 @@ def run_steps(steps: Sequence[CheckStep], probe: WorkspaceProbe,
             yield CheckResult(step.subject, "missing", f"not tried, because {causes[0]} is wrong")
             continue
         begun(step.subject)
-        results = step_results(step, probe)
+        results = [printable_result(result) for result in step_results(step, probe)]
         if any(result.state == "wrong" for result in results): failed[step.subject] = step.subject
         yield from results
 

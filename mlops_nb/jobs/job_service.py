@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..bundle.load import FILE, Bundle, is_created, job_id, load_bundle, target_names
+from ..env import SETTINGS_PARAMETER, parse_settings, settings_env
 from ..errors import MissingError, MlopsError
 from . import run_store, runner
 from mlops_nb.jobs.api_bodies import (
@@ -209,10 +210,12 @@ class JobService:
         return JobOwner(env.target, key, catalogs=env.write)
 
     def place_of_run(self, number: int, given: dict) -> JobOwner:  # given: parameters
-        "Where a run of a created job would write. MlopsError if that is another target than the job's."
-        job = get_created(self.store, number)
-        env = self.places.env(job.settings, given)
+        "Where a run would write. MlopsError if that is another target than the job's."
+        job = get_created(self.store, number) if is_created(str(number)) else self.job(number)
+        if isinstance(job, CreatedJob): env = self.places.env(job.settings, given)
+        else: env = settings_env(parse_settings(given[SETTINGS_PARAMETER] or "{}"), job.target, root=self.root)
         if env.target == job.target: return JobOwner(env.target, job.key, job.creator, env.write)
+        if SETTINGS_PARAMETER not in given: return self.job(number)  # `home` refuses files of another target
         raise MlopsError(f"parameter settings is of target {env.target!r}, and the job of target {job.target!r}",
                          "run the job of the other target")
 

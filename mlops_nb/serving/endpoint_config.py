@@ -39,7 +39,8 @@ class RestError(MlopsError):
 
 def error_body(error_code: str, message: str, hint: str = "") -> dict[str, str]:
     "Return the body of an error as Databricks answers it."
-    return {"error_code": error_code, "message": f"{message}; {hint}" if hint else message}
+    text = f"{message}; {hint}" if hint else message
+    return {"error_code": error_code, "message": text.encode(errors="replace").decode()}  # a half of a surrogate pair
 
 # %% ../../nbs/serving/09_endpoint_config.ipynb #6d84f93c
 def check_endpoint_name(name: Any) -> str:

@@ -74,7 +74,9 @@ class Forwarder:
         headers = end_to_end(response.headers.raw, b"date", b"server")  # the worker sends its own
         this = asyncio.current_task()
         gone = asyncio.ensure_future(until_disconnect(receive))
-        def cancel(_: asyncio.Future) -> None: this.cancel()
+        has_ended = False
+        def cancel(_: asyncio.Future) -> None:
+            if not has_ended: this.cancel()  # otherwise it would interrupt the end of this task
         gone.add_done_callback(cancel)
         try:
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
@@ -84,9 +86,9 @@ class Forwarder:
             if not gone.done(): raise
             return
         finally:
+            has_ended = True
             with suppress(Exception): await response.aclose()
             is_gone = gone.done()
-            gone.remove_done_callback(cancel)  # otherwise it would cancel this task while it sends the end
             gone.cancel()
         if not is_gone: await send({"type": "http.response.body", "body": b""})
 

@@ -79,7 +79,7 @@ class UcFiles:
         "Return the path on disk; RestError if it cannot be read or written."
         parts = path_parts(path)
         if parts[0] == "Models" and len(parts) >= 5: return self.version_path(access, parts, write)
-        if is_artifact_path(parts): return artifact_path(self.volumes.parent.parent, parts)
+        if is_artifact_path(parts): return self.run_path(parts, write)
         if parts[0] == "Volumes" and len(parts) >= 4: return self.volume_path(access, parts, write)
         raise RestError(f"Path {shorten(repr(path))} is no path of a file or directory",
                         "write /Volumes/CATALOG/SCHEMA/VOLUME/… or /Models/CATALOG/SCHEMA/MODEL/VERSION/…",
@@ -97,6 +97,16 @@ class UcFiles:
         if folder: return path_inside(folder, parts[5:])
         raise RestError(f"the files of version {version.version} of {name} are not on this machine",
                         "load it with the address of the registry, as the local commands do", "NOT_IMPLEMENTED")
+
+    def run_path(self, parts: list[str], write: bool) -> Path:
+        "Return the path of an artifact; RestError for a change of one that a registered version has."
+        path = artifact_path(self.volumes.parent.parent, parts)
+        if not write: return path
+        for folder in map(local_path, self.models.locations()):
+            if folder and (path.is_relative_to(folder) or folder.is_relative_to(path)):
+                raise RestError("The files of a model that has been registered do not change", "log a new model",
+                                "PERMISSION_DENIED")
+        return path
 
     def volume_path(self, access: TokenAccess, parts: list[str], write: bool) -> Path:
         "Return the path of a file of a volume."

@@ -229,7 +229,7 @@ class JobsApi:
         queued = None if body.queue is None else bool(body.queue.get("enabled", True))
         job, given = self.service.job(body.job_id), checked_parameters(body)
         self.access.check(request, job)
-        if is_created(job.key) and SETTINGS_PARAMETER in given:
+        if is_created(job.key) or SETTINGS_PARAMETER in given:
             self.access.check(request, self.service.place_of_run(body.job_id, given))
         number = self.service.run_now(body.job_id, given, only=body.only, queued=queued,
                                       user=getattr(request.state, "user", ""), token=body.idempotency_token or "")

@@ -39,7 +39,9 @@ from .metrics import prometheus_text
 from .mlflow_pages import mlflow_app
 from .model_folders import ModelFolders
 from .rest_jobs import job_service
+from .rest_mlflow import LimitedPages
 from .routers import workspace_routers
+from .token_access import Permissions
 from .tokens import load_tokens, users_by_digest
 from .uc_models import REGISTRY_IMPORT
 from .worker_channel import CONTROL_VARIABLE, SHADOW_SECONDS, STOP_SECONDS, worker_command
@@ -205,7 +207,8 @@ class Supervisor:
         service, pages = job_service(self.env), mlflow_app(self.env)
         self.to_close += [service.close, pages.close]
         routers = workspace_routers(self.env, self.places, self.manager, service, pages, lambda: self.tokens)
-        return build_app(lambda: self.users, routers, self.metrics, pages)
+        permissions = Permissions(self.env.root, lambda: self.tokens)
+        return build_app(lambda: self.users, routers, self.metrics, LimitedPages(pages, permissions))
 
     async def metrics(self) -> bytes:
         "Return the metrics of all workers and of this process."

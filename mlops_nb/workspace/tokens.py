@@ -68,7 +68,8 @@ def make_token(places: WorkspacePlaces, name: str,
     with change_of_tokens(places):
         if name in load_tokens(places):
             raise MlopsError(f"{name!r} has a token", f"remove it first: mlops up token {name} --remove")
-        expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+        try: expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+        except OverflowError: raise MlopsError(f"{days:g} days are too many", "leave --days out: never") from None
         more = {"target": target, "expires": expires.isoformat(timespec="seconds") if expires else ""}
         return save_token(places, name, **{field: value for field, value in more.items() if value})
 

@@ -296,6 +296,7 @@ class UcModels:
         for _ in range(5):  # another process may take the same number
             with CHANGES, rest_errors(self.env): number = self.insert_version(name, facts, tags)
             if number: return self.find_version(name, number)
+            self.find_model(name)  # it may have been deleted meanwhile
         raise RestError(f"Another process creates versions of '{name}'", "send the request again", "RESOURCE_CONFLICT")
 
     def insert_version(self, name: str, facts: Mapping[str, Any], tags: Mapping[str, str]) -> int:  # 0: it was taken
@@ -379,8 +380,9 @@ class UcModels:
     def set_alias(self, access: TokenAccess, name: str, alias: str, version: str | int) -> None:
         "Let an alias point to a version that is ready."
         check_alias(alias)
-        row = check_ready(self.own_version(access, name, version))
-        self.call("set_registered_model_alias", row.name, alias, row.version)
+        with CHANGES:  # the version may be deleted at this moment
+            row = check_ready(self.own_version(access, name, version))
+            self.call("set_registered_model_alias", row.name, alias, row.version)
 
     def delete_alias(self, access: TokenAccess, name: str, alias: str) -> None:
         "Remove an alias, if the model has it."

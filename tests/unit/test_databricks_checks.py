@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from mlops_nb import cli, databricks_checks, folder_checks, runtime_checks, workspace_steps
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.doctor import CheckResult
-from mlops_nb.workspace_steps import CheckStep, step_results
+from mlops_nb.errors import MlopsError
+from mlops_nb.workspace_steps import CheckStep, WorkspaceProbe, run_steps, step_results
 
 ROOT = Path(__file__).parents[2]
 SCHEMA, FOLDER = "dev.dev_ann_flights", f"/Users/{USER}/.bundle/mlops_nb/dev"
@@ -451,3 +452,14 @@ def test_the_command(workspace, machine):
     run = CliRunner().invoke(cli.app, ["doctor", "--databricks", "-t", "nowhere"])
     assert run.exit_code == 1 and "no target 'nowhere'" in run.output and "Traceback" not in run.output
     assert CliRunner().invoke(cli.app, ["doctor", "--write"]).exit_code != 0
+
+
+def test_an_answer_of_another_form_is_one_printable_result_of_its_step():
+    def other(probe): return [].catalogs  # as the SDK fails with an answer that is a list
+
+    def terminal(probe): raise MlopsError("busy \x1b[2J\ud800\nlater", "wait \x07")
+
+    steps = [CheckStep("token", other), CheckStep("folder", terminal)]
+    token, folder = run_steps(steps, WorkspaceProbe(host="http://shop.example"))
+    assert token.state == "wrong" and "http://shop.example answers something else than a workspace" in token.observation
+    assert (folder.observation, folder.hint) == ("busy ?[2J?\nlater", "wait ?")

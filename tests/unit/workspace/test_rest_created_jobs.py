@@ -229,9 +229,23 @@ def test_a_token_uses_the_jobs_of_its_target_and_changes_its_own(project, deploy
 
     with pytest.raises(PermissionDenied): eve.jobs.run_now(job_id("fit", "dev"))
     assert ended(ann, ann.jobs.run_now(job_id("fit", "dev")).run_id).state.result_state is SUCCESS
+    for values, text in ((of_target("prod"), "settings is of target 'prod'"),
+                         (of_target("dev", catalog="prod"), "may not write its own catalog 'prod'")):
+        given = {"settings": values[0].default}  # of a deployment, which the notebooks would follow
+        with pytest.raises(InvalidParameterValue, match=text):
+            ann.jobs.run_now(job_id("fit", "dev"), job_parameters=given)
     with pytest.raises(PermissionDenied): ann.jobs.cancel_all_runs(job_id=job_id("fit", "prod"))
     owner.jobs.delete(number)
     assert created_jobs(service.store) == []
+
+
+def test_files_that_were_changed_after_the_creation_of_a_job_give_it_no_more_rights(project, deployed, people, service):
+    number = people["ben"].jobs.create(name="fit", tasks=[notebook_task()], parameters=of_target("dev")).job_id
+    file = deployed.root / "databricks.yml"
+    content = yaml.safe_load(file.read_text())
+    lists = {name: {"type": "complex", "default": ["dev", "prod"]} for name in ("read", "write")}
+    file.write_text(yaml.safe_dump(content | {"variables": content["variables"] | lists}))
+    with pytest.raises(PermissionDenied, match="writes: dev"): people["ben"].jobs.run_now(number)
 
 
 @pytest.mark.slow

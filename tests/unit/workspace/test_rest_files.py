@@ -2,6 +2,7 @@
 import io
 import os
 import socket
+import sqlite3
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,23 @@ def home(tmp_path_factory, empty_store):
 def refused(code, text, call, *arguments, **options):
     with pytest.raises(DatabricksError, match=text) as caught: call(*arguments, **options)
     assert caught.value.error_code == code, caught.value
+
+
+def test_the_files_of_a_registered_version_do_not_change_by_the_path_of_its_experiment(home):
+    model = home.env.state / "artifacts/7/models" / f"m-{'a' * 32}"
+    (model / "artifacts").mkdir(parents=True)
+    (model / "artifacts/MLmodel").write_text("whole")
+    home.version("dev.flights.from_experiment")
+    with sqlite3.connect(home.env.state / "mlflow.db") as store:  # as a job at home registers it
+        store.execute("update model_versions set storage_location = ? where name = 'dev.flights.from_experiment'",
+                      (str(model / "artifacts"),))
+    artifacts = "/WorkspaceInternal/Mlflow/Artifacts/7/LoggedModels"
+    path = f"{artifacts}/{model.name}/artifacts/MLmodel"
+    files = home.files()
+    refused("PERMISSION_DENIED", "has been registered", files.upload, path, io.BytesIO(b"x"), overwrite=True)
+    refused("PERMISSION_DENIED", "has been registered", files.delete, path)
+    assert files.download(path).contents.read() == b"whole"
+    files.upload(f"{artifacts}/m-{'b' * 32}/artifacts/MLmodel", io.BytesIO(b"x"))  # one that is not registered
 
 
 def test_a_file_of_a_volume_comes_and_goes(home):

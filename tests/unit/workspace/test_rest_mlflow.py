@@ -1,6 +1,7 @@
 """MLflow's tracking client with the address `databricks`, unchanged; a small server takes the place of MLflow's own."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,7 +13,8 @@ from small_server import start_small
 from mlops_nb.serving.places import make_places
 from mlops_nb.workspace.app import build_app
 from mlops_nb.workspace.mlflow_pages import mlflow_app
-from mlops_nb.workspace.rest_mlflow import tracking_router
+from mlops_nb.workspace.rest_mlflow import LimitedPages, tracking_router
+from mlops_nb.workspace.token_access import TokenAccess
 from mlops_nb.workspace.tokens import load_tokens, make_token, owner_token, users_by_digest
 
 
@@ -20,7 +22,10 @@ def workspace_app(env):
     "The application of the tracking calls, its pages, and the tokens of Ann and of Ben."
     places, pages = make_places(env), mlflow_app(env)
     tokens = [owner_token(places, "ann"), make_token(places, "ben")]
-    return build_app(lambda: users_by_digest(load_tokens(places)), [tracking_router(pages, places)]), pages, tokens
+    dev = TokenAccess("ben", "dev", frozenset({"dev", "prod"}), frozenset({"dev"}), frozenset({"dev", "prod"}))
+    limited = LimitedPages(pages, SimpleNamespace(of_user=lambda user: dev))
+    routers, users = [tracking_router(pages, places)], lambda: users_by_digest(load_tokens(places))
+    return build_app(users, routers, pages=limited), pages, tokens
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +64,48 @@ def test_an_experiment_needs_a_folder_that_exists(ben):
     assert refused(ben.post(rename, json={"experiment_id": "1", "new_name": "/new/late"}))[0] == 404
     for name in ("late", "", None, 1, "/", "/Users/../late", "/Users/ben", "/Users/ben/a\0b"):
         assert refused(ben.post(create, json={"name": name})) == (400, "INVALID_PARAMETER_VALUE"), name
-    for body in (b"[1]", b"{", b"\xff", b'{"name": "' + b"x" * 2**20):
+    for body in (b"[1]", b"{", b"\xff", b'{"name": "' + b"x" * 2**20, b"[" * 100_000, b'{"name": "/\\ud800/a"}'):
         assert refused(ben.post(create, content=body)) == (400, "INVALID_PARAMETER_VALUE")
+
+
+def test_an_experiment_cannot_place_its_artifacts_in_another_folder_of_the_machine(ben):
+    for field, place in (("artifact_location", "file:///etc"), ("artifactLocation", "/etc"),
+                         ("artifact_location", "dbfs:/a")):
+        body = {"name": "/Users/ben/late", field: place}
+        for path in ("/api/2.0/mlflow/experiments/create", "/mlflow/ajax-api/2.0/mlflow/experiments/create"):
+            assert refused(ben.post(path, json=body)) == (501, "NOT_IMPLEMENTED")
+    assert ben.post("/mlflow/ajax-api/2.0/mlflow/experiments/create", json={"name": "late"}).status_code == 418
+
+
+REGISTRY = [("POST", "registered-models/alias"), ("DELETE", "registered-models/alias"),
+            ("PATCH", "registered-models/update"), ("POST", "model-versions/create"),
+            ("DELETE", "model-versions/delete"), ("POST", "model-versions/set-tag")]
+
+
+@pytest.mark.parametrize("start", ["/mlflow/api/2.0/mlflow", "/mlflow/ajax-api/2.0/mlflow",
+                                   "/mlflow//ajax-api/2.0/%6dlflow"])
+def test_the_pages_change_no_model_that_the_token_may_not_change(ben, start):
+    for method, path in REGISTRY:
+        for name in ("prod.flights.late", "PROD.flights.late"):
+            answer = ben.request(method, f"{start}/{path}", json={"name": name})
+            assert refused(answer) == (403, "PERMISSION_DENIED"), (method, path)
+        moved = ben.request(method, f"{start}/{path}", json={"name": "dev.flights.late", "newName": "prod.flights.a"})
+        assert refused(moved) == (403, "PERMISSION_DENIED")
+        for body in ({}, {"name": "late"}, {"name": ["prod"]}):
+            assert ben.request(method, f"{start}/{path}", json=body).status_code == 400
+        for content in (b"[1]", b'"{}"'):  # MLflow's server would read the second as an object
+            assert ben.request(method, f"{start}/{path}", content=content).status_code == 400
+        answer = ben.request(method, f"{start}/{path}", content=b'{"name": "prod.flights.a", "name": "dev.flights.b"}')
+        assert passed_body(answer) == {"name": "dev.flights.b"}  # what was checked
+    assert refused(ben.post(f"{start}/webhooks", json={"url": "https://example.com"})) == (403, "PERMISSION_DENIED")
+    for method, path in (("GET", "registered-models/search"), ("POST", "registered-models/get-latest-versions"),
+                         ("POST", "runs/search"), ("POST", "experiments/update")):
+        assert ben.request(method, f"{start}/{path}", json={"name": "prod.flights.late"}).status_code == 418
+
+
+def test_what_is_no_tracking_is_not_passed_on(ben):
+    for path in ("/api/2.0/mlflow/webhooks", "/api/3.0/mlflow/gateway/secrets/create"):
+        assert refused(ben.post(path, json={"name": "a"})) == (501, "NOT_IMPLEMENTED")
 
 
 def test_the_user_of_a_run_and_of_a_logged_model_is_that_of_the_token(ben):

@@ -20,6 +20,7 @@ from registry_server import env_of, log_model, registry_server
 from mlops_nb.addresses import local_path, use_here, use_paths, version_files
 from mlops_nb.cleaning.mlflow_files import plan_version_files
 from mlops_nb.models import registry
+from mlops_nb.workspace.uc_models import UcModels
 
 NAME = "dev.flights.line"
 pytestmark = pytest.mark.filterwarnings("ignore:.*Add type hints")  # MLflow's advice when it loads a model
@@ -136,6 +137,19 @@ def test_versions_that_are_created_at_once_have_different_numbers(home):
     home.mlflow().create_registered_model("dev.flights.many")
     with ThreadPoolExecutor(8) as pool: numbers = list(pool.map(lambda _: home.pending("dev.flights.many"), range(16)))
     assert sorted(map(int, numbers)) == list(range(1, 17))
+
+
+def test_a_version_of_a_model_that_is_deleted_meanwhile_is_refused_for_good(home, monkeypatch):
+    home.mlflow().create_registered_model("dev.flights.gone")
+    insert = UcModels.insert_version
+
+    def delete_first(models, name, facts, tags):
+        if name == "dev.flights.gone": models.call("delete_registered_model", name)
+        return insert(models, name, facts, tags)
+
+    monkeypatch.setattr(UcModels, "insert_version", delete_first)
+    answer = home.call("POST", "model-versions/create", json={"name": "dev.flights.gone", "source": home.model})
+    assert (answer.status_code, answer.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
 def test_a_pending_version_serves_nobody(home, version):
