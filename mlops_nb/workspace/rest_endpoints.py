@@ -6,8 +6,8 @@
 __all__ = ['PREFIX', 'ERROR_SCHEMA', 'ERROR_TEXTS', 'ERRORS', 'ROW', 'FRAME_SCHEMA', 'REQUEST_FORMS', 'REQUEST_SCHEMA', 'ANSWER',
            'INVOCATION_PATHS', 'entity_states', 'config_body', 'endpoint_body', 'summary_body', 'Body', 'EntityBody',
            'RouteBody', 'TrafficBody', 'ConfigBody', 'TagBody', 'InferenceTableBody', 'GatewayBody', 'NewEndpointBody',
-           'TagsBody', 'NotificationsBody', 'given', 'add_changes', 'add_answers', 'endpoint_with_id', 'permission_of',
-           'add_rest', 'add_refusals', 'endpoints_router', 'error_answers', 'invocation_path']
+           'TagsBody', 'NotificationsBody', 'given', 'EndpointAccess', 'add_changes', 'add_answers', 'endpoint_with_id',
+           'permission_of', 'add_rest', 'add_refusals', 'endpoints_router', 'error_answers', 'invocation_path']
 
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #6ad91fb1
 import json
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from ..serving.endpoint_config import RestError, tag_list
 from .endpoint_store import UPDATE_FAILED, ConfigRecord, EndpointRecord
 from .endpoint_updates import EndpointManager
+from .token_access import Permissions
 
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #4c36f389
 def entity_states(manager: EndpointManager, record: EndpointRecord, config: ConfigRecord,
@@ -138,26 +139,58 @@ def given(body: Body) -> dict:
     "Return the fields of a body that have a value."
     return body.model_dump(exclude_none=True)
 
+# %% ../../nbs/workspace/15_rest_endpoints.ipynb #4c30604b
+class EndpointAccess:
+    "Which endpoints the user of a request may create and change. All may see and call them."
+
+    def __init__(self, manager: EndpointManager, permissions: Permissions | None):
+        self.manager, self.permissions = manager, permissions
+
+    def check_body(self, request: Request, body: dict) -> None:  # body: of a creation or an update
+        "Raise RestError unless the user may read the models and write the table that a body names."
+        if self.permissions is None: return
+        access, config = self.permissions.of_request(request), body.get("config") or body
+        for entity in config.get("served_entities") or config.get("served_models") or ():
+            name = entity.get("entity_name") or entity.get("model_name") or ""
+            if name.count(".") == 2: access.check_read(name)  # the manager explains any other name
+        catalog = ((body.get("ai_gateway") or {}).get("inference_table_config") or {}).get("catalog_name")
+        if catalog: access.check_write(catalog)
+
+    def check_change(self, request: Request, name: str, body: dict | None = None) -> None:
+        "Raise RestError unless the user created the endpoint, or may write the models that it serves."
+        if self.permissions is None: return
+        access, record = self.permissions.of_request(request), self.manager.store.endpoint(name)
+        if access.target and record.creator != access.user:
+            for version in {record.active_version, record.pending_version} - {None}:
+                for entity in self.manager.store.config(record, version).config.entities:
+                    access.check_write(entity.entity_name)
+        if body: self.check_body(request, body)
+
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #27db212f
 PREFIX = "/api/2.0/serving-endpoints"
 
-def add_changes(router: APIRouter, manager: EndpointManager) -> None:
+def add_changes(router: APIRouter, manager: EndpointManager, access: EndpointAccess) -> None:
     "Add the calls that create, change and delete an endpoint."
     async def create(body: NewEndpointBody, request: Request) -> dict:
+        access.check_body(request, given(body))
         record = await manager.create(given(body), request.state.user)
         return endpoint_body(manager, record, str(request.base_url))
 
     async def update_config(name: str, body: ConfigBody, request: Request) -> dict:
+        access.check_change(request, name, given(body))
         record = await manager.update_config(name, given(body), request.state.user)
         return endpoint_body(manager, record, str(request.base_url))
 
-    async def patch_tags(name: str, body: TagsBody) -> dict:
+    async def patch_tags(name: str, body: TagsBody, request: Request) -> dict:
+        access.check_change(request, name)
         return {"tags": tag_list((await manager.patch_tags(name, given(body))).tags)}
 
-    async def put_gateway(name: str, body: GatewayBody) -> dict:
+    async def put_gateway(name: str, body: GatewayBody, request: Request) -> dict:
+        access.check_change(request, name, {"ai_gateway": given(body)})
         return (await manager.put_gateway(name, given(body))).ai_gateway
 
-    async def delete(name: str) -> dict:
+    async def delete(name: str, request: Request) -> dict:
+        access.check_change(request, name)
         await manager.delete(name)
         return {}
 
@@ -203,9 +236,10 @@ def permission_of(user: str) -> dict:
     return {"user_name": user, "display_name": user,
             "all_permissions": [{"permission_level": "CAN_MANAGE", "inherited": False}]}
 
-def add_rest(router: APIRouter, manager: EndpointManager) -> None:
+def add_rest(router: APIRouter, manager: EndpointManager, access: EndpointAccess) -> None:
     "Add the notifications, the OpenAPI of one endpoint, and what a local workspace does not have."
-    async def set_notifications(name: str, body: NotificationsBody) -> dict:
+    async def set_notifications(name: str, body: NotificationsBody, request: Request) -> dict:
+        access.check_change(request, name)
         return {"name": name, **manager.set_notifications(name, given(body).get("email_notifications", {})).settings}
 
     async def open_api(name: str, request: Request) -> Response:
@@ -238,10 +272,13 @@ def add_refusals(router: APIRouter, manager: EndpointManager) -> None:
 
     for path in INVOCATION_PATHS: router.post(path, include_in_schema=False)(not_loaded)
 
-def endpoints_router(manager: EndpointManager) -> APIRouter:
+def endpoints_router(manager: EndpointManager,
+                     permissions: Permissions | None = None,  # None: every user may change everything
+                     ) -> APIRouter:
     "Return the paths of serving endpoints."
-    router = APIRouter(tags=["Serving endpoints"], responses=ERRORS)
-    for add in (add_changes, add_answers, add_rest, add_refusals): add(router, manager)
+    router, access = APIRouter(tags=["Serving endpoints"], responses=ERRORS), EndpointAccess(manager, permissions)
+    for add in (add_changes, add_rest): add(router, manager, access)
+    for add in (add_answers, add_refusals): add(router, manager)
     return router
 
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #366f764e

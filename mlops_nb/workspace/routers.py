@@ -6,7 +6,6 @@
 __all__ = ['workspace_routers']
 
 # %% ../../nbs/workspace/40_routers.ipynb #e9fb355e
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -28,10 +27,9 @@ def workspace_routers(env: Env, places: WorkspacePlaces,
                       manager: Any,  # EndpointManager
                       service: Any,  # JobService
                       pages: Any,  # MlflowPages
-                      tokens: Callable[[], Mapping[str, Mapping]],  # by user name
-                      ) -> list[APIRouter]:
+                      permissions: Permissions) -> list[APIRouter]:
     "Return the routers of all calls."
-    permissions = Permissions(env.root, tokens)
-    return [endpoints_router(manager), jobs_router(service, permissions), workspace_router(places), secrets_router(env),
-            catalog_router(env, permissions), files_router(env, permissions), registry_router(env, permissions),
+    return [endpoints_router(manager, permissions), jobs_router(service, permissions),
+            workspace_router(places), secrets_router(env), catalog_router(env, permissions),
+            files_router(env, permissions), registry_router(env, permissions),
             tracking_router(pages, places, files_api=True)]

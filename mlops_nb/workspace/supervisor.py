@@ -206,8 +206,8 @@ class Supervisor:
         "Return the application with all parts."
         service, pages = job_service(self.env), mlflow_app(self.env)
         self.to_close += [service.close, pages.close]
-        routers = workspace_routers(self.env, self.places, self.manager, service, pages, lambda: self.tokens)
         permissions = Permissions(self.env.root, lambda: self.tokens)
+        routers = workspace_routers(self.env, self.places, self.manager, service, pages, permissions)
         return build_app(lambda: self.users, routers, self.metrics, LimitedPages(pages, permissions))
 
     async def metrics(self) -> bytes:

@@ -7,6 +7,7 @@ from mlops_nb.serving.places import make_places
 from mlops_nb.workspace.app import build_app
 from mlops_nb.workspace.call_list import call_list
 from mlops_nb.workspace.routers import workspace_routers
+from mlops_nb.workspace.token_access import Permissions
 
 PAGE = Path(__file__).parents[3] / "docs/rest-api.md"
 MARK = "<!-- list of calls: python tests/unit/workspace/test_call_list.py writes it -->\n\n"
@@ -14,7 +15,7 @@ MARK = "<!-- list of calls: python tests/unit/workspace/test_call_list.py writes
 
 def written(folder: Path) -> str:
     env = replace(load_env(), state=folder)
-    routers = workspace_routers(env, make_places(env), None, None, None, dict)
+    routers = workspace_routers(env, make_places(env), None, None, None, Permissions(env.root, dict))
     return call_list(build_app(dict, routers))
 
 

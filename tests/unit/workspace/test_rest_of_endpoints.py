@@ -4,14 +4,18 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import requests
 import uvicorn
 from fake_processes import config, make_manager
 
+from mlops_nb.bundle.load import find_root
+from mlops_nb.serving.endpoint_config import RestError
 from mlops_nb.workspace.app import build_app
-from mlops_nb.workspace.rest_endpoints import endpoints_router
+from mlops_nb.workspace.rest_endpoints import EndpointAccess, endpoints_router
+from mlops_nb.workspace.token_access import Permissions
 from mlops_nb.workspace.tokens import token_digest
 
 TOKEN = "a-token-of-ann"
@@ -193,3 +197,25 @@ def test_the_openapi_describes_endpoints_and_invocations(call):
     create = paths["/api/2.0/serving-endpoints"]["post"]["responses"]
     assert "422" not in create and create["409"]["content"]["application/json"]["schema"]["required"]
     assert call("DELETE", "/openapi.json").status_code == 405
+
+
+def test_a_token_changes_its_endpoints_and_those_of_models_that_its_target_writes(client, served):
+    client.serving_endpoints.create_and_wait("of_ann", config=core("1"))
+    tokens = {"ann": {}, "dev": {"target": "dev"}, "staging": {"target": "staging"}}
+    access = EndpointAccess(served[1], Permissions(find_root(), lambda: tokens))
+
+    def allowed(user, call, *arguments):
+        request = SimpleNamespace(state=SimpleNamespace(user=user))
+        try: call(request, *arguments)
+        except RestError as error:
+            assert error.error_code == "PERMISSION_DENIED" and f"target {user!r}" in error.hint
+            return False
+        return True
+
+    assert [allowed(user, access.check_change, "of_ann") for user in tokens] == [True, True, False]
+    models = {"served_entities": [{"entity_name": "staging.flights.late_arrival"}]}
+    reads = [allowed(user, access.check_body, models) for user in tokens]
+    assert reads == [True, "staging" in access.permissions.of_user("dev").read, True]
+    table = {"ai_gateway": {"inference_table_config": {"catalog_name": "prod"}}}
+    assert [allowed(user, access.check_change, "of_ann", table) for user in tokens] == [True, False, False]
+    client.serving_endpoints.delete("of_ann")
