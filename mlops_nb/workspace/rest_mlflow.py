@@ -29,7 +29,7 @@ from .mlflow_pages import MlflowPages, PagesForwarder, path_below
 from .rest_identity import WORKSPACE_NUMBER
 from .token_access import Permissions
 from .tracking_artifacts import databricks_addresses
-from .uc_models import model_name_of
+from .uc_rules import model_name_of
 from .workspace_files import tree_path, workspace_files
 
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #90dca41d
