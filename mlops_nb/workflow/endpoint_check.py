@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'CONNECTIONS', 'request_columns', 'EndpointCheck', 'load_endpoint_check', 'differences', 'ask',
-           'compare_answers', 'compare_with_batch', 'Load', 'open_session', 'send_until', 'put_load', 'plot_load',
+           'compare_answers', 'compare_with_batch', 'Load', 'http_session', 'send_until', 'put_load', 'plot_load',
            'load_test', 'finish_endpoint_check']
 
 # %% ../../nbs/workflow/25_endpoint_check.ipynb #ee000004
@@ -122,7 +122,7 @@ class Load:
         return (f"{self.rate:,.0f} requests/s by {CONNECTIONS} connections in {self.seconds:.0f} s, "
                 f"p50 {median:.1f} ms, p99 {slowest:.1f} ms, {failed}")
 
-def open_session(headers: Mapping[str, str]) -> Session:
+def http_session(headers: Mapping[str, str]) -> Session:
     "A session with one connection; a .netrc of the user does not replace the token."
     session = Session()
     session.trust_env = False
@@ -146,7 +146,7 @@ def put_load(check: EndpointCheck, seconds: float) -> Load:
     headers = workspace.config.authenticate() | {"Content-Type": "application/json"}
     bodies = [json.dumps({"dataframe_records": [record]}).encode() for record in check.requests]
     with ExitStack() as stack, ThreadPoolExecutor(CONNECTIONS) as pool:
-        sessions = [stack.enter_context(open_session(headers)) for _ in range(CONNECTIONS)]
+        sessions = [stack.enter_context(http_session(headers)) for _ in range(CONNECTIONS)]
         with suppress(RequestException): sessions[0].post(url, data=bodies[0], timeout=30)
         began = time.perf_counter()
         parts = [pool.submit(send_until, session, url, bodies[i:] + bodies[:i], began + seconds)
