@@ -22,7 +22,8 @@ def job_in_workspace(workspace: Any,  # databricks.sdk.WorkspaceClient
     ids = [job.job_id for job in listed if tags.items() <= (job.settings.tags or {}).items()]
     if len(ids) == 1: return ids[0]
     if not ids: raise MlopsError(f"the workspace has no job {name!r} of this target", "first databricks bundle deploy")
-    raise MlopsError(f"the workspace has {len(ids)} jobs {name!r} of this target", "choose one: --job-id ID")
+    choices = " or ".join(f"--job-id {number}" for number in sorted(ids))
+    raise MlopsError(f"the workspace has {len(ids)} jobs {name!r} of this target", f"choose one: {choices}")
 
 # %% ../../nbs/deployment/08_linking.ipynb #a1ef2386
 def link_deployment_job(env: Env, name: str,  # the model's full name

@@ -19,6 +19,7 @@ from ..bundle.load import Bundle
 from ..bundle.passed_values import PassedValue
 from ..bundle.variables import OPTION, check_variable
 from ..env import Env, check_lakehouse, private_folder
+from ..errors import DEPLOYED_VARIABLE
 from . import delivery, run_store
 from .execute import Outcome
 from .process import Supervised, folder_variables
@@ -111,7 +112,8 @@ class Home:
         "The environment variables of every notebook; `jobs.tasks.secret_environment` adds those of its job's secrets."
         variables = {f"BUNDLE_VAR_{name}": str(value) for name, value in self.variables.items()}
         if self.folder: variables |= folder_variables(self.folder)
-        if self.deployed: variables["GIT_CEILING_DIRECTORIES"] = str(self.deployed)  # deployed files have no repository
+        if self.deployed:  # deployed files have no repository
+            variables |= {"GIT_CEILING_DIRECTORIES": str(self.deployed), DEPLOYED_VARIABLE: "1"}
         return variables | self.mlflow_variables() | {
             "MLOPS_STATE": str(self.env.state), "MLOPS_LAKEHOUSE": self.env.lakehouse,
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "GIT_PYTHON_REFRESH": "quiet",

@@ -25,19 +25,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from ..errors import shorten
+from ..jobs.deployed_jobs import COMMENTS, NOTEBOOK_LINE, first_line_of, is_notebook
 from ..serving.endpoint_config import RestError, value_of
 from ..serving.places import WorkspacePlaces
-from mlops_nb.workspace.workspace_files import (
-    COMMENTS,
-    LANGUAGES,
-    NOTEBOOK_LINE,
-    WorkspaceFiles,
-    check_writer,
-    first_line_of,
-    is_notebook,
-    tree_path,
-    workspace_files,
-)
+from .workspace_files import LANGUAGES, WorkspaceFiles, check_writer, tree_path, workspace_files
 
 # %% ../../nbs/workspace/18_rest_workspace.ipynb #910250d5
 LARGEST_IMPORT = 10 * 2**20  # bytes of an object, as Databricks states it for this call

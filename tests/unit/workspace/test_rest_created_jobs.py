@@ -101,6 +101,7 @@ REFUSED = [
     ({"tasks": [Task("a", notebook_task=NotebookTask("nbs/any"))]}, "not an absolute path of the workspace"),
     ({"tasks": [Task("a", notebook_task=NotebookTask(f"{FOLDER}/../../../../../../../../nbs/any"))]}, "does not exist"),
     ({"tasks": [Task("a", notebook_task=NotebookTask("/Users/ben/alone"))]}, "no databricks.yml"),
+    ({"tasks": [notebook_task(name="nbs/source")]}, r"source notebook \(\.py\).*(?s:.)*JUPYTER.*databricks\.yml"),
     ({"tasks": [notebook_task(asof="1")]}, r"tasks\[0\].notebook_task.base_parameters.asof: .*as_of"),
     ({"tasks": [notebook_task("a", after="b")]}, r"tasks\[0\].depends_on\[0\].task_key: no task 'b'"),
     ({"tasks": [notebook_task("a"), notebook_task("a")]}, "duplicate task_key 'a'"),
@@ -113,6 +114,7 @@ REFUSED = [
 def test_what_cannot_run_here_is_refused_with_the_findings(project, deployed, client, service, change, message):
     project.notebook("any", "1")
     (deployed.root.parents[3] / "alone.ipynb").write_text((deployed.root / "nbs/any.ipynb").read_text())
+    (deployed.root / "nbs/source.py").write_text("# Databricks notebook source\nx = 1\n")
     number = client.jobs.create(name="fit", tasks=[notebook_task()]).job_id
     wrong = {"name": "wrong", "tasks": [notebook_task()]} | change
     with pytest.raises(InvalidParameterValue, match=message): client.jobs.create(**wrong)
@@ -272,6 +274,10 @@ def test_the_deployed_copy_runs_without_the_checkout(project, deployed, client, 
     deployed.notebook("any", "raise ValueError('changed')")  # each run reads the files as they are
     run = client.jobs.run_now_and_wait(number, timeout=SECONDS)
     assert "changed" in client.jobs.get_run_output(run.tasks[1].run_id).error
+    deployed.notebook("any", "from mlops_nb.errors import MissingError",
+                      "raise MissingError('no table', 'create it: mlops run features -t dev')")
+    run = client.jobs.run_now_and_wait(number, timeout=SECONDS)  # the checkout's job writes another schema
+    assert "the job features of this deployment" in client.jobs.get_run_output(run.tasks[1].run_id).error_trace
     Path(deployed.root / "nbs/any.ipynb").unlink()
     with pytest.raises(InvalidParameterValue, match="does not exist in the workspace"): client.jobs.run_now(number)
     client.jobs.delete(number)
