@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'CONNECTIONS', 'request_columns', 'EndpointCheck', 'load_endpoint_check', 'differences', 'ask',
-           'compare_answers', 'compare_with_batch', 'Load', 'send_until', 'put_load', 'plot_load', 'load_test',
-           'finish_endpoint_check']
+           'compare_answers', 'compare_with_batch', 'Load', 'http_session', 'send_until', 'put_load', 'plot_load',
+           'load_test', 'finish_endpoint_check']
 
 # %% ../../nbs/workflow/25_endpoint_check.ipynb #ee000004
 import json
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from requests import RequestException, Session
 
 from .. import task
 from ..data.json_rows import json_records
 from ..data.session import get_spark
 from ..env import Env, load_env
-from ..errors import MlopsError, counted, need
+from ..errors import MlopsError, counted
 from ..features.client import feature_client, spec_of
 from ..features.spec import FEATURE_STORE, ON_DEMAND, TRAINING_DATA, FeatureSpec
 from ..pictures import BLUE, canvas, reference_line
@@ -121,29 +122,35 @@ class Load:
         return (f"{self.rate:,.0f} requests/s by {CONNECTIONS} connections in {self.seconds:.0f} s, "
                 f"p50 {median:.1f} ms, p99 {slowest:.1f} ms, {failed}")
 
-def send_until(client: Any, url: str, bodies: list[bytes],  # client: of httpx
+def http_session(headers: Mapping[str, str]) -> Session:
+    "A session with one connection; a .netrc of the user does not replace the token."
+    session = Session()
+    session.trust_env = False
+    session.headers.update(headers)
+    return session
+
+def send_until(session: Session, url: str, bodies: list[bytes],
                deadline: float) -> list[tuple[float, str]]:  # deadline: of time.perf_counter
     "Send requests one after the other until a deadline; the milliseconds of each, and why it failed."
-    from httpx import HTTPError
     answers = []
     for body in cycle(bodies):
         if (began := time.perf_counter()) > deadline: return answers
-        try: status = client.post(url, content=body).status_code
-        except HTTPError as error: status = type(error).__name__
+        try: status = session.post(url, data=body, timeout=30).status_code
+        except RequestException as error: status = type(error).__name__
         answers.append((1000 * (time.perf_counter() - began), "" if status == 200 else str(status)))
 
 def put_load(check: EndpointCheck, seconds: float) -> Load:
     "Send requests of one row by several connections at once; the time begins after a first request."
-    httpx = need("httpx", "the load test of an endpoint", "local")
     workspace = endpoints.workspace_client(check.env)
     url = f"{workspace.config.host}/serving-endpoints/{check.config.endpoint}/invocations"
     headers = workspace.config.authenticate() | {"Content-Type": "application/json"}
     bodies = [json.dumps({"dataframe_records": [record]}).encode() for record in check.requests]
-    with httpx.Client(headers=headers, timeout=30, trust_env=False) as client, ThreadPoolExecutor(CONNECTIONS) as pool:
-        with suppress(httpx.HTTPError): client.post(url, content=bodies[0])
+    with ExitStack() as stack, ThreadPoolExecutor(CONNECTIONS) as pool:
+        sessions = [stack.enter_context(http_session(headers)) for _ in range(CONNECTIONS)]
+        with suppress(RequestException): sessions[0].post(url, data=bodies[0], timeout=30)
         began = time.perf_counter()
-        parts = [pool.submit(send_until, client, url, bodies[i:] + bodies[:i], began + seconds)
-                 for i in range(CONNECTIONS)]
+        parts = [pool.submit(send_until, session, url, bodies[i:] + bodies[:i], began + seconds)
+                 for i, session in enumerate(sessions)]
         answers = [answer for part in parts for answer in part.result()]
         took = time.perf_counter() - began
     reasons = [reason for _, reason in answers if reason]

@@ -6,8 +6,9 @@
 __all__ = ['PREFIX', 'ERROR_SCHEMA', 'ERROR_TEXTS', 'ERRORS', 'ROW', 'FRAME_SCHEMA', 'REQUEST_FORMS', 'REQUEST_SCHEMA', 'ANSWER',
            'INVOCATION_PATHS', 'entity_states', 'config_body', 'endpoint_body', 'summary_body', 'Body', 'EntityBody',
            'RouteBody', 'TrafficBody', 'ConfigBody', 'TagBody', 'InferenceTableBody', 'GatewayBody', 'NewEndpointBody',
-           'TagsBody', 'NotificationsBody', 'given', 'EndpointAccess', 'add_changes', 'add_answers', 'endpoint_with_id',
-           'permission_of', 'add_rest', 'add_refusals', 'endpoints_router', 'error_answers', 'invocation_path']
+           'TagsBody', 'NotificationsBody', 'given', 'EndpointAccess', 'add_changes', 'add_settings', 'add_answers',
+           'endpoint_with_id', 'permission_of', 'add_rest', 'add_refusals', 'endpoints_router', 'error_answers',
+           'invocation_path']
 
 # %% ../../nbs/workspace/15_rest_endpoints.ipynb #6ad91fb1
 import json
@@ -181,14 +182,6 @@ def add_changes(router: APIRouter, manager: EndpointManager, access: EndpointAcc
         record = await manager.update_config(name, given(body), request.state.user)
         return endpoint_body(manager, record, str(request.base_url))
 
-    async def patch_tags(name: str, body: TagsBody, request: Request) -> dict:
-        access.check_change(request, name)
-        return {"tags": tag_list((await manager.patch_tags(name, given(body))).tags)}
-
-    async def put_gateway(name: str, body: GatewayBody, request: Request) -> dict:
-        access.check_change(request, name, {"ai_gateway": given(body)})
-        return (await manager.put_gateway(name, given(body))).ai_gateway
-
     async def delete(name: str, request: Request) -> dict:
         access.check_change(request, name)
         await manager.delete(name)
@@ -197,9 +190,20 @@ def add_changes(router: APIRouter, manager: EndpointManager, access: EndpointAcc
     router.post(PREFIX, summary="Create an endpoint")(create)
     router.post(f"{PREFIX}/", include_in_schema=False)(create)
     router.put(f"{PREFIX}/{{name}}/config", summary="Update served entities and traffic")(update_config)
+    router.delete(f"{PREFIX}/{{name}}", summary="Delete an endpoint")(delete)
+
+def add_settings(router: APIRouter, manager: EndpointManager, access: EndpointAccess) -> None:
+    "Add the calls that change an endpoint without loading a model."
+    async def patch_tags(name: str, body: TagsBody, request: Request) -> dict:
+        access.check_change(request, name)
+        return {"tags": tag_list((await manager.patch_tags(name, given(body))).tags)}
+
+    async def put_gateway(name: str, body: GatewayBody, request: Request) -> dict:
+        access.check_change(request, name, {"ai_gateway": given(body)})
+        return (await manager.put_gateway(name, given(body))).ai_gateway
+
     router.patch(f"{PREFIX}/{{name}}/tags", summary="Add and delete tags")(patch_tags)
     router.put(f"{PREFIX}/{{name}}/ai-gateway", summary="Set the inference table")(put_gateway)
-    router.delete(f"{PREFIX}/{{name}}", summary="Delete an endpoint")(delete)
 
 def add_answers(router: APIRouter, manager: EndpointManager) -> None:
     "Add the calls that only read."
@@ -277,7 +281,7 @@ def endpoints_router(manager: EndpointManager,
                      ) -> APIRouter:
     "Return the paths of serving endpoints."
     router, access = APIRouter(tags=["Serving endpoints"], responses=ERRORS), EndpointAccess(manager, permissions)
-    for add in (add_changes, add_rest): add(router, manager, access)
+    for add in (add_changes, add_settings, add_rest): add(router, manager, access)
     for add in (add_answers, add_refusals): add(router, manager)
     return router
 

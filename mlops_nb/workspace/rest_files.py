@@ -37,7 +37,8 @@ from ..serving.places import WorkspacePlaces, workspace_places
 from .rest_endpoints import error_answers
 from .token_access import Permissions, TokenAccess, three_level_name
 from .tracking_artifacts import artifact_path, is_artifact_path
-from .uc_models import CHANGES, PENDING, UcModels, check_ready, model_name_of
+from .uc_models import CHANGES, PENDING, UcModels, check_ready
+from .uc_rules import model_name_of
 
 # %% ../../nbs/workspace/32_rest_files.ipynb #c5055243
 LONGEST_PART, LONGEST_PATH = 255, 2000  # bytes

@@ -26,9 +26,10 @@ from ..serving.endpoint_config import RestError, error_body
 from ..serving.places import WorkspacePlaces
 from .api_errors import error_response
 from .mlflow_pages import MlflowPages, PagesForwarder, path_below
+from .rest_identity import WORKSPACE_NUMBER
 from .token_access import Permissions
 from .tracking_artifacts import databricks_addresses
-from .uc_models import model_name_of
+from .uc_rules import model_name_of
 from .workspace_files import tree_path, workspace_files
 
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #90dca41d
@@ -71,7 +72,8 @@ def with_user(body: dict, user: str) -> dict:  # user: of the token
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #f38bfe44
 def json_answer(status: int, content: bytes) -> tuple[dict, dict]:  # messages of ASGI
     "Return an answer in JSON."
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content)),
+               (b"x-databricks-org-id", b"%d" % WORKSPACE_NUMBER)]  # the client records where a run is
     return ({"type": "http.response.start", "status": status, "headers": headers},
             {"type": "http.response.body", "body": content})
 
