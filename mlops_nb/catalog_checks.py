@@ -52,7 +52,9 @@ def missing_privileges(probe: WorkspaceProbe, kind: str, name: str, owner: str |
 
 def grant_hint(probe: WorkspaceProbe, kind: str,  # catalogs or schemas
                name: str, privileges: Iterable[str]) -> str:
-    "The statement that grants privileges, to the group of the workers if this user is in it."
+    "The statement that grants privileges, to the group of the workers if this user is in it; at home a new token."
+    if probe.is_local:
+        return f"the token is of another target; one of this target: mlops up token NAME -t {probe.bundle.target}"
     workers = str(probe.bundle.variables.get("workers") or "")
     principal = workers if workers in probe.groups else probe.user or "<user>"
     return (f"as owner of {name}, in a SQL editor: {grant_statement(kind, name, principal, privileges)} "

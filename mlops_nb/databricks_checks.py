@@ -104,13 +104,13 @@ def check_registry(probe: WorkspaceProbe) -> Iterator[CheckResult]:
 def check_serving(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check that this user can list serving endpoints."
     endpoints = list(itertools.islice(probe.client.serving_endpoints.list(), 100))
-    yield CheckResult("serving", "ok", f"{counted(len(endpoints), 'endpoint')} of this user")
+    yield CheckResult("serving", "ok", f"{counted(len(endpoints), 'endpoint')} visible to this user")
 
 def check_jobs_of_workspace(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check that this user can list jobs."
     jobs = list(itertools.islice(probe.client.jobs.list(limit=25), 25))
     number = f"at least {len(jobs)} jobs" if len(jobs) == 25 else counted(len(jobs), "job")
-    yield CheckResult("jobs", "ok", f"{number} of this user; the bundle has {len(probe.bundle.jobs)}")
+    yield CheckResult("jobs", "ok", f"{number} visible to this user; the bundle has {len(probe.bundle.jobs)}")
 
 # %% ../nbs/25_databricks_checks.ipynb #d0cb000c
 def secret_hint(probe: WorkspaceProbe, scope: str, key: str, has_scope: bool) -> str:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['object_path', 'ancestors', 'nearest_object', 'can_write_folder', 'deployment_folder', 'experiments_folder',
-           'check_folder', 'check_deployment_folder', 'check_experiments_folder', 'Writing', 'write_folder',
-           'write_experiment']
+           'folder_command', 'check_folder', 'check_deployment_folder', 'check_experiments_folder', 'Writing',
+           'write_folder', 'write_experiment']
 
 # %% ../nbs/23_folder_checks.ipynb #d0c90003
 import base64
@@ -57,15 +57,20 @@ def experiments_folder(probe: WorkspaceProbe) -> str:
     default = f"/Shared/mlops_nb/{probe.bundle.target}"
     return object_path(str(probe.bundle.variables.get("experiments") or default))
 
+def folder_command(probe: WorkspaceProbe, verb: str,  # mkdirs or delete
+                   path: str) -> str:
+    "The command that creates or deletes a folder; a local workspace needs no CLI of Databricks."
+    if not probe.is_local: return f"databricks workspace {verb} {path}"
+    return f'python -c "from databricks.sdk import WorkspaceClient; WorkspaceClient().workspace.{verb}({path!r})"'
+
 def check_folder(probe: WorkspaceProbe, subject: str, path: str,
                  creator: str) -> CheckResult:  # creator: what creates it, "" if it must exist
     "Check that a folder exists and can be written, or can be created."
     folder, missing = nearest_object(probe, path)
-    mend = f"databricks workspace mkdirs {path}"
     kind = getattr(getattr(folder, "object_type", None), "value", "DIRECTORY")
     if kind not in ("DIRECTORY", "REPO"):
         return CheckResult(subject, "wrong", f"{folder.path} is a {kind.lower()}, not a folder",
-                           f"name another folder, or remove it: databricks workspace delete {folder.path}")
+                           f"name another folder, or remove it: {folder_command(probe, 'delete', folder.path)}")
     probe.missing_folders[path] = missing
     is_home_missing = path.startswith("/Users/") and len(ancestors(path)) - len(missing) < 2
     if missing and is_home_missing and not probe.is_local:
@@ -75,7 +80,8 @@ def check_folder(probe: WorkspaceProbe, subject: str, path: str,
     if folder and can_write_folder(probe, folder) is False:
         return CheckResult(subject, "wrong", f"{probe.user or 'this user'} may not write {folder.path}",
                            "who manages it grants Can Edit (Share), or name another folder in databricks.yml")
-    if missing and not creator: return CheckResult(subject, "wrong", f"{path} does not exist", mend)
+    if missing and not creator: return CheckResult(subject, "wrong", f"{path} does not exist",
+                                                folder_command(probe, "mkdirs", path))
     return CheckResult(subject, "ok", f"{path} {f'does not exist yet; {creator} creates it' if missing else 'exists'}")
 
 def check_deployment_folder(probe: WorkspaceProbe) -> Iterator[CheckResult]:

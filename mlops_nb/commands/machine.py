@@ -25,11 +25,13 @@ def show_check(result: Any, width: int) -> None:  # result: a CheckResult; width
 def shown_workspace_checks(target: str | None, write: bool) -> list:  # of CheckResult
     "Try the workspace, and show each result as it comes."
     from mlops_nb.databricks_checks import workspace_checks
+    from mlops_nb.workspace_steps import NOT_TRIED, untried_lines
     results = []
     with out.status("loading the bundle") as status:
         for result in workspace_checks(target, write, lambda subject: status.update(f"checking: {escape(subject)}")):
-            show_check(result, 19)  # a longer subject moves its own line only
             results.append(result)
+            if not result.observation.startswith(NOT_TRIED): show_check(result, 19)  # a longer subject moves its line
+    for line in untried_lines(results): show(f"[dim]–[/]      {escape(line)}")
     return results
 
 DATABRICKS_HELP = """Try the workspace of DATABRICKS_HOST or of the profile before the first deployment, step by step:

@@ -14,7 +14,7 @@ from fake_databricks import USER, Databricks
 from fake_workspace import TOKEN, FakeWorkspace, error
 from typer.testing import CliRunner
 
-from mlops_nb import cli, databricks_checks, folder_checks, runtime_checks, workspace_steps
+from mlops_nb import cli, databricks_checks, folder_checks, mlflow_access, runtime_checks, workspace_steps
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.doctor import CheckResult
 from mlops_nb.errors import MlopsError
@@ -39,10 +39,16 @@ def machine(monkeypatch, tmp_path):
     return monkeypatch
 
 
+def answer_as(machine, is_local: bool) -> None:
+    "Let the fake, which listens on this machine, stand for a workspace of Databricks or for `mlops up`."
+    for module in (mlflow_access, workspace_steps):
+        machine.setattr(module, "is_local_workspace", lambda host: is_local)
+
+
 @pytest.fixture
 def workspace(machine):
     "A fake that stands for a workspace of Databricks; `local_workspace` stands for `mlops up`."
-    machine.setattr(workspace_steps.WorkspaceProbe, "is_local", False)
+    answer_as(machine, is_local=False)
     with FakeWorkspace(Databricks()) as server:
         machine.setenv("DATABRICKS_HOST", server.address)
         machine.setenv("DATABRICKS_TOKEN", TOKEN)
@@ -52,7 +58,7 @@ def workspace(machine):
 @pytest.fixture
 def local_workspace(workspace, machine):
     "The same fake as `mlops up`."
-    machine.setattr(workspace_steps.WorkspaceProbe, "is_local", True)
+    answer_as(machine, is_local=True)
     return workspace
 
 
@@ -137,6 +143,20 @@ def test_an_expired_token(workspace, machine, status, body):
 def test_a_token_that_a_local_workspace_refuses(local_workspace, machine):
     machine.setenv("DATABRICKS_TOKEN", "dapi-of-another")
     assert results_of()["token"].hint.startswith('export DATABRICKS_TOKEN="$(cat .mlops/workspace/token)"')
+    machine.setenv("MLOPS_STATE", "/data/my state")  # the state in use
+    assert """="$(cat '/data/my state/workspace/token')",""" in results_of()["token"].hint
+    machine.delenv("DATABRICKS_TOKEN")
+    assert """="$(cat '/data/my state/workspace/token')",""" in results_of()["token"].hint
+
+
+def test_a_token_of_another_target_of_a_local_workspace(local_workspace):
+    local_workspace.grants["dev"], local_workspace.schemas["dev.flights"] = {}, "bob"
+    local_workspace.refused = ("/api/2.1/unity-catalog/catalogs/dev",)
+    result = results_of()["catalog dev"]
+    assert result.state == "wrong" and result.hint.endswith("mlops up token NAME -t dev")
+    local_workspace.refused = ()
+    [missing] = folder_checks.check_experiments_folder(probe_of("prod"))
+    assert "WorkspaceClient().workspace.mkdirs('/" in missing.hint
 
 
 def test_a_token_is_missing(workspace, machine):
@@ -264,6 +284,7 @@ def test_a_folder_that_only_others_may_write(workspace):
     ("https://accounts.cloud.databricks.com", "account console", "databricks auth login"),
     ("http://127.0.0.1:9", "no workspace answers", "start the local workspace: mlops up"),
     ("https://127.0.0.1:9", "no workspace answers", "correct DATABRICKS_HOST"),
+    ("127.0.0.1:9", "begins with http://", "export DATABRICKS_HOST=http://127.0.0.1:9"),
     ("", "no workspace is set", "databricks auth login --host")])
 def test_an_address_that_is_wrong(machine, host, message, hint):
     machine.setenv("DATABRICKS_HOST", host)
@@ -293,6 +314,16 @@ def page(status: int, kind: str, text: str):
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_a_local_workspace_speaks_http(machine):
+    with page(200, "text/html", "") as address:
+        machine.setenv("DATABRICKS_HOST", address.replace("http://", "https://"))
+        machine.setenv("DATABRICKS_TOKEN", "word")
+        result = results_of()["address"]
+        assert f"answers HTTP, not HTTPS: export DATABRICKS_HOST={address}" in result.hint, texts([result])
+        with pytest.raises(MlopsError) as error: mlflow_access.check_workspace()
+        assert error.value.hint == result.hint
 
 
 @pytest.mark.parametrize(("status", "kind", "text", "shown"), [
@@ -449,6 +480,9 @@ def test_the_command(workspace, machine):
     machine.setenv("DATABRICKS_HOST", "shop.cloud.databricks.com")
     run = CliRunner().invoke(cli.app, ["doctor", "--databricks", "-t", "prod"], env={"COLUMNS": "80"})
     assert run.exit_code == 1 and "export DATABRICKS_HOST=https://shop.cloud.databricks.com" in run.output
+    last = run.output.splitlines()[-1]
+    assert "13 further steps are not tried, because address is wrong: token, catalog, " in last, run.output
+    assert run.output.count("not tried") == 1
     run = CliRunner().invoke(cli.app, ["doctor", "--databricks", "-t", "nowhere"])
     assert run.exit_code == 1 and "no target 'nowhere'" in run.output and "Traceback" not in run.output
     assert CliRunner().invoke(cli.app, ["doctor", "--write"]).exit_code != 0

@@ -127,6 +127,7 @@ def test_the_login_of_the_file_of_mlflow(machine, tmp_path):
     ("myworkspace.cloud.databricks.com", "\n  export DATABRICKS_HOST=https://myworkspace.cloud.databricks.com"),
     ("http://myworkspace.cloud.databricks.com/", "\n  export DATABRICKS_HOST=https://myworkspace.cloud.databricks.com"),
     ("", "no workspace is set\n  databricks auth login --host https://"),
+    ("localhost:18410", "begins with http://\n  export DATABRICKS_HOST=http://localhost:18410"),
     ("https://127.0.0.1:1", "no workspace answers at https://127.0.0.1:1: ")])
 def test_an_address_of_a_workspace(machine, tmp_path, host, message):
     machine.setenv("DATABRICKS_TOKEN", "secret-word")
@@ -157,7 +158,7 @@ def test_a_token_that_is_expired(machine, tmp_path, engine, status, body):
         machine.setenv("MLOPS_ENGINE", engine)
         text = both(tmp_path, "MLflow store")
     assert "does not accept the token in DATABRICKS_TOKEN: it is expired, revoked or of another workspace" in text
-    assert text.endswith(f"databricks auth login --host http://127.0.0.1:{port}, and unset DATABRICKS_TOKEN")
+    assert """\n  export DATABRICKS_TOKEN="$(cat """ in text and text.endswith("the file that mlops up names")
     assert set(requests) == {("/api/2.0/preview/scim/v2/Me", "Bearer secret-word")} and "secret-word" not in text
 
 

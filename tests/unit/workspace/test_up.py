@@ -4,14 +4,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from mlops_nb import cli
 from mlops_nb.commands import up
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 from mlops_nb.serving.endpoint_config import new_endpoint
 from mlops_nb.serving.places import last_port, make_places, only_one, write_running
-from mlops_nb.workspace import supervisor
+from mlops_nb.workspace import supervisor, tokens
 from mlops_nb.workspace.endpoint_store import EndpointStore
 
 MODEL, NAME = "dev.flights.late_arrival", "dev-flights-late_arrival"
@@ -82,3 +84,27 @@ def test_after_the_start_each_endpoint_that_lags_behind_its_alias_is_named(env, 
     assert capsys.readouterr().out == (
         f"endpoint {NAME} serves v2 as champion; the alias champion is v1; to update the endpoint: "
         "mlops models serve late_arrival -t dev\n")
+
+
+def test_the_lines_to_try_are_the_environment_of_the_clients(capsys):
+    up.show_ready("http://127.0.0.1:80", "/my state/token", [])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    first = lines.index("to try it:") + 1
+    assert lines[first] == """export DATABRICKS_HOST=http://127.0.0.1:80 DATABRICKS_TOKEN="$(cat '/my state/token')\""""
+    assert "$DATABRICKS_HOST/api/2.0/serving-endpoints" in lines[first + 1] and "WorkspaceClient()" in lines[first + 2]
+
+
+def test_tokens_are_listed_with_target_and_end_and_none_is_made_that_is_not_valid(env, monkeypatch):
+    places = make_places(env)
+    monkeypatch.setenv("MLOPS_STATE", str(env.state))
+    def run(*words): return CliRunner().invoke(cli.app, ["up", *words], env={"COLUMNS": "150"})
+    assert "there are no tokens" in run("tokens").output
+    for days in ("0", "-1", "nan"):
+        refused = run("token", "bob", "--days", days)
+        assert refused.exit_code == 1 and "is not valid" in str(refused.exception), refused.output
+    tokens.owner_token(places, "ann")
+    tokens.make_token(places, "old", "dev", days=-1)
+    assert run("token", "ci", "-t", "staging", "--days", "2").exit_code == 0
+    _, ann, ci, old = run("tokens").output.splitlines()
+    assert ann.split()[:2] == ["ann", "all"] and ann.split()[-1] == "never"
+    assert ci.split()[:2] == ["ci", "staging"] and "expired" not in ci and "expired" in old
