@@ -201,6 +201,7 @@ def test_a_baseline_is_the_held_out_flights_and_is_scored_once(home):
     assert rows.late_arrival.notna().sum() == len(held_out) and rows.late_arrival.sum() == held_out.late_arrival.sum()
 
 
+@pytest.mark.slow
 def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flights(home):
     spark, env, _ = home
     monitor, thresholds = read_monitoring(FLIGHTS, env.root)

@@ -221,6 +221,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkey
     assert trees(1) == trees(2)
 
 
+@pytest.mark.slow
 def test_training_again_returns_the_version_of_the_job(loop, march):
     before = registry.version_numbers(loop.env, NAME)
     assert int(train_again(loop, MARCH, march).version) == 1 and registry.version_numbers(loop.env, NAME) == before

@@ -338,6 +338,7 @@ def test_something_else_answers(machine, status, kind, text, shown):
     assert result.state == "wrong" and result.observation.endswith(f"answers at {address}: {shown}")
 
 
+@pytest.mark.slow
 def test_a_slow_host_ends_in_time(workspace):
     probe, begin = probe_of(), time.monotonic()
     workspace.delay, probe.seconds = 1.5, 0.2
@@ -348,6 +349,7 @@ def test_a_slow_host_ends_in_time(workspace):
     assert "no answer within 0.2 s" in jobs.observation and "does not answer within 0.2 s" in serving.observation
 
 
+@pytest.mark.slow
 def test_a_workspace_that_is_busy_is_not_waited_for(workspace):
     busy = error(429, "REQUEST_LIMIT_EXCEEDED", "too many requests")[:2]
     workspace.answers["/api/2.2/jobs/list"] = (*busy, {"Retry-After": "60"})

@@ -29,6 +29,7 @@ from mlops_nb.jobs.execute import Outcome
 from mlops_nb.jobs.job_service import JobService
 from mlops_nb.workspace.token_access import Permissions
 
+pytestmark = pytest.mark.slow  # the runs of test_rest_jobs are the fast ones
 SUCCESS, SECONDS = RunResultState.SUCCESS, timedelta(seconds=60)
 FOLDER = "/Workspace/Users/ben/.bundle/small/dev/files"
 CATALOGS = {"dev": ["dev"], "prod": ["prod"]}

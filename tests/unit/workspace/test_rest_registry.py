@@ -23,7 +23,8 @@ from mlops_nb.models import registry
 from mlops_nb.workspace.uc_models import UcModels
 
 NAME = "dev.flights.line"
-pytestmark = pytest.mark.filterwarnings("ignore:.*Add type hints")  # MLflow's advice when it loads a model
+pytestmark = [pytest.mark.slow,  # each call passes MLflow's client, HTTP and MLflow's store
+              pytest.mark.filterwarnings("ignore:.*Add type hints")]  # MLflow's advice when it loads a model
 
 
 def client_of(env):
