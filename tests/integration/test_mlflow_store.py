@@ -32,7 +32,7 @@ def test_four_processes_start_with_an_empty_store(tmp_path):
     processes = [use(state) for _ in range(4)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs[0][1]
-    artifacts = (state / "artifacts/dev/trial").as_uri()  # absolute, whatever the working directory is
+    artifacts = str(state / "artifacts/dev/trial")  # absolute, whatever the working directory is
     assert {stdout.strip() for stdout, _ in outputs} == {artifacts}
 
 
