@@ -3,7 +3,7 @@ import json
 import shutil
 import socket
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from statistics import mean
 from urllib.parse import urlsplit
@@ -85,19 +85,20 @@ def test_malformed_requests_get_a_reason(http, body):
     check_answer(http.post("/serving-endpoints/late/invocations", content=body))
 
 
-def test_large_bodies_and_half_open_connections_leave_memory_bounded(client, http):
+def test_large_bodies_and_half_open_connections_leave_memory_bounded(client, http, own_trained):
     host, _, port = client.config.host.removeprefix("http://").partition(":")
-    workers = [process for process in psutil.process_iter(["cmdline"])
-               if "mlops_nb.workspace.worker" in (process.info["cmdline"] or ())]
+    control = psutil.Process(json.loads((own_trained / "workspace/workspace.json").read_text())["pid"])
+    workers = [process for process in control.children() if "mlops_nb.workspace.worker" in process.cmdline()]
     before = sum(process.memory_info().rss for process in workers)
-    half_open = [socket.create_connection((host, int(port))) for _ in range(200)]
-    for connection in half_open: connection.sendall(b"POST /serving-endpoints/late/invocations HTTP/1.1\r\nHost: a\r\n")
-    for _ in range(3):
-        try: assert http.post("/serving-endpoints/late/invocations", content=b" " * 100_000_000).status_code == 413
-        except httpx.TransportError: pass  # refused before the body was sent
-    grown = sum(process.memory_info().rss for process in workers) - before
-    assert http.post("/serving-endpoints/late/invocations", content=GOOD).status_code == 200
-    for connection in half_open: connection.close()
+    with ExitStack() as stack:
+        for _ in range(200):
+            connection = stack.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(b"POST /serving-endpoints/late/invocations HTTP/1.1\r\nHost: a\r\n")
+        for _ in range(3):
+            try: assert http.post("/serving-endpoints/late/invocations", content=b" " * 100_000_000).status_code == 413
+            except httpx.TransportError: pass  # refused before the body was sent
+        grown = sum(process.memory_info().rss for process in workers) - before
+        assert http.post("/serving-endpoints/late/invocations", content=GOOD).status_code == 200
     assert workers and grown < 100 * 2**20
 
 
