@@ -102,15 +102,15 @@ def broken_version(state: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_two_lines_that_it_prints_work_and_its_files_are_private(workspace):
+def test_the_lines_that_it_prints_work_and_its_files_are_private(workspace):
     folder = workspace.state / "workspace"
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
     lines = [line.strip() for line in workspace.printed if line.startswith("  ")]
-    assert [line.split()[0] for line in lines] == ["curl", "python"]
-    python = lines[1].replace("python ", f"{sys.executable} ", 1)
-    curl = [lines[0]] if shutil.which("curl") else []
-    for line in [*curl, python]:
-        assert "late" in subprocess.run(line, shell=True, check=True, capture_output=True, text=True).stdout
+    assert [line.split()[0] for line in lines] == ["export", "curl", "python"]
+    export, curl, python = lines
+    for line in [*([curl] if shutil.which("curl") else []), python.replace("python ", f"{sys.executable} ", 1)]:
+        command = f"{export}; {line}"
+        assert "late" in subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
     assert workspace.token not in (folder / "log.txt").read_text() + "".join(workspace.printed)
 
 

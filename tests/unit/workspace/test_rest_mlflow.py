@@ -33,7 +33,8 @@ def ben(env):
     app, pages, (_, token) = workspace_app(env)
     pages.process.start = start_small
     headers = {"Authorization": f"Bearer {token}"}
-    with served(app) as host, httpx.Client(base_url=host, headers=headers, trust_env=False) as client: yield client
+    with served(app) as host:
+        with httpx.Client(base_url=host, headers=headers, trust_env=False, timeout=60) as client: yield client
     pages.close()
 
 
@@ -136,7 +137,7 @@ def test_experiments_on_another_server_are_named(env):
                       ("databricks", "in a Databricks workspace")):
         app, pages, (token, _) = workspace_app(replace(env, tracking_uri=uri, state=env.state / "other" / uri[:4]))
         with served(app) as host:
-            answer = httpx.get(f"{host}/api/2.0/mlflow/experiments/get?experiment_id=1", trust_env=False,
+            answer = httpx.get(f"{host}/api/2.0/mlflow/experiments/get?experiment_id=1", trust_env=False, timeout=60,
                                headers={"Authorization": f"Bearer {token}"})
         assert refused(answer) == (501, "NOT_IMPLEMENTED") and text in answer.json()["message"]
         assert pages.process.process is None

@@ -326,7 +326,7 @@ def test_no_body_is_an_error_of_the_workspace(home, version):
     from mlops_nb.workspace.rest_registry import UC_CALLS
     home.mlflow().create_registered_model(FUZZED)
     home.pending(FUZZED)
-    with httpx.Client(trust_env=False, headers={"Authorization": "Bearer ann"}) as client:
+    with httpx.Client(trust_env=False, timeout=60, headers={"Authorization": "Bearer ann"}) as client:
         for method, path, _ in UC_CALLS:
             for body in BODIES:
                 content = json.dumps(body)
@@ -370,6 +370,6 @@ def test_a_moved_state_has_its_versions(home, version, tmp_path):
     uri = client_of(env).get_model_version_download_uri(NAME, 1)
     assert local_path(uri).is_relative_to(copy) and (local_path(uri) / "MLmodel").is_file()
     with registry_server(env) as host:
-        answer = httpx.get(f"{host}/api/2.0/fs/files/Models/dev/flights/line/1/MLmodel", trust_env=False,
+        answer = httpx.get(f"{host}/api/2.0/fs/files/Models/dev/flights/line/1/MLmodel", trust_env=False, timeout=60,
                            headers={"Authorization": "Bearer ann"})
     assert answer.status_code == 200 and "flavors" in answer.text

@@ -42,7 +42,7 @@ def workspace(tmp_path_factory):
     ann, ben = owner_token(places, "ann"), make_token(places, "ben")
     app = build_app(lambda: users_by_digest(load_tokens(places)), [workspace_router(places)])
     with served(app) as host:
-        web = httpx.Client(base_url=host, headers={"Authorization": f"Bearer {ben}"}, trust_env=False)
+        web = httpx.Client(base_url=host, headers={"Authorization": f"Bearer {ben}"}, trust_env=False, timeout=60)
         yield SimpleNamespace(ann=WorkspaceClient(host=host, token=ann).workspace, files=places.files, web=web,
                               ben=WorkspaceClient(host=host, token=ben).workspace)
         web.close()
