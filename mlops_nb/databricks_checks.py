@@ -9,9 +9,8 @@ __all__ = ['LOGIN', 'STEPS', 'WRITING_STEPS', 'check_bundle', 'check_user', 'war
 
 # %% ../nbs/25_databricks_checks.ipynb #d0cb0003
 import itertools
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from databricks.sdk.errors import NotFound
@@ -24,6 +23,7 @@ from mlops_nb.catalog_checks import (
     schema_of_target,
     write_schema,
 )
+from .data.session import environment
 from .doctor import CheckResult, answer_within
 from .errors import counted
 from .folder_checks import check_deployment_folder, check_experiments_folder, write_experiment, write_folder
@@ -72,17 +72,10 @@ def check_warehouses(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     yield CheckResult("warehouse", "ok" if warehouses else "missing", f"{names or 'none'}; {why}")
 
 # %% ../nbs/25_databricks_checks.ipynb #d0cb000a
-@contextmanager
-def short_mlflow_requests(seconds: float) -> Iterator[None]:
+def short_mlflow_requests(seconds: float) -> AbstractContextManager:
     "Let MLflow's client wait for seconds, without the retries of many minutes."
-    values = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(seconds)))}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try: yield
-    finally:
-        for name, value in before.items():
-            if value is None: os.environ.pop(name, None)
-            else: os.environ[name] = value
+    return environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+                        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(seconds)))})
 
 def check_registry(probe: WorkspaceProbe) -> Iterator[CheckResult]:
     "Check that MLflow's client can search registered models in Unity Catalog."

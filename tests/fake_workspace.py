@@ -3,11 +3,12 @@
 `Endpoints` answers a request with a status, a body and headers; `FakeWorkspace` is its server, on a free port.
 A version in `broken` cannot be loaded: an update with it fails, and the configuration before it goes on answering."""
 import json
-import threading
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qsl
+
+from http_server import HttpServer
 
 from mlops_nb.serving.places import WorkspacePlaces, write_running
 
@@ -112,21 +113,12 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
 
 
-class FakeWorkspace(ThreadingHTTPServer):
-    "Started by `with`; a state for which it is announced takes it for its own local workspace."
-    daemon_threads = True
+class FakeWorkspace(HttpServer):
+    "A state for which it is announced takes it for its own local workspace."
 
     def __init__(self, endpoints: Endpoints | None = None):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.endpoints, self.address = endpoints or Endpoints(), f"http://127.0.0.1:{self.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
+        super().__init__(Handler)
+        self.endpoints = endpoints or Endpoints()
 
     def announce(self, state: Path) -> None:
         "Write the files by which `mlops up` makes itself known."

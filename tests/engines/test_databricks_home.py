@@ -1,6 +1,6 @@
 """All job notebooks run in a stand-in of a Databricks workspace, in the order of their jobs.
 
-Under MLOPS_TEST_SIZE=reduced, those from the setup to the predictions of the first Champion.
+Under MLOPS_TEST_SIZE=reduced, those from the setup to the check of the endpoint that serves the first Champion.
 
 The stand-in is described in workspace/stand_in.py, and what it cannot prove in docs/databricks.md."""
 import json

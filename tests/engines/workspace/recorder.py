@@ -4,8 +4,10 @@ import re
 import threading
 from collections import defaultdict
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from http_server import HttpServer
 
 CONNECTION_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 
@@ -59,13 +61,12 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do
 
 
-class Recorder(ThreadingHTTPServer):
-    "Started by `with`; `notebook` is the one that runs now, `answers` has the last answer to each of its calls."
-    daemon_threads = True
+class Recorder(HttpServer):
+    "`notebook` is the one that runs now, `answers` has the last answer to each of its calls."
 
     def __init__(self, upstream: str):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.upstream, self.address = urlsplit(upstream), f"http://127.0.0.1:{self.server_port}"
+        super().__init__(Handler)
+        self.upstream = urlsplit(upstream)
         self.notebook, self.answers, self.lock = "", {}, threading.Lock()
 
     def record(self, method: str, path: str, status: int, content: bytes) -> None:
@@ -80,11 +81,3 @@ class Recorder(ThreadingHTTPServer):
     def not_answered(self) -> dict[str, str]:  # call -> the error
         return {call: text for (_, call, status), text in self.answers.items() if status in (404, 501) and (
             status == 501 or "ENDPOINT_NOT_FOUND" in text)}
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()

@@ -67,7 +67,7 @@ def test_the_variables_are_those_that_the_installed_mlflow_reads(env):
     from mlflow.server import constants
     variables = pages_environment(env)
     assert variables[constants.BACKEND_STORE_URI_ENV_VAR] == variables[constants.REGISTRY_STORE_URI_ENV_VAR]
-    assert variables[constants.ARTIFACT_ROOT_ENV_VAR].endswith("/artifacts")
+    assert variables[constants.ARTIFACT_ROOT_ENV_VAR] == str(env.state / "artifacts")
 
 
 def test_a_server_does_not_get_the_variables_of_mlflow_of_the_process_that_starts_it(tmp_path, monkeypatch):
