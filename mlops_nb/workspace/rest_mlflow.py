@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LARGEST_CHECKED', 'PAGES_OF_ERRORS', 'TRACKING_PATH', 'MOST_EXPERIMENTS', 'METHODS', 'REGISTRY_CALLS', 'NO_TRACKING',
            'REGISTRY_CHANGE', 'NEW_EXPERIMENT', 'OWNERS_CALLS', 'experiment_name', 'check_artifact_location',
-           'with_experiment_path', 'with_user', 'json_answer', 'with_json_body', 'CallForwarder', 'PassedOn',
-           'small_body', 'TrackingCalls', 'page_of_experiment', 'tracking_router', 'LimitedPages']
+           'with_experiment_path', 'with_user', 'json_answer', 'with_json_body', 'without_sql', 'with_clear_message',
+           'CallForwarder', 'PassedOn', 'small_body', 'TrackingCalls', 'page_of_experiment', 'tracking_router',
+           'LimitedPages']
 
 # %% ../../nbs/workspace/33_rest_mlflow.ipynb #0027e4bf
 import json
@@ -90,6 +91,18 @@ def with_json_body(scope: dict, receive: Callable, body: dict) -> tuple[dict, Ca
 PAGES_OF_ERRORS = {404: ("ENDPOINT_NOT_FOUND", "MLflow's server does not have this call"),
                    500: ("INTERNAL_ERROR", "MLflow's server failed; a field may be of another type than it expects")}
 
+def without_sql(message: str) -> str:
+    "Return a message of MLflow's server without the statement that failed, as SQLAlchemy writes it."
+    message = message.partition("\n[SQL: ")[0]
+    return re.sub(r"\. Error: \([\w.]+\) .*", ".", message, flags=re.DOTALL)
+
+def with_clear_message(content: bytes) -> bytes:  # content: JSON
+    "Return the body of an error with a message for who sent the call."
+    try: body = json.loads(content)
+    except ValueError: return content
+    if not isinstance(body, dict) or not isinstance(body.get("message"), str): return content
+    return json.dumps(body | {"message": without_sql(body["message"])}).encode()
+
 class CallForwarder(PagesForwarder):
     "Passes calls on; the page of an unknown path becomes the error of a REST API."
 
@@ -105,9 +118,12 @@ class CallForwarder(PagesForwarder):
             body = error_body(*PAGES_OF_ERRORS[response.status_code])
             for message in json_answer(response.status_code, json.dumps(body).encode()): await send(message)
             return
-        if self.translate and response.headers.get("content-type", "").startswith("application/json"):
-            content = self.translate(await response.aread())
+        is_json, is_error = response.headers.get("content-type", "").startswith("application/json"), response.is_error
+        if is_json and (self.translate or is_error):
+            content = await response.aread()
             await response.aclose()
+            if self.translate: content = self.translate(content)
+            if is_error: content = with_clear_message(content)
             for message in json_answer(response.status_code, content): await send(message)
             return
         await super().pass_back(response, receive, send)

@@ -18,6 +18,7 @@ from mlops_nb.serving import endpoints
 from mlops_nb.workflow import endpoint_check
 from mlops_nb.workflow.endpoint import follow_champion
 
+pytestmark = pytest.mark.slow
 NAME = "dev-flights-late_arrival"
 
 
@@ -97,7 +98,6 @@ def answering(home):
     return fake
 
 
-@pytest.mark.slow
 def test_the_check_compares_with_batch_inference_and_measures_a_load(answering, monkeypatch):
     check = endpoint_check.load_endpoint_check(FLIGHTS, "dev")
     table = endpoint_check.compare_with_batch(check)
@@ -109,7 +109,6 @@ def test_the_check_compares_with_batch_inference_and_measures_a_load(answering, 
     assert figure.get_suptitle().startswith("p99 is ") and check.problems == []
 
 
-@pytest.mark.slow
 def test_the_check_fails_for_other_predictions_and_for_failures_under_load(answering):
     check = endpoint_check.load_endpoint_check(FLIGHTS, "dev")
     answering.predict.shift = 1e-6

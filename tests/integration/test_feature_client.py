@@ -370,6 +370,7 @@ ODD_NAMES = ["wind.speed", "a`b", "a/b", "$x", "select", "1st {x}", "MiXed Case"
              "it's a[0].*"]
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
           suppress_health_check=list(HealthCheck))
 @given(names=NAMES)

@@ -169,6 +169,7 @@ def test_the_error_without_a_champion_names_the_train_job(home):
         version_by_alias(env, env.model("early_arrival"))
 
 
+@pytest.mark.slow
 def test_scoring_on_many_partitions_is_the_same(home):
     spark, env, version = home
     flights = predict_rows(FLIGHTS, spark, env, scheduled(spark, env, FIRST, 1), version, FIRST)

@@ -225,6 +225,7 @@ def test_a_damaged_file_is_refused_by_name_and_row(folder, damage):
     assert file in str(caught.value) or "airports.csv" in message or "airlines.csv" in message
 
 
+@pytest.mark.slow
 def test_the_unzipped_copy_gives_the_same(folder, frames):
     copy = ingest.read_source(str(folder), END)
     for name, frame in frames.items(): pd.testing.assert_frame_equal(copy[name], frame)

@@ -21,7 +21,7 @@ from mlops_nb.deployment import validation
 from mlops_nb.errors import MlopsError
 from mlops_nb.models import registry
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*IProgress not found")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*IProgress not found")]
 MARCH, APRIL = date(2013, 3, 15), date(2013, 4, 1)  # as_of of version 1, and of the tables
 
 
@@ -141,7 +141,6 @@ def test_a_version_has_a_card_and_a_description_with_its_owner(loop):
     assert low < loss < high and 0 < logged["warned_share"] < 1
 
 
-@pytest.mark.slow
 def test_the_explanation_adds_up_to_the_prediction(loop, march):
     "Shapley values and the base add up to the log-odds of the registered model's prediction."
     import lightgbm
@@ -193,7 +192,6 @@ print(json.dumps([model.predict(example).tolist(), model.predict(odd).tolist(), 
 """
 
 
-@pytest.mark.slow
 def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_path):
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
     process = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE, loop.env.tracking_uri],
@@ -207,7 +205,6 @@ def test_the_model_is_served_without_this_project_and_without_pickle(loop, tmp_p
     assert "booster.txt" in names and not [n for n in names if n.endswith((".pkl", ".pickle", ".joblib"))]
 
 
-@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkeypatch):
     from mlops_nb.flights.use_case import FLIGHTS
     from mlops_nb.workflow import learning
@@ -221,13 +218,11 @@ def test_the_result_does_not_depend_on_the_number_of_threads(loop, march, monkey
     assert trees(1) == trees(2)
 
 
-@pytest.mark.slow
 def test_training_again_returns_the_version_of_the_job(loop, march):
     before = registry.version_numbers(loop.env, NAME)
     assert int(train_again(loop, MARCH, march).version) == 1 and registry.version_numbers(loop.env, NAME) == before
 
 
-@pytest.mark.slow
 def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
     with pytest.raises(MlopsError, match="0 labelled rows to learn from; at least 5,000"):
         train_again(loop, date(2013, 1, 20))
@@ -235,7 +230,6 @@ def test_too_early_a_day_is_an_error_and_leaves_no_run(loop):
     assert not client.search_runs([experiment], "tags.as_of = '2013-01-20'")
 
 
-@pytest.mark.slow
 def test_odd_rows_are_trained_on_and_predicted(loop):
     "Infinities and columns that are all null or constant give a finite probability for each row."
     from mlops_nb.flights.use_case import FLIGHTS
@@ -265,7 +259,6 @@ def versions(trained, tmp_path_factory, loop):
     return own
 
 
-@pytest.mark.slow
 @pytest.mark.full  # `make integration` compares two versions in every build, test_deployment has the moves of aliases
 def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions):
     env, spark, (old, better, worse) = versions.env, versions.spark, versions.versions
@@ -297,7 +290,6 @@ def test_a_version_must_be_clearly_better_and_newer_to_become_champion(versions)
     assert aliases(env) == {"champion": 2, "challenger": 3, "previous_champion": 1}
 
 
-@pytest.mark.slow
 @pytest.mark.full  # test_whole refuses a version that fails its validation
 def test_a_version_with_too_few_rounds_fails_the_checks_of_the_configuration(versions):
     results = validated(versions, versions.versions[2])
@@ -321,7 +313,6 @@ def full_disk(trained, tmp_path, loop):
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.slow
 def test_a_full_disk_leaves_a_failed_run_and_no_version(full_disk):
     env, client = full_disk.env, registry.client(full_disk.env)
     before = registry.version_numbers(env, NAME)

@@ -64,6 +64,7 @@ def second_runs(project):
     return (project.root / ".mlops/runs/1/second/0").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_a_run_whose_reader_is_gone_ends_and_can_be_cancelled(project, start, waiting, number):
     process = start("run", "job")

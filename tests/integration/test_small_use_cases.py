@@ -255,6 +255,7 @@ def task_folder(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_scoring_job(home, monkeypatch, task_folder):
     use_case, spark, env, version = home
     monkeypatch.setattr(batch_scoring, "load_env", lambda target: env)
@@ -275,6 +276,7 @@ def test_the_cells_of_the_scoring_job(home, monkeypatch, task_folder):
     assert "0 rows changed" in (task_folder / "exit.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_monitoring_job(home, run, task_folder):
     use_case, *_ = home
     figures = monitoring.plot_quality(run), monitoring.plot_moved(run)

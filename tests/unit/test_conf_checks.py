@@ -174,8 +174,8 @@ def test_the_mistake_is_named_with_its_line_and_what_to_write(flights, name, old
     assert result.exit_code == 1 and place in result.output and words in result.output, result.output
 
 
-@pytest.mark.parametrize("name", [
-    "features.yml", "governance.yml", "monitoring.yml", "serving.yml", "train.yml", "validation.yml"])
+@pytest.mark.parametrize(("name",), thinned((f"{name}.yml",) for name in (
+    "features", "governance", "monitoring", "serving", "train", "validation")))
 def test_a_mistake_in_any_file_is_reported_before_any_job_starts(flights, name):
     with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
     with pytest.raises(MlopsError, match=rf"conf/{name}:\d+: another: (no key|the table)"):

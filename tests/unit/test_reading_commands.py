@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from sizes import thinned
 from typer.testing import CliRunner
 
 from mlops_nb.commands.app import app
@@ -19,7 +20,7 @@ READING = [
     "ui", "down", "endpoints", "query a -d []", "run nojob", "run features -p nope=1", "run features --only nope"]
 
 
-@pytest.mark.parametrize("words", READING)
+@pytest.mark.parametrize(("words",), thinned((words,) for words in READING))
 def test_nothing_is_created(words, tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_STATE", str(tmp_path / "state"))
     monkeypatch.chdir(ROOT)

@@ -165,6 +165,7 @@ def all_days(world, killed_day=None):
     return world.state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("better", [True, False])
 def test_killed_at_each_write_and_run_again_the_result_is_the_same(env, monkeypatch, better):
     def fresh(kill_at=None):
@@ -180,6 +181,7 @@ def test_killed_at_each_write_and_run_again_the_result_is_the_same(env, monkeypa
         assert killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["before", "after"])
 def test_a_kill_is_continued_on_the_next_day_as_well(env, monkeypatch, effect):
     for number in range(1000):

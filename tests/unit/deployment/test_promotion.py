@@ -530,6 +530,7 @@ def test_another_command_after_a_kill_sees_a_whole_move_or_none(env, in_memory, 
         assert whole_state(env, name, ["done"]) == expected[has_moved], step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_deployment_after_an_interrupted_rollback_sees_the_tag_that_was_not_yet_written(env, name, promote,
                                                                                        monkeypatch, step):
@@ -545,6 +546,7 @@ def assert_no_rollback(env, name):
     assert state(env, name)[0]["champion"] == 2 and "rolled_back" not in registry.get_version(env, name, 2).tags
 
 
+@pytest.mark.slow
 def test_an_interrupted_promotion_leaves_no_decision_or_is_finished(env, name, promote, monkeypatch):
     "Killed before the alias, version 2 has no tag of the promotion; killed after it, the next command writes them."
     promote(1)

@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from mlops_nb.serving import spool
 from mlops_nb.serving.spool import SPOOL_FULL, SpoolWriter, closed_segments, read_segment
 
@@ -57,6 +59,7 @@ def appending(folder: Path) -> subprocess.Popen:
 def numbers(folder: Path) -> list[int]: return [record.values["number"] for record in records(folder)]
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_that_was_appended_a_second_before(tmp_path):
     with appending(tmp_path) as process:
         first = process.stdout.readline()

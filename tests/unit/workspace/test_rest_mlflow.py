@@ -183,6 +183,8 @@ def test_the_tracking_client_of_databricks_works_unchanged(databricks, tmp_path)
     assert mlflow.set_experiment("/Workspace/Shared/late").experiment_id == experiment.experiment_id
     with pytest.raises(RestException, match="Workspace directory '/Shared/new' does not exist"):
         mlflow.set_experiment("/Shared/new/late")
+    with pytest.raises(RestException, match=r"Experiment\(name=/Shared/late\) already exists\.$"):
+        mlflow.create_experiment("/Shared/late")
     data = mlflow.data.from_pandas(pd.DataFrame({"a": [1.0, 2.0]}), name="days")
     with mlflow.start_run(run_name="first") as run:
         mlflow.log_params({"depth": 3})
