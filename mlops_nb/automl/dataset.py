@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
+from ..data.pandas_frames import without_attrs
 from ..env import Env
 from ..errors import MlopsError, unknown
 from mlops_nb.models.conversion import (
@@ -43,7 +44,7 @@ def read_dataset(dataset: Any,  # DataFrame of pandas or Spark, or the name of a
         session = sessions.get_spark(env)
         dataset = tables.read(session, env, dataset)
     if hasattr(dataset, "toPandas"): dataset = dataset.toPandas()
-    if isinstance(dataset, pd.DataFrame): return dataset.rename(columns=str).reset_index(drop=True)
+    if isinstance(dataset, pd.DataFrame): return without_attrs(dataset.rename(columns=str).reset_index(drop=True))
     raise MlopsError(f"a dataset is a DataFrame of pandas or Spark, or a table name, not {type(dataset).__name__}")
 
 # %% ../../nbs/automl/00_dataset.ipynb #da636667

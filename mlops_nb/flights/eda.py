@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from ..data.pandas_frames import to_pandas
 from .days import FACTS, HOURS_BEFORE, LATE_AFTER, WEATHER_DELAY
 from ..pictures import BLUE, NOTE_STYLE, RED, canvas, date_axis, legend, percent_axis
 from ..workflow.calendars import sql_moment
@@ -57,11 +58,11 @@ def by_day(spark, flights, weather,
            ) -> pd.DataFrame:  # flight_day, flights, late and cancelled (shares of all), hours of each BAD_WEATHER
     "The late share, the cancelled share and the weather of each day."
     hours = ", ".join(f"CAST(sum(CAST({sql} AS INT)) AS INT) AS {kind}" for kind, sql in BAD_WEATHER.items())
-    days = spark.sql(f"""SELECT flight_day, flights, late, cancelled, {", ".join(BAD_WEATHER)} FROM (
+    days = to_pandas(spark.sql(f"""SELECT flight_day, flights, late, cancelled, {", ".join(BAD_WEATHER)} FROM (
     SELECT flight_day, count(*) AS flights, coalesce(sum(late), 0) / count(*) AS late,
         avg(CAST(outcome = 'never left' AS INT)) AS cancelled FROM {{flights}} GROUP BY flight_day)
 LEFT JOIN (SELECT to_date(from_utc_timestamp(time_hour, 'America/New_York')) AS flight_day, {hours} FROM {{weather}}
-    GROUP BY 1) USING (flight_day) ORDER BY flight_day""", flights=flights, weather=weather).toPandas()
+    GROUP BY 1) USING (flight_day) ORDER BY flight_day""", flights=flights, weather=weather))
     days = days.astype({"flight_day": "datetime64[ns]"} | dict.fromkeys(BAD_WEATHER, float))
     return days.fillna(dict.fromkeys(BAD_WEATHER, 0))
 
@@ -78,9 +79,9 @@ def morning_and_evening(spark, flights, before: int = 10, after: int = 17,  # ho
     "The late shares of the morning and of the evening of the same day."
     def share(condition: str) -> str: return f"avg(CASE WHEN {condition} THEN late END)"
     morning, evening = share(f"hour < {before}"), share(f"hour >= {after}")
-    return spark.sql(f"""SELECT * FROM (SELECT origin, flight_day, {morning} AS morning,
+    return to_pandas(spark.sql(f"""SELECT * FROM (SELECT origin, flight_day, {morning} AS morning,
     {evening} AS evening FROM {{flights}} GROUP BY origin, flight_day)
-WHERE morning IS NOT NULL AND evening IS NOT NULL ORDER BY flight_day, origin""", flights=flights).toPandas()
+WHERE morning IS NOT NULL AND evening IS NOT NULL ORDER BY flight_day, origin""", flights=flights))
 
 # %% ../../nbs/flights/01_eda.ipynb #f44ef13f
 def with_earlier(spark, flights):  # -> DataFrame: with earlier_delay (minutes), slack (hours), earlier_known
@@ -114,7 +115,7 @@ def known_when(spark, flights) -> pd.DataFrame:  # by fact; early, middle, late:
     for known_at in FACTS:
         hours = f"(unix_timestamp({known_at}) - unix_timestamp(scheduled_departure)) / 3600"
         measures += [f"percentile({hours}, {share}) AS {known_at}_{share * 100:.0f}" for share in (0.05, 0.5, 0.95)]
-    values = spark.sql(f"SELECT {', '.join(measures)} FROM {{flights}}", flights=flights).toPandas().iloc[0].values
+    values = to_pandas(spark.sql(f"SELECT {', '.join(measures)} FROM {{flights}}", flights=flights)).iloc[0].values
     return pd.DataFrame(values.reshape(2, 3), list(FACTS), ["early", "middle", "late"])
 
 # %% ../../nbs/flights/01_eda.ipynb #baed8da3

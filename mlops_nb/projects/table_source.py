@@ -21,6 +21,7 @@ import pandas as pd
 
 from .. import task
 from ..data import tables
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted, sql_text
 from ..env import Env, load_env
@@ -227,4 +228,4 @@ def ingest_in(target: str, table_source: TableSource, source: str, as_of: str, r
 
 def first_rows(run: Ingest, count: int = 5) -> pd.DataFrame:
     "Return some rows of the bronze table."
-    return tables.read(get_spark(run.env), run.env, run.table).limit(count).toPandas()
+    return to_pandas(tables.read(get_spark(run.env), run.env, run.table).limit(count))

@@ -19,6 +19,7 @@ import pandas as pd
 
 from .. import task
 from ..data import tables
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
@@ -127,7 +128,7 @@ def count_scores(spark, env: Env, first: date, days: int,
     group = f"coalesce(CAST({quoted(by)} AS STRING), 'missing')" if by else "'all'"
     numbers = [f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in shown.items()]
     frame = predictions.selectExpr("as_of", f"{group} AS slice", f"as_of >= DATE'{first}' AS scored", *numbers)
-    sums = frame.groupBy("as_of", "slice", "scored").agg({"*": "count"} | dict.fromkeys(shown, "sum")).toPandas()
+    sums = to_pandas(frame.groupBy("as_of", "slice", "scored").agg({"*": "count"} | dict.fromkeys(shown, "sum")))
     sums = sums.rename(columns={"count(1)": "rows"} | {f"sum({name})": name for name in shown})
     return sums.astype({"as_of": "datetime64[ns]"})
 

@@ -23,6 +23,7 @@ from requests import RequestException, Session
 
 from .. import task
 from ..data.json_rows import json_records
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..env import Env, load_env
 from ..errors import MlopsError, counted
@@ -97,7 +98,7 @@ def compare_with_batch(check: EndpointCheck) -> pd.DataFrame:
     "Score the newest rows by batch inference and by the endpoint."
     spark, uri = get_spark(check.env), f"models:/{check.config.model}/{check.version}"
     rows, spec = newest_rows(check.use_case, spark, check.env), spec_of(uri)
-    scored = feature_client(spark, check.env).score_batch(model_uri=uri, df=rows).toPandas()
+    scored = to_pandas(feature_client(spark, check.env).score_batch(model_uri=uri, df=rows))
     inputs = [name for name in spec.inputs if name in scored]
     return compare_answers(check, scored, request_columns(spec, rows.columns), inputs).head(10)
 

@@ -21,6 +21,7 @@ import pandas as pd
 
 from .. import pictures, task
 from ..data import tables
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted, sql_text
 from ..deployment.confidence_sequence import confidence_sequence
@@ -100,10 +101,10 @@ def read_answers(use_case: UseCase, spark, env: Env, first: date, as_of: date,
     after = first - timedelta(1) if use_case.has_time else None
     answers = with_request_labels(use_case, spark, env, answers.where(f"version IN ({champion:d}, {challenger:d})"),
                                   as_of, after)
-    return answers.selectExpr(
+    return to_pandas(answers.selectExpr(
         "day", "coalesce(row_id, client_request_id) AS request", f"version = {challenger:d} AS is_challenger",
         "prediction", f"CAST({quoted(use_case.label)} AS DOUBLE) AS label", "is_error", f"{times} AS milliseconds",
-        ).toPandas()[list(ANSWER_COLUMNS)]
+        ))[list(ANSWER_COLUMNS)]
 
 # %% ../../nbs/workflow/24_experimenting.ipynb #62b393fb
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.pandas_frames import to_pandas
 from ..data.sql import quoted, sql_text
 from ..models.problem_types import BINARY
 from ..pictures import percent_axis
@@ -66,7 +67,7 @@ def label_means(spark, rows,  # DataFrame with the label
     order = f"GROUP BY {places} ORDER BY {places}" if by else ""
     means = f"""{count} AS `rows`, count({label.sql}) AS labels, avg({label.sql}) AS {quoted(label.column)},
     stddev_samp({label.sql}) AS spread"""
-    table = spark.sql(f"SELECT {', '.join([*by, means])} FROM {{rows}} {order}", rows=rows).toPandas()
+    table = to_pandas(spark.sql(f"SELECT {', '.join([*by, means])} FROM {{rows}} {order}", rows=rows))
     return with_interval(table, label)
 
 # %% ../../nbs/workflow/17_exploration.ipynb #0fa9e565
@@ -84,7 +85,7 @@ def quantile_edges(spark, rows, column: str, bands: int = 5) -> list[float]:
     "Edges that divide a number into bands with about equally many rows; fewer where many values are equal."
     shares = [place / bands for place in range(bands + 1)]
     percentiles = ", ".join(f"percentile({quoted(column)}, {share}) AS q{i}" for i, share in enumerate(shares))
-    values = spark.sql(f"SELECT {percentiles} FROM {{rows}}", rows=rows).toPandas().iloc[0].astype(float)
+    values = to_pandas(spark.sql(f"SELECT {percentiles} FROM {{rows}}", rows=rows)).iloc[0].astype(float)
     return sorted({float(f"{value:.3g}") for value in values[1:-1] if values.iloc[0] < value})
 
 # %% ../../nbs/workflow/17_exploration.ipynb #803dbaa4
@@ -117,12 +118,12 @@ def histogram(spark, rows, column: str, by: str = "'all rows'",  # SQL: the part
     "The distribution of a number in each part of the rows."
     value = f"CAST({quoted(column)} AS DOUBLE)"
     ends = spark.sql(f"SELECT percentile({value}, 0.01) AS low, percentile({value}, 0.99) AS high FROM {{rows}}",
-                     rows=rows).toPandas()
-    low, high = (float(end) for end in ends.iloc[0])
+                     rows=rows)
+    low, high = (float(end) for end in to_pandas(ends).iloc[0])
     width = (high - low) / bins or 1.0
     number = f"CAST(least(greatest(floor(({value} - {low!r}D) / {width!r}D), 0), {bins - 1}) AS INT)"
-    counts = spark.sql(f"""SELECT {by} AS part, {number} AS bin, count(*) AS `rows` FROM {{rows}}
-WHERE {value} IS NOT NULL AND ({by}) IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2""", rows=rows).toPandas()
+    counts = to_pandas(spark.sql(f"""SELECT {by} AS part, {number} AS bin, count(*) AS `rows` FROM {{rows}}
+WHERE {value} IS NOT NULL AND ({by}) IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2""", rows=rows))
     share = counts["rows"] / counts.groupby("part")["rows"].transform("sum")
     return counts.assign(start=low + counts.bin * width, width=width, share=share)
 
@@ -142,7 +143,7 @@ def missing_shares(spark, rows, columns: Sequence[str],
     "The share of missing values in each part of the rows."
     shares = ", ".join(f"avg(CAST({quoted(column)} IS NULL AS INT)) AS {quoted(column)}" for column in columns)
     query = f"SELECT {by} AS part, count(*) AS `rows`, {shares} FROM {{rows}} GROUP BY 1 ORDER BY 1"
-    return spark.sql(query, rows=rows).toPandas().set_index("part").T
+    return to_pandas(spark.sql(query, rows=rows)).set_index("part").T
 
 # %% ../../nbs/workflow/17_exploration.ipynb #95bc2290
 def auc_of_means(means: pd.DataFrame,  # what `label_means` returns for one column
@@ -157,8 +158,8 @@ def auc_of_means(means: pd.DataFrame,  # what `label_means` returns for one colu
 def rank_correlations(rows,  # DataFrame; its columns are collected: of many rows, pass a sample
                       columns: Sequence[str]) -> pd.DataFrame:  # columns × columns
     "The rank correlations of numbers, of each pair over the rows in which both are known."
-    return rows.selectExpr(*(f"CAST({quoted(column)} AS DOUBLE) AS {quoted(column)}" for column in columns)
-                           ).toPandas().corr(method="spearman")
+    numbers = rows.selectExpr(*(f"CAST({quoted(column)} AS DOUBLE) AS {quoted(column)}" for column in columns))
+    return to_pandas(numbers).corr(method="spearman")
 
 # %% ../../nbs/workflow/17_exploration.ipynb #f3aad72a
 def finding(results: list[bool],  # whether each finding so far holds; grows by one

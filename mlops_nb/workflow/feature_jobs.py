@@ -25,6 +25,7 @@ from .. import pictures, task
 from ..conf import ConfProblem
 from ..data import tables
 from ..data.contracts import Contract, check_contract, check_declared, contract_problems, read_contracts
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
@@ -178,7 +179,7 @@ def coverage(run: FeatureRun) -> pd.DataFrame:  # by feature; a column for each 
     week = f"date_trunc('week', {quoted(use_case.day)})" if use_case.has_time else "'all rows'"
     shares = ", ".join(f"avg(CAST({quoted(name)} IS NOT NULL AS INT)) AS {quoted(name)}" for name in use_case.features)
     table = run.spark.sql(f"SELECT {week} AS week__, {shares} FROM {{rows}} GROUP BY week__ ORDER BY week__", rows=rows)
-    table = table.toPandas().set_index("week__")
+    table = to_pandas(table).set_index("week__")
     if use_case.has_time: table.index = pd.to_datetime(table.index).strftime("%-d %b")
     return table.T
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from .. import task
 from ..data import tables
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
@@ -232,9 +233,10 @@ def status_table(step: LogStep) -> pd.DataFrame:  # by day and status: requests,
     if not step.has_payloads: return pd.DataFrame()
     days = newest_days(step, step.table, "request_date").groupBy("request_date", "status_code")
     from pyspark.sql import functions as F
-    return days.agg(F.count("*").alias("requests"), F.expr("count_if(request IS NULL)").alias("without request"),
-                    F.expr("round(avg(execution_duration_ms), 2)").alias("mean ms of the model"),
-                    ).orderBy("request_date", "status_code").toPandas()
+    counts = days.agg(F.count("*").alias("requests"), F.expr("count_if(request IS NULL)").alias("without request"),
+                      F.expr("round(avg(execution_duration_ms), 2)").alias("mean ms of the model"),
+                      ).orderBy("request_date", "status_code")
+    return to_pandas(counts)
 
 def hourly_predictions(step: LogStep) -> pd.DataFrame:  # hour, version, rows, prediction
     "Count the predictions of the newest days by hour and version, with their mean."
@@ -243,7 +245,7 @@ def hourly_predictions(step: LogStep) -> pd.DataFrame:  # hour, version, rows, p
     rows = newest_days(step, INFERENCE_LOG, "request_time")
     hours = rows.selectExpr("date_trunc('HOUR', request_time) AS hour", "model_version AS version", "prediction")
     means = hours.groupBy("hour", "version").agg({"*": "count", "prediction": "avg"}).toDF(*columns)
-    return means.orderBy("hour", "version").toPandas()
+    return to_pandas(means.orderBy("hour", "version"))
 
 def plot_requests(step: LogStep) -> Any:  # matplotlib Figure, or None without predictions
     "Draw the predictions by hour and version, and their mean."

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..data import tables
 from ..data.contracts import check_fresh, contract_of, read_contracts
+from ..data.pandas_frames import to_pandas
 from ..data.sql import quoted
 from ..env import Env
 from ..errors import MlopsError, what_exists
@@ -149,7 +150,7 @@ def load_rows(use_case: UseCase, training_set,
     others = [quoted(name) for name in rows.columns if name not in (use_case.label, *use_case.features)]
     joined = inputs.join(rows.select(*others), ROW_ID)
     check_slice_sql(use_case, joined)
-    loaded = joined.selectExpr(*row_selection(use_case)).toPandas()
+    loaded = to_pandas(joined.selectExpr(*row_selection(use_case)))
     order = [use_case.prediction_time, *use_case.key] if use_case.has_time else list(use_case.key)
     return loaded.sort_values(order, ignore_index=True)
 

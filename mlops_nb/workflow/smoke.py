@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .. import task
+from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
@@ -68,7 +69,7 @@ def predict_newest(test: SmokeTest) -> pd.DataFrame:
     began = perf_counter()
     rows = newest_rows(test.use_case, spark, test.env)
     uri = f"models:/{test.version.name}/{test.version.version}"
-    scored = feature_client(spark, test.env).score_batch(model_uri=uri, df=rows).toPandas()
+    scored = to_pandas(feature_client(spark, test.env).score_batch(model_uri=uri, df=rows))
     name = f"{test.version.name} v{test.version.version}"
     if problems := test.use_case.problem.check_predictions(scored["prediction"].to_numpy(float), len(scored)):
         raise MlopsError(f"{name}: {'; '.join(problems)}", "roll the deployment back, or the Champion: mlops rollback")

@@ -6,6 +6,7 @@ from side_by_side import Scenario, refused, rows, schema
 from special_numbers import columns, types
 
 from mlops_nb.data import tables
+from mlops_nb.data.pandas_frames import to_pandas
 
 step = scenario = Scenario()
 
@@ -138,6 +139,12 @@ def copied_from_prod(spark, env):
     return [tables.snapshot(spark, env, "prod.flights.carrier", "copy", version=1),
             rows(tables.read(spark, env, "copy")), tables.snapshot(spark, env, "prod.flights.carrier", "copy"),
             rows(tables.read(spark, env, "copy")), rows(tables.read(spark, env, "prod.flights.carrier"))]
+
+
+@step
+def collected_into_pandas(spark, env):
+    frame = to_pandas(tables.read(spark, env, "merged").orderBy("k"))
+    return frame.k.tolist(), frame.attrs  # Apache Spark adds the metrics of the query
 
 
 @step

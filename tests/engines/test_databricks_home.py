@@ -44,6 +44,16 @@ LEFT_OUT = by_size(set(), {"10_monitor", "16_compare", "14_reproduce", "01_eda",
                            "19_experiment"})  # notebooks
 
 
+def change_gates(file: Path) -> None:
+    "The model learns from a few days, and a busy machine may take any time for a row."
+    text = file.read_text()
+    for old, new in (("roc_auc: {threshold: 0.70", "roc_auc: {threshold: 0.60"),
+                     ("max_milliseconds: 500}", "max_milliseconds: 60000}")):
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+
+
 @pytest.fixture(scope="module")
 def workspace(spark_ready, spark_jars, tmp_path_factory):
     "A workspace with the deployed bundle, and its compute."
@@ -51,8 +61,7 @@ def workspace(spark_ready, spark_jars, tmp_path_factory):
         for name in [n for n in os.environ if n.startswith(("MLFLOW_", "MLOPS_", "SPARK_", "DATABRICKS_"))]:
             patch.delenv(name)
         workspace = Workspace(tmp_path_factory.mktemp("workspace"), PYTHON)
-        gates = workspace.files / "conf/validation.yml"  # for a model of a few days
-        gates.write_text(gates.read_text().replace("roc_auc: {threshold: 0.70", "roc_auc: {threshold: 0.60"))
+        change_gates(workspace.files / "conf/validation.yml")
         try:
             workspace.start()
             workspace.deploy()

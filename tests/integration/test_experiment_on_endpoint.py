@@ -133,6 +133,7 @@ def test_a_better_challenger_wins_on_the_endpoint_which_follows_also_after_a_kil
     assert "the experiment is won" in experimenting.experiment_picture(experiment).get_suptitle()
 
 
+@pytest.mark.full  # test_endpoint_follows has a rollback without an experiment before it
 def test_a_rollback_moves_the_endpoint_and_the_next_batch_together(home):
     "The Champion is version 3, which won the experiment."
     env, client = home

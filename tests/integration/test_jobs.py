@@ -312,7 +312,7 @@ def test_a_notebook_gets_only_the_secrets_that_its_job_names_and_no_file_of_the_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [".mlops", ".mlops/runs"])
+@pytest.mark.parametrize("lost", [pytest.param(".mlops", marks=pytest.mark.full), ".mlops/runs"])
 def test_a_state_that_is_removed_while_a_notebook_runs(project, begin, lost):
     slow = project.notebook("slow", "open('here', 'w').close()\nimport time\ntime.sleep(2 if RUNS else 600)",
                             parameters=f"RUNS = {lost.endswith('runs')}")

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from sizes import by_size
 
 from mlops_nb.errors import MlopsError
 from mlops_nb.features.point_in_time import point_in_time_join
@@ -84,7 +83,7 @@ OPTIONS = dict(deadline=None, database=None, phases=[Phase.explicit, Phase.gener
                suppress_health_check=list(HealthCheck))
 WINDOWS = st.sampled_from([0, 1e-6, 0.5, 1, 1799.25, 1800, 3599, 3600, 7201, 86_400 * 236]).map(
     lambda s: timedelta(seconds=s))
-EXAMPLES = pytest.mark.parametrize("examples", [8, pytest.param(by_size(80, 25), marks=pytest.mark.slow)])
+EXAMPLES = pytest.mark.parametrize("examples", [8, pytest.param(80, marks=[pytest.mark.slow, pytest.mark.full])])
 
 
 def check_as_pandas(spark, zone, left, right, kind, window):

@@ -68,7 +68,7 @@ def write(spark, env, name, kind, new, part):
     return tables.overwrite(spark, env, name, df)
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(by_size(40, 12), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.full])])
 def test_writes_give_the_same_table_as_a_plain_model(spark, env, examples):
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(writes=st.lists(WRITES, min_size=1, max_size=6))
@@ -96,6 +96,7 @@ def check_writes(spark, env, writes):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_table_of_500_columns_is_merged(spark, env, name):
     "A condition that compares 500 columns one after the other ended the process of Sail."
     def wide(changed=0):

@@ -233,7 +233,7 @@ logging.getLogger("mlflow.models").warning("a warning")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level, shows_messages", [
-    (None, False), *(pytest.param(*values, marks=pytest.mark.slow) for values in (("ERROR", False), ("INFO", True)))])
+    (None, False), *(pytest.param(*values, marks=pytest.mark.full) for values in (("ERROR", False), ("INFO", True)))])
 def test_mlflow_prints_its_messages_only_if_the_user_sets_the_level(tmp_path, empty_store, level, shows_messages):
     "MLflow is imported before `use_mlflow`, and creates its store (without a level) and two versions of a model."
     if level: shutil.copy(empty_store, tmp_path / "mlflow.db")

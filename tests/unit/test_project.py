@@ -97,6 +97,12 @@ def test_every_package_that_is_imported_is_declared():
     assert len(installed) > 20 and not undeclared, f"add to pyproject.toml what brings {', '.join(sorted(undeclared))}"
 
 
+def test_frames_are_collected_without_the_metrics_of_the_query():
+    modules = sorted((ROOT / "mlops_nb").rglob("*.py"))
+    collecting = [path.relative_to(ROOT).as_posix() for path in modules if ".toPandas()" in path.read_text()]
+    assert collecting == ["mlops_nb/automl/dataset.py", "mlops_nb/data/pandas_frames.py"], "call to_pandas(df) instead"
+
+
 def test_one_version_everywhere():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")

@@ -204,6 +204,13 @@ def test_columns_with_numbers_as_names_are_named_by_text_or_number():
         assert (ready.features, ready.target_col, ready.time_col) == (["2"], "3", "0")
 
 
+def test_attributes_of_a_frame_stay_with_the_caller():
+    "Spark Connect adds the metrics of a query, which pandas would copy in each operation of the search."
+    values = orders()
+    values.attrs["metrics"] = ["the plan"]
+    assert read_dataset(values, None).attrs == {} and values.attrs == {"metrics": ["the plan"]}
+
+
 def test_a_target_of_booleans_with_gaps_stays_boolean():
     ready = prepare(orders().assign(late=with_gaps([True, False] * 100)), "late", "classify")
     assert set(ready.frame.late) == {True, False} and ready.frame.late.dtype == bool
