@@ -98,15 +98,15 @@ test-notebooks: $(READY)
 	$(call suite,notebooks,70,$(BIN)/nbdev_test --path nbs --n_workers 2)
 
 test-unit: $(READY)
-	$(call suite,unit,80,$(PYTEST) -m "not slow" tests/unit)
+	$(call suite,unit,105,$(PYTEST) -m "not slow" tests/unit)
 
 test-integration: $(READY)
-	$(call suite,integration,230,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
+	$(call suite,integration,185,$(PYTEST) --no-loadscope-reorder -m "not slow" tests/integration)
 
 REDUCED = $(filter reduced,$(MLOPS_TEST_SIZE))
 
 test-slow: $(READY)  ## run rare and long tests: kills, online stores, a year (MLOPS_TEST_SIZE=reduced: fewer)
-	$(call suite,slow,$(if $(REDUCED),780,1500),$(PYTEST) --no-loadscope-reorder -m "slow$(if $(REDUCED), and not full)" tests)
+	$(call suite,slow,$(if $(REDUCED),720,1500),$(PYTEST) --no-loadscope-reorder -m "slow$(if $(REDUCED), and not full)" tests)
 
 # Each engine installs its own `pyspark`, so each has a separate environment.
 .venv-spark/.ready: tests/engines/requirements.lock $(READY)
