@@ -221,7 +221,7 @@ def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flight
 
 
 @pytest.mark.slow
-@pytest.mark.full
+@pytest.mark.full  # of tables that an earlier release wrote
 def test_baselines_without_the_heuristic_are_scored_again(copied):
     spark, env, version = copied
     rows = baseline_rows(FLIGHTS, spark, env, version).drop("heuristic")

@@ -96,7 +96,7 @@ def check_writes(spark, env, writes):
 
 
 @pytest.mark.slow
-@pytest.mark.full
+@pytest.mark.full  # the other merges are of a few columns, by the same statement
 def test_a_table_of_500_columns_is_merged(spark, env, name):
     "A condition that compares 500 columns one after the other ended the process of Sail."
     def wide(changed=0):
