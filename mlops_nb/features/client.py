@@ -21,6 +21,7 @@ from pathlib import Path
 from ..data import tables
 from ..data.schemas import LOSSLESS_CASTS
 from ..data.sql import quoted
+from ..data.table_properties import set_property
 from ..env import Env
 from ..errors import MlopsError, unknown
 from . import feature_model, feature_tables
@@ -306,7 +307,7 @@ class DatabricksFeatures(FeatureEngineeringClient):
             raise MlopsError(f"ttl={ttl} for {source_table_name} is not supported",
                              "leave it out: Databricks' online store keeps rows until they are deleted")
         full = self.env.table(source_table_name)
-        feature_tables.set_property(self.spark, self.env, full, "delta.enableChangeDataFeed", "true")
+        set_property(self.spark, self.env, full, "delta.enableChangeDataFeed", "true")
         self.client.publish_table(online_store=online_store, source_table_name=full,
                                   online_table_name=f"{full}_online", publish_mode="TRIGGERED")
         return None, None

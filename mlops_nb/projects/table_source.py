@@ -144,15 +144,17 @@ def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetim
 def feature_query(table_source: TableSource, features: Sequence[str]) -> FeatureQuery:
     "Return the feature table of a source."
     columns = [*table_source.key, *features]
-    time = table_source.time
-    def query(cut: datetime) -> str:
-        selected = ", ".join(quoted(name) for name in columns)
-        if time is None: return f"SELECT {selected} FROM {{{table_source.bronze}}}"
-        moment = f"CAST({quoted(time)} AS TIMESTAMP)"
-        return (f"SELECT {selected}, {moment} AS {PREDICTION_TIME} FROM {{{table_source.bronze}}} "
-                f"WHERE {moment} < {sql_moment(cut)}")
-    return FeatureQuery(table_source.feature_table, table_source.key, query, f"The columns of {table_source.name}",
-                        PREDICTION_TIME if time else None)
+    selected, bronze = ", ".join(quoted(name) for name in columns), table_source.bronze
+    about = f"The columns of {table_source.name}"
+    if table_source.time is None:
+        def all_rows(cut: datetime) -> str: return f"SELECT {selected} FROM {{{bronze}}}"
+        return FeatureQuery(table_source.feature_table, table_source.key, all_rows, about)
+    moment = f"CAST({quoted(table_source.time)} AS TIMESTAMP)"
+    def rows_since(cut: datetime, since: datetime) -> str:
+        return (f"SELECT {selected}, {moment} AS {PREDICTION_TIME} FROM {{{bronze}}} "
+                f"WHERE {moment} >= {sql_moment(since)} AND {moment} < {sql_moment(cut)}")
+    return FeatureQuery(table_source.feature_table, table_source.key, rows_since, about, PREDICTION_TIME,
+                        {bronze: moment})
 
 def question_columns(table_source: TableSource) -> list[str]:  # SQL expressions on the bronze table
     "Return the columns of a row to predict: its key, and its times."

@@ -107,7 +107,9 @@ def write_predictions(use_case: UseCase, spark, env: Env, version, first: date, 
     rows = use_case.rows(spark, env, first, days)
     if not rows.head(1): raise no_rows(use_case, spark, env, first, days)
     predictions, key = predict_rows(use_case, spark, env, rows, version, first), prediction_key(use_case)
-    return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"])
+    last = first + timedelta(days=days - 1)
+    within = f"t.as_of >= DATE'{first}' AND t.as_of <= DATE'{last}'"  # the day is that of the row, see `added_columns`
+    return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"], within=within)
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #22daabaa
 PAST = 28  # days before the first scored one
