@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def spec_of(model_uri: str) -> FeatureSpec:
         text = Path(repository.download_artifacts(SPEC_FILE, dst_path=folder)).read_text("utf-8")
     return from_yaml(text, f"{model_uri}: {feature_model.SPEC}")
 
+@lru_cache(maxsize=2)
 def packed_spec(files: bytes,  # a packed model, see `scoring.packed`
                 model_uri: str) -> FeatureSpec:  # for messages
     "Return the feature spec of a packed model; raise MlopsError if it was logged without one."
