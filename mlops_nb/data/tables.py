@@ -8,7 +8,7 @@ __all__ = ['CONFLICT', 'STAGED', 'MANY_FILES', 'table_names', 'exists', 'no_tabl
            'drop_old', 'staged_table', 'staged_folder', 'staged', 'key_columns', 'check_row_keys', 'compact', 'any_of',
            'match_condition', 'pending_rows', 'merge_statement', 'count_rows', 'condition_sql', 'is_sql_error',
            'condition_errors', 'merge', 'count_differences', 'check_inside', 'select_columns', 'replace',
-           'same_columns', 'overwrite', 'history', 'version', 'check_version', 'resolved', 'read', 'pin',
+           'same_columns', 'overwrite', 'history', 'version', 'check_table_version', 'resolved', 'read', 'pin',
            'without_statistics', 'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
@@ -446,7 +446,7 @@ def version(spark, env: Env, name: str) -> int:
         if env.engine == "sail": return delta_log(env, env.table(name)).version()
         return spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"]
 
-def check_version(spark, env: Env, full: str, number: int) -> None:
+def check_table_version(spark, env: Env, full: str, number: int) -> None:
     "Raise MlopsError unless a table has had this version. The newest one needs no list of all, which grows each day."
     if type(number) is int and number == version(spark, env, full): return
     versions = [h["version"] for h in history(spark, env, full)]
@@ -466,7 +466,7 @@ def read(spark, env: Env, name: str,
     if version is None: version = env.versions.get(full)
     if version is None:
         with table_errors(full): return resolved(env, spark.table(table))
-    check_version(spark, env, full, version)
+    check_table_version(spark, env, full, version)
     reader = spark.read.format("delta").option("versionAsOf", str(version))
     # Given the table's name, Sail reads an earlier version with the latest columns; given the folder, with its own
     if env.engine == "databricks": return reader.table(table)

@@ -16,7 +16,7 @@ from functools import cache
 
 import numpy as np
 
-from ..data.progress import EARLIEST
+from ..data.progress import BEFORE_ALL
 from .days import CALENDAR, LATE_AFTER, WEATHER_DELAY, YEAR
 from ..workflow.calendars import sql_moment
 from ..workflow.use_case import FeatureQuery
@@ -111,7 +111,7 @@ def recent_columns(by: str, minutes: int, windows: tuple[int, ...]) -> dict[str,
 def first_moment(since: datetime, hours: int, minutes: int) -> str:  # SQL
     "Return the first point of a grid that covers the hours before `since`."
     begin = max(CALENDAR.midnight(date(YEAR, 1, 1)), since - timedelta(hours=hours))
-    return sql_moment(begin - (begin - EARLIEST) % timedelta(minutes=minutes))
+    return sql_moment(begin - (begin - BEFORE_ALL) % timedelta(minutes=minutes))
 
 def recent_query(by: str, minutes: int, windows: tuple[int, ...], cut: datetime,
                  since: datetime) -> str:  # a query on {bronze_flights}
@@ -144,7 +144,7 @@ def label_changes(keys: str,
 WEIGHT = 20  # the weight of the overall share, in flights
 
 def daily_query(keys: str, name: str,  # prefix of the feature names
-                cut: datetime, since: datetime = EARLIEST) -> str:  # a query on {bronze_flights}
+                cut: datetime, since: datetime = BEFORE_ALL) -> str:  # a query on {bronze_flights}
     "The late share and mean delay of the last days, as known at each midnight before the cut, from the day of `since`."
     first, last = max(date(YEAR, 1, 1), CALENDAR.day_of(since)), CALENDAR.day_of(cut - timedelta(seconds=1))
     points = (f"DATE'{first}'", f"DATE'{last}'", "INTERVAL 1 DAY")

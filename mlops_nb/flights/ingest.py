@@ -33,7 +33,7 @@ from mlops_nb.data.csv_files import (
     source_files,
     source_frame,
 )
-from ..data.progress import EARLIEST, LATEST, Progress, common_progress, write_progress
+from ..data.progress import AFTER_ALL, BEFORE_ALL, Progress, common_progress, write_progress
 from .days import CALENDAR, FACTS, WEATHER_DELAY, YEAR, ZONE
 
 # %% ../../nbs/flights/02_ingest.ipynb #07cf3eaa
@@ -153,7 +153,7 @@ def check_days(flights: pd.DataFrame):
     reject_groups("flights.csv", few, f"days of {YEAR} lack flights",
                   f"the file is not complete: it has {len(flights):,} rows")
 
-def check_weather(weather: pd.DataFrame, origins: list[str], cut: datetime, since: datetime = EARLIEST):
+def check_weather(weather: pd.DataFrame, origins: list[str], cut: datetime, since: datetime = BEFORE_ALL):
     "Raise MlopsError if an airport lacks the weather of days before the cut, from the day of `since` on."
     hours = weather.groupby(["origin", weather.time_hour.dt.tz_convert(ZONE).dt.date]).size()
     last = min(WEATHER_ENDS, pd.Timestamp(cut).tz_convert(ZONE).date() - timedelta(days=1))
@@ -221,9 +221,9 @@ def ingest_source(spark, env, source: str, cut: datetime) -> pd.DataFrame:  # wh
     inputs, names = {"source": source_digest(source, FILES.values())}, [f"bronze_{name}" for name in FILES]
     since = common_progress(spark, env, names, inputs)
     if since >= cut: return write_bronze(spark, env, {})
-    frames = read_source(source, cut) if since == EARLIEST else read_new(source, cut, since)
+    frames = read_source(source, cut) if since == BEFORE_ALL else read_new(source, cut, since)
     written = write_bronze(spark, env, bronze_frames(frames, cut))
     for name in frames:
-        until = cut if name in ("flights", "weather") else LATEST
+        until = cut if name in ("flights", "weather") else AFTER_ALL
         write_progress(spark, env, f"bronze_{name}", Progress(until, inputs))
     return written

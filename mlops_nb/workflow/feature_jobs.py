@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Span', 'STAR', 'PICTURE_ROWS', 'NO_STORE', 'register_functions', 'register_in', 'registration_text', 'times_sql',
            'write_feature_rows', 'feature_rows', 'feature_problems', 'contract_columns', 'feature_definition',
-           'source_change', 'span_of', 'write_feature_table', 'check_feature_types', 'write_features', 'FeatureRun',
+           'source_change', 'span_of', 'write_feature_table', 'check_query_types', 'write_features', 'FeatureRun',
            'run_features', 'rows_before_cut', 'table_contents', 'contents_of', 'sampled', 'coverage', 'coverage_title',
            'plot_coverage', 'finish_features', 'publish_tables', 'Publication', 'publish_in', 'time_lookups']
 
@@ -29,8 +29,8 @@ from ..data import tables
 from ..data.contracts import Contract, check_contract, check_declared, contract_problems, read_contracts
 from ..data.pandas_frames import to_pandas
 from mlops_nb.data.progress import (
-    EARLIEST,
-    LATEST,
+    AFTER_ALL,
+    BEFORE_ALL,
     Progress,
     digest_of,
     earliest_change,
@@ -148,15 +148,15 @@ def span_of(declaration: FeatureQuery, progress: Progress | None, cut: datetime,
             changed_from: Callable[..., datetime],  # what `source_change` returns
             ) -> Span | None:  # None: nothing is to be computed
     "Return the times of which rows of a feature table must be computed."
-    before, changed = progress.inputs if progress else {}, LATEST
+    before, changed = progress.inputs if progress else {}, AFTER_ALL
     for name, version in versions.items():
         if version == before.get(name): continue
         moment = declaration.affects.get(name)
-        if moment is None or name not in before: changed = EARLIEST
+        if moment is None or name not in before: changed = BEFORE_ALL
         else: changed = min(changed, changed_from(name, moment, before[name], version))
     span = span_to_compute(progress, cut, changed)
     if span is None or declaration.affects: return span
-    return EARLIEST, span[1] if declaration.timeseries_column else cut
+    return BEFORE_ALL, span[1] if declaration.timeseries_column else cut
 
 def write_feature_table(use_case: UseCase, spark, env: Env, client: Any, declaration: FeatureQuery,
                         contract: Contract, sources: Mapping[str, Any],  # DataFrames by table
@@ -171,11 +171,11 @@ def write_feature_table(use_case: UseCase, spark, env: Env, client: Any, declara
     if span is None: return 0
     rows = feature_rows(spark, declaration.sql(span[1], span[0]), sources)
     changed = write_feature_rows(use_case, spark, env, client, declaration, rows, contract, span)
-    until = span[1] if declaration.timeseries_column else LATEST
+    until = span[1] if declaration.timeseries_column else AFTER_ALL
     write_progress(spark, env, name, Progress(until, versions, definition))
     return changed
 
-def check_feature_types(use_case: UseCase, spark, contracts: Mapping[str, Contract], sources: Mapping[str, Any],
+def check_query_types(use_case: UseCase, spark, contracts: Mapping[str, Contract], sources: Mapping[str, Any],
                         cut: datetime) -> None:
     "Raise MlopsError if the columns of the queries differ from the contracts."
     rows = {declaration.name: feature_rows(spark, declaration.sql(cut), sources)
@@ -186,7 +186,7 @@ def write_features(use_case: UseCase, spark, env: Env, cut: datetime) -> pd.Data
     "Bring the feature tables of the target up to the cut."
     sources = {name: tables.read(spark, env, env.source_table(name)) for name in use_case.source}
     client, contracts = feature_client(spark, env), read_contracts(env.root / CONTRACTS)
-    check_feature_types(use_case, spark, contracts, sources, cut)  # before anything is written
+    check_query_types(use_case, spark, contracts, sources, cut)  # before anything is written
     written, changed_from = [], source_change(use_case, spark, env)
     for declaration in use_case.feature_tables:
         name, contract = env.table(declaration.name), contracts[declaration.name]

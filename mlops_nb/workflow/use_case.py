@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..data import tables
-from ..data.progress import EARLIEST
+from ..data.progress import BEFORE_ALL
 from ..env import Env
 from ..errors import MlopsError, unknown
 from ..features.spec import FeatureFunction, FeatureLookup
@@ -35,7 +35,7 @@ class FeatureQuery:
     # returns the rows of the table from this time on only: with a DATE, from its day on. Empty: all rows, each time
     affects: Mapping[str, str] = field(default_factory=dict)
 
-    def sql(self, cut: datetime, since: datetime = EARLIEST) -> str:
+    def sql(self, cut: datetime, since: datetime = BEFORE_ALL) -> str:
         "Return the query of the rows known before the cut, from `since` on."
         return self.query(cut, since) if self.affects else self.query(cut)
 
