@@ -218,6 +218,7 @@ def write_bronze(spark, env, frames: dict[str, pd.DataFrame],
 
 def ingest_source(spark, env, source: str, cut: datetime) -> pd.DataFrame:  # what `write_bronze` returns
     "Bring the bronze tables of the target up to the cut: the whole source at first, later what is new."
+    source = located_source(env.root, source)
     inputs, names = {"source": source_digest(source, FILES.values())}, [f"bronze_{name}" for name in FILES]
     since = common_progress(spark, env, names, inputs)
     if since >= cut: return write_bronze(spark, env, {})

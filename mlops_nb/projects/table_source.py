@@ -232,11 +232,13 @@ def table_use_case(table_source: TableSource, model: str, problem: ProblemType, 
         own = FeatureLookup(env.source_table(table_source.feature_table), list(table_source.key), columns_looked_up,
                             timestamp_lookup_key=PREDICTION_TIME if has_time else None)
         return [own, *function_lookups(env, functions)]
+    def ingest_rows(spark, env: Env, source: str, cut: datetime) -> int:
+        return ingest(table_source, spark, env, source, cut)
     times = {"day": DAY, "prediction_time": PREDICTION_TIME, "label_known_at": LABEL_KNOWN_AT} if has_time else {}
     of_table = {"key": table_source.key, "label": label, "rows": rows, "labels": labels, "source": (bronze,),
                 "features": tuple(features), "lookups": lookups, "functions": functions,
                 "feature_tables": (feature_query(table_source, columns_looked_up),),
-                "calendar": table_source.calendar, "check_source": check_table_source, **times}
+                "calendar": table_source.calendar, "check_source": check_table_source, "ingest": ingest_rows, **times}
     return UseCase(**{"model": model, "problem": problem, **of_table, **declarations})
 
 # %% ../../nbs/projects/10_table_source.ipynb #ba10fc36

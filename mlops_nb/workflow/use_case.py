@@ -74,6 +74,8 @@ class UseCase:
     learner: Learner = LIGHTGBM
     # (root of the project, parameter `source`): MlopsError if there is no such source; called before a run starts
     check_source: Callable[[Path, str], None] | None = None
+    # (spark, env, parameter `source`, cut): brings the source tables up to the cut; for a replay of days in one process
+    ingest: Callable[..., Any] | None = None
 
     def __post_init__(self):
         check_declared_columns(self)
