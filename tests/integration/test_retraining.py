@@ -21,6 +21,10 @@ from mlops_nb.monitoring.retraining_log import decide_once, read_retrainings, re
 from mlops_nb.workflow import batch_scoring, investigation, monitoring, other_target, retraining
 from mlops_nb.workflow.rows import ROW_GROUP, labelled
 
+# MLflow warns of its own type hints, and of models without examples
+pytestmark = [pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
+              pytest.mark.filterwarnings("ignore:.*An input example was not"),
+              pytest.mark.filterwarnings("ignore:.*Add type hints to the")]
 SETTINGS = {"cooldown_days": 21, "min_new_labelled_rows": 100, "max_refused": 2, "causes": ["schedule", "alert"]}
 
 
@@ -109,6 +113,9 @@ def test_a_year_of_causes(loop):
 
 def test_a_kill_between_decision_and_training_trains_once_and_a_repetition_changes_nothing(loop):
     day = date(2013, 4, 1)
+    with pytest.raises(MlopsError, match="may not write prod.flights.late_arrival"):
+        decide_once(loop.spark, loop.env, "prod.flights.late_arrival", day, Cause(), SETTINGS, lambda champion: 1)
+    assert not tables.exists(loop.spark, loop.env, retraining_log.RETRAINING_LOG)
     before = loop.decide(day)
     again = loop.decide(day)  # the run was killed after the decision
     assert before["decision"] == again["decision"] == "train" and retraining.is_due(again)
@@ -135,12 +142,6 @@ def test_a_failed_training_is_due_again_and_a_rolled_back_champion_counts_as_ref
     outcome = read_retrainings(loop.spark, loop.env, NAME)[2]
     assert (outcome["train_version"], outcome["outcome"]) == (2, "refused")
     assert outcome["outcome_reason"] == "rolled back: warns of everything"
-
-
-def test_a_target_that_may_not_write_the_model_decides_nothing(loop):
-    with pytest.raises(MlopsError, match="may not write prod.flights.late_arrival"):
-        decide_once(loop.spark, loop.env, "prod.flights.late_arrival", date(2013, 4, 1), Cause(), SETTINGS, lambda _: 1)
-    assert not tables.exists(loop.spark, loop.env, retraining_log.RETRAINING_LOG)
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ REFUSED = dict(model_name="prod.flights.minutes", number=1, as_of=date(2021, 4, 
 
 @pytest.fixture(scope="module")
 def prod(tmp_path_factory):
-    "The use case of deliveries in prod: predictions, metrics by week and a refused retraining; and dev, which reads them."
+    "Deliveries in prod: predictions, metrics by week and a refused retraining; and dev, which reads them."
     folder = tmp_path_factory.mktemp("prod")
     dev = replace(small.home_of(folder), root=folder)
     env = replace(dev, target="prod", catalog="prod", source_catalog="prod", read=("prod",), write=("prod",))
@@ -212,6 +213,7 @@ def prod(tmp_path_factory):
     stop()
 
 
+@pytest.mark.slow
 def test_the_failing_window_of_prod_is_copied_into_dev(prod):
     use_case, spark, dev, env = prod
     history = read_retrainings(spark, dev, env.model("minutes"), env.table(retraining_log.RETRAINING_LOG))
@@ -234,6 +236,7 @@ def test_the_failing_window_of_prod_is_copied_into_dev(prod):
     assert investigation.copy_failing_days(given, spark)["dev.flights.prod_failing_predictions"] == 20
 
 
+@pytest.mark.slow
 def test_dev_reads_the_tables_of_prod_and_cannot_write_them(prod, capsys):
     use_case, spark, dev, env = prod
     seen = other_target.OtherTarget(use_case, spark, dev, env)
