@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRIC_KINDS', 'window_first_day', 'refused_series', 'failing_days', 'metric_table', 'Investigation',
-           'rows_condition', 'windows_condition', 'labels_of', 'copy_failing_days', 'known_window_end', 'version_day',
-           'find_investigation', 'local_file', 'version_notebooks']
+           'rows_condition', 'windows_condition', 'failing_labels', 'copy_failing_days', 'known_window_end',
+           'version_day', 'find_investigation', 'local_file', 'version_notebooks']
 
 # %% ../../nbs/workflow/41_investigation.ipynb #9e175fcb
 import re
@@ -88,7 +88,7 @@ def windows_condition(case: Investigation) -> str:  # a SQL condition
     window = quoted("window")
     return f"{window} IS NULL OR ({window}.start >= {start} AND {window}.start < {end})"
 
-def labels_of(case: Investigation, spark) -> Any:  # DataFrame
+def failing_labels(case: Investigation, spark) -> Any:  # DataFrame
     "The labels of the failing days that were known."
     rows = labelled(case.use_case, spark, case.as_source, case.as_of)
     if not case.use_case.has_time: return rows
@@ -109,7 +109,7 @@ def copy_failing_days(case: Investigation, spark) -> dict[str, int]:  # rows by 
         names = ", ".join(case.other.table(name) for name in SCORING_JOBS)
         raise MlopsError(f"target {case.other.target} has no predictions to look at: none of {names}",
                          f"mlops run {next(iter(SCORING_JOBS.values()))} -t {case.other.target} writes them")
-    copies["labels"] = labels_of(case, spark)
+    copies["labels"] = failing_labels(case, spark)
     counts = {}
     for name, rows in copies.items():
         copy = case.env.table(case.copy_name(name))

@@ -124,7 +124,7 @@ def show_refusal(seen: OtherTarget) -> None:
 
 def finish_reading(seen: OtherTarget) -> None:
     "End the task with the number of tables."
-    existing, names = seen.existing, seen.jobs
-    missing = [f"{job} ({name})" for name, job in names.items() if name not in existing]
-    result = f"{counted(len(existing), 'table')} of {seen.other.target} read from {seen.env.target}; a write is refused"
-    task.exit("; missing: ".join([result, *([", ".join(missing)] if missing else [])]))
+    existing = len(seen.existing)
+    missing = len(seen.jobs) - existing
+    result = f"{counted(existing, 'table')} of {seen.other.target} can be read from {seen.env.target}, none written"
+    task.exit(f"{result}; {counted(missing, 'table')} not made yet" if missing else result)

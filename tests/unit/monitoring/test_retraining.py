@@ -198,8 +198,8 @@ def test_killed_at_each_step_and_run_again_it_ends_as_undisturbed(tmp_path, monk
 
 
 def test_a_person_is_told_once_for_each_stop_and_after_a_resume_it_trains(world):
-    told = [(day, bool(world.job(day, cause)[1])) for day, cause in PLAN]
-    assert told == [(PLAN[0][0], False), (PLAN[1][0], False), (PLAN[2][0], True), (PLAN[3][0], False)]
+    failures = [(day, bool(world.job(day, cause)[1])) for day, cause in PLAN]
+    assert failures == [(PLAN[0][0], False), (PLAN[1][0], False), (PLAN[2][0], True), (PLAN[3][0], False)]
     with pytest.raises(MlopsError, match="needs the name of a person"):
         retraining_log.resume_retraining(None, world.env, NAME, " ", "why")
     with pytest.raises(MlopsError, match="needs a reason"):
