@@ -112,11 +112,11 @@ def notebooks_of_runs(target: str, name: str, numbers: list[int]) -> list[str]:
     return lines
 
 # %% ../../nbs/commands/18_retraining.ipynb #1d5f2b72
-def next_lines(name: str, target: str, into: str, refused: list) -> list[str]:
+def next_lines(name: str, target: str, into: str, refused: list, is_stopped: bool) -> list[str]:
     "What to do next: compare, look at the model, resume."
     lines = [f"mlops models compare {name}/{row['train_version']} {name}@champion -t {into}" for row in refused[-1:]]
     lines += [f"mlops models show {name}/{row['train_version']} -t {into}" for row in refused[-1:]]
-    return [*lines, f'mlops retraining resume -t {target} --as "Your Name" --reason "..."']
+    return [*lines, f'mlops retraining resume -t {target} --as "Your Name" --reason "..."'] if is_stopped else lines
 
 def show_block(title: str, lines: list[str]) -> None:
     "A title, and lines below it; nothing without lines."
@@ -131,7 +131,7 @@ def read_day(option: str, text: str | None) -> Any:  # date, or None
     except ValueError: raise ParameterError(f"{option} is {text!r}, which is not a date", "write 2013-06-01") from None
 
 # %% ../../nbs/commands/18_retraining.ipynb #21e8ae33
-def show_investigation(case: Any, counts: dict, refused: list) -> None:  # case: an Investigation
+def show_investigation(case: Any, counts: dict, refused: list, is_stopped: bool) -> None:  # case: an Investigation
     "What was refused, the copies, the executed notebooks, and what to do next."
     from datetime import timedelta
     name, target, into = case.other.model(case.use_case.model), case.other.target, case.env.target
@@ -142,7 +142,7 @@ def show_investigation(case: Any, counts: dict, refused: list) -> None:  # case:
     show_block(f"copied into {into}", [f"{copy}  {count:,} rows" for copy, count in counts.items()])
     files = [*notebooks_of_versions(case.env, name, refused), *notebooks_of_runs(target, name, numbers)]
     show_block("executed notebooks", files)
-    show_block("next", next_lines(name, target, into, refused))
+    show_block("next", next_lines(name, target, into, refused, is_stopped))
 
 @retraining_app.command("investigate")
 def investigate(target: Annotated[str, typer.Option(
@@ -157,6 +157,7 @@ def investigate(target: Annotated[str, typer.Option(
     from mlops_nb import env
     from mlops_nb.data.session import get_spark
     from mlops_nb.models import registry
+    from mlops_nb.monitoring.retraining import last_stop
     from mlops_nb.monitoring.retraining_log import RETRAINING_LOG, read_retrainings
     from mlops_nb.workflow import investigation
     place, other, use_case = env.load_env(into), env.load_env(target), use_case_of_model(model)
@@ -165,4 +166,5 @@ def investigate(target: Annotated[str, typer.Option(
     history = read_retrainings(spark, place, name, other.table(RETRAINING_LOG))
     with registry.registry_errors(place):
         case = investigation.find_investigation(use_case, spark, place, other, history, *days)
-        show_investigation(case, investigation.copy_failing_days(case, spark), investigation.refused_series(history))
+        counts = investigation.copy_failing_days(case, spark)
+        show_investigation(case, counts, investigation.refused_series(history), last_stop(history) is not None)
