@@ -2,21 +2,29 @@
 import itertools
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_registry import Registry
 
+from mlops_nb.bundle import graph
+from mlops_nb.bundle.load import load_bundle
+from mlops_nb.commands.grants import grants_of
 from mlops_nb.deployment import aliases
 from mlops_nb.deployment.promotion import DECISION
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError, ParameterError
+from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import registry
 from mlops_nb.monitoring import retraining as rules
 from mlops_nb.monitoring import retraining_log
 from mlops_nb.monitoring.retraining import Cause, Situation, decide_retraining, read_cause
+from mlops_nb.workflow.other_target import OtherTarget
 
+ROOT = Path(__file__).parents[3]
 FIRST = date(2013, 4, 1)
 LIMITS = st.fixed_dictionaries({
     "cooldown_days": st.integers(0, 40), "min_new_labelled_rows": st.integers(0, 60), "max_refused": st.integers(1, 3),
@@ -68,6 +76,10 @@ def test_what_holds_in_every_history(steps, limits):
     refused = 0
     for row in history:
         if row["decision"] == "resume": refused = 0
+        if row["decision"] == "stop": assert refused >= limits["max_refused"], "stopped without a reason"
+        if row["rule"] == "cooldown":
+            earlier = [other for other in trained if other["number"] < row["number"]]
+            assert any(abs((row["as_of"] - other["as_of"]).days) < limits["cooldown_days"] for other in earlier)
         if row["decision"] != "train": continue
         assert refused < limits["max_refused"], "trained after the stop"
         refused = {"refused": refused + 1, "promoted": 0}.get(row["outcome"], refused)
@@ -231,3 +243,47 @@ def test_the_outcome_changes_when_the_registry_says_so(world):
 def test_without_a_decision_there_is_nothing_to_record(world):
     with pytest.raises(MlopsError, match="no decision '2013-04-01 schedule'"):
         retraining_log.record_outcome(None, world.env, NAME, "2013-04-01 schedule", "upstream_failed", SETTINGS)
+
+
+def ends(job, decide_state, is_due="false", train=None, record="SUCCESS"):
+    "The states of the tasks of a job, and its result, from what the notebooks and the training return."
+    states, outcomes = {}, {"is_due": is_due}
+    given = {"decide": decide_state, "is_due": "SUCCESS", "train": train, "record": record}
+    for task in job["tasks"]:
+        decision = graph.decide(task, states, outcomes)
+        states[task["task_key"]] = given[task["task_key"]] if decision == "run" else str(decision)
+    return states, str(graph.job_result(job["tasks"], states))
+
+
+@pytest.mark.parametrize("folder", ["resources", "template/resources"])
+def test_the_last_task_runs_in_every_case_and_decides_the_result(folder):
+    "It fails for a failed training and for a stop; a refused version is a result."
+    job = yaml.safe_load((ROOT / folder / "retrain.job.yml").read_text())["resources"]["jobs"]["retrain"]
+    held, result = ends(job, "SUCCESS")
+    assert (held["train"], held["record"], result) == ("EXCLUDED", "SUCCESS", "SUCCESS")
+    assert ends(job, "SUCCESS", record="FAILED")[1] == "FAILED"  # a stop began
+    assert ends(job, "SUCCESS", "true", "SUCCESS")[1] == "SUCCESS"
+    failed, result = ends(job, "SUCCESS", "true", "FAILED", record="FAILED")
+    assert (failed["record"], result) == ("FAILED", "FAILED")
+    assert ends(job, "SUCCESS", "true", "FAILED")[1] == "SUCCESS_WITH_FAILURES"  # refused by its validation
+    waiting, result = ends(job, "SUCCESS", "true", "WAITING")
+    assert (waiting["record"], result) == ("WAITING", "WAITING")
+    assert graph.needs_repair(job["tasks"], waiting) == {"train", "record"}  # after the approval
+    undecided, result = ends(job, "FAILED", record="FAILED")
+    assert (undecided["train"], result) == ("UPSTREAM_FAILED", "FAILED")
+
+
+def test_the_schedule_starts_the_controller_and_not_the_training():
+    jobs = load_bundle(ROOT, "prod").jobs
+    assert "schedule" not in jobs["train"] and jobs["retrain"]["schedule"]["pause_status"] == "UNPAUSED"
+    assert jobs["retrain"]["max_concurrent_runs"] == 1 and jobs["retrain"]["queue"]["enabled"]
+
+
+def test_data_scientists_read_what_prod_writes_and_write_nothing_there():
+    loaded, env = load_bundle(ROOT, "prod"), load_env("prod")
+    granted = {grant.privilege for grant in grants_of(loaded)
+               if (grant.principal, grant.name) == ("data_scientists", "prod.flights")}
+    assert granted == {"USE_SCHEMA", "SELECT", "EXECUTE"}
+    seen = OtherTarget(FLIGHTS, None, load_env("dev"), env)
+    assert {f"prod.flights.{name}" for name in ("predictions", "inference_log", "late_arrival_payload")} <= {*seen.jobs}
+    assert all(seen.env.can_read(name) and not seen.env.can_write(name) for name in seen.jobs)
