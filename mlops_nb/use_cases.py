@@ -111,8 +111,9 @@ def check_version(env: Env, passed: list[PassedValue], started: str) -> None:
 
 def checks_of_parameters(env: Env, use_case: Any) -> dict[str, Callable[[str], Any]]:  # use_case: None for none
     "Return the checks of single values, by name of the parameter."
+    from mlops_nb.monitoring.retraining import read_cause
     from mlops_nb.monitoring.windows import parse_granularity
-    checks = {"granularity": parse_granularity, "online_store": partial(check_store_address, env)}
+    checks = {"granularity": parse_granularity, "cause": read_cause, "online_store": partial(check_store_address, env)}
     if use_case and use_case.check_source: checks["source"] = partial(use_case.check_source, env.root)
     return checks
 

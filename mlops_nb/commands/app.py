@@ -22,6 +22,7 @@ from mlops_nb.commands import (
     machine,
     models,
     new,
+    retraining,
     runs,
     tables,
     ui,
@@ -48,6 +49,7 @@ app.add_typer(up.up_app, name="up")
 app.add_typer(runs.runs_app, name="runs")
 app.add_typer(jobs.jobs_app, name="jobs")
 app.add_typer(models.models_app, name="models")
+app.add_typer(retraining.retraining_app, name="retraining")
 app.add_typer(tables.tables_app, name="tables")
 app.add_typer(ci.ci_app, name="ci")
 

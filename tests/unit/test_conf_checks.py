@@ -150,7 +150,10 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("features.yml", "{type: int, nullable: false, values: [0, 1, 2]}", "{type: integer, nullable: false}",
      "aircraft_recent.columns.aircraft_stage.type: ", "did you mean 'int"),
     ("serving.yml", "challenger: true", "chalenger: true", "chalenger: no key", "did you mean 'challenger'?"),
-    ("serving.yml", "shadow: false", "shadow: sometimes", "shadow: 'sometimes' is not valid", "true or false")]
+    ("serving.yml", "shadow: false", "shadow: sometimes", "shadow: 'sometimes' is not valid", "true or false"),
+    ("retraining.yml", "max_refused: 3 ", "max_refused: 0 ", "max_refused: 0 is not valid", "a whole number from 1 on"),
+    ("retraining.yml", "[schedule, alert]", "[shedule, alert]", "causes[0]: no cause 'shedule'",
+     "did you mean 'schedule'?")]
 
 
 @pytest.fixture
@@ -175,7 +178,7 @@ def test_the_mistake_is_named_with_its_line_and_what_to_write(flights, name, old
 
 
 @pytest.mark.parametrize(("name",), thinned((f"{name}.yml",) for name in (
-    "features", "governance", "monitoring", "serving", "train", "validation")))
+    "features", "governance", "monitoring", "retraining", "serving", "train", "validation")))
 def test_a_mistake_in_any_file_is_reported_before_any_job_starts(flights, name):
     with (flights / "conf" / name).open("a") as file: file.write("\nanother: 1\n")
     with pytest.raises(MlopsError, match=rf"conf/{name}:\d+: another: (no key|the table)"):

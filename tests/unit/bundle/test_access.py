@@ -170,7 +170,7 @@ def test_a_fourth_target_is_one_entry(tmp_path):
     wider = text.replace("read: [dev, staging, prod]", "read: [dev, staging, prod, qa]")
     (tmp_path / "databricks.yml").write_text(wider)
     assert not check(load_bundle(tmp_path, "qa")) and not check(load_bundle(tmp_path, "prod"))
-    assert set(loaded.jobs) == set(load_bundle(ROOT, "prod").jobs) and loaded.jobs["train"]["schedule"][
+    assert set(loaded.jobs) == set(load_bundle(ROOT, "prod").jobs) and loaded.jobs["retrain"]["schedule"][
         "pause_status"] == "PAUSED"
     defaults = [{item["name"]: item["default"] for item in job["parameters"]} for job in loaded.jobs.values()]
     assert {values["target"] for values in defaults if "target" in values} == {"qa"}

@@ -9,6 +9,7 @@ import yaml
 from mlops_nb.deployment.validation_checks import CHECKS
 from mlops_nb.models.learners import Learner
 from mlops_nb.models.model_card import GOVERNANCE_SETTINGS
+from mlops_nb.monitoring.retraining import RETRAINING_SETTINGS
 from mlops_nb.monitoring.thresholds import Threshold
 from mlops_nb.projects.rendering import render_text
 from mlops_nb.projects.table_source import TableSource
@@ -46,6 +47,7 @@ def test_every_rule_of_the_code_is_documented():
     assert {field.name for field in fields(Threshold)} <= documented("conf/monitoring.yml")
     assert set(GOVERNANCE_SETTINGS) == documented("conf/governance.yml")
     assert {*SERVING_SETTINGS, *ENDPOINT_SETTINGS} == documented("conf/serving.yml")
+    assert {*RETRAINING_SETTINGS} == documented("conf/retraining.yml")
 
 
 @pytest.mark.parametrize("has_time", [True, False])
@@ -59,6 +61,7 @@ def test_every_key_of_the_template_is_documented(binary, has_time):
     thresholds = {key for threshold in monitoring["thresholds"] for key in threshold}
     assert {*monitoring, *monitor, *monitor["inference_log"], *thresholds} <= documented("conf/monitoring.yml")
     assert template_conf("governance.yml", binary, has_time).keys() == documented("conf/governance.yml")
+    assert template_conf("retraining.yml", binary, has_time).keys() == documented("conf/retraining.yml")
 
 
 def test_the_readme_names_pages_that_exist():
