@@ -151,9 +151,9 @@ def run_alert(step: Step) -> Outcome:
         return alert_outcome(step, key, evaluate_in_process(step, command))
 
 def evaluate_in_process(step: Step, command: list[str]) -> tuple[str, str]:  # standard output; CANCELED, TIMEDOUT or ""
-    "Run the command of an evaluation; its messages are in the attempt's log."
+    "Run the command of an evaluation; its messages are in the attempt's log, by which `end_strays` finds it."
     step.folder.mkdir(parents=True, exist_ok=True)
-    run, environment = step.run, {**os.environ, **step.run.home.notebook_environment, "MLOPS_TASK": str(step.folder)}
+    run, environment = step.run, os.environ | step.run.home.notebook_environment
     with (step.folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=run.home.env.root, env=environment, text=True, stdout=subprocess.PIPE,
                                    stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
