@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECRET_TEXT_PREFIX', 'SIGNATURE_SECONDS', 'ID_HEADER', 'TIME_HEADER', 'SIGNATURE_HEADER', 'secret_bytes',
-           'body_signature', 'signed_headers', 'check_signature']
+           'body_signature', 'signed_headers', 'verify_signature']
 
 # %% ../nbs/30_webhook_signatures.ipynb #cf476067
 import base64
@@ -41,8 +41,8 @@ def signed_headers(secret: str,  # "": the headers without a signature
     headers = {ID_HEADER: delivery_id, TIME_HEADER: str(seconds)}
     return headers | ({SIGNATURE_HEADER: body_signature(secret, delivery_id, seconds, body)} if secret else {})
 
-# %% ../nbs/30_webhook_signatures.ipynb #90459355
-def check_signature(secret: str, headers: Mapping[str, str],  # by names in lower case
+# %% ../nbs/30_webhook_signatures.ipynb #74b193b8
+def verify_signature(secret: str, headers: Mapping[str, str],  # by names in lower case
                     body: bytes, now: float | None = None) -> str:  # the id of the delivery
     "Return the id of a signed request; MlopsError if its signature is missing, wrong or old."
     delivery_id, seconds, signatures = (headers.get(name, "") for name in (ID_HEADER, TIME_HEADER, SIGNATURE_HEADER))

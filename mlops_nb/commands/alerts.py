@@ -62,19 +62,19 @@ def list_alerts(target: Target = None, var: Var = None) -> None:
 # %% ../../nbs/commands/17_alerts.ipynb #a155a815
 def outcome_text(alert: Any, outcome: Any) -> str:
     "Return the result of an evaluation in a few words."
-    from mlops_nb.monitoring.alert_templates import value_text
+    from mlops_nb.monitoring.alert_templates import result_text
     result = outcome.result
     if result.state == "ERROR": return result.error
     if not result.rows: return "the query has no rows"
-    value = f"{alert.source} is {value_text(result.value)}"
-    return value if alert.threshold is None else f"{value} ({alert.operator} {value_text(result.threshold)})"
+    value = f"{alert.source} is {result_text(result.value)}"
+    return value if alert.threshold is None else f"{value} ({alert.operator} {result_text(result.threshold)})"
 
 def outcome_body(alert: Any, outcome: Any) -> dict:
     "Return the result of an evaluation as JSON."
-    from mlops_nb.monitoring.alert_messages import json_value
+    from mlops_nb.monitoring.alert_messages import message_value
     result = outcome.result
-    return {"alert": alert.key, "state": result.state, "value": json_value(result.value),
-            "threshold": json_value(result.threshold), "error": result.error, "notified": outcome.notified,
+    return {"alert": alert.key, "state": result.state, "value": message_value(result.value),
+            "threshold": message_value(result.threshold), "error": result.error, "notified": outcome.notified,
             "text": outcome_text(alert, outcome)}
 
 def show_sent(sent: list) -> None:  # of alert_delivery.Sent

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SQL_TOKEN', 'NAME_PART', 'WRITING_WORDS', 'QUERY_HINT', 'TABLE_FUNCTIONS', 'FUNCTIONS_WITH_FROM', 'AFTER_TABLES',
-           'FULL_NAME_HINT', 'SqlToken', 'sql_tokens', 'check_reading', 'named_queries', 'check_table', 'TableReader',
-           'query_tables', 'with_names']
+           'FULL_NAME_HINT', 'SqlToken', 'sql_tokens', 'check_reading', 'named_queries', 'check_query_table',
+           'TableReader', 'query_tables', 'with_names']
 
 # %% ../../nbs/monitoring/40_alert_queries.ipynb #b3f30be7
 import re
@@ -87,7 +87,7 @@ def named_queries(tokens: list[SqlToken]) -> set[str]:  # in lower case
         if j >= 0 and len(tokens[j].parts) == 1: names.add(tokens[j].parts[0].lower())
     return names
 
-def check_table(token: SqlToken, is_function: bool) -> None:  # token: what stands at the place of a table
+def check_query_table(token: SqlToken, is_function: bool) -> None:  # token: what stands at the place of a table
     "Raise MlopsError unless it is a full name, or a function that makes rows of its arguments."
     if is_function:
         if token.word in TABLE_FUNCTIONS: return
@@ -136,7 +136,7 @@ class TableReader:
         elif token.word == "VALUES" or (len(token.parts) == 1 and token.parts[0].lower() in self.named): return
         else:
             is_function = len(self.tokens) > i + 1 and self.tokens[i + 1].text == "("
-            check_table(token, is_function)
+            check_query_table(token, is_function)
             if not is_function: self.tables.append(token)
 
 def query_tables(query: str) -> list[SqlToken]:

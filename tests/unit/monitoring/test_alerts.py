@@ -35,7 +35,7 @@ from mlops_nb.monitoring.alert_queries import query_tables, with_names
 from mlops_nb.monitoring.alert_states import AlertMemory, next_memory
 from mlops_nb.monitoring.alert_store import alert_history, alert_state, alert_store
 from mlops_nb.monitoring.alerts import evaluate_alert
-from mlops_nb.webhook_signatures import check_signature
+from mlops_nb.webhook_signatures import verify_signature
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_a_change_is_sent_once_and_signed(place, monkeypatch):
     states = [body["alert"]["alert"]["evaluations"][0]["state"] for body in hook.bodies]
     assert states == ["TRIGGERED", "OK", "TRIGGERED"]
     for headers, content in hook.received:
-        assert check_signature("s3cret", headers, content) == headers["webhook-id"]
+        assert verify_signature("s3cret", headers, content) == headers["webhook-id"]
         assert headers["authorization"] == "Bearer t"
     assert len(set(hook.ids)) == 3
 
