@@ -37,8 +37,8 @@ from mlops_nb.jobs.tasks import (
     JobRun,
     RunRecord,
     Step,
-    alert_command,
     alert_of_task,
+    evaluation_command,
     refuse_unsupported_tasks,
     secret_environment,
     task_type,
@@ -144,7 +144,7 @@ def run_alert(step: Step) -> Outcome:
     run, spec = step.run, step.resolve(step.task["alert_task"])
     key = alert_of_task(run.home.bundle, {"alert_task": spec})
     time = utc_datetime(run.record.row["trigger_time"]).isoformat()
-    command = alert_command(key, run.home.bundle.target, time, spec.get("subscribers"))
+    command = evaluation_command(key, run.home.bundle.target, time, spec.get("subscribers"))
     step.save(resolved_values=json.dumps({"alert": key}))
     with run.home.slots:
         if run.stop_signal.reason: return Outcome(run.stop_signal.reason, "the run was stopped before the task began")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALERT_CODE', 'SUPPORTED_TASKS', 'NAMING_FIELDS', 'NAMED_SECRET', 'SUCCESS_STATES', 'bundle_alerts', 'alert_of_task',
-           'alert_command', 'task_type', 'nested_tasks', 'check_task_keys', 'refuse_task_type',
+           'evaluation_command', 'task_type', 'nested_tasks', 'check_task_keys', 'refuse_task_type',
            'refuse_unsupported_tasks', 'typed_parameters', 'check_job_parameters', 'job_parameters', 'secrets_in',
            'named_secrets', 'secret_environment', 'RunRecord', 'StopSignal', 'utc_datetime', 'ReferenceContext',
            'JobRun', 'Step']
@@ -55,7 +55,7 @@ def alert_of_task(bundle: Bundle, task: dict) -> str:  # key in the bundle
 
 ALERT_CODE = "from mlops_nb.cli import main; main()"
 
-def alert_command(key: str, target: str, time: str,  # time: of the evaluation, in ISO format
+def evaluation_command(key: str, target: str, time: str,  # time: of the evaluation, in ISO format
                   subscribers: list[dict] = ()) -> list[str]:  # subscribers: of an alert_task
     "Return the command that evaluates an alert; it prints the result as one line of JSON."
     words = ["alerts", "evaluate", "--alert", key, "--target", target, "--at", time, "--json"]

@@ -81,7 +81,7 @@ def is_met(value: Any, operator: str, threshold: Any) -> bool | None:  # None: u
 @dataclass(frozen=True)
 class Evaluated:
     "The result of one evaluation of an alert."
-    state: str  # one of ALERT_STATES
+    state: str  # one of STATES_OF_ALERTS
     value: Any = None
     threshold: Any = None
     error: str = ""  # why the alert could not be evaluated

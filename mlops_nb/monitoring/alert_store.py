@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALERT_SCHEMA', 'ALERT_STORE', 'EVALUATOR_SECONDS', 'FIRST_DELAY', 'LONGEST_DELAY', 'MOST_ATTEMPTS', 'AlertStore',
-           'alert_store', 'alert_name', 'one_evaluator', 'remembered', 'record_evaluation', 'retry_delay', 'is_due',
-           'take_deliveries', 'record_attempt', 'alert_state', 'alert_history']
+           'alert_store', 'alert_name', 'one_evaluator', 'remembered', 'record_evaluation', 'retry_delay',
+           'is_due_again', 'take_deliveries', 'record_attempt', 'alert_state', 'alert_history']
 
 # %% ../../nbs/monitoring/45_alert_store.ipynb #87f8f368
 import json
@@ -143,7 +143,7 @@ def retry_delay(attempts: int) -> int | None:  # seconds until the next one; Non
     "Return how long to wait after so many failed attempts."
     return None if attempts >= MOST_ATTEMPTS else min(FIRST_DELAY * 2 ** (attempts - 1), LONGEST_DELAY)
 
-def is_due(next_attempt: int, clock: int) -> bool:  # ms since 1970
+def is_due_again(next_attempt: int, clock: int) -> bool:  # ms since 1970
     "Whether a message is to be sent; also if its next attempt is later than any delay, because the clock jumped back."
     return next_attempt <= clock or next_attempt - clock > 1000 * LONGEST_DELAY
 
@@ -152,8 +152,8 @@ def take_deliveries(store: AlertStore, clock: int, most: int = 100) -> list[dict
     if not store.rows("select 1 from deliveries where status = 'PENDING' limit 1"): return []
     with store.connect() as connection:
         waiting = connection.execute("select * from deliveries where status = 'PENDING' order by created, rowid")
-        due = [dict(row) for row in waiting.fetchall()
-               if is_due(row["next_attempt"], clock) and (not row["owner"] or liveness(row["owner"]) == "dead")][:most]
+        due = [dict(row) for row in waiting.fetchall() if is_due_again(row["next_attempt"], clock)
+               and (not row["owner"] or liveness(row["owner"]) == "dead")][:most]
         for row in due:
             connection.execute("update deliveries set owner = ? where delivery_id = ?", (owner(), row["delivery_id"]))
     return due

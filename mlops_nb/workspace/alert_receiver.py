@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request
 
-from ..bundle.load import job_id
+from ..bundle.load import job_id, load_bundle
 from ..errors import MlopsError
 from ..jobs.delivery import destinations, secret_value
 from ..jobs.job_service import JobService
-from ..monitoring.alert_definitions import ALERT_STATES
+from ..jobs.tasks import bundle_alerts
+from ..monitoring.alert_definitions import STATES_OF_ALERTS
 from ..serving.endpoint_config import RestError
 from ..webhook_signatures import ID_HEADER, verify_signature
 from .rest_jobs import JobsApi, JobsRoute, RunNow
@@ -31,18 +32,18 @@ def state_in(body: Mapping) -> str:
     "Return the state that a body reports: of its evaluation or, if that has none, in its title."
     details = body["alert"]["alert"]
     state = (details.get("evaluations") or [{}])[0].get("state")
-    words = re.findall("|".join(ALERT_STATES), str(body["alert"].get("title", "")))
-    return state if state in ALERT_STATES else words[-1] if words else ""
+    words = re.findall("|".join(STATES_OF_ALERTS), str(body["alert"].get("title", "")))
+    return state if state in STATES_OF_ALERTS else words[-1] if words else ""
 
-def alert_cause(body: Any) -> tuple[str, str]:  # state, cause
-    "Return what an alert reports. RestError if the body is not that of an alert."
+def alert_cause(body: Any, keys: Mapping[str, str]) -> tuple[str, dict[str, str]]:  # state, cause; keys: by id
+    "Return what an alert reports: its key or, for one of another place, its id. RestError for another body."
     try:
         if body["event"] != "alert_state_change": raise ValueError
         details, state = body["alert"]["alert"], state_in(body)
         evaluation = (details.get("evaluations") or [{}])[0]
         row = evaluation.get("first_row") or {}
-        window = row.get("window_end") or row.get("window_start") or evaluation.get("last_evaluated_at") or ""
-        if state: return state, ":".join(filter(None, ["alert", str(details["id"]), state, str(window)]))
+        window, number = row.get("window_start") or row.get("window_end") or "", str(details["id"])
+        if state: return state, {"alert": keys.get(number, number), "window": str(window), "state": state}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError): pass
     raise RestError("the body is not that of an alert", 'send {"event": "alert_state_change", "alert": {…}}')
 
@@ -79,11 +80,12 @@ class AlertReceiver:
         check_sender(self.service.state, request, content)
         try: body = json.loads(content)
         except ValueError as error: raise RestError(f"the body is not JSON: {error}") from None
-        state, cause = alert_cause(body)
         number = job_id(job, target)
         declared = self.service.body(number)["settings"].get("parameters") or []  # MissingError for an unknown job
+        keys = {known: key for key, (known, _) in bundle_alerts(load_bundle(self.service.root, target)).items()}
+        state, cause = alert_cause(body, keys)
         if state != "TRIGGERED": return {"state": state, "message": "only TRIGGERED starts a run"}
-        given = {"cause": cause} if any(one["name"] == "cause" for one in declared) else {}
+        given = {"cause": json.dumps(cause)} if any(one["name"] == "cause" for one in declared) else {}
         token = token_of(target, job, request, content)
         answer = self.api.run_now(RunNow(number, given, idempotency_token=token), request)
         return {"state": state, "cause": cause, "run_id": answer["run_id"]}

@@ -104,3 +104,46 @@ def test_the_commands(lake, project, monkeypatch, capsys):
     assert "2013-08-01 12:00 dev/drift TRIGGERED 1.2 hook: PENDING after 1 attempt(s)" in mlops("alerts", "history")[1]
     for words in (("--alert", "none"), ("--at", "soon"), ("--subscriber", "x")):
         assert mlops("alerts", "evaluate", *words)[0] == 2
+
+
+@pytest.mark.slow
+def test_an_alert_starts_a_job_of_the_local_workspace(project, monkeypatch):
+    "`mlops up` is its own receiver: it takes a message that could not be delivered before, and starts the job once."
+    import subprocess
+    import time
+
+    from states import MLOPS, environment
+
+    from mlops_nb.env import load_env
+    from mlops_nb.jobs.run_store import RunStore
+    state = project.root / ".mlops"
+    write_alerts(project, drift=resource())
+    project.job("retrain", [{"task_key": "a", "condition_task": {
+        "left": "{{job.parameters.cause}}", "op": "NOT_EQUAL", "right": ""}}],
+                parameters=[{"name": "cause", "default": ""}])
+
+    def mlops(*words, **variables) -> str:
+        return subprocess.run([MLOPS, *words], cwd=project.root, env=environment(state) | variables, check=True,
+                              capture_output=True, text=True, timeout=120).stdout
+    secrets = {"MLOPS_SECRET_ALERTS_TOKEN": mlops("up", "token", "alerts").strip(), "no_proxy": "127.0.0.1",
+               "MLOPS_SECRET_ALERTS_KEY": "a key"}
+    assert load_env("dev", root=project.root).state == state
+    mlops("alerts", "evaluate", **secrets)  # no destination yet
+    with (state / "up.log").open("wb") as output:
+        server = subprocess.Popen([MLOPS, "up"], cwd=project.root, stdout=output, stderr=output,
+                                  stdin=subprocess.DEVNULL, env=environment(state) | secrets)
+    try:
+        end = time.monotonic() + 90
+        while not (state / "workspace/workspace.json").exists(): time.sleep(0.1)
+        host = json.loads((state / "workspace/workspace.json").read_text())["host"]
+        write_destinations(state, hook={"url": f"{host}/webhooks/alerts/dev/retrain", "token": "secrets/alerts/token",
+                                        "secret": "secrets/alerts/key"})
+        store = RunStore(state / "runs.db")
+        while not (runs := store.rows("select * from runs where result_state is not null")):
+            assert time.monotonic() < end and server.poll() is None, (state / "up.log").read_text()
+            time.sleep(0.2)
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert [(run["job"], run["result_state"]) for run in runs] == [("retrain", "SUCCESS")]
+    assert json.loads(json.loads(runs[0]["parameters"])["cause"])["alert"] == "drift"

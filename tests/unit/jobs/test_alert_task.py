@@ -30,7 +30,7 @@ def job(project, monkeypatch):
         def command(*words):
             commands.append(words)
             return [sys.executable, "-c", code]
-        monkeypatch.setattr(runner, "alert_command", command)
+        monkeypatch.setattr(runner, "evaluation_command", command)
         project.job("job", [ALERT_TASK | settings, *tasks])
         run.last = job_run = beginning.begin_run(project.home(), "job", {})
         return job_run, runner.finish_run(job_run)

@@ -26,8 +26,8 @@ from mlops_nb.monitoring.alert_definitions import (
     AlertColumn,
     Subscription,
     alert_problems,
-    alert_schedules,
     read_alert,
+    read_alerts,
 )
 from mlops_nb.monitoring.alert_delivery import deliver_due
 from mlops_nb.monitoring.alert_messages import webhook_body
@@ -56,8 +56,7 @@ def test_an_alert_of_the_bundle_is_read(project):
     drift, other = read_alert(bundle, "drift"), read_alert(bundle, "other")
     assert (drift.condition, drift.subscriptions) == ("psi GREATER_THAN 0.2", (Subscription("webhook", "hook"),))
     assert other.condition == "AVG(x) LESS_THAN MIN(lowest)" and other.empty_result_state == "UNKNOWN"
-    assert [(one.key, one.cron, one.time_zone, one.pause_status) for one in alert_schedules(bundle)] == [
-        (key, "0 0 7 * * ?", "America/New_York", "UNPAUSED") for key in ("drift", "other")]
+    assert (drift.cron, drift.time_zone, drift.pause_status) == ("0 0 7 * * ?", "America/New_York", "UNPAUSED")
     assert alert_problems(bundle) == []
 
 
@@ -89,7 +88,7 @@ def test_what_is_wrong_with_an_alert_has_its_file_and_line(project, changed, exp
 def test_the_alerts_of_this_project_are_valid_in_each_target():
     for target in ("dev", "staging", "prod"):
         bundle = load_bundle(target=target)
-        assert alert_problems(bundle) == [] and len(alert_schedules(bundle)) == 3
+        assert alert_problems(bundle) == [] and len(read_alerts(bundle)) == 3
         for key in ("model_no_better", "prediction_drift"):
             [table] = query_tables(read_alert(bundle, key).query_text)
             assert table.parts[:2] == (target, "flights")

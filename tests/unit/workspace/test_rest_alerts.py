@@ -85,22 +85,21 @@ def test_alerts_are_changed_in_the_bundle(workspace):
 
 def test_a_triggered_alert_starts_the_job_once_for_each_delivery(workspace):
     body = body_of(workspace, 0.3)
-    drift = body["alert"]["alert"]["id"]
     code, answer = post(workspace, body, **{"webhook-id": "1"})
-    assert code == 200 and answer["cause"].startswith(f"alert:{drift}:TRIGGERED:")
+    assert code == 200 and answer["cause"] == {"alert": "drift", "window": "", "state": "TRIGGERED"}
     assert post(workspace, body, **{"webhook-id": "1"})[1]["run_id"] == answer["run_id"]
     assert post(workspace, body, **{"webhook-id": "2"})[1]["run_id"] == answer["run_id"] + 1
     unnamed = [post(workspace, body)[1]["run_id"] for _ in range(2)]  # such as Databricks' own: by its content
     assert len(set(unnamed)) == 1
     run = workspace.service.row(answer["run_id"])
     assert (run["job"], run["target"]) == ("retrain", "dev")
-    assert json.loads(run["parameters"])["cause"] == answer["cause"]
+    assert json.loads(json.loads(run["parameters"])["cause"]) == answer["cause"]
 
 
 def test_the_window_of_the_result_is_part_of_the_cause(workspace):
     body = body_of(workspace, 0.3)
-    body["alert"]["alert"]["evaluations"][0]["first_row"] = {"psi": 0.3, "window_end": "2013-07-01T04:00:00"}
-    assert post(workspace, body)[1]["cause"].endswith(":TRIGGERED:2013-07-01T04:00:00")
+    body["alert"]["alert"]["evaluations"][0]["first_row"] = {"psi": 0.3, "window_start": "2013-07-01T04:00:00"}
+    assert post(workspace, body)[1]["cause"]["window"] == "2013-07-01T04:00:00"
     code, answer = post(workspace, body, job="dev/plain")  # it declares no cause
     assert code == 200 and "cause" not in json.loads(workspace.service.row(answer["run_id"])["parameters"])
 
