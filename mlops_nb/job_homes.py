@@ -19,8 +19,9 @@ def problems_of(loaded: Any) -> list:  # loaded: a Bundle
     from mlops_nb.bundle.checks import check
     from mlops_nb.conf_checks import conf_problems, variable_problems
     from mlops_nb.git import git_details
+    from mlops_nb.monitoring.alert_definitions import alert_problems
     git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
-    return check(loaded) + variable_problems(loaded) + conf_problems(loaded)
+    return check(loaded) + alert_problems(loaded) + variable_problems(loaded) + conf_problems(loaded)
 
 def ignore_warnings(warnings: list) -> None:
     "Show nothing: a server has no reader."

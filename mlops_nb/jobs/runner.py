@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['TASK_RUNNERS', 'task_spec', 'run_notebook', 'run_condition', 'run_for_each', 'run_element', 'run_child',
-           'earlier_child', 'unexpected_outcome', 'run_attempt', 'is_retried', 'run_task', 'wait_before_retry',
-           'start_ready_tasks', 'start_thread', 'record_failure', 'obey_stop_request', 'run_graph', 'tasks_to_repair',
-           'reopen', 'end_open_attempts', 'cancel', 'restore_record', 'wait_for_slot', 'failure_messages',
-           'end_without_store', 'finish_run', 'notify', 'start_sending']
+           'earlier_child', 'run_alert', 'evaluate_in_process', 'alert_outcome', 'unexpected_outcome', 'run_attempt',
+           'is_retried', 'run_task', 'wait_before_retry', 'start_ready_tasks', 'start_thread', 'record_failure',
+           'obey_stop_request', 'run_graph', 'tasks_to_repair', 'reopen', 'end_open_attempts', 'cancel',
+           'restore_record', 'wait_for_slot', 'failure_messages', 'end_without_store', 'finish_run', 'notify',
+           'start_sending']
 
 # %% ../../nbs/jobs/09_runner.ipynb #c2427b33
 import json
+import os
 import queue
+import subprocess
 import threading
 import time
 import traceback
@@ -34,12 +37,16 @@ from mlops_nb.jobs.tasks import (
     JobRun,
     RunRecord,
     Step,
+    alert_of_task,
+    evaluation_command,
     refuse_unsupported_tasks,
     secret_environment,
     task_type,
     typed_parameters,
+    utc_datetime,
 )
 from ..local_stores import StoreError
+from ..task import write_atomically
 
 # %% ../../nbs/jobs/09_runner.ipynb #0d16c585
 def task_spec(step: Step, notebook: str, parameters: dict,
@@ -131,9 +138,47 @@ def earlier_child(step: Step, key: str, given: dict) -> dict | None:  # row of t
             return child if is_continued and child["job"] == key else None
     return None
 
+# %% ../../nbs/jobs/09_runner.ipynb #bf6306af
+def run_alert(step: Step) -> Outcome:
+    "Evaluate an alert of the bundle in its own process, as soon as a slot is free."
+    run, spec = step.run, step.resolve(step.task["alert_task"])
+    key = alert_of_task(run.home.bundle, {"alert_task": spec})
+    time = utc_datetime(run.record.row["trigger_time"]).isoformat()
+    command = evaluation_command(key, run.home.bundle.target, time, spec.get("subscribers"))
+    step.save(resolved_values=json.dumps({"alert": key}))
+    with run.home.slots:
+        if run.stop_signal.reason: return Outcome(run.stop_signal.reason, "the run was stopped before the task began")
+        return alert_outcome(step, key, evaluate_in_process(step, command))
+
+def evaluate_in_process(step: Step, command: list[str]) -> tuple[str, str]:  # standard output; CANCELED, TIMEDOUT or ""
+    "Run the command of an evaluation; its messages are in the attempt's log, by which `end_strays` finds it."
+    step.folder.mkdir(parents=True, exist_ok=True)
+    run, environment = step.run, os.environ | step.run.home.notebook_environment
+    with (step.folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=run.home.env.root, env=environment, text=True, stdout=subprocess.PIPE,
+                                   stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        with run.stop_signal.forwarded_to(lambda reason: process.kill()):
+            try: output, ended = process.communicate(timeout=step.task.get("timeout_seconds") or None)[0], ""
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, ended = process.communicate()[0], "TIMEDOUT"
+    return output, run.stop_signal.reason or ended
+
+def alert_outcome(step: Step, key: str, result: tuple[str, str]) -> Outcome:  # result: of `evaluate_in_process`
+    "Return the outcome of an evaluation, and keep the state of the alert for references."
+    output, ended = result
+    if ended: return Outcome(ended, f"the evaluation of alert {key!r} was ended")
+    try: [answer] = json.loads(output.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        lines = (step.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-10:]
+        return Outcome("FAILED", "\n  ".join([f"alert {key!r} was not evaluated", *lines]), "MlopsError")
+    if answer["state"] == "ERROR": return Outcome("FAILED", f"alert {key!r}: {answer['error']}", "MlopsError")
+    write_atomically(step.folder / "output.json", json.dumps({"alert_state": answer["state"]}))
+    return Outcome("SUCCESS", f"alert {key!r} is {answer['state']}: {answer['text']}")
+
 # %% ../../nbs/jobs/09_runner.ipynb #e4d2f820
 TASK_RUNNERS = {"notebook_task": run_notebook, "condition_task": run_condition, "for_each_task": run_for_each,
-                "run_job_task": run_child}
+                "run_job_task": run_child, "alert_task": run_alert}
 
 def unexpected_outcome() -> Outcome:
     "The outcome of a task for the error that is being handled."

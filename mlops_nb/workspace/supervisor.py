@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from ..env import Env
 from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
 from ..jobs.process import removed_folder
+from ..monitoring.alert_delivery import deliver_due
 from ..serving.places import WorkspacePlaces, write_running
 from ..serving.spool import has_segments
 from .app import build_app
@@ -167,6 +169,7 @@ class Supervisor:
         self.began, self.signal = time.time(), 0
         self.end, self.tasks, self.log = asyncio.Event(), [], logging.getLogger(__name__)
         self.to_close: list[Callable[[], Any]] = []
+        self.delivery = threading.Thread()  # of messages of alerts
         self.read_tokens()
 
     def on_event(self, event: dict) -> None:
@@ -232,13 +235,13 @@ class Supervisor:
         await self.children.keep(f"worker {index}", command, pass_fds=[descriptor])
 
     async def watch(self) -> None:
-        "Each second: look for new tokens, for payloads to be written, and for logs that are too long."
+        "Each second: look for new tokens, payloads to be written, messages of alerts, and logs that are too long."
         while True:
             await asyncio.sleep(1)
             if not self.places.folder.exists():
                 print(f"{self.places.folder} was removed: the workspace ends", file=sys.stderr, flush=True)
                 return self.take_signal(signal.SIGTERM)
-            for work in (self.pass_on_tokens, self.start_writer):
+            for work in (self.pass_on_tokens, self.start_writer, self.deliver_alerts):
                 try: await work()
                 except MlopsError as error: self.log.warning("%s", error)
                 except Exception: self.log.exception("%s", work.__name__)
@@ -249,6 +252,15 @@ class Supervisor:
         if "payload writer" in self.children.processes or not has_segments(self.places.spool): return
         self.children.processes["payload writer"] = None  # it is about to start
         self.tasks.append(asyncio.create_task(self.children.keep("payload writer", writer_command(self.places.spool))))
+
+    async def deliver_alerts(self) -> None:
+        "Try to deliver the messages of alerts that are due, in a thread that no receiver keeps from ending."
+        if self.delivery.is_alive(): return
+        def deliver() -> None:
+            try: deliver_due(self.env.state)
+            except Exception: self.log.exception("delivery of alerts")
+        self.delivery = threading.Thread(target=deliver, daemon=True)
+        self.delivery.start()
 
     # The whole
 
