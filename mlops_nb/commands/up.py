@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WORKSPACE_PORT', 'MODULES', 'up_app', 'SchedulerOption', 'DOWN_SECONDS', 'client_address', 'network_address',
            'warn_of_host', 'check_home', 'endpoint_lines', 'sign_in_line', 'show_ready', 'served_entities_of',
-           'start_showing_lags', 'show_schedules', 'port_after_kill', 'start_port', 'up', 'named_token', 'named_tokens',
-           'ended', 'down']
+           'start_showing_lags', 'show_schedules', 'port_after_kill', 'start_port', 'show_plans', 'up', 'named_token',
+           'named_tokens', 'ended', 'down']
 
 # %% ../../nbs/commands/13_up.ipynb #e17e9aae
 import os
@@ -147,6 +147,11 @@ def start_port(places: Any, host: str, port: int | None) -> int:  # port: of the
     return free
 
 # %% ../../nbs/commands/13_up.ipynb #7245dc61
+def show_plans(env: Any, places: Any, records: list, is_scheduling: bool) -> None:
+    "Print what fires when, and which endpoints lag behind."
+    show_schedules(env, is_scheduling)
+    start_showing_lags(env, places, records)
+
 up_app = typer.Typer(invoke_without_command=True)
 SchedulerOption = Annotated[bool, typer.Option(envvar="MLOPS_SCHEDULER",
                                                help="Whether the triggers of jobs and alerts fire.")]
@@ -159,9 +164,7 @@ def up(context: typer.Context,
        workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer requests.")] = 1,
        scheduler: SchedulerOption = True,
        target: Target = None) -> None:
-    """Serve models, jobs and MLflow's pages at Databricks' REST paths on this machine, until Ctrl-C.
-
-    The triggers of jobs and alerts fire while it runs: see [bold]mlops jobs schedule[/], docs/scheduler.md.
+    """Serve models, jobs and MLflow's pages at Databricks' REST paths on this machine, and start what triggers fire.
 
     Example: [bold]mlops up[/], or with two processes [bold]mlops up --workers 2[/]"""
     if context.invoked_subcommand: return
@@ -180,8 +183,7 @@ def up(context: typer.Context,
         def on_ready(records: list) -> None:
             status.stop()
             show_ready(address, places.token, records, sign_in_line(address, owner), network_address(host, free_port))
-            show_schedules(env, scheduler)
-            start_showing_lags(env, places, records)
+            show_plans(env, places, records, scheduler)
         with supervisor.listen_at(host, free_port) as listener, status:
             number = supervisor.serve_workspace(env, places, listener, workers, address, on_ready, scheduler)
     raise typer.Exit(128 + number)

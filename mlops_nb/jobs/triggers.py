@@ -52,6 +52,7 @@ class Trigger:
         "The trigger for a person."
         get = self.settings.get
         if self.kind == "schedule": return f"cron {get('quartz_cron_expression')} ({get('timezone_id')})"
+        if self.kind == "periodic" and self.settings["interval"] == 1: return f"every {get('unit').lower()[:-1]}"
         if self.kind == "periodic": return f"every {get('interval')} {get('unit').lower()}"
         if self.kind == "file_arrival": return f"files in {get('url')}"
         if self.kind == "continuous": return "continuous"
