@@ -1,4 +1,4 @@
-"""`mlops up` with triggers: a schedule, files and a table start runs; after a kill and a restart the schedule goes on."""
+"""`mlops up` with triggers: a schedule, files and a table start runs; after a kill the schedule goes on."""
 import json
 import os
 import signal
