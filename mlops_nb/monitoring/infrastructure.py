@@ -191,7 +191,7 @@ def run_metrics(runs: pd.DataFrame,  # name, end (ms), seconds, result, and for 
     "Return durations, failures and waiting times of runs, or of tasks, by window."
     runs = runs[runs.result.isin(list(ENDED))]
     ends = pd.to_datetime(runs.end, unit="ms", utc=True)
-    starts = [floor_time(moment, granularity) for moment in ends.dt.to_pydatetime()] if len(runs) else []
+    starts = [floor_time(moment, granularity) for moment in pd.DatetimeIndex(ends).to_pydatetime()]
     runs = runs.assign(window_start=pd.to_datetime(pd.Series(starts, runs.index), utc=True),
                        failed=runs.result.map(ENDED).astype(float))
     runs = runs[runs.window_start < pd.Timestamp(floor_time(until, granularity))]

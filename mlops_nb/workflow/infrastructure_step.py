@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TIMELINE_SQL', 'RESULTS_OF_TIMELINE', 'FIRST_DAYS', 'SHOWN_HOURS', 'SHOWN_METRICS', 'created_names', 'stored_runs',
-           'timeline_runs', 'InfrastructureStep', 'moment_of', 'load_infrastructure', 'newest_windows', 'endpoint_rows',
-           'job_rows', 'newest_row', 'table_rows', 'spool_rows', 'measure_windows', 'write_infrastructure', 'summary',
-           'recent_rows', 'violations_of', 'plot_infrastructure', 'finish_infrastructure']
+           'timeline_runs', 'InfrastructureStep', 'moment_of', 'load_infrastructure', 'MeasuredWindows',
+           'measured_windows', 'endpoint_rows', 'job_rows', 'newest_row', 'table_rows', 'spool_rows', 'measure_windows',
+           'write_infrastructure', 'summary', 'recent_rows', 'violations_of', 'plot_infrastructure',
+           'finish_infrastructure']
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140002
 import json
@@ -115,34 +116,44 @@ def load_infrastructure(target: str, until: str = "") -> InfrastructureStep:
     env, moment = load_env(target), moment_of(until)
     return InfrastructureStep(get_spark(env), env, read_infrastructure(env.root), moment)
 
-def newest_windows(step: InfrastructureStep, granularity: str) -> dict[tuple[str, str], datetime]:  # by kind and name
-    "Return the start of the last measured window of each source."
+@dataclass(frozen=True)
+class MeasuredWindows:
+    "The starts of the first and the last measured window of a source."
+    first: datetime
+    last: datetime
+
+def measured_windows(step: InfrastructureStep, granularity: str) -> dict[tuple[str, str], MeasuredWindows]:
+    "Return the windows that are measured already, by the kind and the name of the source."
     if not step.has_metrics: return {}
     rows = tables.read(step.spark, step.env, INFRASTRUCTURE_TABLE).where(f"granularity = {sql_text(granularity)}")
-    newest = rows.groupBy("source_kind", "name").agg({"window_start": "max"}).toDF("source_kind", "name", "start")
-    seconds = newest.selectExpr("source_kind", "name", "unix_seconds(start) AS seconds").collect()
-    return {(row.source_kind, row.name): datetime.fromtimestamp(row.seconds, UTC) for row in seconds}
+    seconds = rows.selectExpr("source_kind", "name", "unix_seconds(window_start) AS start")
+    query = "SELECT source_kind, name, min(start) AS first, max(start) AS last FROM {seconds} GROUP BY 1, 2"
+    def moment(value: int) -> datetime: return datetime.fromtimestamp(value, UTC)
+    return {(row.source_kind, row.name): MeasuredWindows(moment(row.first), moment(row.last))
+            for row in step.spark.sql(query, seconds=seconds).collect()}
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140007
-def endpoint_rows(step: InfrastructureStep, granularity: str, newest: dict) -> Iterator[pd.DataFrame]:
+def endpoint_rows(step: InfrastructureStep, granularity: str, known: dict) -> Iterator[pd.DataFrame]:
     "Yield the metrics of each payload table in the schema of the target; its prefix is the name."
     prefix = step.env.table("any").rpartition(".")[0]
     for full in tables.table_names(step.spark, step.env):
         if not (full.startswith(f"{prefix}.") and full.endswith("_payload")): continue
         name = full.rpartition(".")[2].removesuffix("_payload")
-        first = first_to_measure(newest.get(("endpoint", name)), step.settings, granularity)
+        before = known.get(("endpoint", name))
+        first = first_to_measure(before.last if before else None, step.settings, granularity)
         payloads = tables.read(step.spark, step.env, full).dropDuplicates(["databricks_request_id"])
         query = infrastructure.request_windows_sql("{payloads}", granularity, first, step.until)
         measured = to_pandas(step.spark.sql(query, payloads=payloads))
-        if first is None and measured.empty: continue
-        begin = first or pd.to_datetime(measured.window_start, utc=True).min().to_pydatetime()
-        starts = window_starts(begin, step.until, granularity)
+        begins = [before.first] if before else []
+        if len(measured): begins.append(pd.to_datetime(measured.window_start, utc=True).min().to_pydatetime())
+        if not begins: continue
+        starts = window_starts(max(first, min(begins)) if first else min(begins), step.until, granularity)
         if starts: yield infrastructure.endpoint_metrics(name, measured, starts, granularity)
 
-def job_rows(step: InfrastructureStep, granularity: str, newest: dict) -> Iterator[pd.DataFrame]:
+def job_rows(step: InfrastructureStep, granularity: str, known: dict) -> Iterator[pd.DataFrame]:
     "Yield the metrics of jobs and of tasks."
-    known = max((start for (kind, _), start in newest.items() if kind == "job"), default=None)
-    first = first_to_measure(known, step.settings, granularity)
+    last = max((one.last for (kind, _), one in known.items() if kind == "job"), default=None)
+    first = first_to_measure(last, step.settings, granularity)
     if step.env.home == "databricks":
         try: frames = {"job": timeline_runs(step.spark, 30)}
         except MlopsError as error:
@@ -166,7 +177,7 @@ def newest_row(step: InfrastructureStep, watched: WatchedTable, end: datetime) -
     seconds = rows.selectExpr(f"max({time})").collect()[0][0]
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
-def table_rows(step: InfrastructureStep, granularity: str, newest: dict) -> Iterator[pd.DataFrame]:
+def table_rows(step: InfrastructureStep, granularity: str, known: dict) -> Iterator[pd.DataFrame]:
     "Yield the ages of the tables that conf/infrastructure.yml names."
     end = floor_time(step.until, granularity)
     for watched in step.settings.tables:
@@ -175,7 +186,8 @@ def table_rows(step: InfrastructureStep, granularity: str, newest: dict) -> Iter
             step.notes.append(f"there is no table {full} yet")
             continue
         commits = [version["timestamp"] for version in tables.history(step.spark, step.env, full)]
-        first = first_to_measure(newest.get(("table", full)), step.settings, granularity)
+        before = known.get(("table", full))
+        first = first_to_measure(before.last if before else None, step.settings, granularity)
         first = max(first or min(commits), step.until - timedelta(days=FIRST_DAYS))
         starts = window_starts(first, step.until, granularity)
         try: row = newest_row(step, watched, end)
@@ -199,9 +211,9 @@ def spool_rows(step: InfrastructureStep, granularity: str) -> Iterator[pd.DataFr
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140010
 def measure_windows(step: InfrastructureStep, granularity: str) -> pd.DataFrame:  # the columns of the table
     "Measure what is new, and the windows of the last days again."
-    newest = newest_windows(step, granularity)
-    parts = [*endpoint_rows(step, granularity, newest), *job_rows(step, granularity, newest),
-             *table_rows(step, granularity, newest), *spool_rows(step, granularity)]
+    known = measured_windows(step, granularity)
+    parts = [*endpoint_rows(step, granularity, known), *job_rows(step, granularity, known),
+             *table_rows(step, granularity, known), *spool_rows(step, granularity)]
     parts = [part for part in parts if len(part)]
     if not parts: return pd.DataFrame()
     return infrastructure.with_limits_of(pd.concat(parts, ignore_index=True), step.settings, granularity)
@@ -240,7 +252,7 @@ def recent_rows(step: InfrastructureStep, hours: int) -> pd.DataFrame:
 def violations_of(step: InfrastructureStep) -> pd.DataFrame:
     "Return the rows of the last day that violate a threshold."
     rows = recent_rows(step, SHOWN_HOURS)
-    return rows[rows.violated.fillna(False).astype(bool)].reset_index(drop=True)
+    return rows[[value is True for value in rows.violated.astype(object)]].reset_index(drop=True)
 
 SHOWN_METRICS = (("endpoint", "latency_p95_ms", "p95 latency (ms)"), ("job", "duration_max_s", "longest run (s)"),
                  ("table", "commit_age_hours", "age of a table (hours)"))

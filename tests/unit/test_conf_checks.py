@@ -150,7 +150,9 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("features.yml", "{type: int, nullable: false, values: [0, 1, 2]}", "{type: integer, nullable: false}",
      "aircraft_recent.columns.aircraft_stage.type: ", "did you mean 'int"),
     ("serving.yml", "challenger: true", "chalenger: true", "chalenger: no key", "did you mean 'challenger'?"),
-    ("serving.yml", "shadow: false", "shadow: sometimes", "shadow: 'sometimes' is not valid", "true or false")]
+    ("serving.yml", "shadow: false", "shadow: sometimes", "shadow: 'sometimes' is not valid", "true or false"),
+    ("infrastructure.yml", "metric: error_rate", "metric: eror_rate", "thresholds[1].metric: no metric",
+     "did you mean 'error_rate'?")]
 
 
 @pytest.fixture
