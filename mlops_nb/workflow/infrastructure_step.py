@@ -262,13 +262,14 @@ def plot_infrastructure(step: InfrastructureStep, hours: int = 7 * 24) -> Any:  
     rows = recent_rows(step, hours)
     rows = rows[rows.granularity == step.settings.granularities[0]]
     title = "Endpoints, jobs and tables of the last week; dashed: the limit"
-    figure, panels = canvas(title, columns=len(SHOWN_METRICS))
+    figure, panels = canvas(title, rows=len(SHOWN_METRICS), size=(10, 8))
     for axes, (kind, metric, label) in zip(panels, SHOWN_METRICS, strict=True):
         shown = rows[(rows.source_kind == kind) & (rows.metric == metric)]
         for name, one in shown.groupby("name"):
             axes.plot(one.window_end, one.value, marker="o", markersize=3, label=name.split(".")[-1])
         for limit in sorted({value for value in shown.threshold_high.dropna()}): reference_line(axes, y=limit)
         axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
         if len(shown): legend(axes)
         axes.set_xlim(step.until - timedelta(hours=hours), step.until)
     date_axis(*(axes.xaxis for axes in panels))
