@@ -8,8 +8,8 @@ __all__ = ['INFRASTRUCTURE_FILE', 'SOURCE_METRICS', 'FIXED_UNITS', 'GRANULARITY_
            'INFRASTRUCTURE_KEYS', 'WatchedTable', 'InfrastructureThreshold', 'InfrastructureSettings', 'window_seconds',
            'item_problems', 'limit_problems', 'infrastructure_problems', 'as_infrastructure', 'read_infrastructure',
            'floor_time', 'window_starts', 'first_to_measure', 'request_windows_sql', 'endpoint_metrics', 'long_rows',
-           'run_metrics', 'hours_between', 'age_metrics', 'spool_metrics', 'WindowRow', 'threshold_for', 'judged',
-           'with_limits_of']
+           'duration_metrics', 'hours_between', 'age_metrics', 'spool_metrics', 'WindowRow', 'threshold_for',
+           'row_limits', 'with_limits_of']
 
 # %% ../../nbs/monitoring/20_infrastructure.ipynb #7c150002
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,9 +170,9 @@ def endpoint_metrics(name: str, measured: pd.DataFrame,  # what the query return
     measured = measured.assign(window_start=pd.to_datetime(measured.window_start, utc=True)).set_index("window_start")
     frame = measured.reindex(pd.DatetimeIndex(list(starts), tz="UTC", name="window_start"))
     counts = frame[["count", "requests", "errors", "client_errors"]].astype(float).fillna(0.0)
-    frame["count"], asked = counts["count"], counts.requests.where(counts.requests > 0)
+    frame["count"], totals = counts["count"], counts.requests.where(counts.requests > 0)
     frame["requests_per_second"] = counts.requests / window_seconds(granularity)
-    frame["error_rate"], frame["client_error_rate"] = counts.errors / asked, counts.client_errors / asked
+    frame["error_rate"], frame["client_error_rate"] = counts.errors / totals, counts.client_errors / totals
     return long_rows(frame.reset_index(), "endpoint", name)
 
 def long_rows(frame: pd.DataFrame, source: str, name: Any = None) -> pd.DataFrame:  # name: None if the frame has it
@@ -186,7 +186,7 @@ def long_rows(frame: pd.DataFrame, source: str, name: Any = None) -> pd.DataFram
 # %% ../../nbs/monitoring/20_infrastructure.ipynb #7c150013
 ENDED = {"SUCCESS": False, "SUCCESS_WITH_FAILURES": False, "FAILED": True, "TIMEDOUT": True}  # and whether it failed
 
-def run_metrics(runs: pd.DataFrame,  # name, end (ms), seconds, result, and for jobs queue_s
+def duration_metrics(runs: pd.DataFrame,  # name, end (ms), seconds, result, and for jobs queue_s
                 source: str, granularity: str, first: datetime | None, until: datetime) -> pd.DataFrame:  # long
     "Return durations, failures and waiting times of runs, or of tasks, by window."
     runs = runs[runs.result.isin(list(ENDED))]
@@ -251,7 +251,7 @@ def threshold_for(row: WindowRow, thresholds: Iterable[InfrastructureThreshold])
     return next((one for one in thresholds if (one.source, one.metric) == (row.source_kind, row.metric)
                  and fnmatchcase(row.name, one.name)), None)
 
-def judged(row: WindowRow, limit: InfrastructureThreshold | None) -> tuple[float | None, float | None, bool | None]:
+def row_limits(row: WindowRow, limit: InfrastructureThreshold | None) -> tuple[float | None, float | None, bool | None]:
     "Return the limits of a row, and whether it violates them; None: it is not judged."
     if limit is None: return None, None, None
     low, high = limit.at_least, limit.at_most
@@ -263,7 +263,7 @@ def with_limits_of(rows: pd.DataFrame, settings: InfrastructureSettings,  # rows
     "Add the end of the window, the limits, and whether a row violates them."
     results = []
     for row in map(WindowRow._make, rows[[*WindowRow._fields[:-1], "count"]].itertuples(index=False, name=None)):
-        results.append(judged(row, threshold_for(row, settings.thresholds)))
+        results.append(row_limits(row, threshold_for(row, settings.thresholds)))
     names = ["threshold_low", "threshold_high", "violated"]
     limits = pd.DataFrame(results, columns=names, dtype=object, index=rows.index)
     length = timedelta(seconds=window_seconds(granularity))

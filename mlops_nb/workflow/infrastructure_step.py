@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TIMELINE_SQL', 'RESULTS_OF_TIMELINE', 'FIRST_DAYS', 'SHOWN_HOURS', 'SHOWN_METRICS', 'created_names', 'stored_runs',
            'timeline_runs', 'InfrastructureStep', 'moment_of', 'load_infrastructure', 'MeasuredWindows',
-           'measured_windows', 'endpoint_rows', 'job_rows', 'newest_row', 'table_rows', 'spool_rows', 'measure_windows',
-           'write_infrastructure', 'summary', 'recent_rows', 'violations_of', 'plot_infrastructure',
-           'finish_infrastructure']
+           'measured_windows', 'endpoint_rows', 'job_rows', 'newest_row', 'table_rows', 'spool_rows',
+           'measure_infrastructure', 'write_infrastructure', 'summary', 'recent_metrics', 'violations_of',
+           'plot_infrastructure', 'finish_infrastructure']
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140002
 import json
@@ -52,7 +52,7 @@ def created_names(store: RunStore) -> dict[str, str]:  # by key
 
 def stored_runs(store: RunStore, target: str,
                 since: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:  # since: ms
-    "Return the runs of the jobs of a target that have ended since, and their tasks, as `run_metrics` takes them."
+    "Return the runs of the jobs of a target that have ended since, and their tasks, as `duration_metrics` takes them."
     columns = ["name", "end", "seconds", "result"]
     if not has_table(store, "runs"): return pd.DataFrame(columns=[*columns, "queue_s"]), pd.DataFrame(columns=columns)
     names = created_names(store)
@@ -164,7 +164,7 @@ def job_rows(step: InfrastructureStep, granularity: str, known: dict) -> Iterato
         frames = dict(zip(("job", "task"), stored_runs(RunStore(step.env.state / "runs.db"), step.env.target, since),
                           strict=True))
     for kind, runs in frames.items():
-        yield infrastructure.run_metrics(runs, kind, granularity, first, step.until)
+        yield infrastructure.duration_metrics(runs, kind, granularity, first, step.until)
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140008
 FIRST_DAYS = 30  # of a table that is measured the first time
@@ -209,7 +209,7 @@ def spool_rows(step: InfrastructureStep, granularity: str) -> Iterator[pd.DataFr
     yield infrastructure.spool_metrics(files, floor_time(step.until, granularity) - length, step.until)
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140010
-def measure_windows(step: InfrastructureStep, granularity: str) -> pd.DataFrame:  # the columns of the table
+def measure_infrastructure(step: InfrastructureStep, granularity: str) -> pd.DataFrame:  # the columns of the table
     "Measure what is new, and the windows of the last days again."
     known = measured_windows(step, granularity)
     parts = [*endpoint_rows(step, granularity, known), *job_rows(step, granularity, known),
@@ -224,7 +224,7 @@ def write_infrastructure(step: InfrastructureStep) -> Any:  # IPython Markdown
     tables.create(step.spark, step.env, INFRASTRUCTURE_TABLE, INFRASTRUCTURE_SCHEMA, cluster_by=["window_start"],
                   comment="Metrics of endpoints, jobs and tables by window, with the limits of conf/infrastructure.yml")
     for granularity in step.settings.granularities:
-        frame = measure_windows(step, granularity)
+        frame = measure_infrastructure(step, granularity)
         if frame.empty: continue
         values = frame.astype(object).where(frame.notna(), None).to_dict("records")
         rows = step.spark.createDataFrame([tuple(row.values()) for row in values], INFRASTRUCTURE_SCHEMA)
@@ -243,7 +243,7 @@ def summary(step: InfrastructureStep) -> str:
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140011
 SHOWN_HOURS = 24
 
-def recent_rows(step: InfrastructureStep, hours: int) -> pd.DataFrame:
+def recent_metrics(step: InfrastructureStep, hours: int) -> pd.DataFrame:
     "Return the rows of the windows that ended in the last hours."
     since = int((step.until - timedelta(hours=hours)).timestamp())
     rows = tables.read(step.spark, step.env, INFRASTRUCTURE_TABLE)
@@ -251,7 +251,7 @@ def recent_rows(step: InfrastructureStep, hours: int) -> pd.DataFrame:
 
 def violations_of(step: InfrastructureStep) -> pd.DataFrame:
     "Return the rows of the last day that violate a threshold."
-    rows = recent_rows(step, SHOWN_HOURS)
+    rows = recent_metrics(step, SHOWN_HOURS)
     return rows[[value is True for value in rows.violated.astype(object)]].reset_index(drop=True)
 
 SHOWN_METRICS = (("endpoint", "latency_p95_ms", "p95 latency (ms)"), ("job", "duration_max_s", "longest run (s)"),
@@ -259,7 +259,7 @@ SHOWN_METRICS = (("endpoint", "latency_p95_ms", "p95 latency (ms)"), ("job", "du
 
 def plot_infrastructure(step: InfrastructureStep, hours: int = 7 * 24) -> Any:  # matplotlib Figure
     "Draw latencies, durations and ages of the last week by window of the first granularity, with their limits."
-    rows = recent_rows(step, hours)
+    rows = recent_metrics(step, hours)
     rows = rows[rows.granularity == step.settings.granularities[0]]
     title = "Endpoints, jobs and tables of the last week; dashed: the limit"
     figure, panels = canvas(title, rows=len(SHOWN_METRICS), size=(10, 8))

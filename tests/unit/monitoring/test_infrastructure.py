@@ -12,11 +12,11 @@ from mlops_nb.monitoring.infrastructure import (
     InfrastructureSettings,
     age_metrics,
     as_infrastructure,
+    duration_metrics,
     endpoint_metrics,
     first_to_measure,
     floor_time,
     infrastructure_problems,
-    run_metrics,
     spool_metrics,
     window_starts,
     with_limits_of,
@@ -53,8 +53,8 @@ def test_durations_and_failures_are_those_of_pandas(lines):
     begin = int((UNTIL - 5 * HOUR).timestamp())
     values = [(name, (begin + second) * 1000, seconds, result, 1.0) for name, second, seconds, result in lines]
     runs = pd.DataFrame(values, columns=["name", "end", "seconds", "result", "queue_s"])
-    rows = run_metrics(runs, "job", "1 hour", None, UNTIL)
-    found = {(row.window_start, row.name_, row.metric): row.value for row in
+    rows = duration_metrics(runs, "job", "1 hour", None, UNTIL)
+    measured = {(row.window_start, row.name_, row.metric): row.value for row in
              rows.rename(columns={"name": "name_"}).itertuples()}
     kept = runs[runs.result != "CANCELED"]
     kept = kept[kept.end < floor_time(UNTIL, "1 hour").timestamp() * 1000]
@@ -63,8 +63,8 @@ def test_durations_and_failures_are_those_of_pandas(lines):
         values = {"duration_p50_s": np.quantile(group.seconds, 0.5), "duration_max_s": max(group.seconds),
                   "failure_rate": np.mean(group.result != "SUCCESS"), "queue_max_s": 1.0}
         expected |= {(hour, name, metric): value for metric, value in values.items()}
-    assert found.keys() == expected.keys()
-    assert all(np.isclose(found[key], expected[key], rtol=1e-12) for key in found)
+    assert measured.keys() == expected.keys()
+    assert all(np.isclose(measured[key], expected[key], rtol=1e-12) for key in measured)
 
 
 def test_hours_without_requests_have_no_latency_and_a_throughput_of_zero():
