@@ -256,11 +256,13 @@ class ReferenceContext:
 
     def job_values(self) -> dict:
         "The values of `{{job.…}}`."
-        row = self.row
+        row, details = self.row, self.row.get("trigger_details", {})
+        if "trigger_details" not in row and row["trigger_type"] in ("FILE_ARRIVAL", "TABLE"):
+            details = run_store.trigger_details(self.record.store, row["run_id"])
         return {"id": job_id(self.key, row["target"]), "name": self.job.get("name", self.key),
                 "run_id": self.record.run_id, "repair_count": row["repair_count"], "parameters": self.parameters,
                 "start_time": utc_datetime(row["start_time"]),
-                "trigger": {"type": row["trigger_type"], "time": utc_datetime(row["trigger_time"])}}
+                "trigger": {"type": row["trigger_type"], "time": utc_datetime(row["trigger_time"])} | details}
 
     def task_values(self, task_key: str) -> dict:
         "The values of `{{tasks.<task_key>.…}}`."

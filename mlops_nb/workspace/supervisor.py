@@ -43,6 +43,7 @@ from .model_folders import ModelFolders
 from .rest_jobs import job_service
 from .rest_mlflow import LimitedPages
 from .routers import workspace_routers
+from .scheduling import workspace_scheduler
 from .token_access import Permissions
 from .tokens import load_tokens, users_by_digest
 from .uc_models import REGISTRY_IMPORT
@@ -158,7 +159,8 @@ class Supervisor:
     "The control process of a local workspace."
 
     def __init__(self, env: Env, places: WorkspacePlaces, listener: socket.socket, workers: int,
-                 sockets: Path):  # a folder with a short name: the path of a Unix socket has at most 107 bytes
+                 sockets: Path,  # a folder with a short name: the path of a Unix socket has at most 107 bytes
+                 schedules: bool = False):  # whether the triggers of jobs and alerts fire
         self.env, self.places, self.listener, self.count, self.sockets = env, places, listener, workers, sockets
         self.children = Children(places.log, child_environment(env, sockets / "control"), env.root)
         self.host = HostChannel(self.on_event)
@@ -170,6 +172,7 @@ class Supervisor:
         self.end, self.tasks, self.log = asyncio.Event(), [], logging.getLogger(__name__)
         self.to_close: list[Callable[[], Any]] = []
         self.delivery = threading.Thread()  # of messages of alerts
+        self.schedules, self.scheduler = schedules, None
         self.read_tokens()
 
     def on_event(self, event: dict) -> None:
@@ -208,6 +211,9 @@ class Supervisor:
     def application(self) -> Any:  # ASGI
         "Return the application with all parts."
         service, pages = job_service(self.env), mlflow_app(self.env)
+        if self.schedules:
+            self.scheduler = workspace_scheduler(self.env, self.places, service, self.children.environment)
+            self.to_close.append(self.scheduler.close)  # first: it starts runs
         self.to_close += [service.close, pages.close]
         permissions = Permissions(self.env.root, lambda: self.tokens)
         routers = workspace_routers(self.env, self.places, self.manager, service, pages, permissions)
@@ -280,6 +286,7 @@ class Supervisor:
         try:
             if await self.has_started():
                 self.tasks.append(asyncio.create_task(self.watch()))
+                if self.scheduler: self.scheduler.open()
                 on_ready()
                 await self.end.wait()
         finally:
@@ -332,6 +339,7 @@ class Supervisor:
     async def stop(self, server: Any, serving: asyncio.Task) -> None:
         "Finish what was taken, then end all processes."
         self.children.is_ending = True
+        if self.scheduler: self.scheduler.closing.set()
         await self.workers.tell_all("stop", STOP_SECONDS + SHADOW_SECONDS + 5)
         await self.manager.close()
         names = [name for name in self.children.processes if name.startswith("worker ")]
@@ -357,13 +365,14 @@ def log_to(file: Path) -> None:
 
 def serve_workspace(env: Env, places: WorkspacePlaces, listener: socket.socket, workers: int, address: str,
                     on_ready: Callable[[list], None],  # called with the endpoints when the workspace answers
+                    schedules: bool = False,  # whether the triggers of jobs and alerts fire
                     ) -> int:  # the signal that ended it
     "Serve the local workspace until a signal, and end all its processes."
     adopt_orphans()
     log_to(places.log)
     with removed_folder() as folder:
         async def run() -> int:
-            supervisor = Supervisor(env, places, listener, workers, folder)
+            supervisor = Supervisor(env, places, listener, workers, folder, schedules)
             def is_ready() -> None:
                 write_running(places, address)
                 on_ready(supervisor.manager.store.endpoints())
