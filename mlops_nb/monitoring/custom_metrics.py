@@ -212,9 +212,10 @@ def drift_values(spark, metric: CustomMetric,
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #c5870512
 NOT_METRICS = ("window", "log_type", "logging_table_commit_version", "monitor_version", "granularity", "model_id",
-               "slice_key", "slice_value", "column_name", "data_type")
-HOME_COLUMNS = ("window_start", "compared_start", "labelled", "evaluated", "label_mean", "probability_mean",
-                "prediction_mean", "aggregates")  # columns of `Measured` that are not in Databricks' tables
+               "slice_key", "slice_value", "column_name", "data_type", "window_date")
+HOME_COLUMNS = ("window_start", "compared_start", "window_date", "labelled", "evaluated", "label_mean",
+                "probability_mean", "prediction_mean", "percent_label_missing",
+                "aggregates")  # columns of `Measured` that are not in Databricks' tables
 
 def check_names(monitor: Monitor, built_in: Iterable[str]):  # the columns of both metric tables
     "Raise MlopsError if a custom metric has the name of another column of the metric tables."

@@ -6,9 +6,10 @@
 __all__ = ['METRIC_TYPES', 'CUSTOM_METRIC_SETTINGS', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'MONITOR_SETTINGS',
            'LOG_SETTINGS', 'MORE_SETTINGS', 'GRANULARITIES', 'GROUP', 'HAS_WINDOW', 'CustomMetric',
            'custom_metric_problems', 'read_custom_metrics', 'Monitor', 'a_list_of', 'monitor_setting_problems',
-           'as_monitor', 'parse_granularity', 'window_start', 'window_end', 'slice_name', 'column_types', 'text_sql',
-           'moment_sql', 'version_sql', 'slice_sql', 'slice_types', 'with_windows', 'boolean_slices', 'count_versions',
-           'group_id_sql', 'with_groups', 'slice_rows', 'as_groups', 'group_names', 'with_group_columns', 'by_group']
+           'granularity_problems', 'as_monitor', 'parse_granularity', 'window_start', 'window_end', 'slice_name',
+           'column_types', 'text_sql', 'moment_sql', 'version_sql', 'slice_sql', 'slice_types', 'with_windows',
+           'boolean_slices', 'count_versions', 'group_id_sql', 'with_groups', 'slice_rows', 'as_groups', 'group_names',
+           'with_group_columns', 'by_group']
 
 # %% ../../nbs/monitoring/00_windows.ipynb #2a371526
 import re
@@ -30,6 +31,7 @@ from mlops_nb.conf import (
     is_text,
     may_be_missing,
     or_null,
+    raised_problem,
     refuse,
     setting_problems,
 )
@@ -113,7 +115,7 @@ LOG_SETTINGS = {
     **dict.fromkeys(("timestamp_col", "model_id_col", "prediction_col"), A_TEXT),
     **dict.fromkeys(("label_col", "prediction_proba_col"), or_null(A_TEXT)),
     "problem_type": Setting(lambda value: value in PROBLEM_TYPES, " or ".join(PROBLEM_TYPES), optional=True),
-    "granularities": may_be_missing(ANY_VALUE)}  # not read: the monitoring job has the granularity as a parameter
+    "granularities": may_be_missing(ANY_VALUE)}  # checked one by one, as the lengths of windows
 MORE_SETTINGS = {"time_zone": may_be_missing(A_TEXT), "sliced_columns": or_null(a_list_of(is_text, "columns"))}
 
 def monitor_setting_problems(described: Any) -> Iterator[ConfProblem]:
@@ -123,8 +125,19 @@ def monitor_setting_problems(described: Any) -> Iterator[ConfProblem]:
         return
     yield from setting_problems(described, MONITOR_SETTINGS)
     log = described.get("inference_log")
-    if isinstance(log, Mapping): yield from setting_problems(log, LOG_SETTINGS, "inference_log")
+    if isinstance(log, Mapping):
+        yield from setting_problems(log, LOG_SETTINGS, "inference_log")
+        yield from granularity_problems(log.get("granularities"), "inference_log.granularities")
     yield from custom_metric_problems(described.get("custom_metrics"))
+
+def granularity_problems(granularities: Any, key: str) -> Iterator[ConfProblem]:
+    "All problems of a list of granularities."
+    if granularities is None: return
+    if not isinstance(granularities, list | tuple):
+        yield key, f"{granularities!r} is not a list", "write a list, such as [1 day, 1 month]"
+        return
+    for i, granularity in enumerate(granularities):
+        yield from raised_problem(f"{key}[{i}]", parse_granularity, str(granularity))
 
 def as_monitor(described: Mapping,  # a `quality_monitors` resource: inference_log, slicing_exprs, custom_metrics
                **more) -> Monitor:  # time_zone, sliced_columns
