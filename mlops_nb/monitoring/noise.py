@@ -35,7 +35,7 @@ from .drift import ks_test, population_stability_index
 from .metric_paths import check_column, check_has_values
 from .metric_tables import Measured, profile_columns
 from .thresholds import NO_BASELINE, NO_VALUE, NoiseLimits, Threshold
-from .windows import GROUP, CustomMetric, Monitor, parse_granularity, window_start
+from .windows import CustomMetric, Monitor, parse_granularity, window_start
 
 # %% ../../nbs/monitoring/08_noise.ipynb #eb94f538
 MIN_BASELINE_DAYS = 14  # with fewer days the correction of `widening` is not tested
@@ -116,22 +116,27 @@ def rows_of_version(frame: pd.DataFrame,  # by model_id and day
     versions = frame.index.get_level_values("model_id")
     return frame[versions.isna() if version is None else versions == version].droplevel("model_id")
 
-def day_sums(groups, names: pd.DataFrame, monitor: Monitor) -> pd.DataFrame:  # by model_id and day
+def day_sums(groups, monitor: Monitor) -> pd.DataFrame:  # by model_id and day
     "Return the aggregates of each day; without rows to add up, an aggregate is 0."
-    values = custom_metrics.aggregate_values(groups, names, monitor)
     columns = [metric.name for metric in custom_metrics.metrics_of_type(monitor, custom_metrics.AGGREGATE)]
-    keys = custom_metrics.row_keys(names.assign(column_name=":table"), [*GROUP, "column_name"])
+    days = groups.selectExpr("model_id", "window_start").distinct().toArrow().to_pandas()
+    days["window_start"] = pd.to_datetime(days.window_start, utc=True).dt.as_unit("us")
+    values = {(key[2], key[1]): sums for key, sums in custom_metrics.aggregate_values(groups, monitor).items()}
+    keys = custom_metrics.row_keys(days, ["model_id", "window_start"])
     sums = pd.DataFrame([values.get(key, {}) for key in keys], columns=columns)
     sums = sums.apply(pd.to_numeric, errors="coerce").fillna(0.0)
-    return sums.set_index([names.model_id, names.window_start.rename("day")]).sort_index()
+    return sums.set_index([days.model_id, days.window_start.rename("day")]).sort_index()
 
-def day_counts(groups, names: pd.DataFrame, types: dict[str, str]) -> dict[str, pd.DataFrame]:
-    "Return the counts of each day and column; the columns of a frame are the mean values of buckets, ascending."
-    if not types: return {}
-    counts, frames = profiles.count_numbers(groups, names, types).dropna(subset=["bucket", "window_start"]), {}
-    for name, rows in counts.groupby("column_name"):
-        rows = rows.assign(value=shared_values(rows.high, rows.n))
-        table = rows.groupby(["model_id", "window_start", "value"], dropna=False).n.sum()
+def day_counts(rows, types: dict[str, str]) -> dict[str, pd.DataFrame]:  # rows: DataFrame with window_start, model_id
+    "Return the counts of each day and column; the columns of a frame are values, or the largest ones of buckets."
+    frames = {}
+    for name, data_type in types.items():
+        column = rows.selectExpr("model_id", "window_start", f"{profiles.column_sql(name, data_type)} AS value")
+        counts = column.groupBy("model_id", "window_start", "value").count().toArrow().to_pandas()
+        counts["window_start"] = pd.to_datetime(counts.window_start, utc=True).dt.as_unit("us")
+        counts = counts.rename(columns={"count": "n"}).dropna(subset=["window_start", "value"])
+        counts = counts.assign(value=shared_values(counts.value.astype(float) + 0.0, counts.n))
+        table = counts.groupby(["model_id", "window_start", "value"], dropna=False).n.sum()
         frames[name] = table.unstack("value", fill_value=0).astype(float)
     return frames
 
@@ -150,10 +155,8 @@ def baseline_days(baseline,  # DataFrame with the columns of the monitor, and th
     monitor, columns = replace(monitor, slicing_exprs=()), list(columns)
     needed = custom_metrics.needed_columns(monitor, baseline.columns)
     rows = windows.with_windows(baseline, monitor, dict.fromkeys([*columns, *needed]), "1 day")
-    groups = windows.with_groups(rows, monitor, [])
-    names = windows.group_names(groups, monitor)
-    return BaselineDays(day_sums(groups, names, monitor),
-                        day_counts(groups, names, profiles.data_types(baseline, columns)))
+    return BaselineDays(day_sums(windows.with_groups(rows, monitor, [], needed), monitor),
+                        day_counts(rows, profiles.data_types(baseline, columns)))
 
 # %% ../../nbs/monitoring/08_noise.ipynb #48fe6dcf
 def derived_metric(monitor: Monitor, name: str) -> CustomMetric:

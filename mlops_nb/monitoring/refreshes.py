@@ -129,13 +129,11 @@ def followers(groups: Mapping[tuple, list], changed: Iterable) -> set:  # groups
         found |= {starts[place] for place in places if place < len(starts)}
     return found
 
-def predecessors(groups: Mapping[tuple, list], windows: Iterable) -> set:
-    "Return the window of each group before those that are computed."
-    found = set()
-    for starts in groups.values():
-        places = (bisect_left(starts, start) for start in windows)
-        found |= {starts[place - 1] for place in places if place}
-    return found
+def predecessors(groups: Mapping[tuple, list], windows: Iterable) -> dict[tuple, set]:  # {KEY: starts}
+    "Return the windows of each group before those that are computed."
+    windows = sorted(windows)
+    return {key: {starts[place - 1] for place in (bisect_left(starts, start) for start in windows) if place}
+            for key, starts in groups.items()}
 
 # %% ../../nbs/monitoring/09_refreshes.ipynb #7a20000d
 ROWS_AT_ONCE, WINDOWS_AT_ONCE = 500_000, 31
@@ -257,12 +255,13 @@ class Refresh:
         self.write(self.measured(windows, predecessors(groups, windows)), {*part, *windows}, current, is_first)
         return windows | set(part)
 
-    def measured(self, windows: set, compared: set) -> Measured | None:
+    def measured(self, windows: set, compared: Mapping[tuple, set]) -> Measured | None:
         "Return the metrics of some windows; None if there are none."
         if not windows: return None
-        rows = in_windows(self.logged, self.monitor, self.granularity, windows | compared, self.contents, self.number)
+        read = windows.union(*compared.values())
+        rows = in_windows(self.logged, self.monitor, self.granularity, read, self.contents, self.number)
         return measure(self.spark, self.env, rows, self.monitor, self.granularity, self.columns, self.logged.baseline,
-                       windows)
+                       windows, compared)
 
     def write(self, measured: Measured | None, replaced: set, current: Mapping, is_first: bool) -> None:
         "Write the metrics of windows, and then their state."
