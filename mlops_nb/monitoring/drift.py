@@ -99,8 +99,16 @@ def comparisons(described: pd.DataFrame,  # one row per group, and per column if
 
 def pairs_of(groups: Groups) -> list[tuple[str, int, int]]:  # drift_type, group of the window, group compared with
     "Return the groups to be compared, by their places."
-    frame = pd.DataFrame(groups.keys, columns=GROUP).assign(place=range(len(groups.keys)))
-    return [(kind, row.place, base.place) for kind, row, base in comparisons(frame)]
+    windows, baselines = {}, {}
+    for place, (log_type, start, *rest) in enumerate(groups.keys):
+        if log_type == "BASELINE": baselines[tuple(rest)] = place
+        elif start is not None: windows.setdefault(tuple(rest), []).append((start, place))
+    pairs = []
+    for rest, own in windows.items():
+        places = [place for _, place in sorted(own)]
+        pairs += [("CONSECUTIVE", place, previous) for previous, place in zip(places, places[1:], strict=False)]
+        if rest in baselines: pairs += [("BASELINE", place, baselines[rest]) for place in places]
+    return pairs
 
 # %% ../../nbs/monitoring/03_drift.ipynb #8d4e2e2a
 DELTAS = {"count": "count_delta", "avg": "avg_delta", "percent_null": "percent_null_delta",

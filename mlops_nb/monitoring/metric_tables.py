@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['CELLS_AT_ONCE', 'WINDOW', 'SCORES', 'BY_CLASS', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'WINDOW_DATE',
            'OWN_COLUMNS', 'ORDER_STATISTICS', 'Measured', 'column_chunks', 'Metrics', 'column_metrics', 'read_column',
-           'chunk_table', 'measure_chunk', 'measure_rows', 'with_custom_metrics', 'with_drift_metrics',
+           'chunk_table', 'measure_chunk', 'Baseline', 'measure_rows', 'with_custom_metrics', 'with_drift_metrics',
            'watched_columns', 'check_slicing', 'checked_rows', 'summaries', 'summary_drift', 'as_measured',
            'check_versions_and_times', 'needed_groups', 'only_windows', 'measure', 'profile_columns',
-           'all_profile_columns', 'drift_columns', 'window_struct', 'rounded', 'without_nan', 'as_arrow', 'local_date',
-           'with_window_columns', 'profile_metrics', 'drift_metrics', 'as_rows', 'windows_sql', 'create_metric_table',
-           'write_metrics']
+           'all_profile_columns', 'drift_columns', 'window_struct', 'rounded', 'list_array', 'metric_array', 'as_arrow',
+           'local_date', 'with_window_columns', 'profile_metrics', 'drift_metrics', 'as_rows', 'windows_sql',
+           'create_metric_table', 'write_metrics']
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #bc32de91
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -117,7 +119,8 @@ def chunk_table(rows, monitor: Monitor, types: Mapping[str, str], others: Mappin
         columns.append(f"{profiles.column_sql(name, data_type)} AS c{i}")
         if exact := profiles.exact_sql(name, data_type): columns.append(f"{exact} AS exact{i}")
     columns += [f"{sql} AS {name}" for name, sql in others.items()]
-    return rows.selectExpr(*windows.key_columns_sql(monitor), *columns).toArrow()
+    table = rows.selectExpr(*windows.key_columns_sql(monitor), *columns).toArrow()
+    return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))  # all may be null
 
 def measure_chunk(table: pa.Table, monitor: Monitor, versions: list, types: Mapping[str, str],  # of the chunk's columns
                   sliced: Iterable[str],  # the columns that are profiled in slices
@@ -135,15 +138,36 @@ def measure_chunk(table: pa.Table, monitor: Monitor, versions: list, types: Mapp
         for part in threads.map(one, range(len(types)), types): metrics.add(part)
     return metrics, whole + slices
 
-def measure_rows(rows, monitor: Monitor, versions: list, count: int,  # of the rows
+@dataclass
+class Baseline:
+    "The rows of a baseline, which are read once for several measurements."
+    rows: Any  # DataFrame
+    tables: dict[tuple, pa.Table] = field(default_factory=dict)  # by the columns that were read
+
+    def table(self, rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str],
+              is_kept: bool) -> pa.Table:  # rows: what `with_windows` returns; is_kept: whether it is small
+        "Return what `chunk_table` reads of the baseline."
+        key = (tuple(types.items()), tuple(others.items()))
+        if key in self.tables: return self.tables[key]
+        table = chunk_table(rows, monitor, types, others)
+        if is_kept: self.tables[key] = table
+        return table
+
+def measure_rows(rows, baseline: Baseline | None, base_rows,  # DataFrames: what `with_windows` returns
+                 monitor: Monitor, versions: list, count: int,  # of the rows
                  types: Mapping[str, str],  # of the columns to be profiled
                  is_needed: Callable[[tuple], bool]) -> Metrics:
     "Compute profile, drift and quality of all groups of rows, some columns at a time."
     sliced = set(types) if monitor.sliced_columns is None else set(watched_columns(monitor, monitor.sliced_columns))
     metrics, others = Metrics(), quality_sql(rows, monitor)
     for names in column_chunks(types, count):
-        table = chunk_table(rows, monitor, {name: types[name] for name in names}, others)
-        part, groups = measure_chunk(table, monitor, versions, {name: types[name] for name in names}, sliced, is_needed)
+        own = {name: types[name] for name in names}
+        table = chunk_table(rows, monitor, own, others)
+        if baseline is not None:
+            is_whole = len(names) == len(types)
+            table = pa.concat_tables([table, baseline.table(base_rows, monitor, own, others, is_whole)],
+                                     promote_options="permissive")
+        part, groups = measure_chunk(table, monitor, versions, own, sliced, is_needed)
         metrics.add(part)
         if others: metrics.scores = quality(table, groups, monitor)
         others = {}
@@ -261,7 +285,7 @@ def only_windows(measured: Measured, only: Iterable | None) -> Measured:
 def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels that are known
             monitor: Monitor, granularity: str,  # such as "1 month"
             columns: Iterable[str] = (),  # columns to profile in addition to predictions and labels
-            baseline=None,  # DataFrame with the same columns; it needs no timestamp
+            baseline=None,  # DataFrame with the same columns, or a Baseline; it needs no timestamp
             only: Iterable | None = None,  # the windows to return, by start; the others are only compared with
             compared: Mapping[tuple, set] | None = None,  # their groups: starts by (model_id, slice_key, slice_value)
             ) -> Measured:
@@ -273,15 +297,17 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
     check_slicing(rows, monitor, watched)
     used = custom_metrics.needed_columns(monitor, rows.columns)
     needed = list(dict.fromkeys([*watched, *used]))
-    windowed = checked_rows(rows, monitor, needed, granularity)
-    if baseline is not None: windowed = windowed.unionByName(checked_rows(baseline, monitor, needed, None))
+    windowed, base_rows = checked_rows(rows, monitor, needed, granularity), None
+    if baseline is not None:
+        baseline = baseline if isinstance(baseline, Baseline) else Baseline(baseline)
+        base_rows = checked_rows(baseline.rows, monitor, needed, None)
+    everything = windowed if base_rows is None else windowed.unionByName(base_rows)
     types, boolean_slices = profiles.data_types(rows, watched), windows.boolean_slices(rows, monitor)
-    versions, count, without_time = windows.count_versions(windowed)
+    versions, count, without_time = windows.count_versions(everything)
     check_versions_and_times(versions, count, without_time, monitor)
-    measured_rows = windowed.where(windows.HAS_WINDOW)
-    metrics = measure_rows(measured_rows, monitor, versions, count, {name: types[name] for name in watched},
-                           needed_groups(only, compared))
-    groups = windows.with_groups(measured_rows, monitor, versions, used)
+    metrics = measure_rows(windowed.where(windows.HAS_WINDOW), baseline, base_rows, monitor, versions, count,
+                           {name: types[name] for name in watched}, needed_groups(only, compared))
+    groups = windows.with_groups(everything.where(windows.HAS_WINDOW), monitor, versions, used)
     measured = as_measured(metrics, monitor, custom_metrics.aggregate_values(groups, monitor), boolean_slices)
     if len(versions) == 1:  # the group of all versions together is a copy
         frames = [pd.concat([frame, frame.assign(model_id="*")], ignore_index=True)
@@ -344,20 +370,32 @@ def rounded(value):
     "Round numbers to twelve digits, as Spark's order of summation changes later ones; missing values become None."
     if isinstance(value, dict): return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple): return type(value)(rounded(item) for item in value)
-    if pd.isna(value): return None
+    if value is None or value is pd.NaT or value != value: return None  # NaN is not equal to itself
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
-def without_nan(value):
-    "Return a value, or None if it is missing."
-    return value if isinstance(value, list) or pd.notna(value) else None
+def list_array(values: pd.Series) -> pa.Array:  # values: arrays of numbers, or None
+    "Convert arrays of numbers, without a Python object for each number."
+    known = [value for value in values if isinstance(value, np.ndarray | list)]
+    counts = [len(value) if isinstance(value, np.ndarray | list) else None for value in values]
+    ends = np.cumsum([count or 0 for count in counts])
+    offsets = pa.array(np.append(0, ends), pa.int32(), mask=np.append([count is None for count in counts], False))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(known) if known else [], SHARE))
+
+def metric_array(values: pd.Series, name: str, arrow_type: pa.DataType) -> pa.Array:
+    "Convert a column of metrics; numbers are rounded, unless they are values of a column."
+    if name == "quantiles": return list_array(values)
+    if pa.types.is_integer(arrow_type) or (arrow_type == SHARE and name in ORDER_STATISTICS):
+        return pa.array(pd.to_numeric(values), from_pandas=True).cast(arrow_type)
+    if arrow_type == SHARE:
+        numbers = [None if value is None or value != value else float(f"{value:.12g}") for value in values]
+        return pa.array(numbers, SHARE)
+    if pa.types.is_string(arrow_type): return pa.array(values, TEXT, from_pandas=True)
+    return pa.array(list(map(rounded, values)), arrow_type)
 
 def as_arrow(frame: pd.DataFrame, columns: Mapping) -> pa.Table:
     "Convert a frame to the columns of a metric table; a column that the frame lacks is null."
-    arrays = []
-    for name, arrow_type in columns.items():
-        convert = without_nan if name in ORDER_STATISTICS else rounded
-        values = map(convert, frame[name]) if name in frame else [None] * len(frame)
-        arrays.append(pa.array(list(values), arrow_type))
+    arrays = [metric_array(frame[name], name, arrow_type) if name in frame else pa.nulls(len(frame), arrow_type)
+              for name, arrow_type in columns.items()]
     return pa.Table.from_arrays(arrays, names=list(columns))
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #fed3d9be
@@ -406,8 +444,9 @@ def windows_sql(granularity: str, starts: Iterable,  # of windows
     return f"granularity = {sql_text(granularity)} AND ({' OR '.join(parts) or 'false'})"
 
 def create_metric_table(spark, env: Env, name: str, columns: Mapping) -> None:  # {name: Arrow type}
-    "Create a metric table, or add the columns that it lacks."
+    "Create a metric table unless it exists."
     from pyspark.sql.pandas.types import from_arrow_schema
+    if tables.exists(spark, env, name): return  # a write adds what is missing
     tables.create(spark, env, name, from_arrow_schema(pa.schema(columns)), cluster_by=["window_date"])
 
 def write_metrics(spark, env: Env, table: str,  # the monitored table, whose name is the prefix of the metric tables

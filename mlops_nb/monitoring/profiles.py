@@ -45,11 +45,11 @@ def column_kind(data_type: str) -> str:  # number, time or text
 LARGEST_NUMBER = np.finfo(float).max  # larger values are infinite
 
 def quantiles(values: np.ndarray,  # ascending
-              ) -> list[float] | None:
+              ) -> np.ndarray | None:
     "For each share k/1000 the smallest value that this share of all values does not exceed; [500] is the median."
     if not len(values): return None
     ranks = -(-np.arange(BUCKETS + 1) * len(values) // BUCKETS)  # whole numbers: 0.007 * 1000 is more than 7
-    return values[np.maximum(0, ranks - 1)].tolist()
+    return values[np.maximum(0, ranks - 1)]
 
 def bucket_starts(values: np.ndarray,  # ascending
                   starts: np.ndarray,  # of equal values
@@ -116,12 +116,13 @@ def with_percents(profile: dict) -> dict:  # the same
 def describe_numbers(counts: NumberCounts) -> dict:  # metrics of the profile table
     "Return the profile of a numeric column in a group."
     values, points = counts.values, quantiles(counts.values)
+    median = None if points is None else float(points[BUCKETS // 2])
     zeros = int(np.searchsorted(values, 0, "right") - np.searchsorted(values, 0))
     low, high = (float(values[0]), float(values[-1])) if len(values) else (np.nan, np.nan)
     return with_percents({
         "count": counts.rows, "num_nulls": counts.nulls, "num_zeros": zeros, "num_nan": counts.nans,
         "distinct_count": counts.distinct, "min": low, "max": high, "avg": counts.moments[0],
-        "stddev": counts.moments[1], "quantiles": points, "median": points[BUCKETS // 2] if points else None})
+        "stddev": counts.moments[1], "quantiles": points, "median": median})
 
 # %% ../../nbs/monitoring/01_profiles.ipynb #7a500010
 FREQUENT = 100  # the number of frequent values in a profile
