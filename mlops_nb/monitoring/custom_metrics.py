@@ -267,7 +267,8 @@ def metrics_frame(spark, metric: CustomMetric, monitor: Monitor,
     "Return a DataFrame with the metrics that a derived or drift metric can use."
     from pyspark.sql.functions import struct
     from pyspark.sql.pandas.types import from_arrow_schema
-    columns = {name: kind for name, kind in profile_columns.items() if name not in NOT_METRICS}
+    hidden = (*NOT_METRICS, *HOME_COLUMNS)
+    columns = {name: kind for name, kind in profile_columns.items() if name not in hidden}
     columns |= arrow_columns(monitor, *USED_TYPES[metric.type])
     frame = spark.createDataFrame([], from_arrow_schema(pa.schema(columns)))
     if metric.type != DRIFT: return frame
@@ -287,5 +288,6 @@ def check_custom_metrics(rows, monitor: Monitor,  # rows: DataFrame to be monito
         frame, known = rows, set(rows.columns)
         if metric.type != AGGREGATE:
             frame = metrics_frame(rows.sparkSession, metric, monitor, profile_columns)
-            known = set(profile_columns) - set(NOT_METRICS) | {*arrow_columns(monitor, *USED_TYPES[metric.type])}
+            usable = arrow_columns(monitor, *USED_TYPES[metric.type])
+            known = set(profile_columns) - {*NOT_METRICS, *HOME_COLUMNS} | {*usable}
         for sql in all_sql(metric, monitor): check_analysis(metric, frame, sql, known)

@@ -98,7 +98,7 @@ def count_numbers(values: np.ndarray,  # float64; NaN for null as well
         shifted = known - centre
         mean = np.clip(centre + np.add.reduceat(shifted, starts) / n, known[starts], known[ends - 1])
         shift = shifted.sum() / len(known)
-        spread = max(0.0, np.square(shifted, out=shifted).sum() - len(known) * shift**2)
+        spread = np.maximum(0.0, np.square(shifted, out=shifted).sum() - len(known) * shift**2)  # NaN stays
         deviation = np.sqrt(spread / (len(known) - 1)) if len(known) > 1 else np.nan
     return NumberCounts(len(values), nulls, len(values) - len(known) - nulls, known, distinct, known[ends - 1], mean, n,
                         (float(centre + shift), float(deviation)))

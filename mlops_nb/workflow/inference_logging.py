@@ -147,7 +147,8 @@ def with_known_labels(use_case: UseCase, spark, env: Env, rows,  # DataFrame wit
                       as_of: date, source: str, days: Iterable[date]):  # -> DataFrame
     "Add the label and when it was known to new rows of the log; null while it is unknown."
     known = known_labels(use_case, spark, env, as_of, source, days)
-    if known is not None: return rows.join(known, label_key(use_case, known.columns, source) or "row_id", "left")
+    columns = [*map(quoted, rows.columns), quoted(use_case.label), LABEL_TIME]
+    if known is not None: return rows.join(known, known.columns[0], "left").select(*columns)
     kind = dict(use_case.labels(spark, env, as_of).dtypes)[use_case.label]
     return rows.selectExpr("*", f"CAST(NULL AS {kind}) AS {quoted(use_case.label)}",
                            f"CAST(NULL AS TIMESTAMP) AS {LABEL_TIME}")
@@ -208,7 +209,7 @@ def newly_known(step: LogStep, source: str):  # -> DataFrame: LOG_KEY, as_of, th
     use_case, spark, env, label = step.use_case, step.spark, step.env, quoted(step.use_case.label)
     known = known_labels(use_case, spark, env, step.day, source)
     if known is None: return None
-    key = "row_id" if "row_id" in known.columns else "client_request_id"
+    key = known.columns[0]
     log = tables.read(spark, env, INFERENCE_LOG).where(f"{label} IS NULL AND as_of <= DATE'{step.day}'")
     without = log.where(f"source = {sql_text(source)}").select(*LOG_KEY, "as_of", key)
     return without.join(known.where(f"{label} IS NOT NULL"), key).drop(key)
