@@ -226,9 +226,9 @@ def test_the_failing_window_of_prod_is_copied_into_dev(prod):
     known = source.delivered_at < pd.Timestamp("2021-04-12", tz="UTC")
     in_days = pd.to_datetime(source.delivery_day).between("2021-04-05", "2021-04-11")
     assert counts["dev.flights.prod_failing_labels"] == int((known & in_days).sum())
-    metrics = tables.read(spark, dev, "prod_failing_predictions_profile_metrics").toPandas()
+    metrics = tables.read(spark, dev, "prod_failing_inference_log_profile_metrics").toPandas()
     starts = {row["start"].date() if row else None for row in metrics.window}
-    assert starts == {date(2021, 4, 5), None} and counts["dev.flights.prod_failing_predictions_profile_metrics"] > 9
+    assert starts == {date(2021, 4, 5), None} and counts["dev.flights.prod_failing_inference_log_profile_metrics"] > 9
     assert investigation.copy_failing_days(case, spark) == counts
     with pytest.raises(MlopsError, match="no retraining of prod.flights.minutes was refused"):
         investigation.find_investigation(use_case, spark, dev, env, [])
