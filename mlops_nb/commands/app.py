@@ -17,6 +17,7 @@ from mlops_nb.commands import (
     automl,
     check,
     ci,
+    demo,
     endpoints,
     grants,
     jobs,
@@ -43,6 +44,7 @@ app.command("query")(endpoints.query_endpoint)
 app.command("grants")(grants.show_grants)
 app.command("clean")(machine.clean_state)
 app.command("check")(check.check_commit)
+app.command()(demo.demo)
 app.command()(new.new)
 app.command()(update.update)
 app.command()(automl.automl)
