@@ -226,9 +226,9 @@ def test_the_failing_window_of_prod_is_copied_into_dev(prod):
     known = source.delivered_at < pd.Timestamp("2021-04-12", tz="UTC")
     in_days = pd.to_datetime(source.delivery_day).between("2021-04-05", "2021-04-11")
     assert counts["dev.flights.prod_failing_labels"] == int((known & in_days).sum())
-    metrics = tables.read(spark, dev, "prod_failing_predictions_profile_metrics").toPandas()
+    metrics = tables.read(spark, dev, f"prod_failing_{investigation.PROFILE_TABLE}").toPandas()
     starts = {row["start"].date() if row else None for row in metrics.window}
-    assert starts == {date(2021, 4, 5), None} and counts["dev.flights.prod_failing_predictions_profile_metrics"] > 9
+    assert starts == {date(2021, 4, 5), None} and counts[f"dev.flights.prod_failing_{investigation.PROFILE_TABLE}"] > 9
     assert investigation.copy_failing_days(case, spark) == counts
     with pytest.raises(MlopsError, match="no retraining of prod.flights.minutes was refused"):
         investigation.find_investigation(use_case, spark, dev, env, [])
@@ -243,7 +243,7 @@ def test_dev_reads_the_tables_of_prod_and_cannot_write_them(prod, capsys):
     overview = other_target.tables_overview(seen)
     assert overview.loc["prod.flights.predictions", "rows"] == 100
     assert overview.loc["prod.flights.inference_log", "written by"] == "mlops run inference_log -t prod"
-    assert overview["rows"].isna().sum() == 4  # the inference log, its metrics, and the requests
+    assert overview["rows"].isna().sum() == 2  # the inference log, and the requests
     before = tables.version(spark, env, "predictions")
     other_target.show_refusal(seen)
     assert "target 'dev' may not write prod.flights.predictions" in capsys.readouterr().out
@@ -255,4 +255,4 @@ def test_dev_reads_the_tables_of_prod_and_cannot_write_them(prod, capsys):
     with pytest.raises(MlopsError, match="may write prod.flights.predictions"):
         other_target.refused_write(replace(seen, env=env), "predictions")
     other_target.finish_reading(seen)
-    assert capsys.readouterr().out == "4 tables of prod can be read from dev, none written; 4 tables not made yet\n"
+    assert capsys.readouterr().out == "4 tables of prod can be read from dev, none written; 2 tables not made yet\n"
