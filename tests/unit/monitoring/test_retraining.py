@@ -60,7 +60,7 @@ def run_steps(steps, limits):
     return history
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(STEPS, LIMITS)
 def test_what_holds_in_every_history(steps, limits):
     history = run_steps(steps, limits)
