@@ -46,7 +46,8 @@ def workspace(state: Path, workers: int = 1) -> Iterator:  # databricks.sdk.Work
     folder = state / "workspace"
     with (state / "up.log").open("wb") as log:
         server = subprocess.Popen([BIN / "mlops", "up", "--port", "5710", "--workers", str(workers)], cwd=ROOT,
-                                  stdout=log, stderr=log, env=os.environ | {"MLOPS_STATE": str(state)})
+                                  stdout=log, stderr=log,
+                                  env=os.environ | {"MLOPS_STATE": str(state), "MLOPS_SCHEDULER": "0"})
     try:
         end = time.monotonic() + 60
         while not (folder / "workspace.json").exists():

@@ -57,9 +57,11 @@ GENERAL_CHECKS: dict[str, Check] = {  # of a project whose notebooks name no use
 # %% ../nbs/10_conf_checks.ipynb #81cb3e20
 def optional_checks() -> dict[str, Check]:
     "Return the check of each file that a project need not have."
+    from mlops_nb.monitoring.infrastructure import INFRASTRUCTURE_FILE, infrastructure_problems
     from mlops_nb.monitoring.retraining import RETRAINING_FILE, retraining_problems
     from mlops_nb.serving.endpoint_settings import SERVING_FILE, serving_problems
-    return {SERVING_FILE: serving_problems, RETRAINING_FILE: retraining_problems}
+    return {SERVING_FILE: serving_problems, RETRAINING_FILE: retraining_problems,
+            INFRASTRUCTURE_FILE: infrastructure_problems}
 
 def unreadable(file: str, error: MlopsError) -> Problem:
     "The problem of a file that is missing or not YAML."

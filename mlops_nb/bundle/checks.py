@@ -173,6 +173,8 @@ def check_notebooks(bundle: Bundle, job: Mapping, key: str) -> Iterator[Finding]
 def check_schedule(job: Mapping, key: str) -> Iterator[Finding]:
     "Yield findings for an invalid cron expression, a schedule that never fires, and an unknown time zone."
     yield from cron_findings(part(job, "schedule"), f"{key}.schedule")
+    for i, item in maps(job.get("triggers")):
+        yield from cron_findings(part(item, "schedule"), f"{key}.triggers[{i}].schedule")
 
 # %% ../../nbs/bundle/12_checks.ipynb #ac0315fb
 def check_trigger(bundle: Bundle, job: Mapping, key: str) -> Iterator[Finding]:

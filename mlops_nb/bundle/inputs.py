@@ -138,7 +138,7 @@ def check_texts(job: Mapping, key: str) -> Iterator[Finding]:
 
 # %% ../../nbs/bundle/08_inputs.ipynb #7804bb4a
 READ_BY_THE_PLATFORM = {"trigger_date", "settings"}  # of every notebook, which need not declare them
-_READS_NONE = {"run_job_task", "condition_task", "for_each_task", "spark_python_task", "spark_jar_task"}
+_READS_NONE = {"alert_task", "run_job_task", "condition_task", "for_each_task", "spark_python_task", "spark_jar_task"}
 
 def used_parameters(root: Path, job: Mapping, key: str) -> set[str] | None:  # None: unknown
     "Return the parameters that the tasks of a job read."

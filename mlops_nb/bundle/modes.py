@@ -32,7 +32,7 @@ def set_pause_status(tree: Node) -> Node:
     def paused(node: Node) -> Node:
         if not isinstance(node.value, dict): return node
         return Node({"pause_status": Node(status, node.place), **node.value}, node.place)
-    for name in ("schedule", "trigger", "continuous"): tree = change(tree, f"{JOB_PATH}.{name}", paused)
+    for name in ("schedule", "trigger", "continuous", "triggers.*"): tree = change(tree, f"{JOB_PATH}.{name}", paused)
     return tree
 
 # %% ../../nbs/bundle/01_modes.ipynb #216038c1

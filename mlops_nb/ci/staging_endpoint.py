@@ -33,7 +33,7 @@ def has_endpoint_check(bundle: Bundle, place: Env) -> bool:
     return endpoint_settings(place) is not None and CHECK_JOB in bundle.jobs
 
 # %% ../../nbs/ci/02_staging_endpoint.ipynb #e7000008
-UP = (sys.executable, "-c", "from mlops_nb.cli import main; main()", "up")
+UP = (sys.executable, "-c", "from mlops_nb.cli import main; main()", "up", "--no-scheduler")
 START_SECONDS, END_SECONDS = 90, 60
 
 def start_workspace(place: Env, variables: Mapping[str, str], log: Path) -> subprocess.Popen:

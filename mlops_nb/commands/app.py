@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from mlops_nb.commands import (
+    alerts,
     automl,
     check,
     ci,
@@ -51,6 +52,7 @@ app.add_typer(jobs.jobs_app, name="jobs")
 app.add_typer(models.models_app, name="models")
 app.add_typer(retraining.retraining_app, name="retraining")
 app.add_typer(tables.tables_app, name="tables")
+app.add_typer(alerts.alerts_app, name="alerts")
 app.add_typer(ci.ci_app, name="ci")
 
 # %% ../../nbs/commands/20_app.ipynb #e0ae065a

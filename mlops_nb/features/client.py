@@ -15,12 +15,14 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
 from ..data import tables
 from ..data.schemas import LOSSLESS_CASTS
 from ..data.sql import quoted
+from ..data.table_properties import set_property
 from ..env import Env
 from ..errors import MlopsError, unknown
 from . import feature_model, feature_tables
@@ -117,6 +119,7 @@ def spec_of(model_uri: str) -> FeatureSpec:
         text = Path(repository.download_artifacts(SPEC_FILE, dst_path=folder)).read_text("utf-8")
     return from_yaml(text, f"{model_uri}: {feature_model.SPEC}")
 
+@lru_cache(maxsize=2)
 def packed_spec(files: bytes,  # a packed model, see `scoring.packed`
                 model_uri: str) -> FeatureSpec:  # for messages
     "Return the feature spec of a packed model; raise MlopsError if it was logged without one."
@@ -306,7 +309,7 @@ class DatabricksFeatures(FeatureEngineeringClient):
             raise MlopsError(f"ttl={ttl} for {source_table_name} is not supported",
                              "leave it out: Databricks' online store keeps rows until they are deleted")
         full = self.env.table(source_table_name)
-        feature_tables.set_property(self.spark, self.env, full, "delta.enableChangeDataFeed", "true")
+        set_property(self.spark, self.env, full, "delta.enableChangeDataFeed", "true")
         self.client.publish_table(online_store=online_store, source_table_name=full,
                                   online_table_name=f"{full}_online", publish_mode="TRIGGERED")
         return None, None

@@ -20,7 +20,7 @@ from mlops_nb.flights.feature_engineering import (
     great_circle,
     recent_columns,
 )
-from .ingest import FLIGHTS_FILE, check_flight_source
+from .ingest import FLIGHTS_FILE, check_flight_source, ingest_source
 from ..models.problem_types import BINARY
 from ..workflow.calendars import sql_moment
 from ..workflow.use_case import UseCase, band_sql, function_lookups, table_lookups
@@ -94,4 +94,4 @@ FLIGHTS = UseCase(
     features=FEATURES, categorical=CATEGORICAL, lookups=feature_lookups, feature_tables=FEATURE_TABLES,
     functions=REQUEST_FUNCTIONS, baseline=BASELINE, slices=SLICES,
     calendar=CALENDAR, day="flight_day", prediction_time="prediction_time", label_known_at="arrival_known_at",
-    check_source=check_flight_source)
+    check_source=check_flight_source, ingest=ingest_source)

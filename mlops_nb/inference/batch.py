@@ -21,7 +21,7 @@ def check_trained_before(version, first: date):  # the first day to be predicted
     if trained > first:
         raise ParameterError(f"version {version.version} of model {version.name} was trained as of {trained}, "
                              f"so it cannot predict {first}",
-                             f"predict days from {trained} on, or use an earlier version")
+                             f"predict days from {trained} on, or name an earlier version: -p model_version=…")
 
 # %% ../../nbs/inference/00_batch.ipynb #6cc286d9
 def with_origin(scored,  # DataFrame with the column prediction

@@ -54,17 +54,17 @@ def check_values_of_run(home: Home, key: str, job: dict,  # job: with the select
     check_first_day(values)
     home.check_values(passed, "" if is_called else key)
 
-def first_row(target: str) -> dict:
+def first_row(target: str, trigger: run_store.RunTrigger | None = None) -> dict:
     "Return what the references to a run can read before it is recorded; it has no number yet."
-    now = run_store.now()
-    return {"run_id": 0, "target": target, "start_time": now, "trigger_time": now, "trigger_type": "ONE_TIME",
-            "repair_count": 0}
+    now, trigger = run_store.now(), trigger or run_store.RunTrigger()
+    return {"run_id": 0, "target": target, "start_time": now, "trigger_time": trigger.time or now,
+            "trigger_type": trigger.type, "trigger_details": trigger.details, "repair_count": 0}
 
 def begin_run(home: Home, key: str,  # of the job
               given: dict,  # parameters, name -> string
               caller: Step | None = None,  # the run_job task that starts the run
               only: list[str] | None = None,  # task keys, as in run-now
-              trigger_time: int | None = None,
+              trigger: run_store.RunTrigger | None = None,  # of a scheduled run
               request: dict | None = None) -> JobRun:  # of a server's user, as for `run_store.record_run`
     "Check everything that can be checked without running, and record a new run of a job. An error leaves no run."
     job = home.bundle.job(key)
@@ -77,12 +77,13 @@ def begin_run(home: Home, key: str,  # of the job
         context = make_run(home, key, row["run_id"], tasks, caller).context(row)
         return job_parameters(job, given, context, is_deployed=bool(home.deployed))
 
-    values = parameters(first_row(home.bundle.target))
+    values = parameters(first_row(home.bundle.target, trigger))
     check_values_of_run(home, key, job | {"tasks": tasks}, values, is_called=caller is not None)
     home.prepare_state()
-    trigger_type, parent_run_id = ("RUN_JOB_TASK", caller.run.run_id) if caller else ("ONE_TIME", None)
+    if caller: trigger = run_store.RunTrigger("RUN_JOB_TASK")
+    parent_run_id = caller.run.run_id if caller else None
     run_id = run_store.record_run(home.store, key, home.bundle.target, parameters, [task["task_key"] for task in tasks],
-                                  home.variables, trigger_type, trigger_time, parent_run_id,
+                                  home.variables, trigger, parent_run_id,
                                   (caller.key, caller.attempt) if caller else None, request)
     recorded = json.loads(run_store.get_run(home.store, run_id)["parameters"])  # the same that a repair would use
     return make_run(home, key, run_id, tasks, caller, recorded)

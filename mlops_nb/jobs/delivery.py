@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MlopsError, unknown, what_exists
-from .notices import Notice, email_text
+from .notices import Notice, email_text, message_name
+from ..webhook_signatures import signed_headers
 
 # %% ../../nbs/jobs/05_delivery.ipynb #1e5c2f62
-DESTINATION_FIELDS = ("url", "username", "password")
+DESTINATION_FIELDS = ("url", "username", "password", "token", "secret")
 DESTINATION_HINT = 'write {"<id>": {"url": "https://…", "username": "…", "password": "secrets/<scope>/<key>"}}'
 
 def check_destination(name: str, destination: Any, file: Path) -> None:
@@ -105,7 +107,9 @@ def no_credentials(request: Any) -> Any:  # requests PreparedRequest
     return request
 
 def post(url: str, body: Mapping, seconds: float,  # to wait for the connection and for each part of the answer
-         username: str = "", password: str = "") -> str:  # such as "200 OK"
+         username: str = "", password: str = "", token: str = "",
+         secret: str = "",  # signs the body
+         delivery_id: str = "") -> str:  # such as "200 OK"; delivery_id: the same in each attempt; a new one if empty
     "Call a webhook."
     import requests
 
@@ -113,10 +117,14 @@ def post(url: str, body: Mapping, seconds: float,  # to wait for the connection 
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise MlopsError("its url is not of the form https://host/path (username and password are fields of their own)")
     auth = (username.encode(), password.encode()) if username or password else no_credentials
+    content = json.dumps(body).encode()
+    headers = {"User-Agent": "mlops_nb", "Content-Type": "application/json",
+               **signed_headers(secret, delivery_id or str(uuid.uuid4()), content)}
+    if token: headers["Authorization"] = f"Bearer {token}"
     with requests.Session() as session:
         for scheme in ("http://", "https://"): session.mount(scheme, webhook_adapter())
         try:
-            response = session.post(url, json=body, auth=auth, headers={"User-Agent": "mlops_nb"}, timeout=seconds,
+            response = session.post(url, data=content, auth=auth, headers=headers, timeout=seconds,
                                     allow_redirects=False, stream=True)  # the answer's body is not read
         except requests.RequestException as error: raise MlopsError(request_error_text(error)) from None
     answer = f"{response.status_code} {response.reason}"
@@ -179,8 +187,7 @@ def write_to_outbox(to: str, body: Mapping, state: Path) -> str:  # what was don
     outbox = state / "outbox"
     outbox.mkdir(parents=True, exist_ok=True)
     content = bytes(email_message(to, body, "mlops@localhost"))
-    event = body["event_type"].removeprefix("jobs.")
-    prefix = f"{time.strftime('%Y%m%dT%H%M%S')}-run-{body['run']['run_id']}-{event}-"
+    prefix = f"{time.strftime('%Y%m%dT%H%M%S')}-{message_name(body)}-"
     with NamedTemporaryFile("wb", dir=outbox, prefix=prefix, suffix=".eml", delete=False) as file: file.write(content)
     return f"kept in outbox/{Path(file.name).name}, since MLOPS_SMTP is not set"
 
@@ -225,14 +232,15 @@ def redact(text: str, secrets: list[str]) -> str:  # one line of at most 300 cha
 
 # %% ../../nbs/jobs/05_delivery.ipynb #6848f64b
 def call_webhook(name: str, body: Mapping, known: Mapping[str, Mapping], seconds: float,
-                 secrets: list[str]) -> str:  # `secrets` is extended
+                 secrets: list[str], delivery_id: str = "") -> str:  # `secrets` is extended
     "Notify one notification destination."
     if name not in known: raise MlopsError(f"no notification destination {name!r} here; {what_exists(name, known)}")
     values = {key: secret_value(value) for key, value in known[name].items()}
     username, password = values.get("username", ""), values.get("password", "")
     path = urlsplit(values["url"]).path.strip("/")
-    secrets += [values["url"], path, password, b64encode(f"{username}:{password}".encode()).decode()]
-    return post(values["url"], body, seconds, username, password)
+    token, secret = values.get("token", ""), values.get("secret", "")
+    secrets += [values["url"], path, password, b64encode(f"{username}:{password}".encode()).decode(), token, secret]
+    return post(values["url"], body, seconds, username, password, token, secret, delivery_id)
 
 def send_email(to: str, body: Mapping, state: Path, seconds: float, secrets: list[str]) -> str:
     "Notify one e-mail address."
@@ -242,11 +250,12 @@ def send_email(to: str, body: Mapping, state: Path, seconds: float, secrets: lis
     secrets += [server.password]
     return try_twice(lambda: submit_email(to, body, server, seconds))
 
-def deliver(notice: Notice, body: Mapping, known: Mapping[str, Mapping], state: Path, seconds: float) -> Delivery:
+def deliver(notice: Notice, body: Mapping, known: Mapping[str, Mapping], state: Path, seconds: float,
+            delivery_id: str = "") -> Delivery:  # delivery_id: as of `post`
     "Notify one receiver and return the result; an error is a result too."
     secrets: list[str] = []
     try:
-        if notice.kind == "webhook": detail = call_webhook(notice.to, body, known, seconds, secrets)
+        if notice.kind == "webhook": detail = call_webhook(notice.to, body, known, seconds, secrets, delivery_id)
         else: detail = send_email(notice.to, body, state, seconds, secrets)
         return Delivery(notice.event, notice.to, True, redact(detail, secrets))
     except Exception as error:  # of any kind: a notification never fails a job

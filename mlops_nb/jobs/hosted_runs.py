@@ -75,13 +75,15 @@ class RunHost:
 
     def begin(self, target: str, job: str, given: dict,  # given: parameters
               only: list[str] | None = None, user: str = "", token: str = "",
-              queued: bool | None = None) -> int:  # queued: whether it waits for a slot; None: as the job says
+              queued: bool | None = None,  # whether it waits for a slot; None: as the job says
+              trigger: run_store.RunTrigger | None = None) -> int:  # of a scheduled run
         "Start a run and return its id; for a known token the id of the run that it started."
         home = self.home(target, {}, job)
         if queued is not None: home.bundle.job(job)["queue"] = {"enabled": queued}
         with self.tokens if token else ExitStack():  # no second request looks before the first has recorded its run
             if token and (number := run_with_token(self.store, token, job, target)): return number
-            run = begin_run(home, job, given, only=only, request={"user_name": user, "token": token or None})
+            run = begin_run(home, job, given, only=only, trigger=trigger,
+                            request={"user_name": user, "token": token or None})
         return self.execute(run)
 
     def repair(self, run_id: int, names: list[str] | None = None,  # tasks to run again; None: those that failed
@@ -137,6 +139,6 @@ def remove_run(store: run_store.RunStore, state: Path, run_id: int) -> None:
         numbers = [row["run_id"] for row in connection.execute(
             "with recursive called(run_id) as (values (?) union select runs.run_id from runs join called "
             "on runs.parent_run_id = called.run_id) select run_id from called", (run_id,))]
-        for table in ("tasks", "deliveries", "stop_requests", "runs"):
+        for table in ("tasks", "deliveries", "stop_requests", "run_triggers", "runs"):
             connection.executemany(f"delete from {table} where run_id = ?", [(number,) for number in numbers])
     for number in numbers: shutil.rmtree(state / "runs" / str(number), ignore_errors=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'WAITING', 'SKIPPED', 'EVENT_VERBS', 'event_of', 'Notice', 'is_silenced', 'notifications', 'payload',
-           'email_text']
+           'message_name', 'email_text']
 
 # %% ../../nbs/jobs/04_notices.ipynb #f374e30b
 from collections.abc import Mapping
@@ -79,8 +79,16 @@ def payload(event: str, job_id: int | str, job_name: str, run_id: int | str,
 EVENT_VERBS = {"on_start": "started", "on_success": "succeeded", "on_failure": "failed", WAITING: "waits for approval",
                "on_duration_warning_threshold_exceeded": "runs longer than expected"}
 
+def message_name(body: Mapping) -> str:
+    "A short name of a message, for its file."
+    if "alert" in body: return f"alert-{body['alert']['alert']['id']}"
+    return f"run-{body['run']['run_id']}-{body['event_type'].removeprefix('jobs.')}"
+
 def email_text(body: Mapping) -> tuple[str, str]:  # subject, text
     "An e-mail with the content of the webhook's body."
+    if "alert" in body:
+        alert = body["alert"]
+        return alert["title"], f"{alert.get('description') or alert['title']}\n\nMore: mlops alerts history\n"
     run, event = body["run"], body["event_type"].removeprefix("jobs.")
     name, task = body["job"]["name"], body.get("task")
     sender = f"Task {task['task_key']} of job {name}" if task else f"Job {name}"

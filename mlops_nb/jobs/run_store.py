@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['OWNER', 'SCHEMA', 'ACTIVE', 'STATE_RULE', 'REMOVALS', 'REMOVAL', 'KILLED', 'system_text', 'this_place',
            'process_start', 'owner', 'is_running', 'liveness', 'origin', 'now', 'RunStore', 'folder_of_attempt',
-           'insert', 'active_runs', 'record_run', 'take_slot', 'update_run', 'save_task', 'save_deliveries',
-           'removal_note', 'removal_text', 'note_of_removal', 'running_error', 'reopen_run', 'holder_text',
-           'request_stop', 'is_stop_requested', 'called_runs', 'open_attempts', 'end_killed', 'with_current_state',
-           'with_attempt_state', 'get_run', 'list_runs', 'has_table', 'job_title', 'list_tasks', 'latest_attempts']
+           'insert', 'active_runs', 'RunTrigger', 'trigger_details', 'insert_request', 'record_run', 'take_slot',
+           'update_run', 'save_task', 'save_deliveries', 'removal_note', 'removal_text', 'note_of_removal',
+           'running_error', 'reopen_run', 'holder_text', 'request_stop', 'is_stop_requested', 'called_runs',
+           'open_attempts', 'end_killed', 'with_current_state', 'with_attempt_state', 'get_run', 'list_runs',
+           'has_table', 'job_title', 'list_tasks', 'latest_attempts']
 
 # %% ../../nbs/jobs/00_run_store.ipynb #903ef862
 import json
@@ -113,6 +114,16 @@ create table if not exists deliveries (
   detail text not null, time integer not null);
 create table if not exists requests (run_id integer primary key, user_name text not null, token text unique);
 create table if not exists stop_requests (run_id integer primary key, time integer not null);
+create table if not exists run_triggers (run_id integer primary key, details text not null);
+create table if not exists trigger_states (
+  kind text not null, job text not null, target text not null, trigger_key text not null, since integer not null,
+  handled integer not null, is_paused integer not null, known text not null, version integer not null,
+  primary key (kind, job, target, trigger_key));
+create table if not exists fires (
+  kind text not null, job text not null, target text not null, trigger_key text not null, fire_time integer not null,
+  state text not null, details text not null, owner text not null, claim_time integer not null, run_id integer,
+  message text not null default '', primary key (kind, job, target, trigger_key, fire_time));
+create table if not exists schedulers (owner text primary key, start_time integer not null);
 create table if not exists created_jobs (
   job_id integer primary key autoincrement, settings text not null, target text not null, catalogs text not null,
   creator text not null, created_time integer not null, deleted_time integer);
@@ -204,30 +215,46 @@ def active_runs(connection: sqlite3.Connection, job: str, target: str) -> list[i
     return [row["run_id"] for row in running if liveness(row["owner"]) != "dead"]
 
 # %% ../../nbs/jobs/00_run_store.ipynb #b22df422
+@dataclass(frozen=True)
+class RunTrigger:
+    "Why a run begins."
+    type: str = "ONE_TIME"  # PERIODIC, ONE_TIME, RUN_JOB_TASK, FILE_ARRIVAL, TABLE, CONTINUOUS
+    time: int | None = None  # the fire time, ms; None: when the run is recorded
+    details: dict = field(default_factory=dict)  # more values of {{job.trigger.…}}
+
+def trigger_details(store: RunStore, run_id: int) -> dict:
+    "Return the values of `{{job.trigger.…}}` that only some triggers have."
+    rows = store.rows("select details from run_triggers where run_id = ?", run_id)
+    return json.loads(rows[0]["details"]) if rows else {}
+
+def insert_request(connection: sqlite3.Connection, run_id: int, request: dict) -> None:
+    "Record who requested a run, and its token; an error if another run has the token."
+    connection.execute("insert into requests (run_id, user_name, token) values (?, ?, ?)",
+                       (run_id, request["user_name"], request["token"]))
+
 def record_run(store: RunStore, job: str, target: str,
                parameters: dict | Callable[[dict], dict],  # name -> string, or a function of the row that returns them
                task_keys: list[str],  # of the tasks to run; one at least
                variables: dict | None = None,  # given by --var; a repair uses them again
-               trigger_type: str = "ONE_TIME",  # PERIODIC, ONE_TIME, RUN_JOB_TASK, …
-               trigger_time: int | None = None,  # ms; now by default
+               trigger: "RunTrigger | None" = None,  # why the run begins; a person by default
                parent_run_id: int | None = None,
                calling_attempt: tuple[str, int] | None = None,  # task_key, attempt_number of the parent's run_job task
                request: dict | None = None  # of a server's user: user_name, and token, which no other run has
                ) -> int:  # run_id
     "Record a new run completely or, after any error, not at all; it is QUEUED until `take_slot`."
     if not task_keys: raise MlopsError(f"a run of job {job!r} without tasks", "select one task at least")
-    start_time = now()
+    start_time, trigger = now(), trigger or RunTrigger()
     row = dict(job=job, target=target, parameters="{}", tasks=json.dumps(task_keys),
-               variables=json.dumps(variables or {}), trigger_type=trigger_type,
-               trigger_time=trigger_time or start_time, life_cycle_state="QUEUED", start_time=start_time,
+               variables=json.dumps(variables or {}), trigger_type=trigger.type,
+               trigger_time=trigger.time or start_time, life_cycle_state="QUEUED", start_time=start_time,
                repair_count=0, parent_run_id=parent_run_id, owner=owner())
     with store.connect() as connection:  # one transaction
         row["run_id"] = insert(connection, "runs", row)
-        values = parameters(row) if callable(parameters) else parameters
+        if trigger.details:
+            insert(connection, "run_triggers", {"run_id": row["run_id"], "details": json.dumps(trigger.details)})
+        values = parameters(row | {"trigger_details": trigger.details}) if callable(parameters) else parameters
         insert(connection, "runs", row | {"parameters": json.dumps(values)})
-        if request:
-            names = "insert into requests (run_id, user_name, token) values (?, ?, ?)"
-            connection.execute(names, (row["run_id"], request["user_name"], request["token"]))
+        if request: insert_request(connection, row["run_id"], request)
         if calling_attempt:
             connection.execute("update tasks set child_run_id = ? where run_id = ? and task_key = ? "
                                "and attempt_number = ?", (row["run_id"], parent_run_id, *calling_attempt))

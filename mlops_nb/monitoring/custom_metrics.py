@@ -22,7 +22,7 @@ import pyarrow as pa
 from ..data.sql import names_in, with_double_literals
 from ..data.tables import short_error
 from ..errors import MlopsError, unknown, what_exists
-from .drift import comparisons, drift_row
+from .drift import comparisons, drift_key
 from .quality import EVALUATED_METRICS, LABEL_METRICS, REGRESSION_METRICS
 from .windows import GROUP, METRIC_TYPES, CustomMetric, Monitor
 
@@ -144,32 +144,31 @@ def sql_column(metric: CustomMetric, sql: str, frame):  # frame: DataFrame with 
 def aggregate_table(groups, metrics: list[CustomMetric], columns: list) -> pa.Table:  # columns: one of each metric
     "Compute the aggregates of each group in one query; if it fails, the error names the first metric that fails alone."
     from pyspark.errors import PySparkException
-    grouped = groups.groupBy("group_id")
+    grouped = groups.groupBy(*GROUP)
     try: return grouped.agg(*columns).toArrow()
     except PySparkException:
         for metric, column in zip(metrics, columns, strict=True):
             with engine_errors(metric): grouped.agg(column).toArrow()
         with engine_errors(*dict.fromkeys(metrics)): raise
 
-def aggregate_values(groups,  # DataFrame with group_id and the needed columns
-                     names: pd.DataFrame,  # from `group_names`
+def aggregate_values(groups,  # DataFrame with GROUP and the needed columns
                      monitor: Monitor) -> dict[tuple, dict]:  # {(*GROUP, column_name): {metric: value}}
     "Compute the aggregates of each group."
     pairs = [(metric, column) for metric in metrics_of_type(monitor, AGGREGATE) for column in metric.input_columns]
     if not pairs: return {}
     columns = [sql_column(metric, aggregate_sql(metric, column, monitor), groups).alias(f"value_{i}")
                for i, (metric, column) in enumerate(pairs)]
-    keys, values = dict(zip(names.group_id, row_keys(names, GROUP), strict=True)), {}
-    table = aggregate_table(groups, [metric for metric, _ in pairs], columns)
+    table, values = aggregate_table(groups, [metric for metric, _ in pairs], columns), {}
     for row in table.to_pylist():
+        key = tuple(row[name] for name in GROUP)
         for i, (metric, column) in enumerate(pairs):
-            values.setdefault((*keys[row["group_id"]], column), {})[metric.name] = row[f"value_{i}"]
+            values.setdefault((*key, column), {})[metric.name] = row[f"value_{i}"]
     return values
 
 def row_keys(frame: pd.DataFrame, columns: Iterable[str]) -> list[tuple]:
     "Return these columns of each row as a tuple, with None in place of NaN and NaT."
-    rows = frame[list(columns)].itertuples(index=False)
-    return [tuple(None if pd.isna(value) else value for value in row) for row in rows]
+    columns = [frame[name].astype(object).where(frame[name].notna(), None) for name in columns]
+    return list(zip(*columns, strict=True))
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #477f607b
 def derived_values(spark, metric: CustomMetric,
@@ -204,7 +203,9 @@ def drift_values(spark, metric: CustomMetric,
     "Compute a drift metric for each comparison."
     numbered = rows[[*GROUP, "column_name", "count"]].assign(place=range(len(rows)))
     pairs = list(comparisons(numbered[numbered.column_name.isin(metric.input_columns)]))
-    keys = row_keys(pd.DataFrame([drift_row(*pair) for pair in pairs], columns=DRIFT_KEY), DRIFT_KEY)
+    groups = [drift_key(kind, *(tuple(getattr(side, name) for name in GROUP) for side in (row, base)))
+              | {"column_name": row.column_name} for kind, row, base in pairs]
+    keys = row_keys(pd.DataFrame(groups, columns=DRIFT_KEY), DRIFT_KEY)
     sides = {"current_df": [row.place for _, row, _ in pairs], "base_df": [base.place for *_, base in pairs]}
     table = pa.table({side: profile.take(pa.array(places, pa.int64())).to_struct_array()
                       for side, places in sides.items()})
@@ -212,9 +213,10 @@ def drift_values(spark, metric: CustomMetric,
 
 # %% ../../nbs/monitoring/04_custom_metrics.ipynb #c5870512
 NOT_METRICS = ("window", "log_type", "logging_table_commit_version", "monitor_version", "granularity", "model_id",
-               "slice_key", "slice_value", "column_name", "data_type")
-HOME_COLUMNS = ("window_start", "compared_start", "labelled", "evaluated", "label_mean", "probability_mean",
-                "prediction_mean", "aggregates")  # columns of `Measured` that are not in Databricks' tables
+               "slice_key", "slice_value", "column_name", "data_type", "window_date")
+HOME_COLUMNS = ("window_start", "compared_start", "window_date", "labelled", "evaluated", "label_mean",
+                "probability_mean", "prediction_mean", "percent_label_missing",
+                "aggregates")  # columns of `Measured` that are not in Databricks' tables
 
 def check_names(monitor: Monitor, built_in: Iterable[str]):  # the columns of both metric tables
     "Raise MlopsError if a custom metric has the name of another column of the metric tables."
@@ -265,7 +267,8 @@ def metrics_frame(spark, metric: CustomMetric, monitor: Monitor,
     "Return a DataFrame with the metrics that a derived or drift metric can use."
     from pyspark.sql.functions import struct
     from pyspark.sql.pandas.types import from_arrow_schema
-    columns = {name: kind for name, kind in profile_columns.items() if name not in NOT_METRICS}
+    hidden = (*NOT_METRICS, *HOME_COLUMNS)
+    columns = {name: kind for name, kind in profile_columns.items() if name not in hidden}
     columns |= arrow_columns(monitor, *USED_TYPES[metric.type])
     frame = spark.createDataFrame([], from_arrow_schema(pa.schema(columns)))
     if metric.type != DRIFT: return frame
@@ -285,5 +288,6 @@ def check_custom_metrics(rows, monitor: Monitor,  # rows: DataFrame to be monito
         frame, known = rows, set(rows.columns)
         if metric.type != AGGREGATE:
             frame = metrics_frame(rows.sparkSession, metric, monitor, profile_columns)
-            known = set(profile_columns) - set(NOT_METRICS) | {*arrow_columns(monitor, *USED_TYPES[metric.type])}
+            usable = arrow_columns(monitor, *USED_TYPES[metric.type])
+            known = set(profile_columns) - {*NOT_METRICS, *HOME_COLUMNS} | {*usable}
         for sql in all_sql(metric, monitor): check_analysis(metric, frame, sql, known)

@@ -46,7 +46,8 @@ def metric_of(rows: pd.DataFrame, path: str) -> pd.Series:  # numbers, NaN where
     return pd.to_numeric(values)
 
 # %% ../../nbs/monitoring/06_metric_paths.ipynb #0a844b17
-TABLE_METRICS = (*EVALUATED_METRICS, *LABEL_METRICS, *REGRESSION_METRICS, *FAIRNESS_METRICS, "confusion_matrix")
+TABLE_METRICS = ("percent_label_missing", *EVALUATED_METRICS, *LABEL_METRICS, *REGRESSION_METRICS, *FAIRNESS_METRICS,
+                 "confusion_matrix")
 
 def check_column(metric: str, column: str, columns: Iterable[str]) -> None:  # columns: those with values of the metric
     "Raise MlopsError unless a metric has values for a column."
@@ -85,8 +86,6 @@ def number_paths(name: str, kind: pa.DataType) -> list[str]:  # none for lists, 
 def metric_types(monitor: Monitor) -> dict:  # {name: Arrow type}
     "Return the metrics that both metric tables can have, and those of the thresholds' home."
     types = profile_columns("model_id") | drift_columns("model_id")
-    types |= dict.fromkeys(("labelled", "evaluated"), pa.int64())
-    types |= dict.fromkeys(("label_mean", "probability_mean", "prediction_mean"), pa.float64())
     types |= custom_metrics.arrow_columns(monitor, *windows.METRIC_TYPES)
     return {name: kind for name, kind in types.items() if name not in (*custom_metrics.NOT_METRICS, "window_cmp")}
 

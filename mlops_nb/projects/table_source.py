@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['DAY', 'PREDICTION_TIME', 'LABEL_KNOWN_AT', 'FILE_SUFFIXES', 'TableSource', 'is_table_name', 'check_table_source',
            'read_rows', 'label_sql', 'known_at_sql', 'bronze_columns', 'rows_known_before', 'check_source_columns',
-           'check_source_keys', 'ingest', 'feature_query', 'question_columns', 'looked_up', 'table_use_case', 'Ingest',
-           'ingest_in', 'first_rows']
+           'check_source_keys', 'source_state', 'change_of_source', 'new_rows', 'ingest', 'feature_query',
+           'question_columns', 'looked_up', 'table_use_case', 'Ingest', 'ingest_in', 'first_rows']
 
 # %% ../../nbs/projects/10_table_source.ipynb #214df2e9
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,16 @@ import pandas as pd
 from .. import task
 from ..data import tables
 from ..data.pandas_frames import to_pandas
+from mlops_nb.data.progress import (
+    AFTER_ALL,
+    BEFORE_ALL,
+    Progress,
+    digest_of,
+    earliest_change,
+    read_progress,
+    span_to_compute,
+    write_progress,
+)
 from ..data.session import get_spark
 from ..data.sql import quoted, sql_text
 from ..env import Env, load_env
@@ -130,29 +141,62 @@ def check_source_keys(table_source: TableSource, rows, source: str) -> None:  # 
         raise MlopsError(f"{count:,} values of {names} are those of several rows of {source}, such as {shown}",
                          "keep one row of each key")
 
+def source_state(spark, env: Env, source: str) -> dict[str, Any]:  # by the name of the source
+    "Return the version of a table, or the digest of a file: it changes when the source does."
+    if is_table_name(source): return {source: tables.version(spark, env, source)}
+    with (env.root / source).open("rb") as file: return {source: hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+
+def change_of_source(spark, env: Env, table_source: TableSource, source: str, before: Any, after: Any) -> datetime:
+    "Return the time of the earliest row of a source that changed; BEFORE_ALL if that is not known."
+    if before == after: return AFTER_ALL
+    if before is None or table_source.time is None or not is_table_name(source): return BEFORE_ALL
+    name = table_source.names.get(table_source.time, table_source.time)
+    return earliest_change(spark, env, source, f"CAST({quoted(name)} AS TIMESTAMP)", before, after)
+
+def new_rows(table_source: TableSource, rows, since: datetime):  # DataFrames with the columns of bronze
+    "Return the rows whose question, or whose label, became known since a time."
+    if table_source.time is None or since == BEFORE_ALL: return rows
+    times = (f"CAST({quoted(table_source.time)} AS TIMESTAMP)", known_at_sql(table_source))
+    return rows.where(" OR ".join(f"{time} >= {sql_moment(since)}" for time in dict.fromkeys(times)))
+
 def ingest(table_source: TableSource, spark, env: Env, source: str, cut: datetime) -> int:  # the number of rows changed
-    "Merge the rows of a source that were known before the cut into the bronze table."
+    """Bring the bronze table up to the cut: the rows that were known before it.
+
+    If the source is that of the last run, only rows with a new fact are merged. Of a table that changed, the rows since
+    the earliest change are; of a file that changed, all."""
+    bronze, definition = table_source.bronze, digest_of(table_source)
+    state = source_state(spark, env, source)
+    progress = read_progress(spark, env, bronze)
+    if progress and progress.definition != definition: progress = None
+    before = progress.inputs.get(source) if progress else None
+    changed = change_of_source(spark, env, table_source, source, before, state[source])
+    span = span_to_compute(progress, cut if table_source.time else AFTER_ALL, changed)
+    if span is None: return 0
     rows = read_rows(spark, env, table_source, source)
     check_source_columns(table_source, rows.columns, source)
-    rows = rows_known_before(table_source, rows.selectExpr(*bronze_columns(table_source)), cut)
-    check_source_keys(table_source, rows, source)
-    label = quoted(table_source.label)
-    return tables.merge(spark, env, table_source.bronze, rows, list(table_source.key),
-                        f"s.{label} IS NOT NULL OR t.{label} IS NULL")
+    rows = rows.selectExpr(*bronze_columns(table_source))
+    if before != state[source]: check_source_keys(table_source, rows, source)
+    rows, label = rows_known_before(table_source, new_rows(table_source, rows, span[0]), span[1]), table_source.label
+    merged = tables.merge(spark, env, bronze, rows, list(table_source.key),
+                          f"s.{quoted(label)} IS NOT NULL OR t.{quoted(label)} IS NULL")
+    write_progress(spark, env, bronze, Progress(span[1], state, definition))
+    return merged
 
 # %% ../../nbs/projects/10_table_source.ipynb #5d9c7594
 def feature_query(table_source: TableSource, features: Sequence[str]) -> FeatureQuery:
     "Return the feature table of a source."
     columns = [*table_source.key, *features]
-    time = table_source.time
-    def query(cut: datetime) -> str:
-        selected = ", ".join(quoted(name) for name in columns)
-        if time is None: return f"SELECT {selected} FROM {{{table_source.bronze}}}"
-        moment = f"CAST({quoted(time)} AS TIMESTAMP)"
-        return (f"SELECT {selected}, {moment} AS {PREDICTION_TIME} FROM {{{table_source.bronze}}} "
-                f"WHERE {moment} < {sql_moment(cut)}")
-    return FeatureQuery(table_source.feature_table, table_source.key, query, f"The columns of {table_source.name}",
-                        PREDICTION_TIME if time else None)
+    selected, bronze = ", ".join(quoted(name) for name in columns), table_source.bronze
+    about = f"The columns of {table_source.name}"
+    if table_source.time is None:
+        def all_rows(cut: datetime) -> str: return f"SELECT {selected} FROM {{{bronze}}}"
+        return FeatureQuery(table_source.feature_table, table_source.key, all_rows, about)
+    moment = f"CAST({quoted(table_source.time)} AS TIMESTAMP)"
+    def rows_since(cut: datetime, since: datetime) -> str:
+        return (f"SELECT {selected}, {moment} AS {PREDICTION_TIME} FROM {{{bronze}}} "
+                f"WHERE {moment} >= {sql_moment(since)} AND {moment} < {sql_moment(cut)}")
+    return FeatureQuery(table_source.feature_table, table_source.key, rows_since, about, PREDICTION_TIME,
+                        {bronze: moment})
 
 def question_columns(table_source: TableSource) -> list[str]:  # SQL expressions on the bronze table
     "Return the columns of a row to predict: its key, and its times."
@@ -188,11 +232,13 @@ def table_use_case(table_source: TableSource, model: str, problem: ProblemType, 
         own = FeatureLookup(env.source_table(table_source.feature_table), list(table_source.key), columns_looked_up,
                             timestamp_lookup_key=PREDICTION_TIME if has_time else None)
         return [own, *function_lookups(env, functions)]
+    def ingest_rows(spark, env: Env, source: str, cut: datetime) -> int:
+        return ingest(table_source, spark, env, source, cut)
     times = {"day": DAY, "prediction_time": PREDICTION_TIME, "label_known_at": LABEL_KNOWN_AT} if has_time else {}
     of_table = {"key": table_source.key, "label": label, "rows": rows, "labels": labels, "source": (bronze,),
                 "features": tuple(features), "lookups": lookups, "functions": functions,
                 "feature_tables": (feature_query(table_source, columns_looked_up),),
-                "calendar": table_source.calendar, "check_source": check_table_source, **times}
+                "calendar": table_source.calendar, "check_source": check_table_source, "ingest": ingest_rows, **times}
     return UseCase(**{"model": model, "problem": problem, **of_table, **declarations})
 
 # %% ../../nbs/projects/10_table_source.ipynb #ba10fc36

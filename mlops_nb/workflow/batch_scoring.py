@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'PROVENANCE_COLUMNS', 'SEARCHED_DAYS', 'PAST', 'LONG', 'MOST_SLICES', 'prediction_columns',
-           'prediction_key', 'added_columns', 'with_missing_features', 'predict_rows', 'no_rows', 'write_predictions',
-           'shown_columns', 'count_scores', 'means_by', 'plot_days', 'plot_slice_means', 'plot_score_means', 'Scoring',
-           'load_scoring', 'scored_means', 'means_text', 'threshold_text', 'actions_of', 'score_rows', 'plot_scores',
-           'finish_scoring']
+           'prediction_key', 'added_columns', 'with_missing_features', 'predict_rows', 'no_rows', 'scored_days',
+           'write_predictions', 'shown_columns', 'count_scores', 'means_by', 'plot_days', 'plot_slice_means',
+           'plot_score_means', 'Scoring', 'version_to_use', 'load_scoring', 'scored_means', 'means_text',
+           'threshold_text', 'actions_of', 'score_rows', 'plot_scores', 'finish_scoring']
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #6ce25777
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ from ..env import Env, load_env
 from ..errors import MissingError, MlopsError, ParameterError, counted, unknown
 from ..features.client import feature_client
 from ..inference.batch import check_trained_before, with_origin
+from ..models import registry
 from ..models.problem_types import operating_point
 from ..models.result_texts import times_as_much
 from ..models.scoring import version_by_alias
@@ -100,6 +101,15 @@ def no_rows(use_case: UseCase, spark, env: Env, first: date, days: int) -> Mlops
     return ParameterError(f"{what}; the table has rows of days from {oldest} to {newest}",
                           "write one of these days: -p as_of=…; or run the job features for a later day")
 
+def scored_days(spark, env: Env, rows,  # DataFrame
+                key: list[str], first: date, days: int) -> str | None:  # SQL on the table `t`; None: all rows
+    "Return the condition of the predictions to be merged with: of the same days, and of other days with the same key."
+    if not tables.exists(spark, env, PREDICTIONS) or "as_of" in key: return None
+    same = tables.read(spark, env, PREDICTIONS).select(*map(quoted, key), "as_of").join(rows.select(*key), key)
+    oldest, newest = same.selectExpr("min(as_of)", "max(as_of)").collect()[0]
+    ends = [day for day in (first, first + timedelta(days=days - 1), oldest, newest) if day]
+    return f"t.as_of >= DATE'{min(ends)}' AND t.as_of <= DATE'{max(ends)}'"
+
 def write_predictions(use_case: UseCase, spark, env: Env, version, first: date, days: int) -> int:  # rows changed
     "Score the rows of some days, starting with `first`, and merge them into the table of predictions."
     check_trained_before(version, first)
@@ -107,7 +117,9 @@ def write_predictions(use_case: UseCase, spark, env: Env, version, first: date, 
     rows = use_case.rows(spark, env, first, days)
     if not rows.head(1): raise no_rows(use_case, spark, env, first, days)
     predictions, key = predict_rows(use_case, spark, env, rows, version, first), prediction_key(use_case)
-    return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"])
+    within = scored_days(spark, env, rows, key, first, days)
+    tables.create(spark, env, PREDICTIONS, predictions.schema, key, cluster_by=("as_of",))  # a day is written alone
+    return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"], within=within)
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #22daabaa
 PAST = 28  # days before the first scored one
@@ -193,7 +205,7 @@ class Scoring:
     use_case: UseCase
     spark: Any
     env: Env
-    version: Any  # mlflow ModelVersion: the Champion, resolved once
+    version: Any  # mlflow ModelVersion: the Champion, resolved once, or the one that a backfill names
     first: date  # the first day to score
     days: int
     changed: int = 0  # rows of the table of predictions
@@ -205,13 +217,21 @@ class Scoring:
         "Return what `count_scores` returns for the days of this run."
         return count_scores(self.spark, self.env, self.first, self.days, by)
 
-def load_scoring(use_case: UseCase, target: str, as_of: str, replay_days: int = 1) -> Scoring:
-    "Resolve the days to score and the Champion; raise MlopsError for days without data, or without a Champion."
+def version_to_use(use_case: UseCase, env: Env, model_version: str) -> Any:  # mlflow ModelVersion
+    "Return the Champion, or the version that a backfill of earlier days names."
+    name = env.model(use_case.model)
+    if not model_version: return version_by_alias(env, name)
+    with registry.registry_errors(env): return registry.get_version(env, name, model_version)
+
+def load_scoring(use_case: UseCase, target: str, as_of: str, replay_days: int = 1,
+                 model_version: str = "",  # its number; empty: the Champion
+                 ) -> Scoring:
+    "Resolve the days to score and the version; raise MlopsError for days without data, or without a Champion."
     env = load_env(target)
     first = use_case.calendar.as_of_day(as_of, task.trigger_date())
     if use_case.has_time: use_case.calendar.cut_of(first, replay_days)  # an error for days after the end of the data
-    champion = version_by_alias(env, env.model(use_case.model))
-    return Scoring(use_case, get_spark(env), env, champion, first, replay_days if use_case.has_time else 1)
+    version = version_to_use(use_case, env, model_version)
+    return Scoring(use_case, get_spark(env), env, version, first, replay_days if use_case.has_time else 1)
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #75ce6b99
 def scored_means(sums: pd.DataFrame) -> tuple[int, pd.Series]:  # of predictions; the means

@@ -65,6 +65,10 @@ class Calendar:
         return self.midnight(self.check_day(day + timedelta(days=replay_days),
                                             f"the end of {replay_days} days from {day} on"))
 
+    def day_of(self, moment: datetime) -> date:
+        "Return the day to which a time with a zone belongs."
+        return moment.astimezone(ZoneInfo(self.time_zone)).date()
+
     def naive_midnight(self, day: date) -> pd.Timestamp:
         "Return the time at which a day begins as tables hold it: UTC, without a zone."
         return pd.Timestamp(self.midnight(day)).tz_localize(None)

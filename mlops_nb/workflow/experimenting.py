@@ -59,7 +59,8 @@ def predicted_answers(use_case: UseCase, spark, env: Env, first: date, as_of: da
         raise MissingError(f"{env.target} has no table {env.table(INFERENCE_LOG)}",
                            f"the requests of the endpoint fill it: mlops run inference_log -t {env.target}")
     log = tables.read(spark, env, INFERENCE_LOG).where(
-        f"as_of >= DATE'{first}' AND as_of < DATE'{as_of}' AND model_name = {sql_text(env.model(use_case.model))}")
+        f"as_of >= DATE'{first}' AND as_of < DATE'{as_of}' AND model_name = {sql_text(env.model(use_case.model))} "
+        "AND databricks_request_id IS NOT NULL")
     return log.selectExpr("as_of AS day", "row_id", "client_request_id", "CAST(model_version AS INT) AS version",
                           "CAST(prediction AS DOUBLE) AS prediction", "false AS is_error",
                           "databricks_request_id AS id")

@@ -55,7 +55,7 @@ def failing_days(refused: list[Mapping],
 
 # %% ../../nbs/workflow/41_investigation.ipynb #ebd70a61
 SCORE_TABLES = {PREDICTIONS: "batch_inference", INFERENCE_LOG: "inference_log"}  # the job that writes each table
-MONITORED_TABLE = PREDICTIONS  # the one that the job monitor measures
+MONITORED_TABLE = INFERENCE_LOG  # the one that the job monitor measures
 PROFILE_TABLE, DRIFT_TABLE = METRIC_TABLES = (f"{MONITORED_TABLE}_profile_metrics", f"{MONITORED_TABLE}_drift_metrics")
 
 @dataclass(frozen=True)

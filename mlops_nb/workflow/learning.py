@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import log_loss
 
 from mlops_nb.conf import (
     A_COUNT,
@@ -37,7 +36,7 @@ from mlops_nb.conf import (
     setting_problems,
 )
 from ..errors import MlopsError
-from ..models import calibration, fitted_model
+from ..models import calibration
 from ..models.learners import ROUNDS
 from ..models.metrics import cheapest_threshold, custom_metrics
 from ..models.tuning import tuning_problems
@@ -74,6 +73,7 @@ def unseen_predictions(use_case: UseCase, rows: pd.DataFrame, encoding: Mapping,
                        report: Callable[[np.ndarray, np.ndarray], None] = lambda prediction, is_known: None,
                        ) -> np.ndarray:
     "Return each row's prediction by a model fitted to the other blocks; call `report` after each block."
+    from mlops_nb.models import fitted_model
     label, prediction, is_known = labels_of(use_case, rows), np.empty(len(rows)), np.zeros(len(rows), bool)
     for number in np.unique(block):
         is_here = block == number
@@ -89,6 +89,7 @@ def unseen_predictions(use_case: UseCase, rows: pd.DataFrame, encoding: Mapping,
 # %% ../../nbs/workflow/05_learning.ipynb #846c1417
 def choose_calibration(label: np.ndarray, prediction: np.ndarray, block: np.ndarray) -> dict[str, float]:
     "Slope and intercept if calibration lowers the log loss of blocks that it was not fitted to; otherwise 1 and 0."
+    from sklearn.metrics import log_loss
     gains = []
     for number in np.unique(block):
         is_here = block == number
@@ -148,6 +149,7 @@ def learn(use_case: UseCase,
 
 def predict(use_case: UseCase, trained: TrainedModel, rows: pd.DataFrame) -> np.ndarray:  # float64, one per row
     "Return the predictions of some rows, as the version gives them."
+    from mlops_nb.models import fitted_model
     return fitted_model.predictions(trained.fitted, trained.encoding, rows)
 
 # %% ../../nbs/workflow/05_learning.ipynb #b36affb4

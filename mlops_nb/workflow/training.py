@@ -29,7 +29,7 @@ from ..env import Env, load_env
 from ..errors import MlopsError
 from ..features.client import feature_client
 from ..mlflow_access import mlflow_refusals
-from ..models import evidence, fitted_model, model_card, registry
+from ..models import evidence, model_card, registry
 from ..models import fingerprint as fingerprints
 from ..models.fingerprint import code_digest, data_digest, find_run, register_run
 from ..models.result_texts import metrics_text, readable_metrics, result_sentence, slices_text, use_sentence
@@ -191,6 +191,8 @@ def log_figures(folder: str, figures: Mapping) -> None:
 def log_fitted_model(data: TrainingData, trained: TrainedModel) -> None:
     "Log the model as its files and the code that reads them, with the feature spec of its training set."
     import mlflow
+
+    from mlops_nb.models import fitted_model
     use_case = data.use_case
     with tempfile.TemporaryDirectory() as folder:
         files = use_case.learner.write(Path(folder), trained.fitted, trained.encoding)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..data import tables
+from ..data.progress import BEFORE_ALL
 from ..env import Env
 from ..errors import MlopsError, unknown
 from ..features.spec import FeatureFunction, FeatureLookup
@@ -27,9 +28,16 @@ class FeatureQuery:
     "A feature table, and the query that computes its rows."
     name: str                          # of the table in the schema of the target
     key: tuple[str, ...]               # primary key without the time-series column
-    query: Callable[[datetime], str]   # from the cut of the job to SQL; {name} is the source table of that name
+    query: Callable[..., str]  # from the cut of the job to SQL; {name} is the source table of that name
     description: str
     timeseries_column: str | None = None  # of type TIMESTAMP or DATE: from when a row is known
+    # SQL by source table: the time before which a row of it changes no feature. Then `query` takes a second time, and
+    # returns the rows of the table from this time on only: with a DATE, from its day on. Empty: all rows, each time
+    affects: Mapping[str, str] = field(default_factory=dict)
+
+    def sql(self, cut: datetime, since: datetime = BEFORE_ALL) -> str:
+        "Return the query of the rows known before the cut, from `since` on."
+        return self.query(cut, since) if self.affects else self.query(cut)
 
     @property
     def primary_keys(self) -> list[str]:
@@ -66,6 +74,8 @@ class UseCase:
     learner: Learner = LIGHTGBM
     # (root of the project, parameter `source`): MlopsError if there is no such source; called before a run starts
     check_source: Callable[[Path, str], None] | None = None
+    # (spark, env, parameter `source`, cut): brings the source tables up to the cut; for a replay of days in one process
+    ingest: Callable[..., Any] | None = None
 
     def __post_init__(self):
         check_declared_columns(self)

@@ -12,6 +12,8 @@ from fastapi import APIRouter
 
 from ..env import Env
 from ..serving.places import WorkspacePlaces
+from .alert_receiver import receiver_router
+from .rest_alerts import alerts_router
 from .rest_catalog import catalog_router
 from .rest_endpoints import endpoints_router
 from .rest_files import files_router
@@ -30,6 +32,7 @@ def workspace_routers(env: Env, places: WorkspacePlaces,
                       permissions: Permissions) -> list[APIRouter]:
     "Return the routers of all calls."
     return [endpoints_router(manager, permissions), jobs_router(service, permissions),
+            alerts_router(env), receiver_router(service, permissions),
             workspace_router(places), secrets_router(env), catalog_router(env, permissions),
             files_router(env, permissions), registry_router(env, permissions),
             tracking_router(pages, places, files_api=True)]

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from ..env import Env
 from ..errors import MlopsError
 from ..jobs.execute import adopt_orphans, end_descendants
 from ..jobs.process import removed_folder
+from ..monitoring.alert_delivery import deliver_due
 from ..serving.places import WorkspacePlaces, write_running
 from ..serving.spool import has_segments
 from .app import build_app
@@ -41,6 +43,7 @@ from .model_folders import ModelFolders
 from .rest_jobs import job_service
 from .rest_mlflow import LimitedPages
 from .routers import workspace_routers
+from .scheduling import workspace_scheduler
 from .token_access import Permissions
 from .tokens import load_tokens, users_by_digest
 from .uc_models import REGISTRY_IMPORT
@@ -156,7 +159,8 @@ class Supervisor:
     "The control process of a local workspace."
 
     def __init__(self, env: Env, places: WorkspacePlaces, listener: socket.socket, workers: int,
-                 sockets: Path):  # a folder with a short name: the path of a Unix socket has at most 107 bytes
+                 sockets: Path,  # a folder with a short name: the path of a Unix socket has at most 107 bytes
+                 schedules: bool = False):  # whether the triggers of jobs and alerts fire
         self.env, self.places, self.listener, self.count, self.sockets = env, places, listener, workers, sockets
         self.children = Children(places.log, child_environment(env, sockets / "control"), env.root)
         self.host = HostChannel(self.on_event)
@@ -167,6 +171,8 @@ class Supervisor:
         self.began, self.signal = time.time(), 0
         self.end, self.tasks, self.log = asyncio.Event(), [], logging.getLogger(__name__)
         self.to_close: list[Callable[[], Any]] = []
+        self.delivery = threading.Thread()  # of messages of alerts
+        self.schedules, self.scheduler = schedules, None
         self.read_tokens()
 
     def on_event(self, event: dict) -> None:
@@ -205,6 +211,9 @@ class Supervisor:
     def application(self) -> Any:  # ASGI
         "Return the application with all parts."
         service, pages = job_service(self.env), mlflow_app(self.env)
+        if self.schedules:
+            self.scheduler = workspace_scheduler(self.env, self.places, service, self.children.environment)
+            self.to_close.append(self.scheduler.close)  # first: it starts runs
         self.to_close += [service.close, pages.close]
         permissions = Permissions(self.env.root, lambda: self.tokens)
         routers = workspace_routers(self.env, self.places, self.manager, service, pages, permissions)
@@ -232,13 +241,13 @@ class Supervisor:
         await self.children.keep(f"worker {index}", command, pass_fds=[descriptor])
 
     async def watch(self) -> None:
-        "Each second: look for new tokens, for payloads to be written, and for logs that are too long."
+        "Each second: look for new tokens, payloads to be written, messages of alerts, and logs that are too long."
         while True:
             await asyncio.sleep(1)
             if not self.places.folder.exists():
                 print(f"{self.places.folder} was removed: the workspace ends", file=sys.stderr, flush=True)
                 return self.take_signal(signal.SIGTERM)
-            for work in (self.pass_on_tokens, self.start_writer):
+            for work in (self.pass_on_tokens, self.start_writer, self.deliver_alerts):
                 try: await work()
                 except MlopsError as error: self.log.warning("%s", error)
                 except Exception: self.log.exception("%s", work.__name__)
@@ -249,6 +258,15 @@ class Supervisor:
         if "payload writer" in self.children.processes or not has_segments(self.places.spool): return
         self.children.processes["payload writer"] = None  # it is about to start
         self.tasks.append(asyncio.create_task(self.children.keep("payload writer", writer_command(self.places.spool))))
+
+    async def deliver_alerts(self) -> None:
+        "Try to deliver the messages of alerts that are due, in a thread that no receiver keeps from ending."
+        if self.delivery.is_alive(): return
+        def deliver() -> None:
+            try: deliver_due(self.env.state)
+            except Exception: self.log.exception("delivery of alerts")
+        self.delivery = threading.Thread(target=deliver, daemon=True)
+        self.delivery.start()
 
     # The whole
 
@@ -268,6 +286,7 @@ class Supervisor:
         try:
             if await self.has_started():
                 self.tasks.append(asyncio.create_task(self.watch()))
+                if self.scheduler: self.scheduler.open()
                 on_ready()
                 await self.end.wait()
         finally:
@@ -320,6 +339,7 @@ class Supervisor:
     async def stop(self, server: Any, serving: asyncio.Task) -> None:
         "Finish what was taken, then end all processes."
         self.children.is_ending = True
+        if self.scheduler: self.scheduler.closing.set()
         await self.workers.tell_all("stop", STOP_SECONDS + SHADOW_SECONDS + 5)
         await self.manager.close()
         names = [name for name in self.children.processes if name.startswith("worker ")]
@@ -345,13 +365,14 @@ def log_to(file: Path) -> None:
 
 def serve_workspace(env: Env, places: WorkspacePlaces, listener: socket.socket, workers: int, address: str,
                     on_ready: Callable[[list], None],  # called with the endpoints when the workspace answers
+                    schedules: bool = False,  # whether the triggers of jobs and alerts fire
                     ) -> int:  # the signal that ended it
     "Serve the local workspace until a signal, and end all its processes."
     adopt_orphans()
     log_to(places.log)
     with removed_folder() as folder:
         async def run() -> int:
-            supervisor = Supervisor(env, places, listener, workers, folder)
+            supervisor = Supervisor(env, places, listener, workers, folder, schedules)
             def is_ready() -> None:
                 write_running(places, address)
                 on_ready(supervisor.manager.store.endpoints())

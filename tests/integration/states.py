@@ -27,7 +27,7 @@ PROVENANCE = {"moved_at", "moved_by", "reason", "run_id"}  # columns that descri
 def environment(state: Path) -> dict[str, str]:
     "The environment of this process without the settings of other tests (MLflow stores its address in it)."
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLOPS_", "SPARK_"))}
-    return kept | {"MLOPS_STATE": str(state), "COLUMNS": "250"}
+    return kept | {"MLOPS_STATE": str(state), "COLUMNS": "250", "MLOPS_SCHEDULER": "0"}
 
 
 def mlops(state: Path, *words, code: int = 0, cwd: Path = ROOT) -> str:

@@ -22,7 +22,7 @@ from mlops_nb.features.client import spec_of
 from mlops_nb.flights.use_case import FLIGHTS
 from mlops_nb.models import registry
 from mlops_nb.serving import endpoints
-from mlops_nb.workflow import experimenting, payloads
+from mlops_nb.workflow import experimenting, inference_logging, payloads
 from mlops_nb.workflow.endpoint import follow_champion
 from mlops_nb.workflow.endpoint_check import request_columns
 
@@ -99,7 +99,7 @@ def logged(env, number: int) -> int:
         assert time.monotonic() < end, "the requests did not reach the payload table"
         time.sleep(1)
     step = payloads.load_log_step(FLIGHTS, "dev", END)
-    payloads.write_inference_log(step)
+    inference_logging.write_inference_log(step)
     assert step.notes == []
     return step.logged
 

@@ -21,8 +21,10 @@ from mlops_nb.flights.days import CALENDAR
 from mlops_nb.flights.use_case import FLIGHT_KEY, FLIGHTS, scheduled
 from mlops_nb.models import registry
 from mlops_nb.models.scoring import score, version_by_alias
+from mlops_nb.monitoring.windows import GROUP
 from mlops_nb.workflow.batch_scoring import PREDICTIONS, predict_rows, write_predictions
 from mlops_nb.workflow.feature_jobs import register_functions, write_features
+from mlops_nb.workflow.inference_logging import ingest_log
 from mlops_nb.workflow.monitoring import (
     BASELINE_TABLE,
     baseline_rows,
@@ -31,6 +33,7 @@ from mlops_nb.workflow.monitoring import (
     watched,
     write_baselines,
 )
+from mlops_nb.workflow.payloads import LogStep
 from mlops_nb.workflow.rows import training_set
 
 # MLflow warns of its own type hints, and of models without examples
@@ -181,9 +184,15 @@ def test_scoring_on_many_partitions_is_the_same(home):
 
 # the monitor
 
+def log_predictions(spark, env, day):
+    "What the job inference_log does as of a day."
+    ingest_log(LogStep(FLIGHTS, spark, env, day, env.table("no_payload")))
+
+
 def test_a_monitor_sees_the_labels_that_were_known_at_its_midnight(home):
     spark, env, _ = home
     day = FIRST + timedelta(days=2)
+    log_predictions(spark, env, day + timedelta(days=1))
     rows = watched(FLIGHTS, spark, env, day).toPandas()
     known = FLIGHTS.labels(spark, env, day).toPandas()
     assert rows.flight_day.max() == day - timedelta(days=1)
@@ -207,6 +216,7 @@ def test_the_loss_ratio_compares_the_model_with_the_heuristic_on_the_same_flight
     spark, env, _ = home
     monitor, thresholds = read_monitoring(FLIGHTS, env.root)
     day = FIRST + timedelta(days=3)
+    log_predictions(spark, env, day)
     measured, limits = monitor_predictions(FLIGHTS, spark, env, day, "1 month", monitor, thresholds)
     frames = {"INPUT": watched(FLIGHTS, spark, env, day), "BASELINE": tables.read(spark, env, BASELINE_TABLE)}
     for part, frame in frames.items():
@@ -232,6 +242,7 @@ def test_baselines_without_the_heuristic_are_scored_again(copied):
 
 def test_a_month_without_predictions_is_an_error(home):
     spark, env, _ = home
+    log_predictions(spark, env, FIRST + timedelta(days=1))
     with pytest.raises(MlopsError, match="no predictions of days before 2013-03-15"):
         watched(FLIGHTS, spark, env, FIRST)
 
@@ -276,9 +287,13 @@ def test_nothing_learnt_later_changes_what_a_monitor_measures(copied, frames, tm
     then = replace(env, lakehouse=str(tmp_path / "then"))
     learn(get_spark(then), then, frames, FIRST, 2)
     write_predictions(FLIGHTS, get_spark(then), then, version, FIRST, 2)
+    log_predictions(get_spark(then), then, day)
+    log_predictions(spark, env, day + timedelta(days=1))  # holds labels that were not known
     before, _ = monitor_predictions(FLIGHTS, get_spark(then), then, day, "1 day", monitor)
     later, _ = monitor_predictions(FLIGHTS, spark, env, day, "1 day", monitor)
     for part in ("profile", "drift"):
-        frames = [getattr(measured, part).drop(columns=["quantiles", "centre"], errors="ignore")
+        frames = [getattr(measured, part).drop(columns="logging_table_commit_version", errors="ignore")
                   for measured in (before, later)]
+        names = [frame[[*GROUP, "column_name"]].astype(str).agg("/".join, axis=1) for frame in frames]
+        frames = [frame.iloc[own.argsort()].reset_index(drop=True) for frame, own in zip(frames, names, strict=True)]
         pd.testing.assert_frame_equal(*frames)

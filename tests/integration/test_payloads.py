@@ -23,7 +23,7 @@ from mlops_nb.models import registry
 from mlops_nb.serving import payload_table
 from mlops_nb.serving.payload_table import payload_session, served_entities, write_payloads
 from mlops_nb.serving.spool import LARGEST_BODY, SpoolWriter, closed_segments
-from mlops_nb.workflow import monitoring, payloads
+from mlops_nb.workflow import inference_logging, monitoring, payloads
 
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2021, 4, 1, 12, tzinfo=UTC).timestamp()
@@ -261,7 +261,7 @@ def log_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module in (payloads, monitoring): patch.setattr(module, "load_env", lambda target: env)
         step = payloads.load_log_step(use_case, "dev", "2021-04-03")
-        step.summary = payloads.write_inference_log(step).data
+        step.summary = inference_logging.write_inference_log(step).data
         yield step
     stop()
 
@@ -279,7 +279,8 @@ def test_each_row_of_a_request_is_a_typed_row_of_the_log_with_its_version(log_ho
     assert list(rows) == [
         "delivery_id", "delivery_day", "area", "distance", "area_minutes", "reach", "asked_at", "prediction",
         "heuristic", "prediction_low", "prediction_high", "model_name", "model_version", "as_of", "read_versions",
-        "row_id", "request_time", "databricks_request_id", "row_number", "client_request_id", "status_code"]
+        "row_id", "request_time", "databricks_request_id", "row_number", "client_request_id", "status_code", "source",
+        "record_id", "row_hash", "minutes", "label_known_at"]
     expected = eval(small.FORMULAS["minutes"], {"np": np, "model_input": source})
     np.testing.assert_array_equal(rows.prediction, expected)
     np.testing.assert_array_equal(rows.distance, source.distance)
@@ -313,11 +314,11 @@ def test_a_step_logs_only_what_is_new(log_home):
     step = log_home
     version, before = tables.version(step.spark, step.env, "inference_log"), log_of(step)
     again = payloads.load_log_step(step.use_case, "dev", "2021-04-03")
-    payloads.write_inference_log(again)
-    assert "request with status 400" not in again.text and "without its bodies" not in again.text  # counted before
+    inference_logging.write_inference_log(again)
+    assert "request with status 400" not in inference_logging.log_text(again)  # counted before
     assert again.logged == 0 and tables.version(step.spark, step.env, "inference_log") == version
     later = payloads.load_log_step(step.use_case, "dev", "2021-04-05")  # the day of the second row of a request
-    payloads.write_inference_log(later)
+    inference_logging.write_inference_log(later)
     assert later.logged == 2
     rows = log_of(step)
     assert list(rows.delivery_id[rows.databricks_request_id == "request4"]) == [320, 340]
@@ -339,14 +340,14 @@ def write_baselines(step) -> None:
 def test_a_monitor_reads_the_log_with_the_labels_that_were_known(log_home):
     step, source = log_home, small.deliveries()
     for day, count, unknown in ((2, 11, {309, 314}), (3, 15, set())):
-        rows = monitoring.watched(step.use_case, step.spark, step.env, date(2021, 4, day), "inference_log").toPandas()
+        rows = monitoring.watched(step.use_case, step.spark, step.env, date(2021, 4, day)).toPandas()
         rows = rows.sort_values("row_id", ignore_index=True)
         numbers = rows.row_id.astype(int)
         assert len(rows) == count and set(numbers[rows.minutes.isna()]) == unknown
         known = rows.minutes.notna()  # also that of the row without a key
         np.testing.assert_array_equal(rows.minutes[known], source.minutes[numbers[known]])
     write_baselines(step)
-    run = monitoring.load_monitoring(step.use_case, "dev", "2021-04-03", "1 day", "inference_log")
+    run = monitoring.load_monitoring(step.use_case, "dev", "2021-04-03", "1 day")
     monitoring.measure_windows(run)
     windows = run.measured.part("INPUT")
     assert list(windows["count"]) == [11, 4]
@@ -356,8 +357,8 @@ def test_a_monitor_reads_the_log_with_the_labels_that_were_known(log_home):
         expected = np.sqrt(squares[[as_of.day == day for as_of in rows.as_of]].mean())
         assert window.root_mean_squared_error == pytest.approx(expected)
     assert tables.exists(step.spark, step.env, step.env.table("inference_log_profile_metrics"))
-    with pytest.raises(MlopsError, match="no table of predictions 'logs' in parameter 'scores'\n.*inference_log"):
-        monitoring.load_monitoring(step.use_case, "dev", "2021-04-03", "1 day", "logs")
+    with pytest.raises(MlopsError, match="no granularity 'daily'"):
+        monitoring.load_monitoring(step.use_case, "dev", "2021-04-03", "daily")
 
 
 @pytest.mark.slow
@@ -365,7 +366,7 @@ def test_labels_can_name_the_request_instead_of_the_row(log_home):
     step = log_home
     feedback = step.spark.createDataFrame([("314", 99.5)], "client_request_id STRING, minutes DOUBLE")
     use_case = replace(step.use_case, labels=lambda spark, env, as_of: feedback)
-    log = tables.read(step.spark, step.env, "inference_log")
+    log = tables.read(step.spark, step.env, "inference_log").drop("minutes", "label_known_at")
     rows = monitoring.with_request_labels(use_case, step.spark, step.env, log, date(2021, 4, 3)).toPandas()
     assert len(rows) == log.count()
     assert rows[rows.minutes.notna()][["row_id", "minutes"]].to_numpy().tolist() == [["314", 99.5]]
@@ -385,10 +386,10 @@ def test_without_an_endpoint_the_step_ends_with_a_sentence(log_home, tmp_path, m
     monkeypatch.setenv("MLOPS_TASK", str(tmp_path))
     (tmp_path / "task.json").write_text(json.dumps({"parameters": {}}))
     step = payloads.load_log_step(log_home.use_case, "dev", "2021-04-03", "nobody_payload")
-    payloads.write_inference_log(step)
+    inference_logging.write_inference_log(step)
     assert payloads.status_table(step).empty
-    payloads.finish_log(step)
-    assert "no requests yet: there is no table dev.flights.nobody_payload" in (tmp_path / "exit.txt").read_text()
+    inference_logging.finish_log(step)
+    assert "no predictions yet: there is no table dev.flights.predictions" in (tmp_path / "exit.txt").read_text()
 
 
 @pytest.mark.slow
@@ -398,6 +399,6 @@ def test_a_request_with_which_no_label_can_be_joined_is_logged_with_a_note(log_h
     fill(tmp_path, [(log_home.env.table("keyless_payload"), values(20, **entity), body("instances", keyless), answer)])
     assert write_payloads(log_home.spark, log_home.env, tmp_path) == 1
     step = payloads.load_log_step(log_home.use_case, "dev", "2021-04-03", "keyless_payload")
-    payloads.write_inference_log(step)
+    inference_logging.write_inference_log(step)
     assert step.logged == 1 and step.notes == [
         "1 prediction that no label can be joined with: a request needs delivery_id, or a client_request_id"]

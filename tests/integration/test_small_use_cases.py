@@ -14,7 +14,8 @@ from mlops_nb.commands import automl as automl_command
 from mlops_nb.data import tables
 from mlops_nb.data.session import get_spark, stop
 from mlops_nb.errors import MlopsError
-from mlops_nb.workflow import automl_search, automl_settings, batch_scoring, learning, monitoring
+from mlops_nb.workflow import automl_search, automl_settings, batch_scoring, inference_logging, learning, monitoring
+from mlops_nb.workflow.payloads import LogStep
 from mlops_nb.workflow.rows import ROW_GROUP, check_slice_sql, group_sql, labelled_rows, pin_tables
 
 # MLflow warns of its own type hints, and of models without examples
@@ -78,6 +79,7 @@ def home(request, tmp_path_factory):
     version = small.formula_version(use_case, spark, env, TAGS[use_case.model])
     changed = batch_scoring.write_predictions(use_case, spark, env, version, AS_OF, 3)
     assert changed == (30 if use_case.has_time else 400)
+    inference_logging.ingest_log(LogStep(use_case, spark, env, AS_OF + timedelta(days=3), env.table("no_payload")))
     yield use_case, spark, env, version
     stop()
 

@@ -153,7 +153,9 @@ BROKEN = [  # file, text, its replacement, the key and what both commands say ab
     ("serving.yml", "shadow: false", "shadow: sometimes", "shadow: 'sometimes' is not valid", "true or false"),
     ("retraining.yml", "max_refused: 3 ", "max_refused: 0 ", "max_refused: 0 is not valid", "a whole number from 1 on"),
     ("retraining.yml", "[schedule, alert]", "[shedule, alert]", "causes[0]: no cause 'shedule'",
-     "did you mean 'schedule'?")]
+     "did you mean 'schedule'?"),
+    ("infrastructure.yml", "metric: error_rate", "metric: eror_rate", "thresholds[1].metric: no metric",
+     "did you mean 'error_rate'?")]
 
 
 @pytest.fixture

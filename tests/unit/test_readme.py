@@ -30,7 +30,7 @@ def command_words(group, words=()):
     "The names of all commands and their options."
     for name, command in group.commands.items():
         if hasattr(command, "commands"): yield from command_words(command, (*words, name))
-        options = {option for parameter in command.params for option in parameter.opts}
+        options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
         yield " ".join((*words, name)), options | {"--help"}
 
 

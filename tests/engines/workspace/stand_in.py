@@ -68,7 +68,8 @@ class Workspace:
         "Start `mlops up`, which answers the workspace's REST calls, with a token of the target for the user."
         commands, state = Path(sys.executable).parent, self.folder / "home_state"
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ} | {
-            "MLOPS_STATE": str(state), "PYTHONPATH": str(HERE / "packages"), "STAND_IN_SERVES": "1", "TZ": "UTC"}
+            "MLOPS_STATE": str(state), "PYTHONPATH": str(HERE / "packages"), "STAND_IN_SERVES": "1", "TZ": "UTC",
+            "MLOPS_SCHEDULER": "0"}
         words = [commands / "mlops", "up", "token", USER, "-t", self.target]
         made = subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
         self.token = made.stdout.strip()

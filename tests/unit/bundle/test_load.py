@@ -872,10 +872,12 @@ def test_every_job_key_gives_no_traceback(tmp_path, key):
 
 
 def without_target(loaded):
-    """The jobs without the values that have to differ: each job's id and its parameter `target`."""
+    """The jobs without the values that have to differ: the ids of jobs and alerts, and the parameter `target`."""
     text = json.dumps(loaded.jobs)
     for key in loaded.jobs:
         text = text.replace(str(job_id(key, loaded.target)), json.dumps(key))
+    for key in loaded.data["resources"]["alerts"]:
+        text = text.replace(str(job_id(f"alerts.{key}", loaded.target)), key)
     jobs = json.loads(text)
     for job in jobs.values():
         for parameter in job.get("parameters", []):

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import sklearn.metrics
 from hypothesis import assume, given, settings
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlops_nb.errors import MlopsError
-from mlops_nb.monitoring import drift, metric_tables, profiles, quality, thresholds
-from mlops_nb.monitoring.windows import GROUP, Monitor, as_groups, as_monitor, parse_granularity, window_end
+from mlops_nb.monitoring import drift, metric_tables, profiles, quality, thresholds, windows
+from mlops_nb.monitoring.windows import GROUP, Monitor, as_monitor, parse_granularity, window_end
 from mlops_nb.pictures import canvas
 
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", time_zone="America/New_York")
@@ -154,20 +155,19 @@ def test_a_missing_prediction_counts_as_wrong():
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=300))
 def test_quantiles_are_those_of_the_rows(rows):
-    values, counts = np.unique(np.array(rows, dtype=float), return_counts=True)
-    result = profiles.quantiles(values, counts, min(rows))
-    assert result == [sorted(rows)[max(0, -(-k * len(rows) // 1000) - 1)] for k in range(1001)]
+    result = profiles.quantiles(np.sort(np.array(rows, dtype=float)))
+    assert result.tolist() == [sorted(rows)[max(0, -(-k * len(rows) // 1000) - 1)] for k in range(1001)]
     assert result[500] == np.quantile(rows, 0.5, method="inverted_cdf")
 
 
 def test_a_group_without_values_has_no_quantiles():
-    assert profiles.quantiles(np.array([]), np.array([]), np.nan) is None
+    assert profiles.quantiles(np.array([])) is None
+    assert profiles.describe_numbers(profiles.count_numbers(np.array([np.nan, np.nan]), nulls=1))["median"] is None
 
 
 def test_the_rank_of_a_quantile_is_not_rounded_up():
     "0.007 * 1000 is 7.000000000000001 in floating point, but of 1000 rows the quantile 0.007 is the seventh."
-    values = np.arange(1, 1001)
-    assert profiles.quantiles(values, np.ones(1000), 1) == [1, *range(1, 1001)]
+    assert profiles.quantiles(np.arange(1, 1001)).tolist() == [1, *range(1, 1001)]
 
 
 @pytest.mark.parametrize("granularity", ["1 day", "1 week", "3 weeks", "1 month", "1 year"])
@@ -257,15 +257,86 @@ def test_a_null_slice_is_compared_with_the_null_slice_and_not_with_the_text_null
     assert sorted(str(row.slice_value) + str(base.slice_value) for _, row, base in pairs) == ["NoneNone", "nullnull"]
 
 
+def text_parts(*parts):
+    "The counts of a text column in some groups, with their profiles."
+    column = profiles.text_column(pa.chunked_array([pa.array(sum(parts, []), pa.string())]))
+    ends = np.cumsum([len(part) for part in parts])
+    counts = [profiles.count_codes(column.codes[end - len(part):end], len(column.values))
+              for part, end in zip(parts, ends, strict=True)]
+    return counts, [profiles.describe_texts(count, column.values, column.lengths) for count in counts]
+
+
 def test_drift_of_a_text_column_tells_null_from_the_text_null():
-    shares = {"2013-01-01": {"null": 10, "a": 10, None: 30}, "2013-02-01": {"null": 10, "a": 30, None: 10}}
-    counts = as_groups(pd.DataFrame([
-        dict(zip(GROUP, ("INPUT", start, "1", None, None), strict=True)) | {"column_name": "x", "value": value, "n": n}
-        for start, counted in shares.items() for value, n in counted.items()]))
-    drifted = drift.text_drift(counts, profiles.describe_texts(counts)).iloc[0]
-    assert drifted.tv_distance == drifted.l_infinity_distance == 0.25 and drifted.percent_null_delta == -40
+    then, now = ["null"] * 10 + ["a"] * 10 + [None] * 30, ["null"] * 10 + ["a"] * 30 + [None] * 10
+    (base, counts), (before, after) = text_parts(then, now)
+    drifted = drift.text_drift(counts, base)
+    assert drifted["tv_distance"] == drifted["l_infinity_distance"] == 0.25
+    assert drift.deltas(after, before)["percent_null_delta"] == -40
     expected = stats.chi2_contingency([[10, 10], [10, 30]], correction=False)
-    assert drifted.chi_squared_test["statistic"] == pytest.approx(expected.statistic)
+    assert drifted["chi_squared_test"]["statistic"] == pytest.approx(expected.statistic)
+    assert before["frequent_items"] == [{"item": "a", "count": 10}, {"item": "null", "count": 10}]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.sampled_from(["a", "bb", "", "é", None]), min_size=1, max_size=30), min_size=2, max_size=2))
+def test_counts_of_texts_are_those_of_pandas(parts):
+    for part, profile in zip(parts, text_parts(*parts)[1], strict=True):
+        rows = pd.Series(part, dtype=object)
+        assert {item["item"]: item["count"] for item in profile["frequent_items"]} == rows.value_counts().to_dict()
+        assert (profile["count"], profile["num_nulls"], profile["distinct_count"]) == (
+            len(rows), rows.isna().sum(), rows.nunique())
+        lengths = rows.dropna().str.len()
+        assert profile["avg_length"] == (pytest.approx(lengths.mean()) if len(lengths) else None)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(["INPUT", "BASELINE"]), st.integers(0, 3), st.sampled_from(["1", "2", None])),
+                min_size=1, max_size=60))
+def test_groups_of_rows_are_those_of_pandas(rows):
+    frame = pd.DataFrame(rows, columns=["log_type", "month", "model_id"])
+    starts = [None if kind == "BASELINE" else pd.Timestamp(2013, month + 1, 1, tz="UTC") for kind, month, _ in rows]
+    keys = pa.table({"log_type": frame.log_type, "window_start": pa.array(starts, pa.timestamp("us", "UTC")),
+                     "model_id": pa.array(frame.model_id, pa.string())})
+    versions = list(frame.model_id.unique())
+    (by_version, *together), slices = windows.groups_in(keys, MONITOR, versions)
+    assert slices == [] and len(together) == (len(versions) > 1)
+    found = {key[:3]: sorted(by_version.order[part].tolist())
+             for key, part in zip(by_version.keys, by_version.slices, strict=True)}
+    expected = {}
+    for place, (kind, _, version) in enumerate(rows):
+        expected.setdefault((kind, starts[place], version), []).append(place)
+    assert found == expected
+
+
+@settings(max_examples=60)
+@given(st.lists(st.one_of(st.none(), st.floats(-5, 5).map(lambda x: round(x, 1)),
+                          st.sampled_from([math.inf, -math.inf, math.nan, -0.0])), min_size=1, max_size=60))
+def test_counts_of_numbers_are_those_of_pandas(rows):
+    column = profiles.number_column(pa.chunked_array([pa.array(rows, pa.float64())]))
+    counts, = column.counts(windows.Groups.whole(len(rows)))
+    profile, known = profiles.describe_numbers(counts), [x for x in rows if x is not None and not math.isnan(x)]
+    assert (profile["num_nulls"], profile["num_nan"]) == (rows.count(None), len(rows) - len(known) - rows.count(None))
+    assert (profile["num_zeros"], profile["distinct_count"]) == (known.count(0), len(set(known)))
+    if not known: return
+    assert (profile["min"], profile["max"]) == (min(known), max(known))
+    assert dict(zip(counts.high.tolist(), counts.n.tolist(), strict=True)) == pd.Series(known).value_counts().to_dict()
+    if all(map(math.isfinite, known)):
+        assert profile["avg"] == pytest.approx(np.mean(known), abs=1e-12)
+        if len(known) > 1: assert profile["stddev"] == pytest.approx(np.std(known, ddof=1), abs=1e-7)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.one_of(st.just(math.nan), st.floats(0, 1).map(lambda x: round(x, 1))),
+                          st.sampled_from([0.0, 1.0, math.nan])), min_size=1, max_size=60))
+def test_scores_of_probabilities_are_scikit_learns(rows):
+    p, y = map(np.array, zip(*rows, strict=True))
+    scores, known = quality.probability_scores(p, y), ~np.isnan(p) & ~np.isnan(y)
+    assert scores["evaluated"] == known.sum()
+    if not known.any(): return
+    assert scores["log_loss"] == pytest.approx(sklearn.metrics.log_loss(y[known], p[known], labels=[0, 1]))
+    if len(set(y[known])) < 2: assert scores["roc_auc_score"] is None
+    else: assert scores["roc_auc_score"]["one_vs_one"]["macro"] == pytest.approx(
+        sklearn.metrics.roc_auc_score(y[known], p[known]))
 
 
 def test_versions_and_slices_are_compared_with_their_own():
@@ -278,12 +349,9 @@ def test_versions_and_slices_are_compared_with_their_own():
 
 
 def test_a_month_of_nulls_has_differences_but_no_distance():
-    counts = pd.DataFrame([dict(zip(GROUP, ("INPUT", m, "1", None, None), strict=True)) | {
-        "column_name": "x", "n": 10, "high": value, "mean": value} for m, value in ((1, 1.0), (2, None))])
-    frame = described(1, 2, count=[10, 10], avg=[1.0, None], percent_null=[0.0, 100.0], percent_zeros=[0.0, 0.0],
-                      percent_distinct=[10.0, 0.0])
-    drifted = drift.number_drift(counts, frame).iloc[0]
-    assert drifted.percent_null_delta == 100 and "ks_test" not in drifted
+    base, counts = profiles.count_numbers(np.ones(10)), profiles.count_numbers(np.full(10, np.nan), nulls=10)
+    before, after = map(profiles.describe_numbers, (base, counts))
+    assert drift.deltas(after, before)["percent_null_delta"] == 100 and drift.number_drift(counts, base) == {}
 
 
 # thresholds

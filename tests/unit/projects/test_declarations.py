@@ -9,6 +9,7 @@ import yaml
 from mlops_nb.deployment.validation_checks import CHECKS
 from mlops_nb.models.learners import Learner
 from mlops_nb.models.model_card import GOVERNANCE_SETTINGS
+from mlops_nb.monitoring.infrastructure import INFRASTRUCTURE_SETTINGS, LIMIT_SETTINGS, TABLE_SETTINGS
 from mlops_nb.monitoring.retraining import RETRAINING_SETTINGS
 from mlops_nb.monitoring.thresholds import Threshold
 from mlops_nb.projects.rendering import render_text
@@ -48,6 +49,8 @@ def test_every_rule_of_the_code_is_documented():
     assert set(GOVERNANCE_SETTINGS) == documented("conf/governance.yml")
     assert {*SERVING_SETTINGS, *ENDPOINT_SETTINGS} == documented("conf/serving.yml")
     assert {*RETRAINING_SETTINGS} == documented("conf/retraining.yml")
+    infrastructure = {*INFRASTRUCTURE_SETTINGS, *TABLE_SETTINGS, *LIMIT_SETTINGS}
+    assert infrastructure == documented("conf/infrastructure.yml")
 
 
 @pytest.mark.parametrize("has_time", [True, False])
