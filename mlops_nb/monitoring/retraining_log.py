@@ -24,6 +24,7 @@ from mlops_nb.monitoring.retraining import (
     RUNNING,
     STOP_RETRAINING,
     TRAIN,
+    TRIGGERED_STATE,
     Cause,
     Situation,
     decide_retraining,
@@ -65,8 +66,9 @@ def write_retraining(spark, env: Env, row: Mapping) -> None:
     tables.merge(spark, env, RETRAINING_LOG, frame, ["model_name", "decision_id"])
 
 def decision_key(as_of: date, cause: Cause) -> str:
-    "The key of a decision among those of its model."
-    return f"{as_of} {cause.text}"
+    "The key of a decision among those of its model: an alert that is OK, or is about another version, has its own."
+    version = f" of v{cause.model_version}" if cause.model_version else ""
+    return f"{as_of} {cause.text}{version}" + ("" if cause.state == TRIGGERED_STATE else f" {cause.state}")
 
 def new_row(name: str, history: list[Mapping], as_of: date, cause: str, decision: str, **columns) -> dict:
     "A row of the log that follows its history."

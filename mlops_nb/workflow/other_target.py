@@ -22,8 +22,7 @@ from ..errors import MlopsError, counted
 from ..monitoring.metric_tables import profile_columns
 from ..monitoring.retraining_log import RETRAINING_LOG
 from ..pictures import BLUE, canvas, date_axis, legend, reference_line
-from ..serving.inference_log import INFERENCE_LOG
-from .investigation import METRIC_KINDS, SCORES, metric_table
+from .investigation import METRIC_TABLES, PROFILE_TABLE, SCORE_TABLES
 from .monitoring import read_monitoring
 from .payloads import payload_table_name
 from .use_case import UseCase
@@ -41,9 +40,8 @@ class OtherTarget:
     def jobs(self) -> dict[str, str]:
         "What writes each table, by the table's full name in the other target."
         target, jobs = self.other.target, {}
-        for scores, job in SCORES.items(): jobs[self.other.table(scores)] = f"mlops run {job} -t {target}"
-        for kind in METRIC_KINDS:
-            jobs[self.other.table(metric_table(INFERENCE_LOG, kind))] = f"mlops run monitor -t {target}"
+        for scores, job in SCORE_TABLES.items(): jobs[self.other.table(scores)] = f"mlops run {job} -t {target}"
+        for name in METRIC_TABLES: jobs[self.other.table(name)] = f"mlops run monitor -t {target}"
         jobs[payload_table_name(self.use_case, self.other)] = "requests to the endpoint: mlops up, mlops query"
         jobs[self.other.table(RETRAINING_LOG)] = f"mlops run retrain -t {target}"
         return jobs
@@ -78,15 +76,14 @@ def tables_overview(seen: OtherTarget) -> pd.DataFrame:
 def loss_windows(seen: OtherTarget) -> pd.DataFrame:  # window_start, granularity, log_type, loss
     "The loss by window of the monitored table, and of the baseline; empty if no metric table has a loss."
     monitor, _ = read_monitoring(seen.use_case, seen.env.root)
-    loss, window, series = seen.use_case.problem.loss, quoted("window"), [pd.DataFrame()]
-    if loss not in profile_columns(monitor.model_id_col): return series[0]
-    full = seen.other.table(metric_table(INFERENCE_LOG, "profile"))
-    if full not in seen.existing: return series[0]
+    loss, full = seen.use_case.problem.loss, seen.other.table(PROFILE_TABLE)
+    if loss not in profile_columns(monitor.model_id_col) or full not in seen.existing: return pd.DataFrame()
     of_all = f"{quoted(monitor.model_id_col)} = '*' AND slice_key IS NULL AND column_name = ':table'"
     rows = tables.read(seen.spark, seen.env, full).where(f"{of_all} AND {loss} IS NOT NULL")
-    columns = (f"{window}.start AS window_start", "granularity", "log_type", f"{loss} AS loss")
-    series += [part for _, part in to_pandas(rows.selectExpr(*columns)).groupby("granularity")]
-    return max(series, key=lambda part: part.window_start.notna().sum() if len(part) else 0)
+    start = f"{quoted('window')}.start AS window_start"
+    frame = to_pandas(rows.selectExpr(start, "granularity", "log_type", f"{loss} AS loss"))
+    series = [part for _, part in frame.groupby("granularity")]
+    return max(series, key=lambda part: part.window_start.notna().sum(), default=frame)
 
 def plot_other(seen: OtherTarget) -> Any:  # matplotlib Figure, or Markdown without metrics
     "Draw the loss by window beside that of the baseline."
@@ -118,7 +115,7 @@ def refused_write(seen: OtherTarget, table: str) -> str:  # the message
 
 def show_refusal(seen: OtherTarget) -> None:
     "Print the message of a write that is refused."
-    print(refused_write(seen, INFERENCE_LOG))
+    print(refused_write(seen, next(iter(SCORE_TABLES))))
 
 def finish_reading(seen: OtherTarget) -> None:
     "End the task with the number of tables."

@@ -18,7 +18,8 @@ from mlops_nb.models import registry
 from mlops_nb.monitoring import retraining_log
 from mlops_nb.monitoring.retraining import Cause
 from mlops_nb.monitoring.retraining_log import decide_once, read_retrainings, record_outcome, resume_retraining
-from mlops_nb.workflow import batch_scoring, investigation, monitoring, other_target, retraining
+from mlops_nb.workflow import batch_scoring, inference_logging, investigation, monitoring, other_target, retraining
+from mlops_nb.workflow.payloads import LogStep
 from mlops_nb.workflow.rows import ROW_GROUP, labelled
 
 # MLflow warns of its own type hints, and of models without examples
@@ -205,6 +206,7 @@ def prod(tmp_path_factory):
                      train=small.TRAIN["minutes"])
     version = small.formula_version(use_case, spark, env, TAGS["minutes"])
     batch_scoring.write_predictions(use_case, spark, env, version, date(2021, 4, 1), 10)
+    inference_logging.ingest_log(LogStep(use_case, spark, env, date(2021, 4, 11), env.table("no_payload")))
     monitor, thresholds = monitoring.read_monitoring(use_case, folder)
     monitoring.monitor_predictions(use_case, spark, env, date(2021, 4, 11), "1 week", monitor, thresholds)
     row = dict.fromkeys(retraining_log.RETRAINING_NAMES) | REFUSED
@@ -226,9 +228,9 @@ def test_the_failing_window_of_prod_is_copied_into_dev(prod):
     known = source.delivered_at < pd.Timestamp("2021-04-12", tz="UTC")
     in_days = pd.to_datetime(source.delivery_day).between("2021-04-05", "2021-04-11")
     assert counts["dev.flights.prod_failing_labels"] == int((known & in_days).sum())
-    metrics = tables.read(spark, dev, "prod_failing_inference_log_profile_metrics").toPandas()
+    metrics = tables.read(spark, dev, f"prod_failing_{investigation.PROFILE_TABLE}").toPandas()
     starts = {row["start"].date() if row else None for row in metrics.window}
-    assert starts == {date(2021, 4, 5), None} and counts["dev.flights.prod_failing_inference_log_profile_metrics"] > 9
+    assert starts == {date(2021, 4, 5), None} and counts[f"dev.flights.prod_failing_{investigation.PROFILE_TABLE}"] > 9
     assert investigation.copy_failing_days(case, spark) == counts
     with pytest.raises(MlopsError, match="no retraining of prod.flights.minutes was refused"):
         investigation.find_investigation(use_case, spark, dev, env, [])
@@ -243,7 +245,7 @@ def test_dev_reads_the_tables_of_prod_and_cannot_write_them(prod, capsys):
     overview = other_target.tables_overview(seen)
     assert overview.loc["prod.flights.predictions", "rows"] == 100
     assert overview.loc["prod.flights.inference_log", "written by"] == "mlops run inference_log -t prod"
-    assert overview["rows"].isna().sum() == 4  # the inference log, its metrics, and the requests
+    assert overview["rows"].isna().sum() == 1  # the requests
     before = tables.version(spark, env, "predictions")
     other_target.show_refusal(seen)
     assert "target 'dev' may not write prod.flights.predictions" in capsys.readouterr().out
@@ -255,4 +257,4 @@ def test_dev_reads_the_tables_of_prod_and_cannot_write_them(prod, capsys):
     with pytest.raises(MlopsError, match="may write prod.flights.predictions"):
         other_target.refused_write(replace(seen, env=env), "predictions")
     other_target.finish_reading(seen)
-    assert capsys.readouterr().out == "4 tables of prod can be read from dev, none written; 4 tables not made yet\n"
+    assert capsys.readouterr().out == "5 tables of prod can be read from dev, none written; 1 table not made yet\n"

@@ -60,7 +60,7 @@ def run_steps(steps, limits):
     return history
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(STEPS, LIMITS)
 def test_what_holds_in_every_history(steps, limits):
     history = run_steps(steps, limits)
@@ -230,6 +230,13 @@ def test_a_version_that_another_training_of_that_day_registered_before_is_not_ta
     assert (row["newest_version"], row["train_version"]) == (1, None) and rules.is_due(row)
     again, _ = world.job(FIRST, Cause())  # the training returns the version that exists
     assert (again["train_version"], again["outcome"], world.trained) == (1, "refused", [FIRST])
+
+
+def test_an_alert_that_is_triggered_later_on_the_same_day_trains(world):
+    ok, of_v7 = replace(ALERT, state="OK"), replace(ALERT, model_version=7)
+    assert [world.job(FIRST, cause)[0]["decision"] for cause in (ok, of_v7, ALERT)] == ["hold", "hold", "train"]
+    assert world.job(FIRST, ok)[0]["reason"] == "the alert loss_ratio is OK, not TRIGGERED"
+    assert world.job(FIRST, of_v7)[0]["reason"] == "the alert is about v7; there is no Champion now"
 
 
 def test_the_outcome_changes_when_the_registry_says_so(world):
