@@ -87,18 +87,11 @@ def open_replay(target: str, variables: dict) -> Any:  # Replay
 # %% ../../nbs/commands/19_demo.ipynb #acf7eff9
 def run_year(target: str, variables: dict, first: date, last: date) -> None:
     "Replay days of production, with a bar, and a line for each day on which something happened."
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from mlops_nb.workflow.replay import days_to_replay, replay_days
     replay = open_replay(target, variables)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=out, transient=True) as progress:
         bar = progress.add_task(f"{first} to {last}", total=len(days_to_replay(replay, first, last)))
         for record in replay_days(replay, first, last):
@@ -109,9 +102,10 @@ def run_year(target: str, variables: dict, first: date, last: date) -> None:
 def as_date(text: str, name: str) -> date:
     "Return the day of an option; MlopsError if it is none."
     try: return date.fromisoformat(text)
-    except ValueError: raise MlopsError(f"{name} is {text!r}, which is not a date", "write one such as 2013-04-01") from None
+    except ValueError:
+        raise MlopsError(f"{name} is {text!r}, which is not a date", "write one such as 2013-04-01") from None
 
-def demo(year: Annotated[bool, typer.Option("--year", help="Replay production day by day, in the target prod.")] = False,
+def demo(year: Annotated[bool, typer.Option("--year", help="Replay production day by day, in target prod.")] = False,
          target: Target = None, var: Var = None,
          first: Annotated[str, typer.Option("--from", help="The first day. Default: that of the job demo.")] = "",
          last: Annotated[str, typer.Option("--to", help="The last day. Default: the last one with data.")] = "",

@@ -143,7 +143,8 @@ class DeployedPlaces:
                 else:
                     jobs |= self._jobs_of_bundle(number, env.target)
                     sync = {"paths": [_relative(self.root, self.files)]}
-        data = {"bundle": {"target": env.target}, "workspace": {}, "resources": {"jobs": jobs}, "sync": sync}
+        resources = {"jobs": jobs, "alerts": self._alerts_of_bundle(jobs, env.target)}
+        data = {"bundle": {"target": env.target}, "workspace": {}, "resources": resources, "sync": sync}
         return Bundle(self.files, "the workspace", env.target, (env.target,), env.variables, data, {})
 
     def _called(self, number: str, target: str) -> dict:
@@ -151,6 +152,10 @@ class DeployedPlaces:
         if called.target == target: return with_local_notebooks(called.settings, self.files)
         raise MlopsError(f"job {number} ({called.name}) is of target {called.target!r}",
                          f"a job of target {target!r} runs jobs of its own target")
+
+    def _alerts_of_bundle(self, jobs: dict, target: str) -> dict:  # those of the workspace: the project declares them
+        if not any("alert_task" in task for job in jobs.values() for _, task in all_tasks(job, "")): return {}
+        return (load_bundle(self.root, target).data.get("resources") or {}).get("alerts") or {}
 
     def _jobs_of_bundle(self, number: str, target: str) -> dict:  # with notebooks as seen from the workspace's files
         bundle = load_bundle(self.root, target)
@@ -183,7 +188,7 @@ class DeployedPlaces:
             raise MlopsError(f"job {key} was created for target {job.target!r}, and its files are of {env.target!r}",
                              "create the job again")
         called = partial(self.called_home, env.target)
-        return Home(env, bundle, deployed=self.files, make_called=called, **settings)
+        return Home(env, bundle, deployed=self.files, project=self.root, make_called=called, **settings)
 
     def called_home(self, target: str, key: str) -> Home:
         "Return the Home of a job that a created job runs."

@@ -71,6 +71,7 @@ class Home:
     # (values of a new run, key of the started job, empty for a called one): MlopsError if they are wrong
     check_values: Callable[[list[PassedValue], str], None] = accept_values
     deployed: Path | None = None  # of jobs that the API has created: the folder of the workspace's files
+    project: Path | None = None  # of such jobs: the project whose workspace this is, with the alerts of their tasks
     make_called: Callable[[str], "Home"] | None = None  # of the key of a called job; None: this one has all jobs
 
     def __post_init__(self):

@@ -155,8 +155,9 @@ def evaluate_in_process(step: Step, command: list[str]) -> tuple[str, str]:  # s
     step.folder.mkdir(parents=True, exist_ok=True)
     run, environment = step.run, os.environ | step.run.home.notebook_environment
     with (step.folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=run.home.env.root, env=environment, text=True, stdout=subprocess.PIPE,
-                                   stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, cwd=run.home.project or run.home.env.root, env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+                                   start_new_session=True)
         with run.stop_signal.forwarded_to(lambda reason: process.kill()):
             try: output, ended = process.communicate(timeout=step.task.get("timeout_seconds") or None)[0], ""
             except subprocess.TimeoutExpired:

@@ -20,6 +20,7 @@ from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
 from mlops_nb.jobs import delivery
 from mlops_nb.local_stores import StoreError
+from mlops_nb.monitoring import alert_delivery
 from mlops_nb.monitoring.alert_conditions import Evaluated, aggregate, evaluate_rows, is_met
 from mlops_nb.monitoring.alert_definitions import (
     AGGREGATIONS,
@@ -325,6 +326,20 @@ def test_a_message_is_due_although_the_clock_jumped_back(place):
         evaluate(place, 0.3)
         assert [one.status for one in deliver_due(place.state, 4 * 10**12)] == ["PENDING"]
         assert [one.status for one in deliver_due(place.state, 2 * 10**12)] == ["SENT"]
+
+
+def test_a_mistake_in_the_destinations_keeps_the_messages(place, monkeypatch):
+    with Hook() as hook:
+        evaluate(place, 0.3)
+        (place.state / "destinations.json").write_text("{")
+        with pytest.raises(MlopsError, match="destinations.json cannot be read"): deliver_due(place.state)
+        write_destinations(place.state, hook={"url": hook.address})
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
+            def full(*_): raise OSError("the disk is full")
+            patch.setattr(alert_delivery, "record_attempt", full)
+            deliver_due(place.state)
+        assert [one.status for one in deliver_due(place.state)] == ["SENT"]
+    assert len(hook.ids) == 2 and len(set(hook.ids)) == 1
 
 
 def test_an_email_has_title_and_description(place, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import requests
 from alerting import Hook, alert, resource, rows, write_alerts, write_destinations
 from databricks.sdk import WorkspaceClient
-from databricks.sdk.errors import NotImplemented, ResourceDoesNotExist
+from databricks.sdk.errors import InvalidParameterValue, NotImplemented, ResourceDoesNotExist
 from databricks.sdk.service.sql import AlertEvaluationState
 from served import served
 
@@ -142,3 +142,21 @@ def test_an_alert_that_is_evaluated_here_starts_the_job_of_its_receiver(workspac
     for value in (0.1, 0.3, 0.4): evaluate_alert(workspace.env, drift, rows(value))
     assert [one.status for one in deliver_due(workspace.env.state)] == ["SENT"]
     assert [row["job"] for row in workspace.service.store.rows("select * from runs")] == ["retrain"]
+
+
+def test_a_created_job_evaluates_an_alert_of_the_project(project, service, client, acts, monkeypatch):
+    import sys
+
+    from databricks.sdk.service.jobs import AlertTask, Task
+
+    from mlops_nb.jobs import runner
+    write_alerts(project, drift=resource())
+    answer = [{"alert": "drift", "state": "OK", "error": "", "text": "psi is 0.1"}]
+    code = f"import os; assert os.getcwd() == {str(project.root)!r}; print({json.dumps(answer)!r})"
+    monkeypatch.setattr(runner, "evaluation_command", lambda *words: [sys.executable, "-c", code])
+    drift = read_alert(load_bundle(project.root), "drift")
+    job = client.jobs.create(name="watch", tasks=[Task("alert", alert_task=AlertTask(alert_id=drift.id))])
+    run = client.jobs.run_now_and_wait(job.job_id)
+    assert run.state.result_state.value == "SUCCESS"
+    with pytest.raises(InvalidParameterValue, match="no alert of this bundle has the id '9'"):
+        client.jobs.create(name="other", tasks=[Task("alert", alert_task=AlertTask(alert_id="9"))])
