@@ -97,7 +97,7 @@ def test_the_newest_fire_time_after_what_is_handled_is_due(expression, since, ha
     assert following > now and minute_of(datetime.fromtimestamp(following / 1000, UTC))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.integers(-3 * HOUR, 5 * HOUR), min_size=1, max_size=15), st.sampled_from([10, 60, 24 * 60]))
 def test_a_clock_that_jumps_fires_no_time_twice_and_none_that_has_not_come(tmp_path_factory, jumps, minutes):
     place = Place(tmp_path_factory.mktemp("clock"), report=trigger_of(
