@@ -112,14 +112,15 @@ def read_column(table: pa.Table, place: int, data_type: str):  # -> NumberColumn
     exact = f"exact{place}"
     return number_column(table[f"c{place}"], table[exact] if exact in table.column_names else None)
 
-def chunk_table(rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str]) -> pa.Table:
+def chunk_table(env: Env, rows, count: int,  # DataFrame, about how many rows it has
+                monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str]) -> pa.Table:
     "Read the keys of rows with some columns, named c0, c1, ..., and other SQL expressions by their names."
     columns = []
     for i, (name, data_type) in enumerate(types.items()):
         columns.append(f"{profiles.column_sql(name, data_type)} AS c{i}")
         if exact := profiles.exact_sql(name, data_type): columns.append(f"{exact} AS exact{i}")
     columns += [f"{sql} AS {name}" for name, sql in others.items()]
-    table = rows.selectExpr(*windows.key_columns_sql(monitor), *columns).toArrow()
+    table = tables.collect(env, rows.selectExpr(*windows.key_columns_sql(monitor), *columns), count)
     return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))  # all may be null
 
 def measure_chunk(table: pa.Table, monitor: Monitor, versions: list, types: Mapping[str, str],  # of the chunk's columns
@@ -142,18 +143,18 @@ def measure_chunk(table: pa.Table, monitor: Monitor, versions: list, types: Mapp
 class Baseline:
     "The rows of a baseline, which are read once for several measurements."
     rows: Any  # DataFrame
-    tables: dict[tuple, pa.Table] = field(default_factory=dict)  # by the columns that were read
+    known: dict[tuple, pa.Table] = field(default_factory=dict)  # by the columns that were read
 
-    def table(self, rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str],
+    def table(self, env: Env, rows, count: int, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str],
               is_kept: bool) -> pa.Table:  # rows: what `with_windows` returns; is_kept: whether it is small
         "Return what `chunk_table` reads of the baseline."
         key = (tuple(types.items()), tuple(others.items()))
-        if key in self.tables: return self.tables[key]
-        table = chunk_table(rows, monitor, types, others)
-        if is_kept: self.tables[key] = table
+        if key in self.known: return self.known[key]
+        table = chunk_table(env, rows, count, monitor, types, others)
+        if is_kept: self.known[key] = table
         return table
 
-def measure_rows(rows, baseline: Baseline | None, base_rows,  # DataFrames: what `with_windows` returns
+def measure_rows(env: Env, rows, baseline: Baseline | None, base_rows,  # DataFrames: what `with_windows` returns
                  monitor: Monitor, versions: list, count: int,  # of the rows
                  types: Mapping[str, str],  # of the columns to be profiled
                  is_needed: Callable[[tuple], bool]) -> Metrics:
@@ -162,10 +163,10 @@ def measure_rows(rows, baseline: Baseline | None, base_rows,  # DataFrames: what
     metrics, others = Metrics(), quality_sql(rows, monitor)
     for names in column_chunks(types, count):
         own = {name: types[name] for name in names}
-        table = chunk_table(rows, monitor, own, others)
+        table = chunk_table(env, rows, count, monitor, own, others)
         if baseline is not None:
             is_whole = len(names) == len(types)
-            table = pa.concat_tables([table, baseline.table(base_rows, monitor, own, others, is_whole)],
+            table = pa.concat_tables([table, baseline.table(env, base_rows, count, monitor, own, others, is_whole)],
                                      promote_options="permissive")
         part, groups = measure_chunk(table, monitor, versions, own, sliced, is_needed)
         metrics.add(part)
@@ -305,7 +306,7 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
     types, boolean_slices = profiles.data_types(rows, watched), windows.boolean_slices(rows, monitor)
     versions, count, without_time = windows.count_versions(everything)
     check_versions_and_times(versions, count, without_time, monitor)
-    metrics = measure_rows(windowed.where(windows.HAS_WINDOW), baseline, base_rows, monitor, versions, count,
+    metrics = measure_rows(env, windowed.where(windows.HAS_WINDOW), baseline, base_rows, monitor, versions, count,
                            {name: types[name] for name in watched}, needed_groups(only, compared))
     groups = windows.with_groups(everything.where(windows.HAS_WINDOW), monitor, versions, used)
     measured = as_measured(metrics, monitor, custom_metrics.aggregate_values(groups, monitor), boolean_slices)
