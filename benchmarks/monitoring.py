@@ -1,4 +1,4 @@
-"""Two windows of predictions, with all profiles and drift statistics: this project beside Evidently, and larger windows."""
+"""Two windows of predictions, with profiles and drift statistics: this project beside Evidently, and larger windows."""
 import json
 import subprocess
 import sys

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CONFLICT', 'STAGED', 'MANY_CELLS', 'table_names', 'exists', 'no_table', 'find', 'short_error', 'NotWritten',
            'is_conflict', 'retry', 'check_statistics', 'create_schema', 'create_or_extend', 'create', 'remove_old',
-           'drop_old', 'staged_table', 'staged_folder', 'staged', 'collect', 'key_columns', 'check_row_keys', 'any_of',
-           'match_condition', 'pending_rows', 'merge_statement', 'count_rows', 'condition_sql', 'is_sql_error',
-           'condition_errors', 'merge', 'differs', 'check_inside', 'select_columns', 'replace', 'same_columns',
-           'overwrite', 'history', 'version', 'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
+           'drop_old', 'staged_table', 'staged_folder', 'staged', 'column_reader', 'key_columns', 'check_row_keys',
+           'any_of', 'match_condition', 'pending_rows', 'merge_statement', 'count_rows', 'condition_sql',
+           'is_sql_error', 'condition_errors', 'merge', 'differs', 'check_inside', 'select_columns', 'replace',
+           'same_columns', 'overwrite', 'history', 'version', 'resolved', 'read', 'pin', 'without_statistics',
+           'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
 import os
@@ -225,19 +226,26 @@ def staged(spark, env: Env, df) -> Iterator[str]:  # the name of a temporary vie
 # %% ../../nbs/data/04_tables.ipynb #7a600002
 MANY_CELLS = 200_000  # fewer come faster as a stream
 
-def collect(env: Env, df, rows: int):  # DataFrame, about how many rows it has -> pyarrow.Table
-    "Return the rows of a DataFrame as an Arrow table."
-    if env.engine != "sail" or rows * len(df.columns) < MANY_CELLS or "://" in env.lakehouse: return df.toArrow()
+@contextmanager
+def column_reader(env: Env, df, rows: int,  # DataFrame, about how many rows it has
+                  ) -> Iterator[Callable]:  # (names of columns) -> pyarrow.Table, always in the same order of rows
+    "Compute the rows of a DataFrame once, and read some of its columns at a time."
+    import pyarrow as pa
     import pyarrow.dataset as arrow_datasets
+    if env.engine != "sail" or rows * len(df.columns) < MANY_CELLS or "://" in env.lakehouse:
+        yield df.toArrow().select
+        return
     make_root(env)
     folder = f"{plain_path(env.lakehouse)}/_staged/{uuid.uuid4().hex}"
     options = {"statistics_enabled": "none", "compression": "uncompressed", "dictionary_enabled": "false"}
     try:
         df.write.options(**options).parquet(folder)
         files = [f"{folder}/{name}" for name in sorted(os.listdir(folder)) if name.endswith(".parquet")]
-        if not files: return df.toArrow()
-        return arrow_datasets.dataset(files, format="parquet").to_table()
-    finally: remove(folder)
+        if files: yield lambda names: arrow_datasets.dataset(files, format="parquet").to_table(list(names))
+        else: yield df.toArrow().select
+    finally:
+        remove(folder)
+        pa.default_memory_pool().release_unused()  # the buffers of the reader
 
 # %% ../../nbs/data/04_tables.ipynb #bb32c873
 def key_columns(columns: list[str], keys: Iterable[str]) -> tuple[str, ...]:

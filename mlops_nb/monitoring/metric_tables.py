@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CELLS_AT_ONCE', 'WINDOW', 'SCORES', 'BY_CLASS', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'WINDOW_DATE',
            'OWN_COLUMNS', 'ORDER_STATISTICS', 'Measured', 'column_chunks', 'Metrics', 'column_metrics', 'read_column',
-           'chunk_table', 'measure_chunk', 'Baseline', 'measure_rows', 'with_custom_metrics', 'with_drift_metrics',
-           'watched_columns', 'check_slicing', 'checked_rows', 'summaries', 'summary_drift', 'as_measured',
-           'check_versions_and_times', 'needed_groups', 'only_windows', 'measure', 'profile_columns',
-           'all_profile_columns', 'drift_columns', 'window_struct', 'rounded', 'list_array', 'metric_array', 'as_arrow',
-           'local_date', 'with_window_columns', 'profile_metrics', 'drift_metrics', 'as_rows', 'windows_sql',
-           'create_metric_table', 'write_metrics']
+           'selected', 'read_all', 'Baseline', 'AllGroups', 'all_groups', 'measure_chunk', 'read_chunks',
+           'measure_rows', 'with_custom_metrics', 'with_drift_metrics', 'watched_columns', 'check_slicing',
+           'checked_rows', 'summaries', 'summary_drift', 'as_measured', 'check_versions_and_times', 'needed_groups',
+           'only_windows', 'measure', 'profile_columns', 'all_profile_columns', 'drift_columns', 'window_struct',
+           'rounded', 'list_array', 'metric_array', 'as_arrow', 'local_date', 'with_window_columns', 'profile_metrics',
+           'drift_metrics', 'as_rows', 'windows_sql', 'create_metric_table', 'write_metrics']
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #bc32de91
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ class Measured:
         return rows.sort_values("window_start").set_index("window_start")
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #e3bb573b
-CELLS_AT_ONCE = 16_000_000  # values that are read at once
+CELLS_AT_ONCE = 6_000_000  # values that are read at once
 
 def column_chunks(columns: Iterable[str], rows: int) -> Iterator[list[str]]:
     "Divide columns into chunks that are read together."
@@ -107,37 +108,24 @@ def column_metrics(name: str, data_type: str, column, groups: Iterable[Groups], 
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #03931547
 def read_column(table: pa.Table, place: int, data_type: str):  # -> NumberColumn or TextColumn
-    "Return a column of the rows that `chunk_table` reads."
+    "Return a column of the rows that `selected` names."
     if profiles.column_kind(data_type) == "text": return text_column(table[f"c{place}"])
     exact = f"exact{place}"
     return number_column(table[f"c{place}"], table[exact] if exact in table.column_names else None)
 
-def chunk_table(env: Env, rows, count: int,  # DataFrame, about how many rows it has
-                monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str]) -> pa.Table:
-    "Read the keys of rows with some columns, named c0, c1, ..., and other SQL expressions by their names."
+def selected(rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str]):  # -> DataFrame
+    "Select the keys of rows, some columns, named c0, c1, ..., and other SQL expressions by their names."
     columns = []
     for i, (name, data_type) in enumerate(types.items()):
         columns.append(f"{profiles.column_sql(name, data_type)} AS c{i}")
         if exact := profiles.exact_sql(name, data_type): columns.append(f"{exact} AS exact{i}")
     columns += [f"{sql} AS {name}" for name, sql in others.items()]
-    table = tables.collect(env, rows.selectExpr(*windows.key_columns_sql(monitor), *columns), count)
-    return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))  # all may be null
+    return rows.selectExpr(*windows.key_columns_sql(monitor), *columns)
 
-def measure_chunk(table: pa.Table, monitor: Monitor, versions: list, types: Mapping[str, str],  # of the chunk's columns
-                  sliced: Iterable[str],  # the columns that are profiled in slices
-                  is_needed: Callable[[tuple], bool]) -> tuple[Metrics, list[Groups]]:  # is_needed: of a group
-    "Compute the metrics of some columns in all groups."
-    whole, slices = ([part.restricted(is_needed) for part in kind] for kind in
-                     windows.groups_in(table, monitor, versions))
-    pairs, slice_pairs = ([pairs_of(part) for part in kind] for kind in (whole, slices))
-    def one(place: int, name: str) -> Metrics:
-        column, is_sliced = read_column(table, place, types[name]), name in sliced
-        groups, compared = (whole + slices, pairs + slice_pairs) if is_sliced else (whole, pairs)
-        return column_metrics(name, types[name], column, groups, compared)
-    metrics = Metrics()
-    with ThreadPoolExecutor(2) as threads:
-        for part in threads.map(one, range(len(types)), types): metrics.add(part)
-    return metrics, whole + slices
+def read_all(env: Env, rows, count: int) -> pa.Table:  # DataFrame, about how many rows it has
+    "Read all columns of rows; each may be null."
+    with tables.column_reader(env, rows, count) as read: table = read(rows.columns)
+    return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))
 
 @dataclass
 class Baseline:
@@ -145,14 +133,54 @@ class Baseline:
     rows: Any  # DataFrame
     known: dict[tuple, pa.Table] = field(default_factory=dict)  # by the columns that were read
 
-    def table(self, env: Env, rows, count: int, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str],
-              is_kept: bool) -> pa.Table:  # rows: what `with_windows` returns; is_kept: whether it is small
-        "Return what `chunk_table` reads of the baseline."
-        key = (tuple(types.items()), tuple(others.items()))
-        if key in self.known: return self.known[key]
-        table = chunk_table(env, rows, count, monitor, types, others)
-        if is_kept: self.known[key] = table
-        return table
+    def table(self, env: Env, rows, count: int,  # rows: what `selected` returns
+              *columns: Mapping[str, str]) -> pa.Table:
+        "Read the baseline, or return what was read before."
+        key = tuple(tuple(part.items()) for part in columns)
+        if key not in self.known: self.known[key] = read_all(env, rows, count)
+        return self.known[key]
+
+@dataclass(frozen=True)
+class AllGroups:
+    "The groups of the rows, and the pairs of them that are compared."
+    whole: list[Groups]
+    slices: list[Groups]
+    pairs: list[list]  # what `pairs_of` returns, of the whole table and of the slices
+    sliced: set[str]  # the columns that are profiled in slices
+
+    def of_column(self, name: str) -> tuple[list[Groups], list[list]]:
+        "Return the groups in which a column is profiled, and their pairs."
+        if name in self.sliced: return self.whole + self.slices, self.pairs
+        return self.whole, self.pairs[:len(self.whole)]
+
+def all_groups(keys: pa.Table, monitor: Monitor, versions: list, sliced: set[str],
+               is_needed: Callable[[tuple], bool]) -> AllGroups:  # is_needed: of a group
+    "Return the groups of rows that are needed."
+    whole, slices = ([part.restricted(is_needed) for part in kind] for kind in
+                     windows.groups_in(keys, monitor, versions))
+    return AllGroups(whole, slices, [pairs_of(part) for part in whole + slices], sliced)
+
+def measure_chunk(table: pa.Table, groups: AllGroups, types: Mapping[str, tuple[int, str]],  # by name: place, type
+                  ) -> Metrics:
+    "Compute the metrics of some columns in all groups."
+    def one(name: str) -> Metrics:
+        place, data_type = types[name]
+        return column_metrics(name, data_type, read_column(table, place, data_type), *groups.of_column(name))
+    metrics = Metrics()
+    with ThreadPoolExecutor(2) as threads:
+        for part in threads.map(one, types): metrics.add(part)
+    return metrics
+
+def read_chunks(read: Callable, columns: list[str], types: Mapping[str, str], others: Mapping[str, str], count: int,
+                ) -> Iterator[tuple[pa.Table, dict]]:  # columns: all that can be read; (rows, place and type by column)
+    "Read the columns of rows, some at a time; the first chunk has the keys and the other expressions."
+    places = {name: (i, data_type) for i, (name, data_type) in enumerate(types.items())}
+    keys = [name for name in columns if not re.fullmatch(r"(c|exact)\d+", name)]
+    for names in column_chunks(types, count):
+        own = {name: places[name] for name in names}
+        wanted = {f"{kind}{place}" for place, _ in own.values() for kind in ("c", "exact")}
+        yield read([*keys, *(name for name in columns if name in wanted)]), own
+        keys = []
 
 def measure_rows(env: Env, rows, baseline: Baseline | None, base_rows,  # DataFrames: what `with_windows` returns
                  monitor: Monitor, versions: list, count: int,  # of the rows
@@ -160,18 +188,19 @@ def measure_rows(env: Env, rows, baseline: Baseline | None, base_rows,  # DataFr
                  is_needed: Callable[[tuple], bool]) -> Metrics:
     "Compute profile, drift and quality of all groups of rows, some columns at a time."
     sliced = set(types) if monitor.sliced_columns is None else set(watched_columns(monitor, monitor.sliced_columns))
-    metrics, others = Metrics(), quality_sql(rows, monitor)
-    for names in column_chunks(types, count):
-        own = {name: types[name] for name in names}
-        table = chunk_table(env, rows, count, monitor, own, others)
-        if baseline is not None:
-            is_whole = len(names) == len(types)
-            table = pa.concat_tables([table, baseline.table(env, base_rows, count, monitor, own, others, is_whole)],
-                                     promote_options="permissive")
-        part, groups = measure_chunk(table, monitor, versions, own, sliced, is_needed)
-        metrics.add(part)
-        if others: metrics.scores = quality(table, groups, monitor)
-        others = {}
+    metrics, others, groups = Metrics(), quality_sql(rows, monitor), None
+    is_small = count * len(types) <= CELLS_AT_ONCE
+    parts = [selected(part, monitor, types, others) for part in (rows, base_rows) if part is not None]
+    own = parts[0] if is_small or len(parts) == 1 else parts[0].unionByName(parts[1])
+    with tables.column_reader(env, own, count) as read:
+        for table, columns in read_chunks(read, own.columns, types, others, count):
+            if is_small and len(parts) > 1:
+                base = baseline.table(env, parts[1], count, types, others)
+                table = pa.concat_tables([table, base], promote_options="permissive")
+            if groups is None:
+                groups = all_groups(table, monitor, versions, sliced, is_needed)
+                metrics.scores = quality(table, groups.whole + groups.slices, monitor)
+            metrics.add(measure_chunk(table, groups, columns))
     return metrics
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #0ff9a541
