@@ -130,8 +130,8 @@ def known_labels(use_case: UseCase, spark, env: Env, as_of: date, source: str,
     key = label_key(use_case, known.columns, source)
     if key is None: return None
     if days and use_case.has_time and use_case.day in known.columns: known = known.where(days_sql(use_case.day, days))
-    time = f"CAST({quoted(use_case.label_known_at)} AS TIMESTAMP)"
-    if use_case.label_known_at not in known.columns: time = "CAST(NULL AS TIMESTAMP)"
+    has_time = use_case.label_known_at in known.columns
+    time = f"CAST({quoted(use_case.label_known_at) if has_time else 'NULL'} AS TIMESTAMP)"
     named = row_id_sql(use_case) if key == "row_id" else key
     rows = known.selectExpr(f"{named} AS {key}", quoted(use_case.label), f"{time} AS {LABEL_TIME}")
     return rows if key == "row_id" else rows.dropDuplicates([key])
