@@ -149,6 +149,7 @@ def test_windows_without_labels_of_one_class_of_nulls_and_with_new_values(home):
     assert drift.sort_values("window_start").tv_distance.iloc[-1] == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renamed, message", [
     ("prediction", "no column 'prediction' in the rows to be monitored"), ("carrier", "slicing_exprs: 'carrier'"),
     ("delay", "no column 'delay' in the rows to be monitored\n  did you mean 'delays'")])
