@@ -7,10 +7,11 @@ __all__ = ['CELLS_AT_ONCE', 'WINDOW', 'SCORES', 'BY_CLASS', 'AREA', 'TEST', 'WHO
            'OWN_COLUMNS', 'ORDER_STATISTICS', 'Measured', 'column_chunks', 'Metrics', 'column_metrics', 'read_column',
            'selected', 'read_all', 'Baseline', 'AllGroups', 'all_groups', 'measure_chunk', 'read_chunks',
            'measure_rows', 'with_custom_metrics', 'with_drift_metrics', 'watched_columns', 'check_slicing',
-           'checked_rows', 'summaries', 'summary_drift', 'as_measured', 'check_versions_and_times', 'needed_groups',
-           'only_windows', 'measure', 'profile_columns', 'all_profile_columns', 'drift_columns', 'window_struct',
-           'rounded', 'list_array', 'metric_array', 'as_arrow', 'local_date', 'with_window_columns', 'profile_metrics',
-           'drift_metrics', 'as_rows', 'windows_sql', 'create_metric_table', 'write_metrics']
+           'checked_rows', 'summaries', 'summary_drift', 'as_measured', 'check_versions_and_times', 'check_expressions',
+           'needed_groups', 'with_all_versions', 'only_windows', 'measure', 'profile_columns', 'all_profile_columns',
+           'drift_columns', 'window_struct', 'rounded', 'list_array', 'metric_array', 'as_arrow', 'local_date',
+           'with_window_columns', 'profile_metrics', 'drift_metrics', 'as_rows', 'windows_sql', 'create_metric_table',
+           'write_metrics']
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #bc32de91
 import re
@@ -29,7 +30,7 @@ from ..data.sql import sql_text
 from ..env import Env
 from ..errors import MlopsError, unknown
 from . import custom_metrics, profiles, windows
-from .drift import deltas, drift_key, number_drift, pairs_of, text_drift
+from .drift import compared_groups, deltas, drift_key, number_drift, text_drift
 from .profiles import TextColumn, number_column, text_column
 from mlops_nb.monitoring.quality import (
     FAIRNESS_METRICS,
@@ -85,7 +86,7 @@ class Metrics:
         for key, names in other.filled.items(): self.filled.setdefault(key, []).extend(names)
 
 def column_metrics(name: str, data_type: str, column, groups: Iterable[Groups],  # NumberColumn or TextColumn
-                   pairs: Iterable[list]) -> Metrics:  # what `pairs_of` returns
+                   pairs: Iterable[list]) -> Metrics:  # what `compared_groups` returns
     "Compute the profile and the drift of one column in all groups."
     metrics, is_text = Metrics(), isinstance(column, TextColumn)
     compare = text_drift if is_text else number_drift
@@ -145,7 +146,7 @@ class AllGroups:
     "The groups of the rows, and the pairs of them that are compared."
     whole: list[Groups]
     slices: list[Groups]
-    pairs: list[list]  # what `pairs_of` returns, of the whole table and of the slices
+    pairs: list[list]  # what `compared_groups` returns, of the whole table and of the slices
     sliced: set[str]  # the columns that are profiled in slices
 
     def of_column(self, name: str) -> tuple[list[Groups], list[list]]:
@@ -158,7 +159,7 @@ def all_groups(keys: pa.Table, monitor: Monitor, versions: list, sliced: set[str
     "Return the groups of rows that are needed."
     whole, slices = ([part.restricted(is_needed) for part in kind] for kind in
                      windows.groups_in(keys, monitor, versions))
-    return AllGroups(whole, slices, [pairs_of(part) for part in whole + slices], sliced)
+    return AllGroups(whole, slices, [compared_groups(part) for part in whole + slices], sliced)
 
 def measure_chunk(table: pa.Table, groups: AllGroups, types: Mapping[str, tuple[int, str]],  # by name: place, type
                   ) -> Metrics:
@@ -271,7 +272,7 @@ def summaries(metrics: Metrics, monitor: Monitor) -> Iterator[dict]:  # one row 
 def summary_drift(metrics: Metrics) -> Iterator[dict]:  # one row per comparison
     "Return the rows `:table` of drift: differences in the number of rows and in the non-null columns."
     keys = list(metrics.counts)
-    for kind, own, base in pairs_of(Groups(keys, None, [])):
+    for kind, own, base in compared_groups(Groups(keys, None, [])):
         row = drift_key(kind, keys[own], keys[base]) | {"column_name": ":table", "data_type": None}
         now, then = set(metrics.filled[keys[own]]), set(metrics.filled[keys[base]])
         yield row | {"count_delta": metrics.counts[keys[own]] - metrics.counts[keys[base]],
@@ -296,6 +297,13 @@ def check_versions_and_times(versions: list, count: int, without_time: int, moni
                          f"fill the column {monitor.timestamp_col!r}")
     raise MlopsError("there are no rows to be monitored", "write predictions first")
 
+def check_expressions(rows, monitor: Monitor, watched: Iterable[str]) -> None:  # watched: profiled columns
+    "Raise MlopsError for a custom metric or a slicing expression that cannot be computed from these rows."
+    if monitor.custom_metrics:
+        built_in = profile_columns("model_id"), drift_columns("model_id")
+        custom_metrics.check_custom_metrics(rows, monitor, *built_in)
+    check_slicing(rows, monitor, watched)
+
 def needed_groups(only: Iterable | None, compared: Mapping[tuple, set] | None) -> Callable[[tuple], bool]:
     "Return whether a group is computed: one of the baseline, of the windows, or that these are compared with."
     if only is None: return lambda key: True
@@ -304,6 +312,11 @@ def needed_groups(only: Iterable | None, compared: Mapping[tuple, set] | None) -
         if key[0] == "BASELINE" or key[1] in starts or compared is None: return True
         return key[1] in compared.get(key[2:], ())
     return is_needed
+
+def with_all_versions(measured: Measured) -> Measured:  # of one version
+    "Add the group of all versions together, which is a copy."
+    return Measured(*(pd.concat([frame, frame.assign(model_id="*")], ignore_index=True)
+                      for frame in (measured.profile, measured.drift)))
 
 def only_windows(measured: Measured, only: Iterable | None) -> Measured:
     "Keep the metrics of some windows and of the baseline."
@@ -320,11 +333,8 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
             compared: Mapping[tuple, set] | None = None,  # their groups: starts by (model_id, slice_key, slice_value)
             ) -> Measured:
     "Compute profile, quality and drift of every window, for the whole table and for its slices."
-    if monitor.custom_metrics:
-        built_in = profile_columns("model_id"), drift_columns("model_id")
-        custom_metrics.check_custom_metrics(rows, monitor, *built_in)
     watched = watched_columns(monitor, columns)
-    check_slicing(rows, monitor, watched)
+    check_expressions(rows, monitor, watched)
     used = custom_metrics.needed_columns(monitor, rows.columns)
     needed = list(dict.fromkeys([*watched, *used]))
     windowed, base_rows = checked_rows(rows, monitor, needed, granularity), None
@@ -339,10 +349,7 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
                            {name: types[name] for name in watched}, needed_groups(only, compared))
     groups = windows.with_groups(everything.where(windows.HAS_WINDOW), monitor, versions, used)
     measured = as_measured(metrics, monitor, custom_metrics.aggregate_values(groups, monitor), boolean_slices)
-    if len(versions) == 1:  # the group of all versions together is a copy
-        frames = [pd.concat([frame, frame.assign(model_id="*")], ignore_index=True)
-                  for frame in (measured.profile, measured.drift)]
-        measured = Measured(*frames)
+    if len(versions) == 1: measured = with_all_versions(measured)
     return only_windows(with_custom_metrics(spark, replace(measured, without_time=without_time), monitor), only)
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #2f4f5397
