@@ -281,10 +281,14 @@ MANY_FILES = 64
 
 def compact(env: Env, full: str) -> bool:  # whether files were joined
     "Join the small files of a local table if it has many."
+    import pyarrow as pa
     from deltalake.exceptions import CommitFailedError
     if env.engine != "sail": return False
     log = delta_log(env, full)
-    if log.get_add_actions().num_rows < MANY_FILES: return False
+    files = pa.table(log.get_add_actions(flatten=True))
+    partitions = files.select([name for name in files.column_names if name.startswith("partition.")])
+    needed = partitions.group_by(partitions.column_names).aggregate([]).num_rows if partitions.column_names else 0
+    if files.num_rows - needed < MANY_FILES: return False
     try: log.optimize.compact()
     except CommitFailedError: return False  # another writer has changed the files
     return True

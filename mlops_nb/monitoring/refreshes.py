@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS_VERSION', 'STATE_COLUMNS', 'KEY', 'ROWS_AT_ONCE', 'WINDOWS_AT_ONCE', 'LATEST_BASELINE', 'NEWEST',
-           'LONG_COLUMNS', 'window_contents', 'digests', 'days_in_windows', 'monitor_digest', 'read_state',
+           'LONG_COLUMNS', 'window_contents', 'digests', 'days_in_windows', 'monitor_digest', 'read_refresh_state',
            'monitor_number', 'group_windows', 'following_windows', 'previous_windows', 'Logged', 'Refreshed',
            'is_current', 'pending_windows', 'window_parts', 'sql_time', 'in_windows', 'write_state', 'Refresh',
            'empty_profile', 'shared_baseline', 'refresh', 'metric_frame', 'not_measured', 'read_metrics']
@@ -94,7 +94,7 @@ def monitor_digest(monitor: Monitor, types: Mapping[str, str]) -> str:  # types:
     text = json.dumps([METRICS_VERSION, asdict(monitor), dict(types)], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
 
-def read_state(spark, env: Env, table: str) -> pd.DataFrame:  # STATE_COLUMNS
+def read_refresh_state(spark, env: Env, table: str) -> pd.DataFrame:  # STATE_COLUMNS
     "Return the state of the refreshes of a table."
     name = f"{table}_refreshes"
     if not tables.exists(spark, env, name): return pd.DataFrame(columns=list(STATE_COLUMNS))
@@ -312,7 +312,7 @@ def refresh(spark, env: Env, table: str,  # whose name is the prefix of the metr
     "Compute the windows that changed since the last refresh, for several granularities, and write their metrics."
     granularities, columns = list(dict.fromkeys(granularities)), list(columns)
     types = data_types(logged.rows, watched_columns(monitor, columns))
-    described, state = monitor_digest(monitor, types), read_state(spark, env, table)
+    described, state = monitor_digest(monitor, types), read_refresh_state(spark, env, table)
     contents = window_contents(logged.rows, logged.row_hash, monitor, granularities, logged.partition)
     if contents.empty: raise MlopsError("there are no rows to be monitored", "write predictions first")
     if contents.day.isna().all():
@@ -353,7 +353,7 @@ def read_metrics(spark, env: Env, table: str, monitor: Monitor, granularity: str
     profile, drift = (tables.read(spark, env, f"{table}_{kind}_metrics").where(
         f"granularity = {sql_text(granularity)}") for kind in ("profile", "drift"))
     if windows is None:
-        state = read_state(spark, env, table)
+        state = read_refresh_state(spark, env, table)
         windows = sorted(state.window_start[state.granularity == granularity].dropna())[-newest:]
     profile = profile.where(windows_sql(granularity, windows, monitor.time_zone, True))
     profile = profile.where("slice_key IS NULL OR column_name = ':table'")
