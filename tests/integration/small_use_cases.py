@@ -129,7 +129,7 @@ def write_tables(use_case: UseCase, spark, env: Env, last_day: date = LAST_DAY) 
     for name in use_case.source: tables.merge(spark, env, name, spark.createDataFrame(FRAMES[name]()), use_case.key)
     source, client = {name: tables.read(spark, env, name) for name in use_case.source}, feature_client(spark, env)
     for table in use_case.feature_tables:
-        query = table.query(cut)
+        query = table.sql(cut)
         rows = spark.sql(query, **{name: frame for name, frame in source.items() if f"{{{name}}}" in query})
         client.create_table(name=env.table(table.name), primary_keys=table.primary_keys, schema=rows.schema,
                             timeseries_column=table.timeseries_column, description=table.description)
