@@ -256,8 +256,8 @@ MANY_FILES = 64
 
 def compact(env: Env, full: str) -> bool:  # whether files were joined
     "Join the small files of a local table if it has many."
+    if env.engine != "sail": return False  # Databricks does this by itself, and has no package deltalake
     from deltalake.exceptions import CommitFailedError
-    if env.engine != "sail": return False
     log = delta_log(env, full)
     if log.get_add_actions().num_rows < MANY_FILES: return False
     try: log.optimize.compact()
