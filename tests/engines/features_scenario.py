@@ -96,7 +96,7 @@ def next_day_and_a_correction(spark, env):
         written = write_features(FLIGHTS, spark, env, NEXT_CUT)
         return [(full.split(".")[-1], number) for full, number in zip(written.table, written.changed, strict=True)]
     ingest.write_bronze(spark, env, ingest.bronze_frames(source(), NEXT_CUT))
-    changed = [run(), run()]
+    changed = [run()]
     before = tables.version(spark, env, "bronze_flights")
     late = ["arr_delay + 90 AS arr_delay", "arrival_known_at + INTERVAL 90 MINUTES AS arrival_known_at"]
     corrected = tables.read(spark, env, "bronze_flights").where("""origin = 'JFK' AND arr_delay IS NOT NULL
@@ -106,10 +106,10 @@ def next_day_and_a_correction(spark, env):
     first = earliest_change(spark, env, "bronze_flights", FLIGHT_MATTERS["bronze_flights"], *versions)
     changed += [run(), run()]
     names = [declaration.name for declaration in FLIGHTS.feature_tables]
-    progress = [(name, read_progress(spark, env, name).until) for name in names]
-    contents = {name: rows(tables.read(spark, env, name)) for name in names}
-    return contents | {"changed": changed, "first": [corrections, first], "progress": progress,
-                       "differences": differences(spark, env, NEXT_CUT)}
+    result = {"changed": changed, "first": [corrections, first],
+              "progress": [(name, read_progress(spark, env, name).until) for name in names]}
+    # Apache Spark needs long for it, and its tables are compared with those of Sail
+    return result | ({"differences": differences(spark, env, NEXT_CUT)} if env.engine == "sail" else {})
 
 
 if __name__ == "__main__": scenario.main()

@@ -191,7 +191,7 @@ def progress_of_a_table(spark, env):
         return tables.version(spark, env, "progressed")
     write("(1, '2013-01-01 05:10:00', '0.5', 'NaN'), (2, '2013-01-01 07:50:00', null, '1.5')")
     version = write("(3, '2013-01-01 09:59:59', '0.5', null)")  # a second file
-    known = Progress(inputs={"a 'table'": 7, "source": 'C:\\ and "quotes"'}, definition="0a")
+    known = Progress(inputs={"an hourly 'table'": 7, "source": 'C:\\ and "quotes"'}, definition="0a")
     write_progress(spark, env, "progressed", known)
     maintain(spark, env, "progressed")
     kept = read_progress(spark, env, "progressed") == known, rows_version(spark, env, "progressed") == version
