@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TIMELINE_SQL', 'RESULTS_OF_TIMELINE', 'PAYLOAD_COLUMNS', 'FIRST_DAYS', 'SHOWN_HOURS', 'SHOWN_METRICS',
            'created_names', 'stored_runs', 'timeline_runs', 'InfrastructureStep', 'moment_of', 'load_infrastructure',
-           'MeasuredWindows', 'measured_windows', 'endpoint_rows', 'job_rows', 'newest_row', 'table_rows', 'spool_rows',
-           'measure_infrastructure', 'write_infrastructure', 'summary', 'recent_metrics', 'violations_of',
+           'MeasuredWindows', 'measured_windows', 'endpoint_measures', 'job_rows', 'newest_row', 'table_rows',
+           'spool_rows', 'measure_infrastructure', 'write_infrastructure', 'summary', 'recent_metrics', 'violations_of',
            'plot_infrastructure', 'finish_infrastructure']
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140002
@@ -136,7 +136,7 @@ def measured_windows(step: InfrastructureStep, granularity: str) -> dict[tuple[s
 PAYLOAD_COLUMNS = ("databricks_request_id", "request_date", "request_time", "status_code", "sampling_fraction",
                    "execution_duration_ms")
 
-def endpoint_rows(step: InfrastructureStep, granularity: str, known: dict) -> Iterator[pd.DataFrame]:
+def endpoint_measures(step: InfrastructureStep, granularity: str, known: dict) -> Iterator[pd.DataFrame]:
     "Yield the metrics of each payload table in the schema of the target; its prefix is the name."
     prefix = step.env.table("any").rpartition(".")[0]
     for full in tables.table_names(step.spark, step.env):
@@ -217,7 +217,7 @@ def spool_rows(step: InfrastructureStep, granularity: str) -> Iterator[pd.DataFr
 def measure_infrastructure(step: InfrastructureStep, granularity: str) -> pd.DataFrame:  # the columns of the table
     "Measure what is new, and the windows of the last days again."
     known = measured_windows(step, granularity)
-    parts = [*endpoint_rows(step, granularity, known), *job_rows(step, granularity, known),
+    parts = [*endpoint_measures(step, granularity, known), *job_rows(step, granularity, known),
              *table_rows(step, granularity, known), *spool_rows(step, granularity)]
     parts = [part for part in parts if len(part)]
     if not parts: return pd.DataFrame()
