@@ -81,7 +81,8 @@ LARGEST_HASH = 2**31 - 1  # so that sums of hashes stay far below the largest BI
 def hash_sql(columns: list) -> str:  # StructFields; a SQL expression
     "Return the SQL expression of a hash of columns; nested values are hashed as text."
     values = [f"CAST({quoted(c.name)} AS STRING)" if "<" in sql_type(c) else comparable_value(c) for c in columns]
-    return f"pmod(xxhash64({', '.join(values)}), {LARGEST_HASH})"
+    nulls = [f"{quoted(c.name)} IS NULL" for c in columns if c.nullable]  # the hash itself skips nulls
+    return f"pmod(xxhash64({', '.join(values + nulls)}), {LARGEST_HASH})"
 
 def named_fields(fields: list, sql: str) -> list:  # StructFields
     "Return the columns that a query names; all if it selects `*` from a table."

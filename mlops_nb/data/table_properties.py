@@ -16,7 +16,8 @@ def properties(spark, env: Env, name: str) -> dict[str, str]:
     "Return the properties of a table."
     table = tables.find(spark, env, name)
     if env.engine == "sail": return dict(delta_log(env, env.table(name)).metadata().configuration)
-    return {row[0]: row[1] for row in spark.sql(f"SHOW TBLPROPERTIES {table}").collect()}
+    # SHOW TBLPROPERTIES would hide each value that contains `url` or `token`, such as the name `hourly`
+    return dict(spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]["properties"])
 
 def set_property(spark, env: Env, name: str, key: str, value: str):
     "Set a property of a table; no new table version if it already has this value."

@@ -281,9 +281,9 @@ MANY_FILES = 64
 
 def compact(env: Env, full: str) -> bool:  # whether files were joined
     "Join the small files of a local table if it has many."
+    if env.engine != "sail": return False  # Databricks does this by itself, and has no package deltalake
     import pyarrow as pa
     from deltalake.exceptions import CommitFailedError
-    if env.engine != "sail": return False
     log = delta_log(env, full)
     files = pa.table(log.get_add_actions(flatten=True))
     partitions = files.select([name for name in files.column_names if name.startswith("partition.")])

@@ -6,7 +6,9 @@ from side_by_side import Scenario, refused, rows, schema
 from special_numbers import columns, types
 
 from mlops_nb.data import tables
+from mlops_nb.data.lakehouse import location
 from mlops_nb.data.pandas_frames import to_pandas
+from mlops_nb.data.progress import Progress, earliest_change, read_progress, rows_version, write_progress
 
 step = scenario = Scenario()
 
@@ -167,6 +169,41 @@ def mistakes(spark, env):
     after = [tables.version(spark, env, name) for name in ("merged", "replaced")]
     exist = [tables.exists(spark, env, name) for name in ("deep", "merged", "prod.flights.carrier")]
     return messages, condition_messages, before == after, exist
+
+
+def maintain(spark, env, name):
+    "Join and remove files, as Databricks does by itself, or people do."
+    if env.engine == "sail":
+        from deltalake import DeltaTable
+        table = DeltaTable(location(env, env.table(name)))
+        table.optimize.compact()
+        table.vacuum(dry_run=False)
+        return
+    for statement in ("OPTIMIZE {}", "VACUUM {}"): spark.sql(statement.format(tables.find(spark, env, name))).collect()
+
+
+@step
+def progress_of_a_table(spark, env):
+    def write(values):
+        new = spark.sql(f"SELECT int(k) AS k, CAST(at AS TIMESTAMP) AS at, double(v) AS v, double(w) AS w "
+                        f"FROM VALUES {values} AS v(k, at, v, w)")
+        tables.merge(spark, env, "progressed", new, ["k"])
+        return tables.version(spark, env, "progressed")
+    write("(1, '2013-01-01 05:10:00', '0.5', 'NaN'), (2, '2013-01-01 07:50:00', null, '1.5')")
+    version = write("(3, '2013-01-01 09:59:59', '0.5', null)")  # a second file
+    known = Progress(inputs={"an hourly 'table'": 7, "source": 'C:\\ and "quotes"'}, definition="0a")
+    write_progress(spark, env, "progressed", known)
+    maintain(spark, env, "progressed")
+    kept = read_progress(spark, env, "progressed") == known, rows_version(spark, env, "progressed") == version
+    changes = []
+    for values in ("(2, '2013-01-01 07:50:00', '1.5', null)",  # the value of one column is that of another one
+                   "(1, '2013-01-01 05:10:00', '0.5', null)",  # NaN and null
+                   "(4, '2013-01-01 09:00:00', '1', '2'), (3, '2013-01-01 10:00:00', '0.5', null)",  # another time
+                   "(5, null, '1', null)"):
+        before, after = tables.version(spark, env, "progressed"), write(values)
+        changes.append([earliest_change(spark, env, "progressed", "at", before, after, f"SELECT {listed} FROM t")
+                        for listed in ("k, v, w", "k, v")])
+    return kept, read_progress(spark, env, "progressed") is None, changes
 
 
 @step

@@ -29,6 +29,22 @@ def test_both_engines_give_the_same_result(results, step):
         assert [(a, b) for a, b in zip(sail, spark, strict=True) if a != b][:3] == [], part
 
 
+def test_a_run_computes_what_changed_and_gives_what_one_run_over_everything_gives(results):
+    step = results["spark"]["next_day_and_a_correction"]
+    sail, spark = results["sail"], results["spark"]
+    assert sail["own tables"] == spark["own tables"]
+    assert {number for _, number in sail["next_day_and_a_correction"]["differences"]} == {0}
+    corrections, first = step["first"]
+    assert corrections > 10 and first == "2013-01-03T17:00:00+00:00"  # the hour, three hours before the first of them
+    next_day, corrected, again = (dict(pairs) for pairs in step["changed"])
+    assert set(again.values()) == {0}
+    for name in ("airport_recent", "aircraft_recent", "route_daily"):
+        rows = spark["own tables"][f"dev.flights.{name}"]["rows"]
+        assert 0 < corrected[name] < len(rows) / 3 and next_day[name] > 0, name
+    assert {corrected[name] for name in ("weather_hourly", "plane", "airport")} == {0}
+    assert dict(step["progress"])["airport_recent"] == "2013-01-05T05:00:00+00:00"  # midnight in New York
+
+
 def test_the_compared_results_are_not_empty(results):
     spark = results["spark"]
     assert {name: len(rows) > 150 for name, rows in spark["feature_tables"].items()} == {
