@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FIRST_CHAMPION_TABLE', 'SIDES', 'SIDE_STYLES', 'LANES', 'LEFT', 'day_spans', 'YearReport', 'read_replay', 'load_year',
            'frozen_days', 'score_frozen', 'load_predictions', 'losses_by', 'YearVerdict', 'year_verdict', 'outcomes',
-           'hold_text', 'loop_text', 'change_text', 'result_text', 'verdict_text', 'plot_losses', 'replay_events',
-           'event_lanes', 'plot_champions', 'year_history', 'alert_days', 'moves_table', 'judge_year', 'year_text',
-           'month_table', 'plot_year_losses', 'plot_year_events', 'year_alerts', 'year_retrainings', 'year_moves',
-           'seconds_by_month', 'finish_year']
+           'hold_text', 'loop_text', 'change_text', 'result_text', 'verdict_text', 'plot_weekly', 'plot_monthly_change',
+           'plot_losses', 'replay_events', 'event_lanes', 'plot_champions', 'year_history', 'alert_days', 'moves_table',
+           'judge_year', 'year_text', 'month_table', 'plot_year_losses', 'plot_year_events', 'year_alerts',
+           'year_retrainings', 'year_moves', 'seconds_by_month', 'finish_year']
 
 # %% ../../nbs/workflow/51_year_report.ipynb #d4946144
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -33,7 +34,19 @@ from ..models.problem_types import ProblemType, loss_change
 from ..monitoring import retraining_log
 from ..monitoring.alert_store import alert_history, alert_name, alert_store
 from ..monitoring.retraining import FAILED_TRAINING, HOLD, PROMOTED, REFUSED, RESUME, STOP_RETRAINING, TRAIN
-from ..pictures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, date_axis, legend, reference_line
+from mlops_nb.pictures import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    NOTE_STYLE,
+    ORANGE,
+    RED,
+    canvas,
+    date_axis,
+    legend,
+    reference_line,
+)
 from .batch_scoring import PREDICTIONS, predict_rows, prediction_key
 from .monitoring import with_labels
 from .replay import REPLAY_LOG
@@ -223,36 +236,48 @@ def verdict_text(verdict: YearVerdict, problem: ProblemType, rows: pd.DataFrame,
                 f" (95% interval by days: {verdict.low:+.2%} to {verdict.high:+.2%})")
     heuristic = f"{change_text(verdict.loop / verdict.heuristic - 1)} that of the heuristic, {verdict.heuristic:.4f}"
     frozen = f"{change_text(verdict.change)} that of v{version}, {verdict.frozen:.4f}{interval}"
-    return (f"{result_text(verdict, rows, version)}: {days}: {problem.loss_text} {verdict.loop:.4f}, {frozen}; {heuristic}. {loop_text(history)}.")
+    result = f"{result_text(verdict, rows, version)}: {days}: {problem.loss_text} {verdict.loop:.4f}"
+    return f"{result}, {frozen}; {heuristic}. {loop_text(history)}."
 
 # %% ../../nbs/workflow/51_year_report.ipynb #38474d6c
-SIDE_STYLES = {"loop": (BLUE, "loop: the Champion of each day", 2.2), "frozen": (ORANGE, "first Champion, frozen", 1.6),
-               "heuristic": (GREY, "heuristic", 1.6)}  # colour, label, width of the line
+SIDE_STYLES = {  # from the lowest line to the highest: equal lines are both seen
+    "heuristic": {"color": DARK, "label": "heuristic", "linewidth": 1.2, "linestyle": (0, (4, 2))},
+    "frozen": {"color": ORANGE, "label": "first Champion, frozen", "linewidth": 3.4},
+    "loop": {"color": BLUE, "label": "loop: the Champion of each day", "linewidth": 1.7}}
 
-def plot_losses(table: pd.DataFrame,  # what `losses_by` returns, by week
-                monthly: pd.DataFrame,  # the same by month
-                problem: ProblemType, title: str = "") -> Any:  # matplotlib Figure
+def plot_weekly(axes: Any, problem: ProblemType, rows: pd.DataFrame) -> None:
+    "Draw the losses of the three by week."
+    table = losses_by(problem, rows, "W")
+    middles = table.index.to_timestamp() + pd.Timedelta(days=3.5)
+    for side, style in SIDE_STYLES.items(): axes.plot(middles, table[side], **style)
+    axes.set_ylabel(f"{problem.loss_text} by week")
+    axes.margins(y=0.15)
+    handles, labels = axes.get_legend_handles_labels()
+    legend(axes, handles=handles[::-1], labels=labels[::-1], loc="upper right", ncols=3)
+
+def plot_monthly_change(axes: Any, problem: ProblemType, rows: pd.DataFrame) -> None:
+    "Draw the relative change from the frozen model to the loop as a bar for each month."
+    days = pd.to_datetime(rows.as_of)
+    ends = days.groupby(pd.PeriodIndex(days, freq="M")).agg(["min", "max"]) + pd.to_timedelta([0, 1], unit="D")
+    table = losses_by(problem, rows, "M")
+    for month, change in (table.loop / table.frozen - 1).items():
+        first, last = ends.loc[month]
+        middle, is_better = first + (last - first) / 2, change < 0
+        axes.bar(middle, change, width=0.75 * (last - first), color=GREEN if is_better else RED)
+        axes.annotate(f"{change:+.1%}" if abs(change) >= 5e-5 else "0", (middle, change), ha="center",
+                      xytext=(0, -4 if is_better else 4), va="top" if is_better else "bottom", **NOTE_STYLE)
+    reference_line(axes, y=0)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(1.5 * low, -0.005), max(1.5 * high, 0.005))
+    axes.set_ylabel("loop against\nfrozen, by month")
+    axes.yaxis.set_major_formatter("{x:+.1%}")
+
+def plot_losses(problem: ProblemType, rows: pd.DataFrame,  # what `load_predictions` returns
+                title: str = "") -> Any:  # matplotlib Figure
     "Draw the losses of the three by week, and the change from the frozen model to the loop by month."
     figure, (upper, lower) = canvas(title, rows=2, size=(10, 6), sharex=True, height_ratios=(3, 1.4))
-    weeks = table.index.to_timestamp() + pd.Timedelta(days=3)
-    for side in reversed(SIDES):
-        color, label, width = SIDE_STYLES[side]
-        upper.plot(weeks, table[side], color=color, label=label, linewidth=width)
-    upper.set_ylabel(f"{problem.loss_text} by week")
-    handles, labels = upper.get_legend_handles_labels()
-    legend(upper, handles=handles[::-1], labels=labels[::-1], loc="upper right", ncols=3)
-    upper.margins(y=0.15)
-    change = monthly.loop / monthly.frozen - 1
-    starts = monthly.index.to_timestamp()
-    lower.bar(starts + pd.Timedelta(days=15), change, width=22, color=[GREEN if c < 0 else RED for c in change])
-    for start, value in zip(starts, change, strict=True):
-        lower.annotate(f"{value:+.1%}", (start + pd.Timedelta(days=15), value), xytext=(0, -4 if value < 0 else 4),
-                       textcoords="offset points", ha="center", va="top" if value < 0 else "bottom", fontsize=9,
-                       color=DARK)
-    reference_line(lower, y=0)
-    lower.margins(y=0.35)
-    lower.set_ylabel("loop against\nfrozen, by month")
-    lower.yaxis.set_major_formatter("{x:+.1%}")
+    plot_weekly(upper, problem, rows)
+    plot_monthly_change(lower, problem, rows)
     date_axis(lower.xaxis)
     return figure
 
@@ -280,9 +305,9 @@ def plot_champions(days: pd.DataFrame, history: Sequence[Mapping], title: str = 
     "Draw the Champion by date, and alerts and retrainings as lanes below it."
     events = replay_events(days, history)
     lanes = event_lanes(events)
-    figure, (upper, lower) = canvas(title, rows=2, size=(10, 3.6 + 0.3 * len(lanes)), sharex=True,
-                                    height_ratios=(2, max(0.5 * len(lanes), 1)))
     dates, versions = pd.to_datetime(days.index), days.champion_version.astype(int)
+    heights = 1 + 0.3 * versions.nunique(), 0.5 + 0.3 * len(lanes)
+    figure, (upper, lower) = canvas(title, rows=2, size=(10, 0.8 + sum(heights)), sharex=True, height_ratios=heights)
     upper.step([*dates, dates[-1] + pd.Timedelta(days=1)], [*versions, versions.iloc[-1]], where="post", color=BLUE,
                linewidth=2.4)
     upper.set_yticks(numbers := sorted(set(versions)), [f"v{number}" for number in numbers])
@@ -312,7 +337,8 @@ def alert_days(evaluations: Iterable[Mapping],  # rows of the alert store, the n
         day = datetime.fromtimestamp(row["time"] / 1000, UTC).date()
         if row["alert"].startswith(names) and first <= day <= end:
             rows.append({"day": day, "alert": row["alert"].removeprefix(names), "state": row["state"],
-                         "value": row["value"], "threshold": row["threshold"]})
+                         "value": json.loads(row["value"] or "null"),
+                         "threshold": json.loads(row["threshold"] or "null")})
     table = pd.DataFrame(rows, columns=["day", "alert", "state", "value", "threshold"])
     return table[table.state != table.groupby("alert").state.shift()].reset_index(drop=True)
 
@@ -354,8 +380,7 @@ def month_table(report: YearReport) -> Any:  # pandas Styler
 def plot_year_losses(report: YearReport) -> Any:  # matplotlib Figure
     "Draw the losses of the loop, the frozen model and the heuristic."
     problem, rows = report.use_case.problem, report.rows
-    return plot_losses(losses_by(problem, rows, "W"), losses_by(problem, rows, "M"), problem,
-                       f"The loop, the first Champion and the heuristic on the same {len(rows):,} rows")
+    return plot_losses(problem, rows, f"The loop, the first Champion and the heuristic on the same {len(rows):,} rows")
 
 def plot_year_events(report: YearReport) -> Any:  # matplotlib Figure
     "Draw the Champion by date, alerts and retrainings."
