@@ -143,8 +143,8 @@ def is_killed(folder, last_step):
         return os.WIFSIGNALED(status)
     code = 1
     try:
-        found = replay_all(folder, last_step)
-        (folder / "tables.pickle").write_bytes(pickle.dumps(found))
+        rows = replay_all(folder, last_step)
+        (folder / "tables.pickle").write_bytes(pickle.dumps(rows))
         code = 0
     except BaseException: traceback.print_exc()
     finally:

@@ -29,9 +29,9 @@ def replayed(folder: Path, *kills: int) -> tuple[dict[str, pd.DataFrame], str]:
     return pickle.loads((folder / "tables.pickle").read_bytes()), result.stdout
 
 
-def assert_same(found: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:
-    assert found.keys() == expected.keys()
-    for name in expected: pd.testing.assert_frame_equal(found[name], expected[name], obj=name, rtol=1e-9)
+def assert_same(actual: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:
+    assert actual.keys() == expected.keys()
+    for name in expected: pd.testing.assert_frame_equal(actual[name], expected[name], obj=name, rtol=1e-9)
 
 
 def test_a_killed_replay_ends_with_the_tables_of_one_that_was_not(tmp_path):
