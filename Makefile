@@ -136,7 +136,11 @@ $(VENV)/.bench: benchmarks/requirements.lock $(READY)
 
 install-peers: .venv-peers/.ready  ## install MLServer and BentoML for make bench
 
-bench: $(VENV)/.bench  ## measure timings as ratios to a peer
+.venv-monitoring/.ready: benchmarks/monitoring_peers.lock $(READY)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-monitoring
+	@$(BIN)/uv pip install --quiet --python .venv-monitoring/bin/python --requirements benchmarks/monitoring_peers.lock && touch $@
+
+bench: $(VENV)/.bench .venv-monitoring/.ready  ## measure timings as ratios to a peer
 	@$(BIN)/python benchmarks/run.py
 
 $(VENV)/.docs: docs/requirements.lock $(READY)
@@ -188,6 +192,7 @@ lock: $(READY)  ## compile requirements.lock and the locks of benchmarks, docs, 
 	@$(COMPILE) pyproject.toml --extra local --extra dev --extra flights --output-file requirements.lock
 	@$(BIN)/python -c '$(EXTRA)' bench | $(COMPILE) - --constraint requirements.lock --output-file benchmarks/requirements.lock
 	@$(COMPILE) benchmarks/serving_peers.in --output-file benchmarks/serving_peers.lock
+	@$(COMPILE) benchmarks/monitoring_peers.in --output-file benchmarks/monitoring_peers.lock
 	@$(BIN)/python -c '$(EXTRA)' docs | $(COMPILE) - --constraint requirements.lock --output-file docs/requirements.lock
 	@$(BIN)/python -c '$(EXTRA)' browser | $(COMPILE) - --constraint requirements.lock --output-file tests/browser/requirements.lock
 	@$(COMPILE) pyproject.toml tests/engines/spark.in --extra spark --extra flights \

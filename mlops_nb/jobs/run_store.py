@@ -128,6 +128,7 @@ create table if not exists created_jobs (
   job_id integer primary key autoincrement, settings text not null, target text not null, catalogs text not null,
   creator text not null, created_time integer not null, deleted_time integer);
 create index if not exists runs_by_job on runs (job, target, life_cycle_state);
+create index if not exists open_fires on fires (state) where state = 'CLAIMED';
 """
 ACTIVE = ("PENDING", "QUEUED", "RUNNING", "TERMINATING")
 STATE_RULE = "keep the state folder as long as a run is active; begin the run again"

@@ -158,7 +158,7 @@ class Scheduler:
         self.store, self.read, self.surroundings, self.starters = store, read, surroundings, starters
         self.clock, self.poll_seconds, self.log = clock, poll_seconds, logging.getLogger(__name__)
         self.schedules, self.states, self.waiting = Schedules(), {}, {}  # states and times to wait for, by place
-        self.changes, self.messages, self.polled = {}, {}, {}
+        self.changes, self.messages, self.polled, self.cleaned = {}, {}, {}, None
         self.closing, self.thread = threading.Event(), None
 
     # Beginning and end
@@ -171,7 +171,6 @@ class Scheduler:
     def run(self) -> None:
         "Look for what is due again and again. Never raises."
         self.guard("the scheduler", lambda: fires.record_scheduler(self.store, self.clock()))
-        self.guard("the scheduler", lambda: fires.forget_old_fires(self.store, self.clock()))
         while not self.closing.wait(TICK_SECONDS): self.guard("the scheduler", self.tick)
 
     def close(self, seconds: float = 20) -> None:
@@ -211,6 +210,9 @@ class Scheduler:
 
     def refresh(self) -> None:
         "Read the declarations again, and take over what a killed scheduler has left."
+        day = self.clock() // 86_400_000
+        if day != self.cleaned: fires.forget_old_fires(self.store, self.clock())
+        self.cleaned = day
         old, self.schedules = self.schedules, self.read()
         if self.schedules is not old:
             self.waiting.clear()
@@ -323,7 +325,7 @@ class Scheduler:
         ends = [self.end_of(row) for row in rows]
         if ends and ends[0] is None: return  # claimed, or waiting for a slot
         failures = next((i for i, end in enumerate(ends) if end is None or not end[1]), len(ends))
-        due = ends[0][0] + backoff(failures) if ends else state.since
+        due = min(ends[0][0], now) + backoff(failures) if ends else state.since  # the clock may have been set back
         if due <= now: self.fire(item, state, max(due, rows[0]["fire_time"] + 1) if rows else due)
 
     # Details

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST_GAP', 'BINS', 'SMALLEST_SHARE', 'DELTAS', 'shares', 'ks_test', 'wasserstein_distance',
            'population_stability_index', 'l_infinity_distance', 'tv_distance', 'js_distance', 'chi_squared_test',
-           'comparisons', 'pairs_of', 'deltas', 'drift_key', 'align_counts', 'number_drift', 'text_drift']
+           'comparisons', 'compared_groups', 'deltas', 'drift_key', 'align_counts', 'number_drift', 'text_drift']
 
 # %% ../../nbs/monitoring/03_drift.ipynb #322f5465
 from collections.abc import Iterator, Mapping
@@ -97,7 +97,7 @@ def comparisons(described: pd.DataFrame,  # one row per group, and per column if
         for baseline in baselines.itertuples(index=False):
             for row in records: yield "BASELINE", row, baseline
 
-def pairs_of(groups: Groups) -> list[tuple[str, int, int]]:  # drift_type, group of the window, group compared with
+def compared_groups(groups: Groups) -> list[tuple[str, int, int]]:  # drift_type, window, compared with
     "Return the groups to be compared, by their places."
     windows, baselines = {}, {}
     for place, (log_type, start, *rest) in enumerate(groups.keys):

@@ -254,7 +254,7 @@ def threshold_for(row: WindowRow, thresholds: Iterable[InfrastructureThreshold])
 def row_limits(row: WindowRow, limit: InfrastructureThreshold | None) -> tuple[float | None, float | None, bool | None]:
     "Return the limits of a row, and whether it violates them; None: it is not judged."
     if limit is None: return None, None, None
-    low, high = limit.at_least, limit.at_most
+    low, high = (None if value is None else float(value) for value in (limit.at_least, limit.at_most))
     if row.requests_or_runs < limit.min_count: return low, high, None
     return low, high, bool((low is not None and row.value < low) or (high is not None and row.value > high))
 
@@ -268,6 +268,7 @@ def with_limits_of(rows: pd.DataFrame, settings: InfrastructureSettings,  # rows
     limits = pd.DataFrame(results, columns=names, dtype=object, index=rows.index)
     length = timedelta(seconds=window_seconds(granularity))
     full = pd.concat([rows, limits], axis=1).assign(granularity=granularity, window_end=rows.window_start + length)
+    full["count"] = full["count"].astype("int64")
     full["value"] = [float(f"{value:.12g}") for value in full.value]
     columns = [column.split()[0] for column in INFRASTRUCTURE_SCHEMA.split(",")]
     return full[columns].sort_values(INFRASTRUCTURE_KEYS, ignore_index=True)

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['CELLS_AT_ONCE', 'WINDOW', 'SCORES', 'BY_CLASS', 'AREA', 'TEST', 'WHOLE', 'SHARE', 'TEXT', 'WINDOW_DATE',
            'OWN_COLUMNS', 'ORDER_STATISTICS', 'Measured', 'column_chunks', 'Metrics', 'column_metrics', 'read_column',
-           'chunk_table', 'measure_chunk', 'Baseline', 'measure_rows', 'with_custom_metrics', 'with_drift_metrics',
-           'watched_columns', 'check_slicing', 'checked_rows', 'summaries', 'summary_drift', 'as_measured',
-           'check_versions_and_times', 'needed_groups', 'only_windows', 'measure', 'profile_columns',
-           'all_profile_columns', 'drift_columns', 'window_struct', 'rounded', 'list_array', 'metric_array', 'as_arrow',
-           'local_date', 'with_window_columns', 'profile_metrics', 'drift_metrics', 'as_rows', 'windows_sql',
-           'create_metric_table', 'write_metrics']
+           'selected', 'read_all', 'Baseline', 'AllGroups', 'all_groups', 'measure_chunk', 'read_chunks',
+           'measure_rows', 'with_custom_metrics', 'with_drift_metrics', 'watched_columns', 'check_slicing',
+           'checked_rows', 'summaries', 'summary_drift', 'as_measured', 'check_versions_and_times', 'check_expressions',
+           'needed_groups', 'with_all_versions', 'only_windows', 'measure', 'profile_columns', 'all_profile_columns',
+           'drift_columns', 'window_struct', 'rounded', 'list_array', 'metric_array', 'as_arrow', 'local_date',
+           'with_window_columns', 'profile_metrics', 'drift_metrics', 'as_rows', 'windows_sql', 'create_metric_table',
+           'write_metrics']
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #bc32de91
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,7 +30,7 @@ from ..data.sql import sql_text
 from ..env import Env
 from ..errors import MlopsError, unknown
 from . import custom_metrics, profiles, windows
-from .drift import deltas, drift_key, number_drift, pairs_of, text_drift
+from .drift import compared_groups, deltas, drift_key, number_drift, text_drift
 from .profiles import TextColumn, number_column, text_column
 from mlops_nb.monitoring.quality import (
     FAIRNESS_METRICS,
@@ -60,7 +62,7 @@ class Measured:
         return rows.sort_values("window_start").set_index("window_start")
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #e3bb573b
-CELLS_AT_ONCE = 16_000_000  # values that are read at once
+CELLS_AT_ONCE = 6_000_000  # values that are read at once
 
 def column_chunks(columns: Iterable[str], rows: int) -> Iterator[list[str]]:
     "Divide columns into chunks that are read together."
@@ -84,7 +86,7 @@ class Metrics:
         for key, names in other.filled.items(): self.filled.setdefault(key, []).extend(names)
 
 def column_metrics(name: str, data_type: str, column, groups: Iterable[Groups],  # NumberColumn or TextColumn
-                   pairs: Iterable[list]) -> Metrics:  # what `pairs_of` returns
+                   pairs: Iterable[list]) -> Metrics:  # what `compared_groups` returns
     "Compute the profile and the drift of one column in all groups."
     metrics, is_text = Metrics(), isinstance(column, TextColumn)
     compare = text_drift if is_text else number_drift
@@ -107,70 +109,99 @@ def column_metrics(name: str, data_type: str, column, groups: Iterable[Groups], 
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #03931547
 def read_column(table: pa.Table, place: int, data_type: str):  # -> NumberColumn or TextColumn
-    "Return a column of the rows that `chunk_table` reads."
+    "Return a column of the rows that `selected` names."
     if profiles.column_kind(data_type) == "text": return text_column(table[f"c{place}"])
     exact = f"exact{place}"
     return number_column(table[f"c{place}"], table[exact] if exact in table.column_names else None)
 
-def chunk_table(rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str]) -> pa.Table:
-    "Read the keys of rows with some columns, named c0, c1, ..., and other SQL expressions by their names."
+def selected(rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str]):  # -> DataFrame
+    "Select the keys of rows, some columns, named c0, c1, ..., and other SQL expressions by their names."
     columns = []
     for i, (name, data_type) in enumerate(types.items()):
         columns.append(f"{profiles.column_sql(name, data_type)} AS c{i}")
         if exact := profiles.exact_sql(name, data_type): columns.append(f"{exact} AS exact{i}")
     columns += [f"{sql} AS {name}" for name, sql in others.items()]
-    table = rows.selectExpr(*windows.key_columns_sql(monitor), *columns).toArrow()
-    return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))  # all may be null
+    return rows.selectExpr(*windows.key_columns_sql(monitor), *columns)
 
-def measure_chunk(table: pa.Table, monitor: Monitor, versions: list, types: Mapping[str, str],  # of the chunk's columns
-                  sliced: Iterable[str],  # the columns that are profiled in slices
-                  is_needed: Callable[[tuple], bool]) -> tuple[Metrics, list[Groups]]:  # is_needed: of a group
-    "Compute the metrics of some columns in all groups."
-    whole, slices = ([part.restricted(is_needed) for part in kind] for kind in
-                     windows.groups_in(table, monitor, versions))
-    pairs, slice_pairs = ([pairs_of(part) for part in kind] for kind in (whole, slices))
-    def one(place: int, name: str) -> Metrics:
-        column, is_sliced = read_column(table, place, types[name]), name in sliced
-        groups, compared = (whole + slices, pairs + slice_pairs) if is_sliced else (whole, pairs)
-        return column_metrics(name, types[name], column, groups, compared)
-    metrics = Metrics()
-    with ThreadPoolExecutor(2) as threads:
-        for part in threads.map(one, range(len(types)), types): metrics.add(part)
-    return metrics, whole + slices
+def read_all(env: Env, rows, count: int) -> pa.Table:  # DataFrame, about how many rows it has
+    "Read all columns of rows; each may be null."
+    with tables.column_reader(env, rows, count) as read: table = read(rows.columns)
+    return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))
 
 @dataclass
 class Baseline:
     "The rows of a baseline, which are read once for several measurements."
     rows: Any  # DataFrame
-    tables: dict[tuple, pa.Table] = field(default_factory=dict)  # by the columns that were read
+    known: dict[tuple, pa.Table] = field(default_factory=dict)  # by the columns that were read
 
-    def table(self, rows, monitor: Monitor, types: Mapping[str, str], others: Mapping[str, str],
-              is_kept: bool) -> pa.Table:  # rows: what `with_windows` returns; is_kept: whether it is small
-        "Return what `chunk_table` reads of the baseline."
-        key = (tuple(types.items()), tuple(others.items()))
-        if key in self.tables: return self.tables[key]
-        table = chunk_table(rows, monitor, types, others)
-        if is_kept: self.tables[key] = table
-        return table
+    def table(self, env: Env, rows, count: int,  # rows: what `selected` returns
+              *columns: Mapping[str, str]) -> pa.Table:
+        "Read the baseline, or return what was read before."
+        key = tuple(tuple(part.items()) for part in columns)
+        if key not in self.known: self.known[key] = read_all(env, rows, count)
+        return self.known[key]
 
-def measure_rows(rows, baseline: Baseline | None, base_rows,  # DataFrames: what `with_windows` returns
+@dataclass(frozen=True)
+class AllGroups:
+    "The groups of the rows, and the pairs of them that are compared."
+    whole: list[Groups]
+    slices: list[Groups]
+    pairs: list[list]  # what `compared_groups` returns, of the whole table and of the slices
+    sliced: set[str]  # the columns that are profiled in slices
+
+    def of_column(self, name: str) -> tuple[list[Groups], list[list]]:
+        "Return the groups in which a column is profiled, and their pairs."
+        if name in self.sliced: return self.whole + self.slices, self.pairs
+        return self.whole, self.pairs[:len(self.whole)]
+
+def all_groups(keys: pa.Table, monitor: Monitor, versions: list, sliced: set[str],
+               is_needed: Callable[[tuple], bool]) -> AllGroups:  # is_needed: of a group
+    "Return the groups of rows that are needed."
+    whole, slices = ([part.restricted(is_needed) for part in kind] for kind in
+                     windows.groups_in(keys, monitor, versions))
+    return AllGroups(whole, slices, [compared_groups(part) for part in whole + slices], sliced)
+
+def measure_chunk(table: pa.Table, groups: AllGroups, types: Mapping[str, tuple[int, str]],  # by name: place, type
+                  ) -> Metrics:
+    "Compute the metrics of some columns in all groups."
+    def one(name: str) -> Metrics:
+        place, data_type = types[name]
+        return column_metrics(name, data_type, read_column(table, place, data_type), *groups.of_column(name))
+    metrics = Metrics()
+    with ThreadPoolExecutor(2) as threads:
+        for part in threads.map(one, types): metrics.add(part)
+    return metrics
+
+def read_chunks(read: Callable, columns: list[str], types: Mapping[str, str], others: Mapping[str, str], count: int,
+                ) -> Iterator[tuple[pa.Table, dict]]:  # columns: all that can be read; (rows, place and type by column)
+    "Read the columns of rows, some at a time; the first chunk has the keys and the other expressions."
+    places = {name: (i, data_type) for i, (name, data_type) in enumerate(types.items())}
+    keys = [name for name in columns if not re.fullmatch(r"(c|exact)\d+", name)]
+    for names in column_chunks(types, count):
+        own = {name: places[name] for name in names}
+        wanted = {f"{kind}{place}" for place, _ in own.values() for kind in ("c", "exact")}
+        yield read([*keys, *(name for name in columns if name in wanted)]), own
+        keys = []
+
+def measure_rows(env: Env, rows, baseline: Baseline | None, base_rows,  # DataFrames: what `with_windows` returns
                  monitor: Monitor, versions: list, count: int,  # of the rows
                  types: Mapping[str, str],  # of the columns to be profiled
                  is_needed: Callable[[tuple], bool]) -> Metrics:
     "Compute profile, drift and quality of all groups of rows, some columns at a time."
     sliced = set(types) if monitor.sliced_columns is None else set(watched_columns(monitor, monitor.sliced_columns))
-    metrics, others = Metrics(), quality_sql(rows, monitor)
-    for names in column_chunks(types, count):
-        own = {name: types[name] for name in names}
-        table = chunk_table(rows, monitor, own, others)
-        if baseline is not None:
-            is_whole = len(names) == len(types)
-            table = pa.concat_tables([table, baseline.table(base_rows, monitor, own, others, is_whole)],
-                                     promote_options="permissive")
-        part, groups = measure_chunk(table, monitor, versions, own, sliced, is_needed)
-        metrics.add(part)
-        if others: metrics.scores = quality(table, groups, monitor)
-        others = {}
+    metrics, others, groups = Metrics(), quality_sql(rows, monitor), None
+    is_small = count * len(types) <= CELLS_AT_ONCE
+    parts = [selected(part, monitor, types, others) for part in (rows, base_rows) if part is not None]
+    own = parts[0] if is_small or len(parts) == 1 else parts[0].unionByName(parts[1])
+    with tables.column_reader(env, own, count) as read:
+        for table, columns in read_chunks(read, own.columns, types, others, count):
+            if is_small and len(parts) > 1:
+                base = baseline.table(env, parts[1], count, types, others)
+                table = pa.concat_tables([table, base], promote_options="permissive")
+            if groups is None:
+                groups = all_groups(table, monitor, versions, sliced, is_needed)
+                metrics.scores = quality(table, groups.whole + groups.slices, monitor)
+            metrics.add(measure_chunk(table, groups, columns))
     return metrics
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #0ff9a541
@@ -241,7 +272,7 @@ def summaries(metrics: Metrics, monitor: Monitor) -> Iterator[dict]:  # one row 
 def summary_drift(metrics: Metrics) -> Iterator[dict]:  # one row per comparison
     "Return the rows `:table` of drift: differences in the number of rows and in the non-null columns."
     keys = list(metrics.counts)
-    for kind, own, base in pairs_of(Groups(keys, None, [])):
+    for kind, own, base in compared_groups(Groups(keys, None, [])):
         row = drift_key(kind, keys[own], keys[base]) | {"column_name": ":table", "data_type": None}
         now, then = set(metrics.filled[keys[own]]), set(metrics.filled[keys[base]])
         yield row | {"count_delta": metrics.counts[keys[own]] - metrics.counts[keys[base]],
@@ -266,6 +297,13 @@ def check_versions_and_times(versions: list, count: int, without_time: int, moni
                          f"fill the column {monitor.timestamp_col!r}")
     raise MlopsError("there are no rows to be monitored", "write predictions first")
 
+def check_expressions(rows, monitor: Monitor, watched: Iterable[str]) -> None:  # watched: profiled columns
+    "Raise MlopsError for a custom metric or a slicing expression that cannot be computed from these rows."
+    if monitor.custom_metrics:
+        built_in = profile_columns("model_id"), drift_columns("model_id")
+        custom_metrics.check_custom_metrics(rows, monitor, *built_in)
+    check_slicing(rows, monitor, watched)
+
 def needed_groups(only: Iterable | None, compared: Mapping[tuple, set] | None) -> Callable[[tuple], bool]:
     "Return whether a group is computed: one of the baseline, of the windows, or that these are compared with."
     if only is None: return lambda key: True
@@ -274,6 +312,11 @@ def needed_groups(only: Iterable | None, compared: Mapping[tuple, set] | None) -
         if key[0] == "BASELINE" or key[1] in starts or compared is None: return True
         return key[1] in compared.get(key[2:], ())
     return is_needed
+
+def with_all_versions(measured: Measured) -> Measured:  # of one version
+    "Add the group of all versions together, which is a copy."
+    return Measured(*(pd.concat([frame, frame.assign(model_id="*")], ignore_index=True)
+                      for frame in (measured.profile, measured.drift)))
 
 def only_windows(measured: Measured, only: Iterable | None) -> Measured:
     "Keep the metrics of some windows and of the baseline."
@@ -290,11 +333,8 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
             compared: Mapping[tuple, set] | None = None,  # their groups: starts by (model_id, slice_key, slice_value)
             ) -> Measured:
     "Compute profile, quality and drift of every window, for the whole table and for its slices."
-    if monitor.custom_metrics:
-        built_in = profile_columns("model_id"), drift_columns("model_id")
-        custom_metrics.check_custom_metrics(rows, monitor, *built_in)
     watched = watched_columns(monitor, columns)
-    check_slicing(rows, monitor, watched)
+    check_expressions(rows, monitor, watched)
     used = custom_metrics.needed_columns(monitor, rows.columns)
     needed = list(dict.fromkeys([*watched, *used]))
     windowed, base_rows = checked_rows(rows, monitor, needed, granularity), None
@@ -305,14 +345,11 @@ def measure(spark, env: Env, rows,  # DataFrame: predictions, with the labels th
     types, boolean_slices = profiles.data_types(rows, watched), windows.boolean_slices(rows, monitor)
     versions, count, without_time = windows.count_versions(everything)
     check_versions_and_times(versions, count, without_time, monitor)
-    metrics = measure_rows(windowed.where(windows.HAS_WINDOW), baseline, base_rows, monitor, versions, count,
+    metrics = measure_rows(env, windowed.where(windows.HAS_WINDOW), baseline, base_rows, monitor, versions, count,
                            {name: types[name] for name in watched}, needed_groups(only, compared))
     groups = windows.with_groups(everything.where(windows.HAS_WINDOW), monitor, versions, used)
     measured = as_measured(metrics, monitor, custom_metrics.aggregate_values(groups, monitor), boolean_slices)
-    if len(versions) == 1:  # the group of all versions together is a copy
-        frames = [pd.concat([frame, frame.assign(model_id="*")], ignore_index=True)
-                  for frame in (measured.profile, measured.drift)]
-        measured = Measured(*frames)
+    if len(versions) == 1: measured = with_all_versions(measured)
     return only_windows(with_custom_metrics(spark, replace(measured, without_time=without_time), monitor), only)
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #2f4f5397

@@ -139,10 +139,10 @@ def count_codes(codes: np.ndarray,  # of the rows of a group; the number of valu
     "Count the values of a text column in a group."
     if values <= 4 * len(codes):
         counts = np.bincount(codes, minlength=values + 1)[:values]
-        found = np.flatnonzero(counts)
-        return TextCounts(len(codes), found, counts[found])
-    found, n = np.unique(codes[codes < values], return_counts=True)
-    return TextCounts(len(codes), found, n)
+        occurring = np.flatnonzero(counts)
+        return TextCounts(len(codes), occurring, counts[occurring])
+    occurring, n = np.unique(codes[codes < values], return_counts=True)
+    return TextCounts(len(codes), occurring, n)
 
 def describe_texts(counts: TextCounts, values: list[str],  # all values of the column, ascending
                    lengths: np.ndarray) -> dict:  # metrics of the profile table; lengths: of all values

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LABEL_METRICS', 'EVALUATED_METRICS', 'REGRESSION_METRICS', 'QUALITY_COLUMNS', 'FAIRNESS_METRICS', 'check_numbers',
            'check_label_columns', 'ClassCounts', 'class_text', 'count_classes', 'class_averages', 'class_scores',
-           'area_under_curve', 'probability_scores', 'check_labels', 'regression_scores', 'number_scores',
-           'quality_sql', 'class_quality', 'quality', 'class_rates', 'fairness_scores', 'with_fairness']
+           'area_under_roc', 'probability_scores', 'check_labels', 'regression_scores', 'number_scores', 'quality_sql',
+           'class_quality', 'quality', 'class_rates', 'fairness_scores', 'with_fairness']
 
 # %% ../../nbs/monitoring/02_quality.ipynb #226b475b
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def class_scores(counts,  # ClassCounts, or a frame with its columns
             "confusion_matrix": [{"prediction": p, "label": y, "count": n} for p, y, n in pairs]}
 
 # %% ../../nbs/monitoring/02_quality.ipynb #6cf5e37c
-def area_under_curve(p: np.ndarray, y: np.ndarray) -> float | None:  # p: ascending; y: 0 or 1
+def area_under_roc(p: np.ndarray, y: np.ndarray) -> float | None:  # p: ascending; y: 0 or 1
     "Return the area under the ROC curve; None if all labels are equal."
     positive = y.sum()
     if positive in (0, len(y)): return None
@@ -115,7 +115,7 @@ def probability_scores(p: np.ndarray, y: np.ndarray,  # of the rows of a group; 
     if not len(p): return {"evaluated": 0}
     order = np.argsort(p, kind="stable")
     p, y = p[order], y[order]
-    area, q = area_under_curve(p, y), np.clip(p, EPSILON, 1 - EPSILON)
+    area, q = area_under_roc(p, y), np.clip(p, EPSILON, 1 - EPSILON)
     return {"evaluated": len(p), "label_mean": float(y.mean()), "probability_mean": float(p.mean()),
             "log_loss": float(-np.log(np.where(y == 1, q, 1 - q)).sum() / len(p)),
             "roc_auc_score": None if area is None else {"one_vs_one": {"weighted": area, "macro": area}}}

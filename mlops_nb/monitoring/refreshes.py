@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRICS_VERSION', 'STATE_COLUMNS', 'KEY', 'ROWS_AT_ONCE', 'WINDOWS_AT_ONCE', 'LATEST_BASELINE', 'NEWEST',
-           'LONG_COLUMNS', 'contents_of', 'digests', 'days_in_windows', 'description', 'read_state', 'monitor_number',
-           'group_windows', 'followers', 'predecessors', 'Logged', 'Refreshed', 'is_current', 'pending_windows',
-           'parts_of', 'sql_time', 'in_windows', 'write_state', 'Refresh', 'empty_profile', 'shared_baseline',
-           'refresh', 'metric_frame', 'not_measured', 'read_metrics']
+           'LONG_COLUMNS', 'window_contents', 'digests', 'days_in_windows', 'monitor_digest', 'read_refresh_state',
+           'monitor_number', 'group_windows', 'following_windows', 'previous_windows', 'Logged', 'Refreshed',
+           'is_current', 'pending_windows', 'window_parts', 'sql_time', 'in_windows', 'write_state', 'Refresh',
+           'empty_profile', 'shared_baseline', 'refresh', 'metric_frame', 'not_measured', 'read_metrics']
 
 # %% ../../nbs/monitoring/09_refreshes.ipynb #7a200002
 import json
@@ -51,7 +51,7 @@ from mlops_nb.monitoring.windows import (
 )
 
 # %% ../../nbs/monitoring/09_refreshes.ipynb #7a200005
-def contents_of(rows,  # DataFrame
+def window_contents(rows,  # DataFrame
                 row_hash: str,  # a SQL expression of type bigint
                 monitor: Monitor, granularities: Iterable[str],
                 partition: str | None = None,  # a column of type DATE
@@ -69,7 +69,7 @@ def contents_of(rows,  # DataFrame
     for name in (*starts, "day"): sums[name] = pd.to_datetime(sums[name], utc=True).dt.as_unit("us")
     return sums
 
-def digests(contents: pd.DataFrame,  # what `contents_of` returns
+def digests(contents: pd.DataFrame,  # what `window_contents` returns
             number: int) -> dict[pd.Timestamp, str]:  # number: of the granularity
     "Return a text for each window that differs if its rows differ."
     sums = contents.groupby(f"start_{number}")[["rows", "low", "high"]].sum()  # leaves rows without a time out
@@ -89,12 +89,12 @@ STATE_COLUMNS = {"granularity": pa.string(), "window_start": pa.timestamp("us", 
                  "monitor": pa.string(), "monitor_version": pa.int64(), "baseline": pa.string(),
                  "log_version": pa.int64(), "window_date": pa.date32()}
 
-def description(monitor: Monitor, types: Mapping[str, str]) -> str:  # types: of the profiled columns
+def monitor_digest(monitor: Monitor, types: Mapping[str, str]) -> str:  # types: of the profiled columns
     "Return a digest of what decides the metrics of given rows: the monitor, the columns, and this code."
     text = json.dumps([METRICS_VERSION, asdict(monitor), dict(types)], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
 
-def read_state(spark, env: Env, table: str) -> pd.DataFrame:  # STATE_COLUMNS
+def read_refresh_state(spark, env: Env, table: str) -> pd.DataFrame:  # STATE_COLUMNS
     "Return the state of the refreshes of a table."
     name = f"{table}_refreshes"
     if not tables.exists(spark, env, name): return pd.DataFrame(columns=list(STATE_COLUMNS))
@@ -102,7 +102,7 @@ def read_state(spark, env: Env, table: str) -> pd.DataFrame:  # STATE_COLUMNS
     frame["window_start"] = pd.to_datetime(frame.window_start, utc=True).dt.as_unit("us")
     return frame
 
-def monitor_number(state: pd.DataFrame, monitor: str) -> int:  # monitor: what `description` returns
+def monitor_number(state: pd.DataFrame, monitor: str) -> int:  # monitor: what `monitor_digest` returns
     "Return the number of a description: that of the last refresh with it, otherwise the next one."
     same = state.monitor_version[state.monitor == monitor]
     if len(same): return int(same.max())
@@ -118,11 +118,11 @@ def group_windows(spark, env: Env, table: str, monitor: Monitor, granularity: st
     if not tables.exists(spark, env, name): return {}
     rows = tables.read(spark, env, name).where(
         f"granularity = {sql_text(granularity)} AND log_type = 'INPUT' AND column_name = ':table'")
-    found = rows.selectExpr("`window`.`start` AS window_start", f"{quoted(monitor.model_id_col)} AS model_id",
+    named = rows.selectExpr("`window`.`start` AS window_start", f"{quoted(monitor.model_id_col)} AS model_id",
                             "slice_key", "slice_value").toArrow()
-    if not found.num_rows: return {}
-    groups = groups_by([codes_of(found[name]) for name in KEY], lambda key: key)
-    places, values = codes_of(found["window_start"])
+    if not named.num_rows: return {}
+    groups = groups_by([codes_of(named[name]) for name in KEY], lambda key: key)
+    places, values = codes_of(named["window_start"])
     starts = pd.DatetimeIndex(values).as_unit("us").to_numpy()
     places, times = places[groups.order], [pd.Timestamp(value).as_unit("us") for value in values]
     ranks = np.argsort(starts)  # the places of the windows in order of time
@@ -132,15 +132,15 @@ def group_windows(spark, env: Env, table: str, monitor: Monitor, granularity: st
     return {key: [ordered[rank] for rank in np.sort(order[places[part]]).tolist()]
             for key, part in zip(groups.keys, groups.slices, strict=True)}
 
-def followers(groups: Mapping[tuple, list], changed: Iterable) -> set:  # groups: the windows that have not changed
+def following_windows(groups: Mapping[tuple, list], changed: Iterable) -> set:  # groups: unchanged windows
     "Return the next window of each group after a changed one."
-    found = set()
+    starts_after = set()
     for starts in groups.values():
         places = (bisect_right(starts, start) for start in changed)
-        found |= {starts[place] for place in places if place < len(starts)}
-    return found
+        starts_after |= {starts[place] for place in places if place < len(starts)}
+    return starts_after
 
-def predecessors(groups: Mapping[tuple, list], windows: Iterable) -> dict[tuple, set]:  # {KEY: starts}
+def previous_windows(groups: Mapping[tuple, list], windows: Iterable) -> dict[tuple, set]:  # {KEY: starts}
     "Return the windows of each group before those that are computed."
     windows = sorted(windows)
     return {key: {starts[place - 1] for place in (bisect_left(starts, start) for start in windows) if place}
@@ -182,7 +182,7 @@ def pending_windows(state: pd.DataFrame,  # of one granularity
     gone = set(state.window_start.dropna()) - set(current)
     return sorted(gone | {start for start, digest in current.items() if known.get(start) != digest})
 
-def parts_of(windows: list, sizes: Mapping[pd.Timestamp, int]) -> Iterator[list]:  # sizes: rows of each window
+def window_parts(windows: list, sizes: Mapping[pd.Timestamp, int]) -> Iterator[list]:  # sizes: rows of each window
     "Divide windows into parts with a limited number of rows."
     part, count = [], 0
     for start in windows:
@@ -238,7 +238,7 @@ class Refresh:
     monitor: Monitor
     columns: list[str]  # to profile beside predictions and labels
     granularity: str
-    contents: pd.DataFrame  # what `contents_of` returns
+    contents: pd.DataFrame  # what `window_contents` returns
     number: int  # of the granularity in the contents
     described: str = ""
     monitor_version: int = 0
@@ -251,7 +251,7 @@ class Refresh:
         starts = self.contents[f"start_{self.number}"]
         sizes = self.contents.groupby(starts)["rows"].sum().to_dict()
         computed, left = set(), set(pending)
-        for part in parts_of(pending, sizes):
+        for part in window_parts(pending, sizes):
             computed |= self.refresh_part(part, left, current, is_first=own.empty and not computed)
             left -= set(part)
         return Refreshed(self.granularity, self.monitor_version, sorted(computed & set(current)),
@@ -263,8 +263,8 @@ class Refresh:
         all_groups = group_windows(self.spark, self.env, self.table, self.monitor, self.granularity)
         groups = {key: [start for start in starts if start not in left and start in current]
                   for key, starts in all_groups.items()}
-        windows = {start for start in part if start in current} | followers(groups, part)
-        self.write(self.measured(windows, predecessors(groups, windows)), {*part, *windows}, current, is_first)
+        windows = {start for start in part if start in current} | following_windows(groups, part)
+        self.write(self.measured(windows, previous_windows(groups, windows)), {*part, *windows}, current, is_first)
         return windows | set(part)
 
     def measured(self, windows: set, compared: Mapping[tuple, set]) -> Measured | None:
@@ -312,8 +312,8 @@ def refresh(spark, env: Env, table: str,  # whose name is the prefix of the metr
     "Compute the windows that changed since the last refresh, for several granularities, and write their metrics."
     granularities, columns = list(dict.fromkeys(granularities)), list(columns)
     types = data_types(logged.rows, watched_columns(monitor, columns))
-    described, state = description(monitor, types), read_state(spark, env, table)
-    contents = contents_of(logged.rows, logged.row_hash, monitor, granularities, logged.partition)
+    described, state = monitor_digest(monitor, types), read_refresh_state(spark, env, table)
+    contents = window_contents(logged.rows, logged.row_hash, monitor, granularities, logged.partition)
     if contents.empty: raise MlopsError("there are no rows to be monitored", "write predictions first")
     if contents.day.isna().all():
         raise MlopsError(f"none of the {contents['rows'].sum():,} rows to be monitored has a time",
@@ -353,7 +353,7 @@ def read_metrics(spark, env: Env, table: str, monitor: Monitor, granularity: str
     profile, drift = (tables.read(spark, env, f"{table}_{kind}_metrics").where(
         f"granularity = {sql_text(granularity)}") for kind in ("profile", "drift"))
     if windows is None:
-        state = read_state(spark, env, table)
+        state = read_refresh_state(spark, env, table)
         windows = sorted(state.window_start[state.granularity == granularity].dropna())[-newest:]
     profile = profile.where(windows_sql(granularity, windows, monitor.time_zone, True))
     profile = profile.where("slice_key IS NULL OR column_name = ':table'")

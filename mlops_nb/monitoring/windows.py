@@ -314,16 +314,16 @@ class Groups:
 def numbered(codes: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:  # most: codes are smaller
     "Return the codes that occur, ascending, and for each row the place of its code among them."
     if most > 4_000_000: return np.unique(codes, return_inverse=True)
-    is_found = np.bincount(codes, minlength=most) > 0  # several times as fast as sorting the rows
-    return np.flatnonzero(is_found), (np.cumsum(is_found) - 1)[codes]
+    occurs = np.bincount(codes, minlength=most) > 0  # several times as fast as sorting the rows
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[codes]
 
 def combined_codes(columns: list[tuple[np.ndarray, list]]) -> tuple[np.ndarray, list[tuple]]:  # as of `codes_of`
     "Number the combinations of values that occur, and return the values of each."
     combined = np.zeros(len(columns[0][0]), dtype=np.int64)
     for codes, values in columns: combined = combined * (len(values) + 1) + codes
-    found, combined = numbered(combined, math.prod(len(values) + 1 for _, values in columns))
+    occurring, combined = numbered(combined, math.prod(len(values) + 1 for _, values in columns))
     keys = []
-    for number in found.tolist():
+    for number in occurring.tolist():
         key = []
         for _, values in reversed(columns):
             number, code = divmod(number, len(values) + 1)

@@ -1,4 +1,5 @@
 """The table of infrastructure metrics: against pandas, written once, changed by late requests, without its sources."""
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mlops_nb.data import tables
+from mlops_nb.data.lakehouse import location
 from mlops_nb.jobs import run_store
 from mlops_nb.monitoring.infrastructure import as_infrastructure
 from mlops_nb.serving.payload_table import PAYLOAD_SCHEMA
@@ -124,3 +126,22 @@ def test_system_tables_that_cannot_be_read_are_a_note(step):
     assert list(infrastructure_step.job_rows(of_workspace, "1 hour", {})) == []
     note, = of_workspace.notes
     assert "job_run_timeline cannot be read: [INSUFFICIENT_PERMISSIONS]" in note and "grants USE SCHEMA" in note
+
+
+@pytest.mark.slow
+def test_runs_one_after_the_other_leave_what_one_run_leaves(step):
+    spark, env, rng = step.spark, step.env, np.random.default_rng(6)
+    add_requests(spark, env, rng.uniform(0, 60, 80), rng, "c")
+    store = run_store.RunStore(env.state / "runs.db")
+    for minutes in (10, 70, 200, 1000, 3000): add_run(store, "train", minutes, minutes / 10, "SUCCESS")
+    shutil.rmtree(location(env, step.table), ignore_errors=True)  # of the other test
+    by_steps = {}
+    for hours in (50, 26, 3, 3, 1, 0): write_infrastructure(again(step, until=UNTIL - timedelta(hours=hours)))
+    for kind in ("endpoint", "job", "task"): by_steps[kind] = read_rows(step, kind)
+    shutil.rmtree(location(env, step.table))
+    write_infrastructure(again(step))
+    for kind, frame in by_steps.items():
+        assert len(frame) > 4
+        order = ["window_start", "name", "metric"]
+        pd.testing.assert_frame_equal(frame.sort_values(order, ignore_index=True),
+                                      read_rows(step, kind).sort_values(order, ignore_index=True))

@@ -117,7 +117,8 @@ def test_two_versions_have_met_and_the_log_says_how(loop):
 @pytest.mark.full
 def test_a_second_demo_trains_nothing_and_changes_no_row(loop):
     before = loop.tables()
-    assert {"predictions", "predictions_profile_metrics", "predictions_drift_metrics", "deployment_log"} < set(before)
+    assert {"predictions", "inference_log", "inference_log_profile_metrics", "inference_log_drift_metrics",
+            "deployment_log"} < set(before)
     generated.run_in(loop.folder, "mlops", "run", "demo")
     after = loop.tables()
     assert {name for name in before if before[name] != after.get(name)} == set() and set(after) == set(before)
@@ -226,7 +227,7 @@ def test_every_later_stay_is_scored_once_with_its_interval(rates):
 
 @pytest.mark.full
 def test_the_monitor_measures_what_scikit_learn_does_in_each_month(rates):
-    rows, profile = rates.predictions(), rates.rows("predictions_profile_metrics")
+    rows, profile = rates.predictions(), rates.rows("inference_log_profile_metrics")
     overall = profile[(profile.column_name == ":table") & (profile.log_type == "INPUT") & profile.slice_key.isna()
                       & (profile.model_version == "1")]  # beside "*", all versions
     months = {window["start"].strftime("%Y-%m"): row for window, (_, row) in zip(overall.window, overall.iterrows(),

@@ -63,7 +63,7 @@ def test_the_jobs_batch_inference_and_monitor(trained, tmp_path):
     assert (str(predictions.flight_day.min()), str(predictions.flight_day.max())) == ("2013-03-15", "2013-03-17")
     printed = mlops(state, "run", "monitor", "--param", "as_of=2013-03-18")
     assert "of 1 window with" in printed
-    profile = table(state, "predictions_profile_metrics")
+    profile = table(state, "inference_log_profile_metrics")
     assert {"INPUT", "BASELINE"} <= set(profile.log_type)
 
 

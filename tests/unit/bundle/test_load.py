@@ -910,8 +910,8 @@ def test_no_reference_is_left_in_our_own_bundle(target):
 
 def test_places_of_our_own_bundle_name_the_right_lines():
     loaded = load_bundle(ROOT)
-    for key in ("train", "monitor"):
-        place = loaded.place(f"resources.jobs.{key}.tasks[0].task_key")
+    for key, number in (("train", 0), ("monitor", 1)):
+        place = loaded.place(f"resources.jobs.{key}.tasks[{number}].task_key")
         line = (ROOT / place.file).read_text().splitlines()[place.line - 1]
         assert line.strip() == f"- task_key: {key}"
     assert loaded.place("resources.jobs.train.tasks[9].nothing[3].here").file == "resources/train.job.yml"

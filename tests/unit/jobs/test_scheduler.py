@@ -97,7 +97,7 @@ def test_the_newest_fire_time_after_what_is_handled_is_due(expression, since, ha
     assert following > now and minute_of(datetime.fromtimestamp(following / 1000, UTC))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.integers(-3 * HOUR, 5 * HOUR), min_size=1, max_size=15), st.sampled_from([10, 60, 24 * 60]))
 def test_a_clock_that_jumps_fires_no_time_twice_and_none_that_has_not_come(tmp_path_factory, jumps, minutes):
     place = Place(tmp_path_factory.mktemp("clock"), report=trigger_of(
@@ -368,6 +368,37 @@ def test_a_job_whose_runs_pile_up_is_not_started_again(place):
 
 
 # Kills and two schedulers
+
+def test_two_schedulers_that_see_the_same_files_start_one_run(place):
+    folder = place.folder / "volumes/dev/sales/landing/in"
+    folder.mkdir(parents=True)
+    place.declare(load=arrivals())
+    both = [place.scheduler(), place.scheduler()]
+    for now, name in enumerate(("a", "b"), 1):
+        for one in both: assert place.at(one, 10 * now) == []
+        (folder / name).write_text(name)
+        started = place.at(both[0], 10 * now + 1) + place.at(both[1], 10 * now + 2) + place.at(both[0], 10 * now + 3)
+        assert started == [10 * now + 1]
+        both.reverse()
+
+
+def test_two_schedulers_keep_one_run_of_a_continuous_job(place):
+    place.declare(feed=trigger_of(continuous={}))
+    both = [place.scheduler(), place.scheduler()]
+    place.starts.start = lambda fire: write_run(place, None, 0)
+    for now in range(1000, 5000, 500):
+        for one in both: place.at(one, now)
+    assert len(place.store.rows("select * from runs")) == 1
+
+
+def test_old_fire_times_are_forgotten_once_a_day_and_the_newest_of_a_trigger_stays(place):
+    place.declare(often=cron("0 0 0 * * ?"), rare=cron("0 0 0 1 1 ?"))
+    running = place.scheduler()
+    place.at(running, *(day * DAY for day in range(360, 500)))
+    rows = place.store.rows("select job, fire_time / 86400000 as day from fires order by day")
+    assert [row["day"] for row in rows if row["job"] == "rare"] == [365]
+    assert [row["day"] for row in rows if row["job"] == "often"] == list(range(409, 500))
+
 
 SCHEDULER = """
 import os, sys

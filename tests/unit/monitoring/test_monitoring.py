@@ -300,12 +300,12 @@ def test_groups_of_rows_are_those_of_pandas(rows):
     versions = list(frame.model_id.unique())
     (by_version, *together), slices = windows.groups_in(keys, MONITOR, versions)
     assert slices == [] and len(together) == (len(versions) > 1)
-    found = {key[:3]: sorted(by_version.order[part].tolist())
+    grouped = {key[:3]: sorted(by_version.order[part].tolist())
              for key, part in zip(by_version.keys, by_version.slices, strict=True)}
     expected = {}
     for place, (kind, _, version) in enumerate(rows):
         expected.setdefault((kind, starts[place], version), []).append(place)
-    assert found == expected
+    assert grouped == expected
 
 
 @settings(max_examples=60)
