@@ -30,7 +30,7 @@ from mlops_nb.workflow.retraining import count_unlearnt, outcome_text
 
 IMPORTED = (mlflow.pyfunc, sqlalchemy_store)  # once, before the forks
 FIRST, LAST = date(2021, 3, 20), date(2021, 3, 30)
-SETTINGS = {"cooldown_days": 2, "min_new_labelled_rows": 20, "max_refused": 3, "causes": ["schedule", "alert"]}
+SETTINGS = {"cooldown_days": 2, "min_new_labelled_rows": 10, "max_refused": 3, "causes": ["schedule", "alert"]}
 VOLATILE = {"seconds", "decided_at", "train_run", "moved_at", "run_id", "read_versions", "refreshed_at"}
 CONTRACTS = {"area_daily": {"columns": {"area": {"type": "string"}, "known_from": {"type": "timestamp"},
                                          "area_minutes": {"type": "double"}}}}
