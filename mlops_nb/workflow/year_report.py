@@ -33,7 +33,16 @@ from ..models.day_resampling import MIN_DAYS
 from ..models.problem_types import ProblemType, loss_change
 from ..monitoring import retraining_log
 from ..monitoring.alert_store import alert_history, alert_name, alert_store
-from ..monitoring.retraining import FAILED_TRAINING, HOLD, PROMOTED, REFUSED, RESUME, STOP_RETRAINING, TRAIN
+from mlops_nb.monitoring.retraining import (
+    FAILED_TRAINING,
+    HOLD,
+    PROMOTED,
+    REFUSED,
+    RESUME,
+    RUNNING,
+    STOP_RETRAINING,
+    TRAIN,
+)
 from mlops_nb.pictures import (
     BLUE,
     DARK,
@@ -191,7 +200,7 @@ def year_verdict(problem: ProblemType, rows: pd.DataFrame) -> YearVerdict:  # ro
 # %% ../../nbs/workflow/51_year_report.ipynb #5a02c85f
 def outcomes(history: Sequence[Mapping]) -> dict[str, int]:  # history: rows of the log of retrainings
     "Count the trainings by what became of them, the causes that were held back, and the stops."
-    counts = {PROMOTED: 0, REFUSED: 0, FAILED_TRAINING: 0, HOLD: 0, STOP_RETRAINING: 0, RESUME: 0}
+    counts = {PROMOTED: 0, REFUSED: 0, FAILED_TRAINING: 0, RUNNING: 0, HOLD: 0, STOP_RETRAINING: 0, RESUME: 0}
     for row in history:
         name = row["outcome"] if row["decision"] == TRAIN else row["decision"]
         counts[name] = counts.get(name, 0) + 1
@@ -208,6 +217,7 @@ def loop_text(history: Sequence[Mapping]) -> str:
     counts = outcomes(history)
     trained = sum(row["decision"] == TRAIN for row in history)
     parts = [f"{counted(trained, 'training')}: {counts[PROMOTED]} promoted, {counts[REFUSED]} refused"]
+    if counts[RUNNING]: parts.append(f"{counts[RUNNING]} not decided")
     if counts[FAILED_TRAINING]: parts.append(f"{counts[FAILED_TRAINING]} failed")
     parts.append(hold_text(history))
     if counts[STOP_RETRAINING]:
@@ -327,7 +337,7 @@ def plot_champions(days: pd.DataFrame, history: Sequence[Mapping], title: str = 
 def year_history(report: YearReport) -> list[dict]:
     "Return the decisions on retrainings of the replayed days."
     rows = retraining_log.read_retrainings(report.spark, report.env, report.model)
-    return [row for row in rows if report.first <= row["as_of"] <= report.as_of]
+    return [row for row in rows if report.first <= row["as_of"] <= report.last]
 
 def alert_days(evaluations: Iterable[Mapping],  # rows of the alert store, the newest first
                names: str,  # what the names of the target's alerts begin with
@@ -396,7 +406,7 @@ LEFT = {"text-align": "left"}
 def year_alerts(report: YearReport) -> Any:  # pandas DataFrame
     "Return the days on which an alert changed its state; the store of alerts is that of this machine."
     evaluations = alert_history(alert_store(report.env.state), limit=100_000)
-    return alert_days(evaluations, alert_name(report.env, ""), report.first, report.as_of)
+    return alert_days(evaluations, alert_name(report.env, ""), report.first, report.last)
 
 def year_retrainings(report: YearReport) -> Any:  # pandas Styler
     "Return the decisions on retrainings."

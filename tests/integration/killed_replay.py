@@ -160,7 +160,9 @@ def is_killed(folder, last_step):
 
 
 def main(folder, step_counts):
-    small.conf_files(folder, monitoring=monitoring_conf(USE_CASE), train=small.TRAIN["minutes"],
+    monitoring = monitoring_conf(USE_CASE)
+    monitoring["monitor"]["inference_log"]["granularities"] = ["1 day", "1 week"]
+    small.conf_files(folder, monitoring=monitoring, train=small.TRAIN["minutes"],
                      features=CONTRACTS)
     kills = [is_killed(folder, count) for count in [*step_counts, None]]
     print(kills)
