@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, root_mean_squared_error
 
+from mlops_nb.commands import demo
 from mlops_nb.errors import ParameterError
 from mlops_nb.models.problem_types import BINARY, REGRESSION
 from mlops_nb.workflow import replay, year_report
@@ -139,3 +140,28 @@ def test_a_day_measures_then_trains_for_each_cause_then_scores(monkeypatch):
     monkeypatch.setattr(replay, "scored_before", lambda *_: (1, 50))  # killed after it was scored
     assert replay.replay_day(days, DAY).retraining == []
     assert [call[0] for call in calls] == ["measure", "score", "record"]
+
+
+class Replaced(Exception): "In place of a new process."
+
+
+@pytest.mark.parametrize("already", [0, 14, 20, 30])
+def test_a_long_replay_continues_in_a_new_process_and_the_last_one_reports(monkeypatch, already):
+    days, calls = [DAY + timedelta(i) for i in range(30)], []
+    def begin_again(): raise Replaced
+    def replay_days(_, first, last):
+        todo = [day for day in days[already:] if day <= last]
+        calls.extend(todo)
+        return [replay.DayRecord(day) for day in todo]
+    monkeypatch.setattr(demo, "begin_again", begin_again)
+    monkeypatch.setattr(demo, "open_replay", lambda *_: SimpleNamespace(env=SimpleNamespace(variables={})))
+    monkeypatch.setattr(demo, "report_year", lambda target, variables, first, last: calls.append("report"))
+    monkeypatch.setattr(replay, "days_to_replay", lambda *_: days[already:])
+    monkeypatch.setattr(replay, "replay_days", replay_days)
+    rest = days[already:]
+    if len(rest) > demo.PROCESS_DAYS:
+        with pytest.raises(Replaced): demo.run_year("prod", {}, days[0], days[-1])
+        assert calls == rest[:demo.PROCESS_DAYS]
+    else:
+        demo.run_year("prod", {}, days[0], days[-1])
+        assert calls == [*rest, "report"]
