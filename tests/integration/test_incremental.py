@@ -241,6 +241,7 @@ for i in range(4):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the tests of the table of trips cover a run that was killed before it recorded its progress
 def test_days_that_are_killed_anywhere_leave_the_same_tables(tmp_path):
     env, whole = lakehouse(tmp_path / "killed"), lakehouse(tmp_path / "whole")
     command, dice = [sys.executable, "-c", DAYS_TO_KILL, str(tmp_path / "killed")], random.Random(7)
