@@ -148,7 +148,8 @@ mlflow.models.set_model(Formula())
 """
 
 
-def formula_version(use_case: UseCase, spark, env: Env, tags: dict[str, str], first: date = FIRST_DAY):
+def formula_version(use_case: UseCase, spark, env: Env, tags: dict[str, str], first: date = FIRST_DAY,
+                    is_champion: bool = True):
     "Register a formula as a version with these tags, and make it the Champion."
     client, name = registry.client(env), env.model(use_case.model)
     code = Path(env.state, f"{use_case.model}.py")
@@ -164,7 +165,7 @@ def formula_version(use_case: UseCase, spark, env: Env, tags: dict[str, str], fi
             model=str(code), artifact_path="formula", flavor=mlflow.pyfunc, training_set=inputs,
             pip_requirements=["mlflow"], signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
     version = mlflow.register_model(info.model_uri, name, tags=tags)
-    client.set_registered_model_alias(name, "champion", version.version)
+    if is_champion: client.set_registered_model_alias(name, "champion", version.version)
     return client.get_model_version(name, version.version)
 
 
