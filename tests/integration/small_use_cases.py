@@ -129,7 +129,7 @@ def write_tables(use_case: UseCase, spark, env: Env, last_day: date = LAST_DAY) 
     for name in use_case.source: tables.merge(spark, env, name, spark.createDataFrame(FRAMES[name]()), use_case.key)
     source, client = {name: tables.read(spark, env, name) for name in use_case.source}, feature_client(spark, env)
     for table in use_case.feature_tables:
-        query = table.query(cut)
+        query = table.sql(cut)
         rows = spark.sql(query, **{name: frame for name, frame in source.items() if f"{{{name}}}" in query})
         client.create_table(name=env.table(table.name), primary_keys=table.primary_keys, schema=rows.schema,
                             timeseries_column=table.timeseries_column, description=table.description)
@@ -148,7 +148,8 @@ mlflow.models.set_model(Formula())
 """
 
 
-def formula_version(use_case: UseCase, spark, env: Env, tags: dict[str, str], first: date = FIRST_DAY):
+def formula_version(use_case: UseCase, spark, env: Env, tags: dict[str, str], first: date = FIRST_DAY,
+                    is_champion: bool = True):
     "Register a formula as a version with these tags, and make it the Champion."
     client, name = registry.client(env), env.model(use_case.model)
     code = Path(env.state, f"{use_case.model}.py")
@@ -164,7 +165,7 @@ def formula_version(use_case: UseCase, spark, env: Env, tags: dict[str, str], fi
             model=str(code), artifact_path="formula", flavor=mlflow.pyfunc, training_set=inputs,
             pip_requirements=["mlflow"], signature=mlflow.models.ModelSignature(mlflow.types.Schema(columns)))
     version = mlflow.register_model(info.model_uri, name, tags=tags)
-    client.set_registered_model_alias(name, "champion", version.version)
+    if is_champion: client.set_registered_model_alias(name, "champion", version.version)
     return client.get_model_version(name, version.version)
 
 

@@ -29,7 +29,7 @@ def declared(spark) -> dict[str, dict[str, str]]:
         return to_spark(spark, ingest.FILES[name], pd.DataFrame(columns=list(ingest.FILES[name].table_types)))
     bronze = {f"bronze_{name}": empty(name) for name in ("flights", "weather", "planes", "airports")}
     cut = CALENDAR.midnight(date(2013, 4, 1))
-    return {table.name: dict(feature_rows(spark, table.query(cut), bronze).dtypes) for table in FEATURE_TABLES}
+    return {table.name: dict(feature_rows(spark, table.sql(cut), bronze).dtypes) for table in FEATURE_TABLES}
 
 
 def test_the_contracts_fit_the_feature_tables(declared):

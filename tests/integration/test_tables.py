@@ -134,8 +134,8 @@ def test_values_of_every_type_are_compared_and_kept(spark, env, name):
     assert repr(first) == repr(all_kinds().toArrow().to_pylist()) == repr(again)
     for other in (all_kinds(number="1.25"), all_kinds(text="NULL"), all_kinds(m="map('b', 2)")):
         assert tables.merge(spark, env, name, other, ["k"]) == 1
-        assert tables.differs(spark, f"SELECT * FROM {tables.find(spark, env, name)}",
-                              f"SELECT * FROM {temporary(other)}", other.schema.fields) is False
+        assert tables.count_differences(spark, f"SELECT * FROM {tables.find(spark, env, name)}",
+                                        f"SELECT * FROM {temporary(other)}", other.schema.fields) == 0
 
 
 def temporary(df):

@@ -1,0 +1,92 @@
+"""A replay whose processes are killed ends with the tables of one that was not; also on flights, with the command."""
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_use_cases as small
+from deltalake import DeltaTable
+from killed_replay import comparable
+from sizes import by_size
+from states import MLOPS, ROOT, environment
+
+pytestmark = pytest.mark.slow
+KILLS = by_size([3, 22, 35, 49, 27, 12, 40], [3, 49, 40])  # steps of each process; a day has about 15
+
+
+def replayed(folder: Path, *kills: int) -> tuple[dict[str, pd.DataFrame], str]:
+    "The tables after a replay in processes that are killed after so many steps, and what it printed."
+    folder.mkdir()
+    command = [sys.executable, Path(__file__).parent / "killed_replay.py", folder, *map(str, kills)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return pickle.loads((folder / "tables.pickle").read_bytes()), result.stdout
+
+
+def assert_same(actual: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:
+    assert actual.keys() == expected.keys()
+    for name in expected: pd.testing.assert_frame_equal(actual[name], expected[name], obj=name, rtol=1e-9)
+
+
+def test_a_killed_replay_ends_with_the_tables_of_one_that_was_not(tmp_path):
+    expected, printed = replayed(tmp_path / "once")
+    killed, _ = replayed(tmp_path / "killed", *KILLS)
+    assert_same(killed, expected)
+    log = expected["dev.flights.replay_log"].set_index("day")
+    assert list(log.champion_version) == ["1"] * 2 + ["2"] * 9
+    retrainings = expected["dev.flights.retraining_log"].sort_values("number")
+    assert list(retrainings.decision) == ["train", "train", "hold", "train", "hold"]
+    assert list(retrainings.outcome[retrainings.decision == "train"]) == ["promoted", "promoted", "refused"]
+    assert "3 trainings: 2 promoted, 1 refused, 2 causes held back (2 by cooldown)" in printed
+
+    rows = expected["rows of the report"]  # against the formulas: v2 predicts one minute more than v1
+    frame = small.deliveries()
+    scored = frame[(frame.delivery_day >= date(2021, 3, 20)) & (frame.delivery_day <= date(2021, 3, 30))]
+    known = scored[scored.delivered_at < pd.Timestamp("2021-03-31", tz="UTC")]
+    assert len(rows) == len(known) < len(scored)
+    assert np.allclose(np.sort(rows.frozen), np.sort(20 + 3 * known.distance))
+    assert np.allclose(rows.loop - rows.frozen, rows.version - 1)
+    loop = np.sqrt(np.mean((rows.label - rows.loop) ** 2))
+    assert f"root mean squared error {loop:.4f}" in printed
+
+
+FIRST = date(2013, 4, 1)
+DAYS, EVERY = by_size((40, 10), (8, 4))
+
+
+def flight_tables(state: Path) -> dict[str, pd.DataFrame]:
+    "The tables of prod, by name."
+    folders = [log.parent for log in (state / "lakehouse/prod/flights").glob("*/_delta_log")]
+    return {folder.name: comparable(DeltaTable(folder).to_pyarrow_table().to_pandas()) for folder in folders}
+
+
+def replayed_days(state: Path) -> int:
+    try: return DeltaTable(state / "lakehouse/prod/flights/replay_log").to_pyarrow_table().num_rows
+    except Exception: return 0  # not written yet
+
+
+def replay_flights(state: Path, kill_at: int | None) -> None:
+    "Replay days with the command; it is killed a moment after so many of them."
+    last = FIRST + timedelta(days=DAYS - 1)
+    process = subprocess.Popen([MLOPS, "demo", "--year", "--to", str(last)], cwd=ROOT, env=environment(state),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while kill_at and process.poll() is None and replayed_days(state) < kill_at: time.sleep(0.2)
+    if kill_at:
+        time.sleep(1)  # into the next day
+        process.send_signal(signal.SIGKILL)
+    output = process.communicate(timeout=3000)[0]
+    assert process.returncode == (-signal.SIGKILL if kill_at else 0), output
+
+
+@pytest.mark.full
+def test_a_killed_replay_of_flights_ends_with_the_tables_of_one_that_was_not(tmp_path):
+    replay_flights(tmp_path / "once", None)
+    for kill_at in range(EVERY, DAYS, EVERY): replay_flights(tmp_path / "killed", kill_at)
+    replay_flights(tmp_path / "killed", None)
+    assert_same(flight_tables(tmp_path / "killed"), flight_tables(tmp_path / "once"))
