@@ -17,7 +17,7 @@ from ..data import tables
 from ..data.pandas_frames import to_pandas
 from ..data.session import get_spark
 from ..data.sql import quoted
-from ..env import Env, load_env
+from ..env import Env, load_env, settings_env
 from ..errors import MlopsError, counted
 from ..monitoring.metric_tables import profile_columns
 from ..monitoring.retraining_log import RETRAINING_LOG
@@ -56,7 +56,8 @@ def load_other_target(use_case: UseCase, target: str,
                       ) -> OtherTarget:
     "Open the tables of one target from another; MlopsError if it may not read them."
     env = load_env(target)
-    seen = OtherTarget(use_case, get_spark(env), env, load_env(other))
+    other_env = settings_env({}, other, root=env.root)  # a deployed job has settings for its own target only
+    seen = OtherTarget(use_case, get_spark(env), env, other_env)
     for name in seen.jobs: env.check_read(name)
     return seen
 
