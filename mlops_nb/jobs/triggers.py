@@ -34,9 +34,6 @@ class Trigger:
     cron: Cron | None = field(default=None, compare=False)
 
     @property
-    def type(self) -> str: return TRIGGER_KINDS[self.kind][0]
-
-    @property
     def key(self) -> str:
         "A name that another trigger does not have; pausing and the two timers do not change it."
         own = {name: self.settings.get(name) for name in TRIGGER_KINDS[self.kind][1]}
