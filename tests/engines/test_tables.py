@@ -40,7 +40,7 @@ def test_special_numbers_are_kept_as_the_oracle_says(results):
     wanted = {name: first[name] + second[name] for name in kinds}
     for engine in ("sail", "spark"):
         step = results[engine]["special_numbers"]
-        assert step["written"] == [6, 3, True, True, True], engine
+        assert step["written"] == [6, 3, 6, True, True], engine
         for name in ("numbers", "other_numbers"):
             in_order = sorted(step["rows"][name], key=lambda row: row["k"])
             for c in kinds:

@@ -99,7 +99,8 @@ def env_of(state: Path) -> Env:
 def table(state: Path, name: str, without: tuple[str, ...] = ()) -> pd.DataFrame:
     "All rows of a table, in a fixed order, without PROVENANCE and the given columns."
     from deltalake import DeltaTable
-    rows = ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris()).to_table().to_pandas()
+    rows = ds.dataset(DeltaTable(str(state / "lakehouse/dev/flights" / name)).file_uris(),
+                      partitioning="hive").to_table().to_pandas()
     rows = rows[[c for c in sorted(rows) if c not in {*PROVENANCE, *without}]]
     return rows.iloc[np.argsort(row_hashes(rows), kind="stable")].reset_index(drop=True)
 

@@ -110,7 +110,7 @@ def test_a_schedule_files_and_a_table_start_runs_and_a_killed_workspace_goes_on(
     with workspace(project, state): wait(lambda: len(runs("often")) >= before + 3, 60)
     fired = [run["trigger_time"] for run in runs("often")]
     assert len(fired) == len(set(fired)) and all(time % 5000 == 0 for time in fired)
-    assert max(later - earlier for earlier, later in zip(fired, fired[1:], strict=False)) > 10_000  # no flood after it
+    assert max(later - earlier for earlier, later in zip(fired, fired[1:], strict=False)) >= 10_000  # no flood after it
     assert set(texts("often")) == {"PERIODIC"} and len(runs("load")) == len(runs("report")) == 1
     shown = subprocess.run([MLOPS, "jobs", "schedule"], cwd=project, env=environment(state), capture_output=True,
                            text=True, check=True).stdout
