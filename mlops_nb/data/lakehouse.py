@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'DELTA_CAUSES', 'DATA_FILE', 'ATTACHED', 'plain_path', 'make_root', 'location', 'reached', 'folders',
-           'is_table', 'remove', 'stored_tables', 'table_error', 'table_errors', 'delta_log', 'temporary_in',
-           'catalogs', 'attach_schema', 'is_attached', 'forget_attached', 'attach_table', 'attach']
+           'is_table', 'remove', 'stored_tables', 'table_error', 'table_errors', 'delta_log', 'log_state', 'opened',
+           'temporary_in', 'catalogs', 'attach_schema', 'is_attached', 'forget_attached', 'attach_table', 'attach']
 
 # %% ../../nbs/data/01_lakehouse.ipynb #a57e6ef6
 import hashlib
@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -161,10 +161,31 @@ def table_errors(full: str, action: str = "read", kind: str = "table"):
         raise converted from error
 
 # %% ../../nbs/data/01_lakehouse.ipynb #6077145b
-def delta_log(env: Env, full: str):  # -> deltalake.DeltaTable
+def delta_log(env: Env, full: str, version: int | None = None):  # the latest if None. -> deltalake.DeltaTable
     "Open a table with `deltalake`, for metadata and operations that Sail does not support; Spark reads the rows."
     from deltalake import DeltaTable
-    with table_errors(full): return DeltaTable(location(env, full))
+    folder = location(env, full)
+    with table_errors(full):
+        if version is not None or "://" in folder or (state := log_state(folder)) is None:
+            return DeltaTable(folder, version=version)
+        return opened(folder, state)
+
+def log_state(folder: str) -> tuple[str, int, int, int] | None:  # None: there is no log
+    "Return what differs after each commit of a local table: the newest file of its log, and the number of files."
+    try: names = [name for name in os.listdir(f"{folder}/_delta_log") if name.endswith(".json")]
+    except OSError: return None
+    if not names: return None
+    try: status = os.stat(f"{folder}/_delta_log/{max(names)}")
+    except OSError: return None  # removed meanwhile
+    return max(names), len(names), status.st_ino, status.st_mtime_ns
+
+@lru_cache(maxsize=64)
+def opened(folder: str, state: tuple):  # -> deltalake.DeltaTable
+    """Open a local table, once for each state of its log: reading it takes milliseconds, and a day needs it often.
+
+    The object is shared: nothing may load another version into it."""
+    from deltalake import DeltaTable
+    return DeltaTable(folder)
 
 # %% ../../nbs/data/01_lakehouse.ipynb #42ff341a
 @cache

@@ -6,7 +6,7 @@
 __all__ = ['CONFLICT', 'STAGED', 'MANY_CELLS', 'MANY_FILES', 'table_names', 'exists', 'no_table', 'find', 'short_error',
            'NotWritten', 'is_conflict', 'retry', 'check_statistics', 'create_schema', 'create_or_extend', 'create',
            'remove_old', 'drop_old', 'staged_table', 'staged_folder', 'staged', 'column_reader', 'key_columns',
-           'check_row_keys', 'compact', 'any_of', 'match_condition', 'pending_rows', 'merge_statement', 'count_rows',
+           'check_row_keys', 'compact', 'any_of', 'match_condition', 'pending_rows', 'merge_statement', 'count_pending',
            'condition_sql', 'is_sql_error', 'condition_errors', 'merge', 'count_differences', 'check_inside',
            'select_columns', 'replace', 'same_columns', 'overwrite', 'history', 'version', 'check_table_version',
            'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
@@ -309,26 +309,29 @@ def match_condition(keys: tuple[str, ...],
 def pending_rows(table: str, view: str, keys: tuple[str, ...],
                  compared: list,  # the StructFields whose difference makes a row outdated
                  update_when: str | None, within: str | None) -> str:
-    "Return the query of a view's rows that a MERGE would insert or update."
+    "Return FROM and WHERE of a query of a view's rows `s` that a MERGE would insert or update."
     differences = [f"NOT ({comparable_value(c, 't.')} <=> {comparable_value(c, 's.')})" for c in compared]
     is_outdated = f"({any_of(differences)})" + (f" AND ({update_when})" if update_when else "")
-    return (f"SELECT s.* FROM {view} AS s LEFT JOIN {table} AS t ON {match_condition(keys, within)} "
+    return (f"FROM {view} AS s LEFT JOIN {table} AS t ON {match_condition(keys, within)} "
             f"WHERE t.{quoted(keys[0])} IS NULL OR ({is_outdated})")
 
-def merge_statement(table: str, pending: str, columns: list, keys: tuple[str, ...], update_when: str | None,
-                    within: str | None) -> str:
-    "Return the statement that merges the rows of a query into a table."
+def merge_statement(table: str, pending: str,  # what `pending_rows` returns
+                    columns: list, keys: tuple[str, ...], update_when: str | None, within: str | None,
+                    only_new: bool) -> str:  # all rows have a new key; an UPDATE that is not needed takes long
+    "Return the statement that merges the pending rows into a table."
     listed = [quoted(c.name) for c in columns]
     assignments = ", ".join(f"t.{quoted(c.name)} = s.{quoted(c.name)}" for c in columns if c.name not in keys)
     matched = "WHEN MATCHED" + (f" AND ({update_when})" if update_when else "")
-    update = f" {matched} THEN UPDATE SET {assignments}" if assignments else ""
+    update = f" {matched} THEN UPDATE SET {assignments}" if assignments and not only_new else ""
     values = ", ".join(f"s.{name}" for name in listed)
-    return (f"MERGE INTO {table} AS t USING ({pending}) AS s ON {match_condition(keys, within)}{update}"
+    return (f"MERGE INTO {table} AS t USING (SELECT s.* {pending}) AS s ON {match_condition(keys, within)}{update}"
             f" WHEN NOT MATCHED THEN INSERT ({', '.join(listed)}) VALUES ({values})")
 
-def count_rows(spark, query: str, update_when: str | None) -> int:
-    "Count the rows of a query that contains the caller's condition."
-    with condition_errors(update_when): return spark.sql(f"SELECT count(*) FROM ({query})").collect()[0][0]
+def count_pending(spark, pending: str, key: str,  # one of the keys
+                  update_when: str | None) -> tuple[int, int]:  # all, and those with a new key
+    "Count the pending rows of a MERGE; their query contains the caller's condition."
+    counts = f"SELECT count(*), count_if(t.{quoted(key)} IS NULL) {pending}"
+    with condition_errors(update_when): return tuple(spark.sql(counts).collect()[0])
 
 def condition_sql(condition: str, columns: list) -> str:  # StructFields of the rows
     "Return a caller's condition with double literals where it is about doubles."
@@ -364,10 +367,10 @@ def merge(spark, env: Env, name: str, df,
         table = sql_name(env, full)
         condition = update_when and condition_sql(update_when, spark.table(table).schema.fields)
         pending = pending_rows(table, view, keys, compared, condition, within)
-        count = count_rows(spark, pending, condition)
+        count, new = count_pending(spark, pending, keys[0], condition)
         if not count: return 0
-        spark.sql(merge_statement(table, pending, columns, keys, condition, within)).collect()
-        missing = count_rows(spark, pending, condition)
+        spark.sql(merge_statement(table, pending, columns, keys, condition, within, new == count)).collect()
+        missing, _ = count_pending(spark, pending, keys[0], condition)
         if missing: raise NotWritten(f"{missing} of {count} rows are missing in the table")
         compact(env, full)
         return count

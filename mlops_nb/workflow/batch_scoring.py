@@ -114,12 +114,13 @@ def write_predictions(use_case: UseCase, spark, env: Env, version, first: date, 
     "Score the rows of some days, starting with `first`, and merge them into the table of predictions."
     check_trained_before(version, first)
     env = pin_tables(use_case, spark, env)
-    rows = use_case.rows(spark, env, first, days)
-    if not rows.head(1): raise no_rows(use_case, spark, env, first, days)
-    predictions, key = predict_rows(use_case, spark, env, rows, version, first), prediction_key(use_case)
-    within = scored_days(spark, env, rows, key, first, days)
-    tables.create(spark, env, PREDICTIONS, predictions.schema, key, cluster_by=("as_of",))  # a day is written alone
-    return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"], within=within)
+    with tables.staged(spark, env, use_case.rows(spark, env, first, days)) as view:  # each lookup reads them
+        rows = spark.table(view)
+        if not rows.head(1): raise no_rows(use_case, spark, env, first, days)
+        predictions, key = predict_rows(use_case, spark, env, rows, version, first), prediction_key(use_case)
+        within = scored_days(spark, env, rows, key, first, days)
+        tables.create(spark, env, PREDICTIONS, predictions.schema, key, cluster_by=("as_of",))  # a day is written alone
+        return tables.merge(spark, env, PREDICTIONS, predictions, key, ignore=["read_versions"], within=within)
 
 # %% ../../nbs/workflow/14_batch_scoring.ipynb #22daabaa
 PAST = 28  # days before the first scored one

@@ -61,9 +61,7 @@ def batch_log_rows(use_case: UseCase, predictions):  # DataFrame -> DataFrame
 def files_of(env: Env, full: str, version: int) -> dict[str, Any]:  # path -> value of the partition `as_of`
     "Return the data files of a version of a local table that is partitioned by `as_of`."
     import pyarrow as pa
-    table = delta_log(env, full)
-    table.load_as_version(version)
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = pa.table(delta_log(env, full, version).get_add_actions(flatten=True))
     return dict(zip(actions["path"].to_pylist(), actions["partition.as_of"].to_pylist(), strict=True))
 
 def day_hashes(rows) -> set[tuple]:  # DataFrame -> (day, rows, sum of hashes)

@@ -1,9 +1,9 @@
 """A replay of days of a small use case in forked processes, each killed at another step; run by test_replay.
 
-    python killed_replay.py FOLDER STEPS...
+    python killed_replay.py FOLDER DAYS WRITES...
 
-Each process is killed after so many steps, before or after a write; the last one ends. The tables are then in
-FOLDER/tables.pickle, with the number of kills."""
+DAYS are replayed together. Each process is killed after so many WRITES, before or after one; the last one ends. The
+tables are then in FOLDER/tables.pickle."""
 import os
 import pickle
 import signal
@@ -31,7 +31,8 @@ from mlops_nb.workflow.retraining import count_unlearnt, outcome_text
 IMPORTED = (mlflow.pyfunc, sqlalchemy_store)  # once, before the forks
 FIRST, LAST = date(2021, 3, 20), date(2021, 3, 30)
 SETTINGS = {"cooldown_days": 2, "min_new_labelled_rows": 10, "max_refused": 3, "causes": ["schedule", "alert"]}
-VOLATILE = {"seconds", "decided_at", "train_run", "moved_at", "run_id", "read_versions", "refreshed_at"}
+VOLATILE = {"seconds", "decided_at", "train_run", "moved_at", "run_id", "read_versions", "refreshed_at",
+            "logging_table_commit_version", "log_version", "table_version"}  # a step of several days has fewer commits
 CONTRACTS = {"area_daily": {"columns": {"area": {"type": "string"}, "known_from": {"type": "timestamp"},
                                          "area_minutes": {"type": "double"}}}}
 
@@ -123,7 +124,7 @@ def contents(spark, env):
     return {name: comparable(tables.read(spark, env, name).toPandas()) for name in tables.table_names(spark, env)}
 
 
-def replay_all(folder, last_step):
+def replay_all(folder, days_together, last_step):
     "The whole replay, with its report at the end."
     steps = Steps(last_step)
     for module, name in ((tables, "merge"), (tables, "replace"), (aliases, "set_alias")):
@@ -131,7 +132,7 @@ def replay_all(folder, last_step):
     env = small.home_of(folder)
     spark = get_spark(env)
     evaluated = replay.Replay(USE_CASE, spark, env, "", lambda day: [f"late/{day}", f"drift/{day}"],
-                              retrain_with(spark, env))
+                              retrain_with(spark, env), step=days_together)
     for record in replay.replay_days(evaluated, FIRST, LAST): print(record.text, flush=True)
     days = year_report.read_replay(spark, env, FIRST, LAST + timedelta(days=1))
     report = year_report.YearReport(USE_CASE, spark, env, FIRST, LAST + timedelta(days=1), days)
@@ -141,7 +142,7 @@ def replay_all(folder, last_step):
     return contents(spark, env) | {"rows of the report": report.rows}
 
 
-def is_killed(folder, last_step):
+def is_killed(folder, days_together, last_step):
     "Replay in a forked process; whether it was killed. Its tables are written when it ends."
     pid = os.fork()
     if pid:
@@ -150,7 +151,7 @@ def is_killed(folder, last_step):
         return os.WIFSIGNALED(status)
     code = 1
     try:
-        rows = replay_all(folder, last_step)
+        rows = replay_all(folder, days_together, last_step)
         (folder / "tables.pickle").write_bytes(pickle.dumps(rows))
         code = 0
     except BaseException: traceback.print_exc()
@@ -159,14 +160,13 @@ def is_killed(folder, last_step):
         os._exit(code)
 
 
-def main(folder, step_counts):
+def main(folder, days_together, step_counts):
     monitoring = monitoring_conf(USE_CASE)
     monitoring["monitor"]["inference_log"]["granularities"] = ["1 day", "1 week"]
     small.conf_files(folder, monitoring=monitoring, train=small.TRAIN["minutes"],
                      features=CONTRACTS)
-    kills = [is_killed(folder, count) for count in [*step_counts, None]]
-    print(kills)
+    kills = [is_killed(folder, days_together, count) for count in [*step_counts, None]]
     assert kills == [True] * len(step_counts) + [False]
 
 
-if __name__ == "__main__": main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]])
+if __name__ == "__main__": main(Path(sys.argv[1]), int(sys.argv[2]), [int(word) for word in sys.argv[3:]])

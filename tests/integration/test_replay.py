@@ -1,4 +1,4 @@
-"""A replay whose processes are killed ends with the tables of one that was not; also on flights, with the command."""
+"""A replay ends with the same tables, killed or not, day by day or in steps; also on flights, with the command."""
 import pickle
 import signal
 import subprocess
@@ -17,13 +17,13 @@ from sizes import by_size
 from states import MLOPS, ROOT, environment
 
 pytestmark = pytest.mark.slow
-KILLS = by_size([3, 22, 35, 49, 27, 12, 40], [3, 49, 40])  # steps of each process; a day has about 15
+KILLS = by_size([3, 22, 35, 49, 27, 12, 40], [3, 49, 40])  # writes of each process; a day has about 15 before and after
 
 
-def replayed(folder: Path, *kills: int) -> tuple[dict[str, pd.DataFrame], str]:
-    "The tables after a replay in processes that are killed after so many steps, and what it printed."
+def replayed(folder: Path, days_together: int, *kills: int) -> tuple[dict[str, pd.DataFrame], str]:
+    "The tables after a replay in processes that are killed after so many writes, and what it printed."
     folder.mkdir()
-    command = [sys.executable, Path(__file__).parent / "killed_replay.py", folder, *map(str, kills)]
+    command = [sys.executable, Path(__file__).parent / "killed_replay.py", folder, *map(str, (days_together, *kills))]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return pickle.loads((folder / "tables.pickle").read_bytes()), result.stdout
@@ -35,9 +35,9 @@ def assert_same(actual: dict[str, pd.DataFrame], expected: dict[str, pd.DataFram
 
 
 def test_a_killed_replay_ends_with_the_tables_of_one_that_was_not(tmp_path):
-    expected, printed = replayed(tmp_path / "once")
-    killed, _ = replayed(tmp_path / "killed", *KILLS)
-    assert_same(killed, expected)
+    expected, printed = replayed(tmp_path / "once", 7)
+    day_by_day, _ = replayed(tmp_path / "day_by_day", 1, *KILLS)
+    assert_same(day_by_day, expected)
     log = expected["dev.flights.replay_log"].set_index("day")
     assert list(log.champion_version) == ["1"] * 2 + ["2"] * 9
     retrainings = expected["dev.flights.retraining_log"].sort_values("number")
@@ -71,11 +71,11 @@ def replayed_days(state: Path) -> int:
     except Exception: return 0  # not written yet
 
 
-def replay_flights(state: Path, kill_at: int | None) -> None:
+def replay_flights(state: Path, step: int, kill_at: int | None) -> None:
     "Replay days with the command; it is killed a moment after so many of them."
-    last = FIRST + timedelta(days=DAYS - 1)
-    process = subprocess.Popen([MLOPS, "demo", "--year", "--to", str(last)], cwd=ROOT, env=environment(state),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [MLOPS, "demo", "--year", "--to", str(FIRST + timedelta(days=DAYS - 1)), "--step", str(step)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(state), stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
     while kill_at and process.poll() is None and replayed_days(state) < kill_at: time.sleep(0.2)
     if kill_at:
         time.sleep(1)  # into the next day
@@ -86,7 +86,7 @@ def replay_flights(state: Path, kill_at: int | None) -> None:
 
 @pytest.mark.full
 def test_a_killed_replay_of_flights_ends_with_the_tables_of_one_that_was_not(tmp_path):
-    replay_flights(tmp_path / "once", None)
-    for kill_at in range(EVERY, DAYS, EVERY): replay_flights(tmp_path / "killed", kill_at)
-    replay_flights(tmp_path / "killed", None)
+    replay_flights(tmp_path / "once", 7, None)
+    for kill_at in range(EVERY, DAYS, EVERY): replay_flights(tmp_path / "killed", 1, kill_at)
+    replay_flights(tmp_path / "killed", 1, None)
     assert_same(flight_tables(tmp_path / "killed"), flight_tables(tmp_path / "once"))
