@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import automl
+import day
 import fast_model
+import monitoring
 import nbformat
 import online_experiments
 import online_store
@@ -111,7 +113,8 @@ def demo(folder: Path) -> list[tuple]:
 
 MEASURES = {"overhead": runner_overhead, "start": first_cell, "join": point_in_time.rows,
             "online": online_store.online_store, "serving": serving.rows, "answer": fast_model.rows,
-            "automl": automl.rows, "experiments": online_experiments.rows, "demo": demo}
+            "automl": automl.rows, "experiments": online_experiments.rows, "demo": demo,
+            "monitoring": monitoring.comparisons, "day": day.rows}
 
 
 def main() -> None:

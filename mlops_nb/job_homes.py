@@ -49,6 +49,7 @@ def job_home(target: str | None,  # None: the default target
              job: str,  # key of the job to be run; empty: no job is run
              root: Path | None = None,  # the project's folder; searched upwards from the working directory by default
              show_warnings: Callable[[list], None] = ignore_warnings,
+             begin_early: Callable[[Any], dict] | None = None,  # before the checks: Bundle -> fields of Home
              **settings: Any) -> Any:  # more fields of Home
     "The runner's Home for a run of a job. MlopsError, before the state is touched, if the bundle has an error."
     from mlops_nb import env
@@ -58,6 +59,7 @@ def job_home(target: str | None,  # None: the default target
     loaded = load_bundle(root=root, target=target, variables=variables)
     if job:
         loaded.job(job)
+        if begin_early: settings |= begin_early(loaded)
         refuse_problems(loaded, show_warnings, job)
     place = env.load_env(target, variables, loaded.root)
     if job: settings |= job_checks(loaded, place)

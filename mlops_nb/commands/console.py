@@ -7,7 +7,7 @@ __all__ = ['out', 'err', 'NARROWEST', 'RunId', 'Target', 'Var', 'run_number', 'v
            'print_rows', 'show_problems', 'make_home', 'open_run_store']
 
 # %% ../../nbs/commands/00_console.ipynb #5061f081
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -90,10 +90,12 @@ def show_problems(problems: Iterable) -> None:
 # %% ../../nbs/commands/00_console.ipynb #1250f001
 def make_home(target: str | None, variables: dict, parallel: int | None = None,
               job: str = "",  # a job to be run: the bundle must have it, and no error
+              begin_early: Callable[[Any], dict] | None = None,  # see `job_home`
               ) -> Any:
     "The runner's context: the bundle, the target's environment, and the progress display."
     from mlops_nb.jobs import progress
     more = {"parallel": parallel} if parallel else {}
+    if begin_early: more["begin_early"] = begin_early
     return job_home(target, variables, job, show_warnings=show_problems, display=progress.display(out), **more)
 
 # %% ../../nbs/commands/00_console.ipynb #9ffd4d56

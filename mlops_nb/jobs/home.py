@@ -68,6 +68,7 @@ class Home:
     display: Any = field(default_factory=Silent)
     folder: Path | None = None  # of the temporary files of its notebooks; by default that of this process
     start: Any = Supervised  # starts a notebook: (folder of the attempt, spec, environment) -> Supervised
+    warm: Any = None  # a Warm that outlives the runs; None: each run of several tasks has its own
     # (values of a new run, key of the started job, empty for a called one): MlopsError if they are wrong
     check_values: Callable[[list[PassedValue], str], None] = accept_values
     deployed: Path | None = None  # of jobs that the API has created: the folder of the workspace's files

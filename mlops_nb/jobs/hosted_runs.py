@@ -110,8 +110,8 @@ class RunHost:
         try:
             with ExitStack() as stack:
                 if len(run.tasks) > 1 and not run.home.deployed:  # deployed code is imported by each notebook anew
-                    warm_process = warm.warm_for_jobs(run.home.notebook_environment)
-                    run.home.start = stack.enter_context(warm_process).start_at_once
+                    warm_process = stack.enter_context(warm.warm_for_jobs())
+                    run.home.start = warm_process.starter(run.home.notebook_environment)
                 runner.finish_run(run)
         except OSError as error:  # such as a full disk
             run.record.close("FAILED", f"the run could not begin: {error}", "INTERNAL_ERROR")

@@ -267,11 +267,12 @@ def coverage(run: FeatureRun) -> pd.DataFrame:  # by feature; a column for each 
     "Return the share of the rows of the last eight weeks that have a value of each feature."
     use_case, end = run.use_case, run.day + timedelta(days=run.replay_days)
     rows = sampled(use_case, use_case.rows(run.spark, run.env, end - timedelta(days=PICTURE_DAYS), PICTURE_DAYS))
-    rows = rows_with_features(use_case, run.spark, run.env, rows)
     week = f"date_trunc('week', {quoted(use_case.day)})" if use_case.has_time else "'all rows'"
     shares = ", ".join(f"avg(CAST({quoted(name)} IS NOT NULL AS INT)) AS {quoted(name)}" for name in use_case.features)
-    table = run.spark.sql(f"SELECT {week} AS week__, {shares} FROM {{rows}} GROUP BY week__ ORDER BY week__", rows=rows)
-    table = to_pandas(table).set_index("week__")
+    with tables.staged(run.spark, run.env, rows) as view:  # each lookup reads them
+        rows = rows_with_features(use_case, run.spark, run.env, run.spark.table(view))
+        query = f"SELECT {week} AS week__, {shares} FROM {{rows}} GROUP BY week__ ORDER BY week__"
+        table = to_pandas(run.spark.sql(query, rows=rows)).set_index("week__")
     if use_case.has_time: table.index = pd.to_datetime(table.index).strftime("%-d %b")
     return table.T
 

@@ -28,7 +28,8 @@ def kill_at(number):
 
 class Cold:
     "In place of the warm process: its imports would take most of the time of this test."
-    def __init__(self, environment): self.start_at_once = process.Supervised
+    def starter(self, environment):
+        return lambda folder, spec, own: process.Supervised(folder, spec, environment | own)
     def __enter__(self): return self
     def __exit__(self, *_): ...
 

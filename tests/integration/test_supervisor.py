@@ -1,6 +1,5 @@
 """Notebooks that fail, executed for real: each attempt ends with a message and leaves no process running."""
 import sys
-import time
 
 import nbformat
 import psutil
@@ -135,19 +134,21 @@ def test_parameters_arrive_typed_whatever_happens_to_the_environment(begin, monk
 
 
 @pytest.mark.slow
-def test_a_warm_process_forks_once_it_has_imported_and_no_two_forks_draw_the_same(project, tmp_path):
-    project.notebook("n", "import sys, random, numpy; state = 'warm' if 'fractions' in sys.modules else 'cold'",
-                     "print(state, random.random(), numpy.random.rand())")
+def test_a_warm_process_imports_before_and_between_forks_and_no_two_forks_draw_the_same(project, tmp_path):
+    project.notebook("n", "import os, sys, random, numpy",
+                     "state = [name in sys.modules for name in ('fractions', 'wave')]",
+                     "print(*state, os.environ['COLOUR'], random.random(), numpy.random.rand())")
     spec = {"notebook": str(project.root / "nbs/n.ipynb"), "notebook_parameters": {}, "timeout_seconds": 60}
     def printed(folder) -> list[str]:
-        cell = nbformat.read(folder / "notebook.ipynb", as_version=4).cells[1]
+        cell = nbformat.read(folder / "notebook.ipynb", as_version=4).cells[-1]
         return cell.outputs[0].text.split()
-    with Warm(["fractions", "numpy"], {}) as warm:
-        running = [warm.start_at_once(tmp_path / "cold", spec, {})]
-        while not warm.has_imported(): time.sleep(0.1)
-        running += [warm.start_at_once(tmp_path / name, spec, {}) for name in ("fork1", "fork2")]
-        assert [notebook.wait().result_state for notebook in running] == ["SUCCESS"] * 3
-    assert [isinstance(notebook, SupervisedFork) for notebook in running] == [False, True, True]
-    outputs = [printed(tmp_path / name) for name in ("cold", "fork1", "fork2")]
-    assert [output[0] for output in outputs] == ["cold", "warm", "warm"]
-    assert len({number for output in outputs for number in output[1:]}) == 6
+    with Warm(["fractions", "numpy"], {}, later=["no_such_module", "wave"]) as warm:
+        start = warm.starter({"COLOUR": "red"})
+        running = [start(tmp_path / "fork0", spec, {})]  # requested while the first modules are imported
+        assert running[0].wait().result_state == "SUCCESS"
+        running += [start(tmp_path / name, spec, {}) for name in ("fork1", "fork2")]
+        assert [notebook.wait().result_state for notebook in running[1:]] == ["SUCCESS"] * 2
+    assert all(isinstance(notebook, SupervisedFork) for notebook in running)
+    outputs = [printed(tmp_path / name) for name in ("fork0", "fork1", "fork2")]
+    assert [output[:3] for output in outputs] == [["True", "False", "red"], *[["True", "True", "red"]] * 2]
+    assert len({number for output in outputs for number in output[3:]}) == 6
