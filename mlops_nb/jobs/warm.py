@@ -101,7 +101,8 @@ def main() -> None:
     number = words.index(LATER)
     first, later = words[:number], words[number + 1:]
     import_papermill()
-    for module in ["jupyter_client.provisioning", "ipykernel.kernelapp", "ipykernel.ipkernel", *first]: import_if_installed(module)
+    for module in ["jupyter_client.provisioning", "ipykernel.kernelapp", "ipykernel.ipkernel", *first]:
+        import_if_installed(module)
     signal.signal(signal.SIGCHLD, reap)
     while True:
         if later and not select.select([requests], [], [], 0)[0]:
