@@ -817,3 +817,29 @@ def test_a_schema_that_may_not_be_created_is_a_sentence_with_the_command(databri
     with pytest.raises(MlopsError, match="cannot be created: permission denied .User does not have CREATE SCHEMA on "
                                          "Catalog 'dev'.*\n.*GRANT USE CATALOG, CREATE SCHEMA ON CATALOG dev TO"):
         tables.create_schema(Refusing(), databricks[1], "dev.fresh.new")
+
+
+AT = "TIMESTAMP'2013-03-10 07:00:00.1239{}'"  # the statistics in a log are in milliseconds
+
+
+def test_a_replacement_of_times_leaves_the_files_of_other_times_and_every_query_finds_its_rows(spark, env, name):
+    tables.create(spark, env, name, "k STRING, at TIMESTAMP, v DOUBLE", keys=["k", "at"], timeseries="at")
+    def insert(*records):
+        values = ", ".join(f"('{key}', {at}, double('{number}'))" for key, at, number in records)
+        tables.merge(spark, env, name, spark.sql(f"SELECT * FROM VALUES {values} AS t(k, at, v)"), ["k", "at"])
+    insert(("a", AT.format("01"), "5"), ("b", AT.format("99"), "NaN"))
+    insert(("a", "TIMESTAMP'2013-03-11'", "7"), ("b", "TIMESTAMP'2013-03-12'", "8"))
+    insert(("a", "TIMESTAMP'2013-03-12'", "9"), ("b", "TIMESTAMP'2013-03-13'", "NaN"))
+    def files(): return set(schemas.delta_log(env, env.table(name)).file_uris())
+    before = files()
+    new = spark.sql("SELECT 'c' AS k, TIMESTAMP'2013-03-13' AS at, double('NaN') AS v")
+    assert tables.replace(spark, env, name, new, "at >= TIMESTAMP'2013-03-13'") == 1
+    assert len(before & files()) == len(before) - 1
+    table = tables.find(spark, env, name)
+    conditions = (f"at = {AT.format('99')}", f"at > {AT.format('01')}", f"at <= {AT.format('01')}", "v > 8", "isnan(v)",
+                  "at >= TIMESTAMP'2013-03-12' AND v > 0", f"NOT at < {AT.format('99')}", "at IS NULL")
+    for condition in conditions:  # a condition in SELECT reads every file
+        count = spark.sql(f"SELECT count(*) FROM {table} WHERE {condition}").collect()[0][0]
+        assert count == spark.sql(f"SELECT count_if({condition}) FROM {table}").collect()[0][0], condition
+    with pytest.raises(MlopsError, match="key 'at' is null"):
+        tables.merge(spark, env, name, spark.sql("SELECT 'd' AS k, CAST(NULL AS TIMESTAMP) AS at, 1D AS v"), ["k", "at"])
