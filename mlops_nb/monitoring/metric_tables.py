@@ -66,7 +66,7 @@ CELLS_AT_ONCE = 6_000_000  # values that are read at once
 
 def column_chunks(columns: Iterable[str], rows: int) -> Iterator[list[str]]:
     "Divide columns into chunks that are read together."
-    columns, width = list(columns), max(1, CELLS_AT_ONCE // max(1, rows))
+    columns, width = list(columns), max(2, CELLS_AT_ONCE // max(1, rows))  # two are measured at the same time
     for start in range(0, len(columns), width): yield columns[start:start + width]
 
 @dataclass

@@ -336,7 +336,8 @@ def groups_by(columns: list[tuple[np.ndarray, list]],  # as of `codes_of`: log_t
     "Group the rows by some columns."
     codes, keys = combined_codes(columns)
     small = codes.astype(np.min_scalar_type(max(len(keys) - 1, 0)))  # NumPy sorts these by radix
-    order, counts = np.argsort(small, kind="stable"), np.bincount(codes, minlength=len(keys))
+    counts = np.bincount(codes, minlength=len(keys))
+    order = np.argsort(small, kind="stable").astype(np.min_scalar_type(max(len(codes) - 1, 0)))
     ends = np.cumsum(counts).tolist()
     return Groups([name(key) for key in keys], order, list(map(slice, [0, *ends[:-1]], ends)))
 

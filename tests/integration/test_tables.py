@@ -842,4 +842,4 @@ def test_a_replacement_of_times_leaves_the_files_of_other_times_and_every_query_
         count = spark.sql(f"SELECT count(*) FROM {table} WHERE {condition}").collect()[0][0]
         assert count == spark.sql(f"SELECT count_if({condition}) FROM {table}").collect()[0][0], condition
     with pytest.raises(MlopsError, match="key 'at' is null"):
-        tables.merge(spark, env, name, spark.sql("SELECT 'd' AS k, CAST(NULL AS TIMESTAMP) AS at, 1D AS v"), ["k", "at"])
+        tables.merge(spark, env, name, spark.sql("SELECT 'd' AS k, CAST(NULL AS TIMESTAMP) AS at, 1D AS v"), ["at"])
