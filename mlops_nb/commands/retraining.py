@@ -114,7 +114,8 @@ def notebooks_of_runs(target: str, name: str, numbers: list[int]) -> list[str]:
 # %% ../../nbs/commands/18_retraining.ipynb #1d5f2b72
 def next_lines(name: str, target: str, into: str, refused: list, is_stopped: bool) -> list[str]:
     "What to do next: compare, look at the model, resume."
-    lines = [f"mlops models compare {name}/{row['train_version']} {name}@champion -t {into}" for row in refused[-1:]]
+    lines = [f"mlops run features -t {into}"] if refused else []  # the tables that a comparison reads
+    lines += [f"mlops models compare {name}/{row['train_version']} {name}@champion -t {into}" for row in refused[-1:]]
     lines += [f"mlops models show {name}/{row['train_version']} -t {into}" for row in refused[-1:]]
     return [*lines, f'mlops retraining resume -t {target} --as "Your Name" --reason "..."'] if is_stopped else lines
 

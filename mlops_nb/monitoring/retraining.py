@@ -182,7 +182,7 @@ def cause_reason(now: Situation, history: list[Mapping], settings: Mapping) -> s
 def stop_reason(now: Situation, history: list[Mapping], settings: Mapping) -> str:
     "After a stop, nothing trains until a person resumes."
     stop = last_stop(history)
-    if stop: return f"stopped since {stop['as_of']}: {stop['reason']}"
+    if stop: return f"stopped since {stop['as_of']}: {stop['reason'].partition(';')[0]}"  # the stop has it whole
     return reason_to_stop(history, settings)
 
 def repeated_reason(now: Situation, history: list[Mapping], settings: Mapping) -> str:

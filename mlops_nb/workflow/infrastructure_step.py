@@ -242,8 +242,11 @@ def write_infrastructure(step: InfrastructureStep) -> Any:  # IPython Markdown
 
 def summary(step: InfrastructureStep) -> str:
     "Return what was written, and how many of the newest windows violate a threshold."
-    violated = counted(len(violations_of(step)), "violation")
-    return f"{counted(step.written, 'row')} of {step.table} new or changed; {violated} in the last day"
+    rows = violations_of(step)
+    names = dict.fromkeys(f"{row.metric} of {row.source_kind} {row.name} is {row.value:g}" for row in rows.itertuples())
+    listed = f": {', '.join([*names][:3])}{', …' if len(names) > 3 else ''}" if names else ""
+    return (f"{counted(step.written, 'row')} of {step.table} new or changed; {counted(len(rows), 'violation')} in the "
+            f"last day{listed}")
 
 # %% ../../nbs/workflow/30_infrastructure_step.ipynb #ac140011
 SHOWN_HOURS = 24

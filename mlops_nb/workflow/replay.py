@@ -143,7 +143,9 @@ def next_day(replay: Replay, first: date) -> date:
 
 def days_to_replay(replay: Replay, first: date, last: date) -> list[date]:
     "Return the days that are still to be replayed; ParameterError for days in the wrong order, or without data."
-    if first > last: raise ParameterError(f"the first day, {first}, is after the last one, {last}", "swap them")
+    if first > last:
+        raise ParameterError(f"the first day, {first}, is after the last one, {last}",
+                             "name a later last day, or an earlier first day: mlops demo --year --from … --to …")
     for day in (first, last): replay.use_case.calendar.cut_of(day, 1)  # an error for a day without data
     begin = next_day(replay, first)
     return [begin + timedelta(days=i) for i in range((last - begin).days + 1)]

@@ -47,7 +47,6 @@ from mlops_nb.pictures import (
     BLUE,
     DARK,
     GREEN,
-    GREY,
     NOTE_STYLE,
     ORANGE,
     RED,
@@ -98,26 +97,29 @@ class YearReport:
         "The last replayed day."
         return self.days.index[-1]
 
-def read_replay(spark, env: Env, first: date | None, end: date) -> pd.DataFrame:  # by day: the columns of the log
-    "Return the log of the replay before a day; MissingError without one."
+def read_replay(spark, env: Env, first: date | None,
+                end: date | None) -> pd.DataFrame:  # by day: the columns of the log
+    "Return the log of the replay before a day, or whole; MissingError without one."
     command = f"mlops demo --year -t {env.target}"
     if not tables.exists(spark, env, REPLAY_LOG):
         raise MissingError(f"no day was replayed in target {env.target}", f"replay some: {command}")
-    where = f"day < DATE'{end}'" + (f" AND day >= DATE'{first}'" if first else "")
+    limits = [f"day >= DATE'{first}'"] * bool(first) + [f"day < DATE'{end}'"] * bool(end)
+    where = " AND ".join(limits) or "true"
     days = to_pandas(tables.read(spark, env, REPLAY_LOG).where(where)).set_index("day").sort_index()
     if days.empty: raise MissingError(f"no replayed day satisfies {where}", f"replay these days: {command}")
     return days
 
 def load_year(use_case: UseCase, target: str,
               first_day: str,  # empty: the first replayed day
-              as_of: str) -> YearReport:
+              as_of: str,  # latest: the day after the last replayed one
+              ) -> YearReport:
     "Read the log of a replay."
     env = load_env(target)
-    day = use_case.calendar.as_of_day(as_of, task.trigger_date())
+    day = use_case.calendar.as_of_day(as_of, task.trigger_date()) if as_of != "latest" else None
     first = use_case.calendar.as_of_day(first_day, task.trigger_date()) if first_day else None
     spark = get_spark(env)
     days = read_replay(spark, env, first, day)
-    return YearReport(use_case, spark, env, days.index[0], day, days)
+    return YearReport(use_case, spark, env, days.index[0], day or days.index[-1] + timedelta(days=1), days)
 
 # %% ../../nbs/workflow/51_year_report.ipynb #3952f752
 def frozen_days(report: YearReport) -> set[date]:
@@ -222,7 +224,7 @@ def loop_text(history: Sequence[Mapping]) -> str:
     parts.append(hold_text(history))
     if counts[STOP_RETRAINING]:
         stop = next(row for row in history if row["decision"] == STOP_RETRAINING)
-        parts.append(f"stopped on {stop['as_of']}: {stop['reason']}")
+        parts.append(f"stopped on {stop['as_of']}: {stop['reason'].partition(';')[0]}")
     return ", ".join(parts)
 
 # %% ../../nbs/workflow/51_year_report.ipynb #897e5be8
@@ -293,7 +295,7 @@ def plot_compared_losses(problem: ProblemType, rows: pd.DataFrame,  # what `load
     return figure
 
 # %% ../../nbs/workflow/51_year_report.ipynb #a8304798
-LANES = {"promoted": GREEN, "refused": RED, "failed": DARK, "held back": GREY, "stopped": DARK, "resumed": BLUE}
+LANES = {"promoted": GREEN, "refused": RED, "failed": DARK, "held back": "#8A93A0", "stopped": DARK, "resumed": BLUE}
 
 def replay_events(days: pd.DataFrame,  # of the replay log
                   history: Sequence[Mapping]) -> pd.DataFrame:  # day, lane

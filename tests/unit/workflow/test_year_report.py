@@ -127,18 +127,19 @@ def test_a_day_measures_then_trains_for_each_cause_then_scores(monkeypatch):
     monkeypatch.setattr(replay, "measure_morning", noted("measure", ["drift/x", "loss/x"]))
     monkeypatch.setattr(replay, "champion_version", lambda *_: SimpleNamespace(version="1"))
     monkeypatch.setattr(replay, "bring_up", noted("bring up", None))
-    monkeypatch.setattr(replay, "score_day", noted("score", (3, 50)))
-    monkeypatch.setattr(replay, "write_record", lambda _, record: calls.append(("record", record.day)))
-    monkeypatch.setattr(replay, "scored_before", lambda *_: None)
+    monkeypatch.setattr(replay, "score_days", noted("score", {DAY: (3, 50), DAY + timedelta(days=1): (3, 40)}))
+    monkeypatch.setattr(replay, "write_records", lambda _, records: calls.append(("record", records)))
+    monkeypatch.setattr(replay, "scored_before", lambda *_: {})
     days = SimpleNamespace(env=None, model="m", use_case=SimpleNamespace(calendar=Calendar()),
                            retrain=lambda day, cause: calls.append(("retrain", cause)) or f"{cause} held back")
-    record = replay.replay_day(days, DAY)  # the first of a month
+    record, second = replay.replay_step(days, [DAY, DAY + timedelta(days=1)])  # the first of a month, and the next day
     assert [call[0] for call in calls] == ["measure", "bring up", "retrain", "retrain", "retrain", "score", "record"]
     assert [call[1] for call in calls if call[0] == "retrain"] == ["schedule", "drift/x", "loss/x"]
     assert (record.version, record.rows) == (3, 50) and record.retraining[0] == "schedule held back"
+    assert (second.version, second.rows, second.retraining, second.alerts) == (3, 40, [], [])
     calls.clear()
-    monkeypatch.setattr(replay, "scored_before", lambda *_: (1, 50))  # killed after it was scored
-    assert replay.replay_day(days, DAY).retraining == []
+    monkeypatch.setattr(replay, "scored_before", lambda *_: {DAY: (1, 50)})  # killed after it was scored
+    assert replay.replay_step(days, [DAY])[0].retraining == []
     assert [call[0] for call in calls] == ["measure", "score", "record"]
 
 
@@ -154,14 +155,15 @@ def test_a_long_replay_continues_in_a_new_process_and_the_last_one_reports(monke
         calls.extend(todo)
         return [replay.DayRecord(day) for day in todo]
     monkeypatch.setattr(demo, "begin_again", begin_again)
-    monkeypatch.setattr(demo, "open_replay", lambda *_: SimpleNamespace(env=SimpleNamespace(variables={})))
+    monkeypatch.setattr(demo, "open_replay", lambda *_: SimpleNamespace(env=SimpleNamespace(variables={}),
+                                                                        monitored_on=9))  # no weekday
     monkeypatch.setattr(demo, "report_year", lambda target, variables, first, last: calls.append("report"))
     monkeypatch.setattr(replay, "days_to_replay", lambda *_: days[already:])
     monkeypatch.setattr(replay, "replay_days", replay_days)
     rest = days[already:]
-    if len(rest) > demo.PROCESS_DAYS:
-        with pytest.raises(Replaced): demo.run_year("prod", {}, days[0], days[-1])
-        assert calls == rest[:demo.PROCESS_DAYS]
+    if len(rest) > demo.PROCESS_STEPS:
+        with pytest.raises(Replaced): demo.run_year("prod", {}, days[0], days[-1], 1)
+        assert calls == rest[:demo.PROCESS_STEPS]
     else:
-        demo.run_year("prod", {}, days[0], days[-1])
+        demo.run_year("prod", {}, days[0], days[-1], 1)
         assert calls == [*rest, "report"]
