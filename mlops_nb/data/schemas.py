@@ -98,7 +98,7 @@ def create_table_sql(env: Env, full: str, columns: list,  # StructFields
     about = f" COMMENT {sql_text(comment)}" if comment else ""
     path = "" if env.engine == "databricks" else f" LOCATION {sql_text(location(env, full))}"
     statistics = NO_STATISTICS if env.engine != "databricks" else ALL_STATISTICS if cluster_by else ""
-    if timeseries and env.engine != "databricks" and re.fullmatch(r"\w+", timeseries):
+    if timeseries and env.engine != "databricks" and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", timeseries):
         statistics = TIME_STATISTICS.format(columns=sql_text(timeseries))
     # Sail 0.7 has partitions and no clusters
     word, columns_sql = "CLUSTER" if env.engine == "databricks" else "PARTITIONED", ", ".join(lines)

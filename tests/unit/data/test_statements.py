@@ -31,6 +31,14 @@ def test_a_clustered_table_of_databricks_has_statistics_of_all_columns():
     assert "TBLPROPERTIES" not in create_table_sql(on_databricks, "dev.flights.wide", columns, (), (), "")
 
 
+def test_a_time_has_statistics_if_its_name_needs_no_quotes():
+    at_home = changed(load_env("dev", root=ROOT), engine="sail")
+    for name, is_listed in (("ts", True), ("1st", False), ("a.b", False), ("zeit_ä", False)):
+        sql = create_table_sql(at_home, "dev.flights.t", [column(name)], (), (), "", timeseries=name)
+        assert (f"'delta.dataSkippingStatsColumns' = '{name}'" in sql) is is_listed
+        assert "'delta.dataSkippingNumIndexedCols' = '0'" in sql
+
+
 def test_a_null_has_a_place_in_the_hash():
     assert hash_sql([column("a"), column("b", nullable=False)]) == (
         "pmod(xxhash64(`a`, `b`, `a` IS NULL), 2147483647)")
