@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sizes import by_size
 
 from mlops_nb.data import tables
 from mlops_nb.errors import MlopsError
@@ -19,6 +20,7 @@ METRICS = tuple(CustomMetric(name, f"CUSTOM_METRIC_TYPE_{kind}", (":table",), de
                     ("late_rows", "AGGREGATE", "sum(CAST({{label_col}} AS DOUBLE))"),
                     ("twice", "DERIVED", "2 * late_rows"),
                     ("growth", "DRIFT", "{{current_df}}.twice - {{base_df}}.twice")))
+IS_FULL = by_size(True, False)  # compare after each step, or after two of them
 MONITOR = Monitor("at", "version", "warning", "late", "prediction", slicing_exprs=("carrier", "distance > 1000"),
                   time_zone=ZONE, custom_metrics=METRICS)
 GRANULARITIES, FEATURES = ["1 day", "1 week", "1 month"], ["delay", "distance", "carrier"]
@@ -80,18 +82,18 @@ def test_refreshes_in_steps_give_the_tables_of_one_refresh(home):
     assert step(rows) == {"1 day": 0, "1 week": 0, "1 month": 0}
     rows = frame[day <= days[20]]  # a day, and the labels of the day before
     assert step(rows) == {"1 day": 2, "1 week": 1, "1 month": 1}
-    assert_as_at_once(home, rows, baseline, MONITOR)
+    if IS_FULL: assert_as_at_once(home, rows, baseline, MONITOR)
     rows = frame[day <= days[40]].copy()  # a backfill with another version, and a correction
     rows.loc[day > days[25], "version"] = 2
     rows.loc[day == days[3], "prediction"] += 0.01
     step(rows)
-    assert_as_at_once(home, rows, baseline, MONITOR)
+    if IS_FULL: assert_as_at_once(home, rows, baseline, MONITOR)
     rows = rows[~rows["at"].dt.date.isin([days[10], days[39]])]  # windows that become empty
     assert 2 <= step(rows)["1 day"] <= 8  # those that follow them, of rare groups too
     assert_as_at_once(home, rows, baseline, MONITOR)
     both = pd.concat([baseline, baseline.assign(version=2, delay=baseline.delay + 1)])
     assert step(rows, base=both, digest="b2") == {"1 day": 39, "1 week": 7, "1 month": 2}
-    assert_as_at_once(home, rows, both, MONITOR, "b2")
+    if IS_FULL: assert_as_at_once(home, rows, both, MONITOR, "b2")
     other = replace(MONITOR, slicing_exprs=("carrier",), custom_metrics=())
     step(rows, other, both, "b2")
     assert_as_at_once(home, rows, both, other, "b2")
