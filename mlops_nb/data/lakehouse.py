@@ -205,7 +205,7 @@ def attach_schema(spark, env: Env, full: str):  # full name of a table in the sc
     schema, folder = sql_name(env, full).rpartition(".")[0], location(env, full).rpartition("/")[0]
     make_root(env)
     if env.engine == "sail":  # Sail's memory catalog does not use a schema's location
-        spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema}").collect()
+        spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         return
     spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema} LOCATION {sql_text(folder)}").collect()
     known = dict(row[:2] for row in spark.sql(f"DESCRIBE SCHEMA {schema}").collect())["Location"]
@@ -229,7 +229,7 @@ def attach_table(spark, env: Env, full: str):
     if is_attached(spark, env, full): return
     attach_schema(spark, env, full)
     path = sql_text(location(env, full))
-    spark.sql(f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} USING delta LOCATION {path}").collect()
+    spark.sql(f"CREATE TABLE IF NOT EXISTS {sql_name(env, full)} USING delta LOCATION {path}")
     ATTACHED.setdefault(spark, set()).add((full, location(env, full)))
 
 def attach(spark, env: Env):

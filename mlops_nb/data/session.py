@@ -186,7 +186,6 @@ def is_installed(package: str) -> bool:
 def connect(address: str, engine: str):  # -> SparkSession
     "Open a new session on a Spark Connect server, in UTC; its calls fail within seconds if the server dies."
     session = engine_module(engine, "pyspark.sql.connect.session")
-    check_answers(address)
     from pyspark.sql.connect.client.retries import DefaultPolicy
     os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"  # otherwise the functions of the full pyspark package need a JVM
     spark = session.SparkSession.builder.remote(address).create()
@@ -257,6 +256,7 @@ def open_session(env: Env,
     "Open a new session on the target's engine."
     if env.engine == "databricks": return databricks_session(env), None
     if address:
+        check_answers(address)
         spark = connect(address, env.engine)
         try:
             if env.engine == "sail":
@@ -294,7 +294,9 @@ def check_engine_starts(engine: str) -> None:  # sail, spark or databricks
     "Raise MlopsError if an engine is not installed, or its server cannot be used; no engine is started."
     require_engine(engine)
     address = os.environ.get("SPARK_REMOTE") if engine != "databricks" else None
-    if address: stop_session(connect(address, engine))
+    if not address: return
+    check_answers(address)
+    stop_session(connect(address, engine))
 
 def stop():
     "Stop every session of this process and the servers that it started."

@@ -6,8 +6,8 @@
 __all__ = ['COLOURS', 'NEXT_ERROR', 'SKIP_TAG', 'RAISES_TAG', 'OUTPUT_CAP', 'SHORTEST_SECRET', 'adopt_orphans', 'end_with_parent',
            'end_descendants', 'Outcome', 'first_code_line', 'failing_line', 'failure_outcome', 'is_executed',
            'error_as_text', 'skipped_cells', 'TextCap', 'socket_name', 'secret_values', 'redacted', 'clean_message',
-           'notebook_client', 'engine', 'import_papermill', 'execute', 'Attempt', 'redirect_output', 'log_notebook',
-           'main']
+           'notebook_client', 'Saves', 'engine', 'import_papermill', 'execute', 'Attempt', 'redirect_output',
+           'log_notebook', 'main']
 
 # %% ../../nbs/jobs/01_execute.ipynb #dc90fe23
 import ctypes
@@ -193,8 +193,26 @@ def notebook_client(report: Callable,  # called with (number of the cell, number
 
     return Client
 
+class Saves:
+    "Saves the executed copy at most twice a second: papermill saves all cells before and after each of them."
+
+    def __init__(self, save: Callable):  # of papermill's NotebookExecutionManager
+        self.save, self.due, self.timer = save, 0.0, None
+
+    def __call__(self) -> None:
+        if self.timer: return  # what has changed meanwhile is saved with it
+        from jupyter_core.utils import ensure_event_loop
+        wait = self.due - time.monotonic()
+        if wait <= 0: self.write()
+        else: self.timer = ensure_event_loop().call_later(wait, self.write)  # while the cell runs
+
+    def write(self) -> None:
+        self.timer = None
+        self.save()
+        self.due = time.monotonic() + 0.5
+
 def engine(client: type) -> type:  # an engine for papermill
-    "papermill's engine with another client."
+    "papermill's engine with another client, and fewer saves."
     from papermill.engines import NBClientEngine
     from papermill.utils import merge_kwargs, remove_args
 
@@ -203,7 +221,9 @@ def engine(client: type) -> type:  # an engine for papermill
         def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
             unused = ["input_path", "execution_timeout", "start_timeout", "stdout_file", "stderr_file"]
             options = merge_kwargs(remove_args(unused, **kwargs), kernel_name=kernel_name, startup_timeout=60)
-            client(nb_man, **options).execute()
+            nb_man.save = Saves(nb_man.save)
+            try: client(nb_man, **options).execute()
+            finally: del nb_man.save  # at the end of the notebook papermill saves it without delay
 
     return Engine
 
