@@ -6,8 +6,8 @@
 __all__ = ['COLOURS', 'NEXT_ERROR', 'SKIP_TAG', 'RAISES_TAG', 'OUTPUT_CAP', 'SHORTEST_SECRET', 'adopt_orphans', 'end_with_parent',
            'end_descendants', 'Outcome', 'first_code_line', 'failing_line', 'failure_outcome', 'is_executed',
            'error_as_text', 'skipped_cells', 'TextCap', 'socket_name', 'secret_values', 'redacted', 'clean_message',
-           'notebook_client', 'Saves', 'engine', 'import_papermill', 'execute', 'Attempt', 'redirect_output',
-           'log_notebook', 'main']
+           'ready_client', 'notebook_client', 'Saves', 'engine', 'import_papermill', 'execute', 'Attempt',
+           'redirect_output', 'log_notebook', 'main']
 
 # %% ../../nbs/jobs/01_execute.ipynb #dc90fe23
 import ctypes
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import psutil
@@ -164,6 +165,27 @@ def clean_message(message: dict,  # of a kernel
     message["content"]["text"] = cap(message["content"]["text"])
     return bool(message["content"]["text"])
 
+def ready_client() -> type:  # an AsyncKernelClient
+    "jupyter_client's client; it does not wait for 0.2 s after the first answer, since nbclient ignores old messages."
+    from jupyter_client.asynchronous import AsyncKernelClient
+
+    class KernelClient(AsyncKernelClient):
+        async def wait_for_ready(self, timeout: float | None = None) -> None:
+            deadline = time.monotonic() + (timeout or float("inf"))
+            while not await self.has_answered():
+                if not await self.is_alive(): raise RuntimeError("the kernel died before it answered")
+                if time.monotonic() > deadline: raise RuntimeError(f"the kernel did not answer within {timeout} s")
+
+        async def has_answered(self) -> bool:
+            self.kernel_info()
+            try:
+                reply = await self.get_shell_msg(timeout=1)
+                await self.get_iopub_msg(timeout=0.2)  # outputs of cells arrive only when this channel is connected
+            except Empty: return False
+            return reply["msg_type"] == "kernel_info_reply"
+
+    return KernelClient
+
 def notebook_client(report: Callable,  # called with (number of the cell, number of cells)
                     cap: TextCap,
                     provisioner: type | None = None  # a jupyter_client KernelProvisioner; Jupyter's own by default
@@ -176,6 +198,7 @@ def notebook_client(report: Callable,  # called with (number of the cell, number
         def create_kernel_manager(self):
             manager = super().create_kernel_manager()
             manager.transport, manager.ip, manager.kernel_id = "ipc", socket_name(), uuid.uuid4().hex
+            manager.client_factory = ready_client()
             if provisioner:
                 manager.provisioner = provisioner(
                     kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager)
