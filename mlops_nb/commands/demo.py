@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import Target, Var, make_home, out, pairs, show
+from .console import Var, make_home, out, pairs, show
 from .runs import begin, prepare_notebooks, run_to_end
 from ..errors import MlopsError
 
@@ -153,7 +153,9 @@ def as_date(text: str, name: str) -> date:
         raise MlopsError(f"{name} is {text!r}, which is not a date", "write one such as 2013-04-01") from None
 
 def demo(year: Annotated[bool, typer.Option("--year", help="Replay days of production, in target prod.")] = False,
-         target: Target = None, var: Var = None,
+         target: Annotated[str | None, typer.Option("--target", "-t", help="A target of databricks.yml. Default: its "
+                                                    "default target; with --year, prod.")] = None,
+         var: Var = None,
          first: Annotated[str, typer.Option("--from", help="The first day. Default: that of the job demo.")] = "",
          last: Annotated[str, typer.Option("--to", help="The last day. Default: the last one with data.")] = "",
          step: Annotated[int, typer.Option(min=1, help="Days that are brought in and scored together; each decision "

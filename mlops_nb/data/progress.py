@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEFORE_ALL', 'AFTER_ALL', 'PROGRESS', 'ROWS_UNCHANGED', 'LARGEST_HASH', 'MANY_PARTITIONS', 'Progress', 'digest_of',
            'span_to_compute', 'rows_version', 'read_progress', 'common_progress', 'write_progress', 'hash_sql',
-           'named_fields', 'files_of', 'changed_partitions', 'earliest_change']
+           'named_fields', 'partitioned_files', 'changed_partitions', 'earliest_change']
 
 # %% ../../nbs/data/11_progress.ipynb #308919fa
 import hashlib
@@ -91,7 +91,7 @@ def named_fields(fields: list, sql: str) -> list:  # StructFields
     named = [field for field in fields if field.name in words]
     return fields if re.search(r"\*\s+FROM\s+\{", sql) or not named else named
 
-def files_of(env: Env, full: str, version: int):  # -> pyarrow.Table: path, partition.COLUMN …
+def partitioned_files(env: Env, full: str, version: int):  # -> pyarrow.Table: path, partition.COLUMN …
     "Return the files of a version of a local table."
     import pyarrow as pa
     files = pa.table(delta_log(env, full, version).get_add_actions(flatten=True))
@@ -102,7 +102,7 @@ def changed_partitions(env: Env, full: str, versions: tuple[int, int],
     "Return the condition of the rows whose partitions have other files in two versions of a local table."
     if env.engine != "sail": return None  # Databricks has no package deltalake
     import pyarrow.compute as pc
-    old, new = (files_of(env, full, version) for version in versions)
+    old, new = (partitioned_files(env, full, version) for version in versions)
     columns = old.column_names[1:]
     if not columns or columns != new.column_names[1:]: return None
     other = [files.filter(pc.invert(pc.is_in(files["path"], value_set=known["path"].combine_chunks())))

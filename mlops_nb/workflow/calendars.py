@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..bundle.parameters import MAX_REPLAY_DAYS, as_day
 from ..data.sql import sql_text
-from ..errors import ParameterError
+from ..errors import ParameterError, counted
 
 # %% ../../nbs/workflow/00_calendars.ipynb #42032eb8
 def trigger_day(day: date) -> date:
@@ -35,13 +35,16 @@ class Calendar:
         return datetime.combine(day, time(), ZoneInfo(self.time_zone)).astimezone(UTC)
 
     def check_day(self, day: date,
-                  name: str) -> date:  # of the parameter, for the message
+                  name: str,  # of the parameter, for the message
+                  replay_days: int = 0) -> date:  # which `day` includes
         "Return the day if a job can run as of it; raise ParameterError otherwise."
         first, last = self.first_day or date.min, self.last_day or date.max
         if first <= day <= last: return day
         days = [f"from {first}"] if self.first_day else []
-        if self.last_day: days.append(f"to {last}" if days else f"up to {last}")
-        raise ParameterError(f"{name} is {day}, a day without data", f"write a day {' '.join(days)}")
+        newest = last - timedelta(days=replay_days)
+        if self.last_day: days.append(f"to {newest}" if days else f"up to {newest}")
+        fewer = ", or fewer days" if replay_days > 1 else ""
+        raise ParameterError(f"{name} is {day}, a day without data", f"write a day {' '.join(days)}{fewer}")
 
     def as_of_day(self, as_of: str,  # "latest", or a date such as 2013-04-01
                   trigger_date: date,  # the day on which the job was triggered
@@ -62,8 +65,8 @@ class Calendar:
         "Return the cut of a job: it knows the facts that became known before."
         if not 0 <= replay_days <= MAX_REPLAY_DAYS:
             raise ParameterError(f"replay_days is {replay_days}", f"write a number from 0 to {MAX_REPLAY_DAYS}")
-        return self.midnight(self.check_day(day + timedelta(days=replay_days),
-                                            f"the end of {replay_days} days from {day} on"))
+        name = f"the end of {counted(replay_days, 'day')} from {day} on"
+        return self.midnight(self.check_day(day + timedelta(days=replay_days), name, replay_days))
 
     def day_of(self, moment: datetime) -> date:
         "Return the day to which a time with a zone belongs."

@@ -63,7 +63,10 @@ DAYS, EVERY = by_size((40, 10), (8, 4))
 def flight_tables(state: Path) -> dict[str, pd.DataFrame]:
     "The tables of prod, by name."
     folders = [log.parent for log in (state / "lakehouse/prod/flights").glob("*/_delta_log")]
-    return {folder.name: comparable(DeltaTable(folder).to_pyarrow_table().to_pandas()) for folder in folders}
+    frames = {folder.name: DeltaTable(folder).to_pyarrow_table().to_pandas() for folder in folders}
+    log = frames["deployment_log"]
+    log["decision"] = log.decision.str.replace(r"run `\w{32}`", "run", regex=True)  # of MLflow, in the model card
+    return {name: comparable(frame) for name, frame in frames.items()}
 
 
 def replayed_days(state: Path) -> int:
