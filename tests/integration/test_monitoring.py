@@ -225,7 +225,7 @@ SAMPLES = {"skewed": lambda random, n: random.lognormal(0, 2, n), "counts": lamb
 
 def described_and_drift(samples: list):
     "Profile of each sample, and the drift of each from the one before."
-    counts = [profiles.count_numbers(np.asarray(sample, dtype=float)) for sample in samples]
+    counts = [profiles.count_numbers(np.sort(np.asarray(sample, dtype=float))) for sample in samples]
     described = pd.DataFrame([profiles.describe_numbers(own) for own in counts])
     drift = pd.DataFrame([number_drift(now, then) for then, now in zip(counts, counts[1:], strict=False)])
     return counts, described, drift

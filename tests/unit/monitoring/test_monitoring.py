@@ -165,6 +165,20 @@ def test_a_group_without_values_has_no_quantiles():
     assert profiles.describe_numbers(profiles.count_numbers(np.array([np.nan, np.nan]), nulls=1))["median"] is None
 
 
+@given(st.integers(0, 10**9), st.integers(1, 6000), st.sampled_from([3, 900, 1001, 2500, 10**6]), st.booleans())
+def test_buckets_are_those_of_the_ranks_of_all_values(seed, rows, most, has_infinite):
+    "Each value belongs to the bucket of its first rank; infinite values have their own."
+    random = np.random.default_rng(seed)
+    values = random.integers(0, most, rows).astype(float)
+    if has_infinite: values[random.random(rows) < 0.1] = random.choice([-np.inf, np.inf])
+    values = np.sort(values)
+    distinct, first = np.unique(values, return_index=True)
+    buckets = [(1, value) if len(distinct) <= profiles.BUCKETS or np.isinf(value)
+               else (0, int(place) * profiles.BUCKETS // rows) for place, value in zip(first, distinct, strict=True)]
+    starts = [place for i, place in enumerate(first) if i == 0 or buckets[i] != buckets[i - 1]]
+    assert profiles.bucket_starts(values, len(distinct)).tolist() == starts
+
+
 def test_the_rank_of_a_quantile_is_not_rounded_up():
     "0.007 * 1000 is 7.000000000000001 in floating point, but of 1000 rows the quantile 0.007 is the seventh."
     assert profiles.quantiles(np.arange(1, 1001)).tolist() == [1, *range(1, 1001)]
