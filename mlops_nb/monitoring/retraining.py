@@ -7,9 +7,9 @@ __all__ = ['SCHEDULE_CAUSE', 'ANY_ALERT', 'TRIGGERED_STATE', 'ALERT_STATES', 'WI
            'RETRAINING_FILE', 'RETRAINING_SETTINGS', 'PROMOTED', 'REFUSED', 'FAILED_TRAINING', 'RUNNING', 'OUTCOMES',
            'TRAIN', 'HOLD', 'STOP_RETRAINING', 'RESUME', 'RETRAINING_DECISIONS', 'STOPPED_RULE', 'RETRAINING_RULES',
            'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems', 'read_retraining',
-           'failed_check_text', 'outcome_of', 'Situation', 'trainings', 'last_stop', 'refused_in_row', 'reason_to_stop',
-           'cause_reason', 'stop_reason', 'repeated_reason', 'open_reason', 'cooldown_reason', 'rows_reason',
-           'RetrainingDecision', 'decide_retraining', 'is_final', 'is_due']
+           'check_known_cause', 'failed_check_text', 'outcome_of', 'Situation', 'trainings', 'last_stop',
+           'refused_in_row', 'reason_to_stop', 'cause_reason', 'stop_reason', 'repeated_reason', 'open_reason',
+           'cooldown_reason', 'rows_reason', 'RetrainingDecision', 'decide_retraining', 'is_final', 'is_due']
 
 # %% ../../nbs/monitoring/30_retraining.ipynb #4027ee23
 import json
@@ -33,7 +33,7 @@ TRIGGERED_STATE = "TRIGGERED"
 ALERT_STATES = ("OK", TRIGGERED_STATE, "UNKNOWN", "ERROR")
 WINDOW_PATTERN = "[A-Za-z0-9_.:+/ -]{0,100}"
 CAUSE_FIELDS = ("alert", "window", "state", "model_version")
-CAUSE_HINT = ('write schedule, ALERT, ALERT/WINDOW, or {"alert": "loss_ratio", "window": "2013-06", '
+CAUSE_HINT = ('write schedule, ALERT, ALERT/WINDOW, or {"alert": "model_no_better", "window": "2013-06", '
               '"state": "TRIGGERED", "model_version": 3}')
 
 @dataclass(frozen=True)
@@ -104,6 +104,13 @@ def retraining_problems(conf: Mapping) -> Iterator[ConfProblem]:
 def read_retraining(root: Path) -> dict[str, Any]:  # root: the project's folder
     "Read conf/retraining.yml."
     return read_conf(root, RETRAINING_FILE, retraining_problems)
+
+def check_known_cause(cause: Cause, alerts: Iterable[str], settings: Mapping) -> Cause:  # alerts: keys of the bundle
+    "Return a cause that can occur: the schedule, an alert of the bundle, or a key that the settings list."
+    known = {SCHEDULE_CAUSE, *alerts, *settings["causes"]} - {ANY_ALERT}
+    if cause.key in known: return cause
+    raise ParameterError(f"cause is {shorten(repr(cause.text))}: no alert {shorten(repr(cause.key))} in the bundle or "
+                         f"in conf/{RETRAINING_FILE}", what_exists(cause.key, known))
 
 # %% ../../nbs/monitoring/30_retraining.ipynb #c5e6de71
 PROMOTED, REFUSED, FAILED_TRAINING, RUNNING = OUTCOMES = ("promoted", "refused", "failed", "running")

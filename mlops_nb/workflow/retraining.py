@@ -15,13 +15,24 @@ from typing import Any
 import pandas as pd
 
 from .. import task
+from ..bundle.load import load_bundle
 from ..data.session import get_spark
 from ..data.sql import quoted
 from ..env import Env, load_env
 from ..errors import MlopsError
+from ..jobs.tasks import bundle_alerts
 from ..models import registry
 from ..monitoring import retraining_log
-from ..monitoring.retraining import FAILED_TRAINING, RUNNING, TRAIN, Cause, is_due, read_cause, read_retraining
+from mlops_nb.monitoring.retraining import (
+    FAILED_TRAINING,
+    RUNNING,
+    TRAIN,
+    Cause,
+    check_known_cause,
+    is_due,
+    read_cause,
+    read_retraining,
+)
 from .calendars import sql_moment
 from .learning import read_train
 from .rows import GROUPS, ROW_GROUP, labelled
@@ -70,8 +81,9 @@ def load_retraining(use_case: UseCase, target: str, as_of: str,
                     ) -> RetrainingStep:
     "Read the settings and the cause."
     env, parsed_cause = load_env(target), read_cause(cause)
+    settings, alerts = read_retraining(env.root), bundle_alerts(load_bundle(root=env.root, target=target))
     day = use_case.calendar.as_of_day(as_of, task.trigger_date())
-    return RetrainingStep(use_case, env, day, parsed_cause, read_retraining(env.root))
+    return RetrainingStep(use_case, env, day, check_known_cause(parsed_cause, alerts, settings), settings)
 
 def decide_step(step: RetrainingStep) -> Any:  # IPython Markdown
     "Decide, or find the decision that is recorded, and show it."
