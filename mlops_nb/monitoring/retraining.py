@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEDULE_CAUSE', 'ANY_ALERT', 'TRIGGERED_STATE', 'ALERT_STATES', 'WINDOW_PATTERN', 'CAUSE_FIELDS', 'CAUSE_HINT',
            'RETRAINING_FILE', 'RETRAINING_SETTINGS', 'PROMOTED', 'REFUSED', 'FAILED_TRAINING', 'RUNNING', 'OUTCOMES',
-           'TRAIN', 'HOLD', 'STOP_RETRAINING', 'RESUME', 'RETRAINING_DECISIONS', 'STOPPED_RULE', 'RETRAINING_RULES',
-           'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems', 'read_retraining',
-           'check_known_cause', 'failed_check_text', 'outcome_of', 'Situation', 'trainings', 'last_stop',
-           'refused_in_row', 'reason_to_stop', 'cause_reason', 'stop_reason', 'repeated_reason', 'open_reason',
-           'cooldown_reason', 'rows_reason', 'RetrainingDecision', 'decide_retraining', 'is_final', 'is_due']
+           'RELEASE_CHECK', 'TRAIN', 'HOLD', 'STOP_RETRAINING', 'RESUME', 'RETRAINING_DECISIONS', 'STOPPED_RULE',
+           'RETRAINING_RULES', 'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems',
+           'read_retraining', 'check_known_cause', 'failed_checks', 'failed_check_text', 'outcome_of', 'Situation',
+           'trainings', 'last_stop', 'refused_in_row', 'reason_to_stop', 'cause_reason', 'stop_reason',
+           'repeated_reason', 'open_reason', 'cooldown_reason', 'rows_reason', 'RetrainingDecision',
+           'decide_retraining', 'is_final', 'is_due']
 
 # %% ../../nbs/monitoring/30_retraining.ipynb #4027ee23
 import json
@@ -115,10 +116,16 @@ def check_known_cause(cause: Cause, alerts: Iterable[str], settings: Mapping) ->
 # %% ../../nbs/monitoring/30_retraining.ipynb #c5e6de71
 PROMOTED, REFUSED, FAILED_TRAINING, RUNNING = OUTCOMES = ("promoted", "refused", "failed", "running")
 
+RELEASE_CHECK = "release"  # of the branch of the code; it says nothing about the model
+
+def failed_checks(tags: Mapping[str, str]) -> list[str]:
+    "The names of the checks that a version failed."
+    return [name.removeprefix(CHECK_TAG_PREFIX) for name, text in sorted(tags.items())
+            if name.startswith(CHECK_TAG_PREFIX) and text != "passed"]
+
 def failed_check_text(tags: Mapping[str, str]) -> str:
     "The checks that a version failed, with the reasons."
-    failed = [f"{name.removeprefix(CHECK_TAG_PREFIX)}: {text}" for name, text in sorted(tags.items())
-              if name.startswith(CHECK_TAG_PREFIX) and text != "passed"]
+    failed = [f"{name}: {tags[CHECK_TAG_PREFIX + name]}" for name in failed_checks(tags)]
     return "failed its validation: " + ("; ".join(failed) or "no reason is recorded")
 
 def outcome_of(number: int, tags: Mapping[str, str],  # of a version
@@ -129,7 +136,8 @@ def outcome_of(number: int, tags: Mapping[str, str],  # of a version
     for move in moves:
         if (move["alias"], move["to_version"], move["state"]) == ("champion", number, "done"):
             return PROMOTED, move["reason"]
-    if tags.get(STATUS) == "FAILED": return REFUSED, failed_check_text(tags)
+    if tags.get(STATUS) == "FAILED":
+        return FAILED_TRAINING if failed_checks(tags) == [RELEASE_CHECK] else REFUSED, failed_check_text(tags)
     decision, _, reason = tags.get(DECISION, "").partition(": ")
     if decision == "keep": return REFUSED, reason
     if decision == "undecided": return REFUSED, f"no decision: {reason}"
