@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULE_CAUSE', 'ANY_ALERT', 'TRIGGERED_STATE', 'ALERT_STATES', 'WINDOW_PATTERN', 'CAUSE_FIELDS', 'CAUSE_HINT',
            'RETRAINING_FILE', 'RETRAINING_SETTINGS', 'PROMOTED', 'REFUSED', 'FAILED_TRAINING', 'RUNNING', 'OUTCOMES',
            'RELEASE_CHECK', 'TRAIN', 'HOLD', 'STOP_RETRAINING', 'RESUME', 'RETRAINING_DECISIONS', 'STOPPED_RULE',
-           'RETRAINING_RULES', 'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems',
+           'STOP_TEXT', 'RETRAINING_RULES', 'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems',
            'read_retraining', 'check_known_cause', 'failed_checks', 'failed_check_text', 'outcome_of', 'Situation',
            'trainings', 'last_stop', 'refused_in_row', 'reason_to_stop', 'cause_reason', 'stop_reason',
            'repeated_reason', 'open_reason', 'cooldown_reason', 'rows_reason', 'RetrainingDecision',
@@ -147,6 +147,7 @@ def outcome_of(number: int, tags: Mapping[str, str],  # of a version
 # %% ../../nbs/monitoring/30_retraining.ipynb #672da055
 TRAIN, HOLD, STOP_RETRAINING, RESUME = RETRAINING_DECISIONS = ("train", "hold", "stop", "resume")
 STOPPED_RULE = "stopped"
+STOP_TEXT = "is stopped until a person resumes it"  # of the run in which a stop begins: it fails as it should
 
 @dataclass(frozen=True)
 class Situation:

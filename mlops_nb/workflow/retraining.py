@@ -28,6 +28,7 @@ from ..monitoring import retraining_log
 from mlops_nb.monitoring.retraining import (
     FAILED_TRAINING,
     RUNNING,
+    STOP_TEXT,
     TRAIN,
     Cause,
     check_known_cause,
@@ -162,7 +163,7 @@ def finish_record(step: RetrainingStep) -> None:
     text, target = outcome_text(step.row), step.env.target
     task.set_value("outcome", step.row["outcome"] or step.row["decision"])
     if step.stop:
-        raise MlopsError(f"the retraining of {step.name} is stopped until a person resumes it: {step.stop['reason']}",
+        raise MlopsError(f"the retraining of {step.name} {STOP_TEXT}: {step.stop['reason']}",
                          f"look into it: mlops retraining investigate -t {target}\n  then: mlops retraining resume "
                          f'-t {target} --as "Your Name" --reason "..."')
     if step.row["outcome"] == FAILED_TRAINING:
