@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['FIRST_CHAMPION_TABLE', 'COMPARED', 'COMPARED_STYLES', 'LANES', 'LEFT', 'day_spans', 'YearReport', 'read_replay',
            'load_year', 'frozen_days', 'score_frozen', 'load_predictions', 'losses_by', 'YearVerdict', 'year_verdict',
-           'outcomes', 'hold_text', 'loop_text', 'loss_change_text', 'loop_result', 'verdict_text', 'plot_weekly',
-           'plot_monthly_change', 'plot_compared_losses', 'replay_events', 'event_lanes', 'plot_champions',
-           'year_history', 'alert_days', 'alias_moves', 'judge_year', 'year_text', 'month_table', 'plot_year_losses',
-           'plot_year_events', 'year_alerts', 'year_retrainings', 'year_moves', 'seconds_by_month', 'finish_year']
+           'outcomes', 'hold_text', 'loop_text', 'signed_percent', 'loss_change_text', 'loop_result', 'losses_title',
+           'verdict_text', 'plot_weekly', 'plot_monthly_change', 'plot_compared_losses', 'replay_events', 'event_lanes',
+           'plot_champions', 'year_history', 'alert_days', 'alias_moves', 'judge_year', 'year_text', 'month_table',
+           'plot_year_losses', 'plot_year_events', 'year_alerts', 'year_retrainings', 'year_moves', 'seconds_by_month',
+           'finish_year']
 
 # %% ../../nbs/workflow/51_year_report.ipynb #d4946144
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -228,6 +230,11 @@ def loop_text(history: Sequence[Mapping]) -> str:
     return ", ".join(parts)
 
 # %% ../../nbs/workflow/51_year_report.ipynb #897e5be8
+def signed_percent(change: float, decimals: int = 1) -> str:
+    "A relative change with its sign; `0` where it rounds to zero."
+    text = f"{change:+.{decimals}%}"
+    return "0" if float(text.rstrip("%")) == 0 else text
+
 def loss_change_text(change: float) -> str:
     "A relative change of a loss in words; `equal to` where it rounds to zero."
     if round(change, 4) == 0: return "equal to"
@@ -240,12 +247,19 @@ def loop_result(verdict: YearVerdict, rows: pd.DataFrame, version: int) -> str: 
     if verdict.low > 0: return "The loop is worse than the frozen model"
     return "The loop is not proven better than the frozen model"
 
+def losses_title(verdict: YearVerdict, problem: ProblemType, rows: pd.DataFrame, version: int) -> str:
+    "The result in a line or two, as the title of a picture."
+    result = loop_result(verdict, rows, version)
+    if set(rows.version) == {version}: return result
+    change = f"{problem.loss_text} {loss_change_text(verdict.change)} that of v{version}"
+    return textwrap.fill(f"{result}: {change}", 90)
+
 def verdict_text(verdict: YearVerdict, problem: ProblemType, rows: pd.DataFrame, version: int,
                  history: Sequence[Mapping]) -> str:
     "The result of the replay in a sentence; if the loop is not better, with what it did."
     days = f"{rows.as_of.min()} to {rows.as_of.max()}, {len(rows):,} labelled rows"
     interval = ("" if np.isnan(verdict.low) else
-                f" (95% interval by days: {verdict.low:+.2%} to {verdict.high:+.2%})")
+                f" (95% interval by days: {signed_percent(verdict.low, 2)} to {signed_percent(verdict.high, 2)})")
     change = loss_change_text(verdict.loop / verdict.heuristic - 1)
     heuristic = f"{change} that of the heuristic, {verdict.heuristic:.4f}"
     frozen = f"{loss_change_text(verdict.change)} that of v{version}, {verdict.frozen:.4f}{interval}"
@@ -277,13 +291,13 @@ def plot_monthly_change(axes: Any, problem: ProblemType, rows: pd.DataFrame) -> 
         first, last = ends.loc[month]
         middle, is_better = first + (last - first) / 2, change < 0
         axes.bar(middle, change, width=0.75 * (last - first), color=GREEN if is_better else RED)
-        axes.annotate(f"{change:+.1%}" if abs(change) >= 5e-5 else "0", (middle, change), ha="center",
-                      xytext=(0, -4 if is_better else 4), va="top" if is_better else "bottom", **NOTE_STYLE)
+        axes.annotate(signed_percent(change), (middle, change), ha="center", xytext=(0, -4 if is_better else 4),
+                      va="top" if is_better else "bottom", **NOTE_STYLE)
     reference_line(axes, y=0)
     low, high = axes.get_ylim()
     axes.set_ylim(min(1.5 * low, -0.005), max(1.5 * high, 0.005))
     axes.set_ylabel("loop against\nfrozen, by month")
-    axes.yaxis.set_major_formatter("{x:+.1%}")
+    axes.yaxis.set_major_formatter(lambda change, _: signed_percent(change))
 
 def plot_compared_losses(problem: ProblemType, rows: pd.DataFrame,  # what `load_predictions` returns
                 title: str = "") -> Any:  # matplotlib Figure
@@ -291,7 +305,7 @@ def plot_compared_losses(problem: ProblemType, rows: pd.DataFrame,  # what `load
     figure, (upper, lower) = canvas(title, rows=2, size=(10, 6), sharex=True, height_ratios=(3, 1.4))
     plot_weekly(upper, problem, rows)
     plot_monthly_change(lower, problem, rows)
-    date_axis(lower.xaxis)
+    date_axis(lower.xaxis, months=15)
     return figure
 
 # %% ../../nbs/workflow/51_year_report.ipynb #a8304798
@@ -332,7 +346,7 @@ def plot_champions(days: pd.DataFrame, history: Sequence[Mapping], title: str = 
     lower.set_yticks(range(len(lanes)), lanes)
     lower.set_ylim(len(lanes) - 0.4, -0.6)
     lower.grid(axis="y", linewidth=0.5)
-    date_axis(lower.xaxis)
+    date_axis(lower.xaxis, months=15)
     return figure
 
 # %% ../../nbs/workflow/51_year_report.ipynb #2101ccf2
@@ -388,12 +402,12 @@ def month_table(report: YearReport) -> Any:  # pandas Styler
     table["loop against frozen"] = table.loop / table.frozen - 1
     shown = table.rename_axis("month").rename(columns={"frozen": f"v{report.first_version}, frozen"}).style
     return shown.format(precision=4).format("{:,.0f}", subset=["rows"]).format(
-        "{:+.2%}", subset=["loop against frozen"])
+        lambda change: signed_percent(change, 2), subset=["loop against frozen"])
 
 def plot_year_losses(report: YearReport) -> Any:  # matplotlib Figure
     "Draw the losses of the loop, the frozen model and the heuristic."
     problem, rows = report.use_case.problem, report.rows
-    title = f"The loop, the first Champion and the heuristic on the same {len(rows):,} rows"
+    title = losses_title(year_verdict(problem, rows), problem, rows, report.first_version)
     return plot_compared_losses(problem, rows, title)
 
 def plot_year_events(report: YearReport) -> Any:  # matplotlib Figure
