@@ -76,11 +76,13 @@ def thousands_axis(*axis: Any) -> None:  # such as axes.yaxis
     "Write counts with commas between thousands."
     for one in axis: one.set_major_formatter("{x:,.0f}")
 
-def date_axis(*axis: Any) -> None:  # such as axes.xaxis
+def date_axis(*axis: Any,  # such as axes.xaxis
+              months: int = 8) -> None:  # the most ticks of months
     "Write days as `1 Apr`, with the year where it changes."
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.dates import MONTHLY, AutoDateLocator, ConciseDateFormatter
     for one in axis:
         locator = AutoDateLocator(maxticks=8)
+        locator.maxticks[MONTHLY] = months
         one.set_major_locator(locator)
         one.set_major_formatter(ConciseDateFormatter(locator, formats=["%Y", "%b", "%-d %b", "%H:%M", "%H:%M", "%S.%f"],
                                                      zero_formats=["", "%Y", "%b", "%-d %b", "%H:%M", "%H:%M"],

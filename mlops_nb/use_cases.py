@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UseCaseName', 'imported_constants', 'use_case_names', 'declares', 'forget_other', 'import_use_case',
-           'check_calendar_days', 'check_store_address', 'check_version', 'checks_of_parameters', 'check_of_values']
+           'check_calendar_days', 'check_store_address', 'check_version', 'check_cause', 'checks_of_parameters',
+           'check_of_values']
 
 # %% ../nbs/16_use_cases.ipynb #4d43e7b6
 import ast
@@ -109,11 +110,19 @@ def check_version(env: Env, passed: list[PassedValue], started: str) -> None:
     if not (named.get("model_name") and named.get("model_version")): return
     with registry.registry_errors(env): registry.get_version(env, named["model_name"], named["model_version"])
 
-def checks_of_parameters(env: Env, use_case: Any) -> dict[str, Callable[[str], Any]]:  # use_case: None for none
+def check_cause(bundle: Bundle, text: str) -> None:
+    "Raise MlopsError for a cause of a retraining that cannot be read, or whose alert does not exist."
+    from mlops_nb.jobs.tasks import bundle_alerts
+    from mlops_nb.monitoring.retraining import check_known_cause, read_cause, read_retraining
+    cause = read_cause(text)
+    if not cause.is_schedule: check_known_cause(cause, bundle_alerts(bundle), read_retraining(bundle.root))
+
+def checks_of_parameters(bundle: Bundle, env: Env, use_case: Any,  # use_case: None for none
+                         ) -> dict[str, Callable[[str], Any]]:
     "Return the checks of single values, by name of the parameter."
-    from mlops_nb.monitoring.retraining import read_cause
     from mlops_nb.monitoring.windows import parse_granularity
-    checks = {"granularity": parse_granularity, "cause": read_cause, "online_store": partial(check_store_address, env)}
+    checks = {"granularity": parse_granularity, "cause": partial(check_cause, bundle),
+              "online_store": partial(check_store_address, env)}
     if use_case and use_case.check_source: checks["source"] = partial(use_case.check_source, env.root)
     return checks
 
@@ -121,7 +130,7 @@ def check_of_values(bundle: Bundle, env: Env) -> Callable[[list[PassedValue], st
     "Return the check of the values of a new run by the use case of the project, if there is one, and by this place."
     names = use_case_names(bundle)
     use_case = import_use_case(bundle.root, names[0]) if len(names) == 1 else None
-    checks = checks_of_parameters(env, use_case)
+    checks = checks_of_parameters(bundle, env, use_case)
 
     def check(passed: list[PassedValue], started: str) -> None:
         if use_case: check_calendar_days(use_case.calendar, passed)

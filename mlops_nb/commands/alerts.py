@@ -102,11 +102,14 @@ def subscribers_of(texts: list[str] | None) -> list:  # of Subscription
 @alerts_app.command("evaluate")
 def evaluate_alerts(alert: AlertKey = None, target: Target = None, var: Var = None,
                     at: Annotated[str | None, typer.Option(
-                        "--at", "--as-of", help="The time of the evaluation, as 2013-07-01. Default: now.")] = None,
+                        "--at", "--as-of", help="The time that is recorded, as 2013-07-01; the rows are those of now. "
+                        "Default: now.")] = None,
                     subscriber: Annotated[list[str] | None, typer.Option(
                         help="One more receiver: email:ADDRESS or webhook:DESTINATION_ID. Repeatable.")] = None,
                     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False) -> None:
     """Evaluate the alerts of a target, notify, and try again to deliver what was not delivered.
+
+    A query reads the tables as they are now, also with --at, which is the time that is recorded.
 
     Examples: [bold]mlops alerts evaluate -t prod[/], [bold]mlops alerts evaluate -t prod --alert drift[/]"""
     from mlops_nb.data.session import get_spark

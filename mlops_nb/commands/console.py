@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['out', 'err', 'NARROWEST', 'RunId', 'Target', 'Var', 'run_number', 'version_number', 'pairs', 'show', 'least_width',
-           'print_rows', 'show_problems', 'make_home', 'open_run_store']
+           'columns_that_fit', 'table_of', 'print_rows_in_two', 'print_rows', 'show_problems', 'make_home',
+           'open_run_store']
 
 # %% ../../nbs/commands/00_console.ipynb #5061f081
 from collections.abc import Callable, Iterable
@@ -62,21 +63,46 @@ def least_width(header: str, cells: list[str]) -> int:  # cells: in rich's marku
     longest_word = max((cell_len(word) for text in texts for word in text.split()), default=0)
     return max(longest_word, min(NARROWEST, max(map(cell_len, texts))))
 
-def print_rows(columns: list[str], rows: list[list[str]]) -> None:  # rows: of cells in rich's markup
-    "Print rows as a table; on a terminal that is too narrow for it, each row as a list of its values."
-    from rich.table import Table
+def columns_that_fit(columns: list[str], rows: list[list[str]], least: int = 0,  # least: of the last column
+                     ) -> list[int] | None:  # widths; None: the terminal is too narrow
+    "The widths of the columns of a table."
     cells = [[row[i] for row in rows] for i in range(len(columns))]
+    longest = [max(Text.from_markup(cell).cell_len for cell in (name, *values))
+               for name, values in zip(columns, cells, strict=True)]
     widths = [least_width(name, values) for name, values in zip(columns, cells, strict=True)]
+    widths[-1] = max(widths[-1], min(least, longest[-1]))
     spare = out.width - sum(widths) - 2 * (len(columns) - 1)
-    if spare >= 0:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name, values, width in zip(columns, cells, widths, strict=True):
-            longest = max(Text.from_markup(cell).cell_len for cell in (name, *values))
-            added = min(spare, longest - width)
-            spare -= added
-            table.add_column(name, width=width + added, overflow="fold")
-        for row in rows: table.add_row(*row)
-        return out.print(table)
+    if spare < 0: return None
+    for i, most in enumerate(longest):
+        added = min(spare, most - widths[i])
+        widths[i], spare = widths[i] + added, spare - added
+    return widths
+
+def table_of(columns: list[str], widths: list[int], rows: list[list[str]], show_header: bool = True) -> Any:  # Table
+    "A table with columns of these widths."
+    from rich.table import Table
+    table = Table(box=None, pad_edge=False, header_style="dim", show_header=show_header)
+    for name, width in zip(columns, widths, strict=True): table.add_column(name, width=width, overflow="fold")
+    for row in rows: table.add_row(*row)
+    return table
+
+def print_rows_in_two(columns: list[str], rows: list[list[str]], widths: list[int]) -> None:
+    "Print a table whose last cells are below the others, over the whole width."
+    from rich.padding import Padding
+    if rows: out.print(table_of(columns[:-1], widths, []))
+    for row in rows:
+        out.print(table_of(columns[:-1], widths, [row[:-1]], show_header=False))
+        if row[-1]: out.print(Padding(row[-1], (0, 0, 0, 2)), highlight=False)
+
+def print_rows(columns: list[str], rows: list[list[str]],  # rows: of cells in rich's markup
+               sentence_width: int = 0) -> None:  # the last cells are sentences, which need so many columns
+    """Print rows as a table; on a terminal that is too narrow for it, each row as a list of its values.
+
+    Sentences that would be narrow columns are printed below the other cells."""
+    from rich.table import Table
+    if widths := columns_that_fit(columns, rows, sentence_width): return out.print(table_of(columns, widths, rows))
+    widths = columns_that_fit(columns[:-1], [row[:-1] for row in rows]) if sentence_width else None
+    if widths: return print_rows_in_two(columns, rows, widths)
     for row in rows:
         record = Table.grid(padding=(0, 2))
         for name, cell in zip(columns, row, strict=True): record.add_row(f"[dim]{name}[/]", cell)

@@ -167,7 +167,9 @@ def demo(year: Annotated[bool, typer.Option("--year", help="Replay days of produ
     from mlops_nb.bundle.load import load_bundle
     variables = pairs("--var", var)
     if not year: return run_to_end(begin(make_home(target, variables, job="demo"), "demo", {}))
+    from mlops_nb.workflow.replay import check_replayable
     bundle = load_bundle(target=target or "prod", variables=variables)
+    check_replayable(the_use_case(bundle))
     begin_day = as_date(first or job_default(bundle, "demo", "first_day"), "--from")
     end = the_use_case(bundle).calendar.last_day
     if not last and end is None: raise MlopsError("the days of the data have no end", "name the last day: --to")

@@ -38,12 +38,12 @@ def use_case_of_model(model: str | None) -> Any:  # UseCase
 def decision_cells(row: dict) -> list[str]:
     "One row of the log as the cells of a table."
     reason = row["reason"] if row["decision"] != "train" else row["outcome_reason"]
-    version = f"v{row['train_version']}" if row["train_version"] else "–"
+    version = f" v{row['train_version']}" if row["train_version"] else ""
+    decision = f"{row['decision']}{version}" + (f": {row['outcome']}" if row["outcome"] else "")
     champion = f"v{row['champion_version']}" if row["champion_version"] else "–"
     new_rows = "–" if row["new_labelled_rows"] is None else f"{row['new_labelled_rows']:,}"
-    by = f" (by {row['decided_by']})" if row["decision"] == "resume" else ""
-    return [*map(escape, (str(row["as_of"]), row["cause"], row["decision"], champion, new_rows, version,
-                          row["outcome"] or "–", f"{reason}{by}"))]
+    by = f" (by {row['decided_by']} on {row['decided_at']:%Y-%m-%d})" if row["decision"] == "resume" else ""
+    return [*map(escape, (str(row["as_of"]), row["cause"], decision, champion, new_rows, f"{reason}{by}"))]
 
 @retraining_app.command("log")
 def show_retrainings(target: Target = None,
@@ -57,8 +57,8 @@ def show_retrainings(target: Target = None,
     place = env.load_env(target)
     rows = retraining_log.read_retrainings(get_spark(place), place)
     if not rows: return show(f"no decision on retraining yet; mlops run retrain -t {place.target} makes one")
-    columns = ["as of", "cause", "decision", "Champion", "new rows", "version", "outcome", "reason"]
-    print_rows(columns, [decision_cells(row) for row in rows[-limit:]])
+    columns = ["as of", "cause", "decision", "Champion", "new rows", "reason"]
+    print_rows(columns, [decision_cells(row) for row in rows[-limit:]], sentence_width=50)
     for name in sorted({row["model_name"] for row in rows}):
         stop = retraining.last_stop([row for row in rows if row["model_name"] == name])
         if stop: show(f"{escape(name)} is stopped until: mlops retraining resume -t {place.target} "

@@ -10,7 +10,7 @@ __all__ = ['data_digest', 'has_docstring', 'is_all_list', 'code_structure', 'cod
 import ast
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ def fingerprint(**facts: Any) -> str:
 
 # %% ../../nbs/models/09_fingerprint.ipynb #d55e0d30
 def find_run(env: Env, experiment: str,  # experiment id
-             fingerprint: str) -> Any | None:  # mlflow Run
-    """Return the first finished run with this fingerprint, or None.
+             fingerprint: str,
+             counts: Callable[[Any], bool] = lambda run: True) -> Any | None:  # mlflow Run
+    """Return the first finished run with this fingerprint that counts, or None.
 
     Runs that a killed task left open are closed as KILLED. The caller holds the model's lock."""
     mlflow = registry.client(env)
@@ -71,7 +72,7 @@ def find_run(env: Env, experiment: str,  # experiment id
                               order_by=["attributes.start_time ASC"])
     for run in runs:
         if run.info.status == "RUNNING": mlflow.set_terminated(run.info.run_id, "KILLED")
-    return next((run for run in runs if run.info.status == "FINISHED"), None)
+    return next((run for run in runs if run.info.status == "FINISHED" and counts(run)), None)
 
 # %% ../../nbs/models/09_fingerprint.ipynb #2743b97d
 def registered_version(env: Env, name: str, run_id: str) -> Any | None:  # mlflow ModelVersion

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEDULE_CAUSE', 'ANY_ALERT', 'TRIGGERED_STATE', 'ALERT_STATES', 'WINDOW_PATTERN', 'CAUSE_FIELDS', 'CAUSE_HINT',
            'RETRAINING_FILE', 'RETRAINING_SETTINGS', 'PROMOTED', 'REFUSED', 'FAILED_TRAINING', 'RUNNING', 'OUTCOMES',
-           'TRAIN', 'HOLD', 'STOP_RETRAINING', 'RESUME', 'RETRAINING_DECISIONS', 'STOPPED_RULE', 'RETRAINING_RULES',
-           'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems', 'read_retraining',
-           'failed_check_text', 'outcome_of', 'Situation', 'trainings', 'last_stop', 'refused_in_row', 'reason_to_stop',
-           'cause_reason', 'stop_reason', 'repeated_reason', 'open_reason', 'cooldown_reason', 'rows_reason',
-           'RetrainingDecision', 'decide_retraining', 'is_final', 'is_due']
+           'RELEASE_CHECK', 'TRAIN', 'HOLD', 'STOP_RETRAINING', 'RESUME', 'RETRAINING_DECISIONS', 'STOPPED_RULE',
+           'STOP_TEXT', 'RETRAINING_RULES', 'Cause', 'no_cause', 'checked_cause', 'read_cause', 'retraining_problems',
+           'read_retraining', 'check_known_cause', 'failed_checks', 'failed_check_text', 'outcome_of', 'Situation',
+           'trainings', 'last_stop', 'refused_in_row', 'reason_to_stop', 'cause_reason', 'stop_reason',
+           'repeated_reason', 'open_reason', 'cooldown_reason', 'rows_reason', 'RetrainingDecision',
+           'decide_retraining', 'is_final', 'is_due']
 
 # %% ../../nbs/monitoring/30_retraining.ipynb #4027ee23
 import json
@@ -33,7 +34,7 @@ TRIGGERED_STATE = "TRIGGERED"
 ALERT_STATES = ("OK", TRIGGERED_STATE, "UNKNOWN", "ERROR")
 WINDOW_PATTERN = "[A-Za-z0-9_.:+/ -]{0,100}"
 CAUSE_FIELDS = ("alert", "window", "state", "model_version")
-CAUSE_HINT = ('write schedule, ALERT, ALERT/WINDOW, or {"alert": "loss_ratio", "window": "2013-06", '
+CAUSE_HINT = ('write schedule, ALERT, ALERT/WINDOW, or {"alert": "model_no_better", "window": "2013-06", '
               '"state": "TRIGGERED", "model_version": 3}')
 
 @dataclass(frozen=True)
@@ -105,13 +106,26 @@ def read_retraining(root: Path) -> dict[str, Any]:  # root: the project's folder
     "Read conf/retraining.yml."
     return read_conf(root, RETRAINING_FILE, retraining_problems)
 
+def check_known_cause(cause: Cause, alerts: Iterable[str], settings: Mapping) -> Cause:  # alerts: keys of the bundle
+    "Return a cause that can occur: the schedule, an alert of the bundle, or a key that the settings list."
+    known = {SCHEDULE_CAUSE, *alerts, *settings["causes"]} - {ANY_ALERT}
+    if cause.key in known: return cause
+    raise ParameterError(f"cause is {shorten(repr(cause.text))}: no alert {shorten(repr(cause.key))} in the bundle or "
+                         f"in conf/{RETRAINING_FILE}", what_exists(cause.key, known))
+
 # %% ../../nbs/monitoring/30_retraining.ipynb #c5e6de71
 PROMOTED, REFUSED, FAILED_TRAINING, RUNNING = OUTCOMES = ("promoted", "refused", "failed", "running")
 
+RELEASE_CHECK = "release"  # of the branch of the code; it says nothing about the model
+
+def failed_checks(tags: Mapping[str, str]) -> list[str]:
+    "The names of the checks that a version failed."
+    return [name.removeprefix(CHECK_TAG_PREFIX) for name, text in sorted(tags.items())
+            if name.startswith(CHECK_TAG_PREFIX) and text != "passed"]
+
 def failed_check_text(tags: Mapping[str, str]) -> str:
     "The checks that a version failed, with the reasons."
-    failed = [f"{name.removeprefix(CHECK_TAG_PREFIX)}: {text}" for name, text in sorted(tags.items())
-              if name.startswith(CHECK_TAG_PREFIX) and text != "passed"]
+    failed = [f"{name}: {tags[CHECK_TAG_PREFIX + name]}" for name in failed_checks(tags)]
     return "failed its validation: " + ("; ".join(failed) or "no reason is recorded")
 
 def outcome_of(number: int, tags: Mapping[str, str],  # of a version
@@ -122,7 +136,8 @@ def outcome_of(number: int, tags: Mapping[str, str],  # of a version
     for move in moves:
         if (move["alias"], move["to_version"], move["state"]) == ("champion", number, "done"):
             return PROMOTED, move["reason"]
-    if tags.get(STATUS) == "FAILED": return REFUSED, failed_check_text(tags)
+    if tags.get(STATUS) == "FAILED":
+        return FAILED_TRAINING if failed_checks(tags) == [RELEASE_CHECK] else REFUSED, failed_check_text(tags)
     decision, _, reason = tags.get(DECISION, "").partition(": ")
     if decision == "keep": return REFUSED, reason
     if decision == "undecided": return REFUSED, f"no decision: {reason}"
@@ -132,6 +147,7 @@ def outcome_of(number: int, tags: Mapping[str, str],  # of a version
 # %% ../../nbs/monitoring/30_retraining.ipynb #672da055
 TRAIN, HOLD, STOP_RETRAINING, RESUME = RETRAINING_DECISIONS = ("train", "hold", "stop", "resume")
 STOPPED_RULE = "stopped"
+STOP_TEXT = "is stopped until a person resumes it"  # of the run in which a stop begins: it fails as it should
 
 @dataclass(frozen=True)
 class Situation:

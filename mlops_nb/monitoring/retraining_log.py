@@ -78,12 +78,13 @@ def new_row(name: str, history: list[Mapping], as_of: date, cause: str, decision
 # %% ../../nbs/monitoring/31_retraining_log.ipynb #b39551ba
 def trained_version(env: Env, name: str, row: Mapping, earlier: bool = False) -> Any | None:  # mlflow ModelVersion
     "The version that a decision trained; None if there is none yet. earlier: it can be older than the decision."
-    if row["train_version"]: return registry.find_version(env, name, row["train_version"])
+    if row["train_version"] and row["outcome"] != FAILED_TRAINING:
+        return registry.find_version(env, name, row["train_version"])
     newest = 0 if earlier else row["newest_version"] or 0
     for number in [one for one in registry.version_numbers(env, name) if one > newest][::-1]:
         version = registry.find_version(env, name, number)
         if version and version.tags.get("as_of") == str(row["as_of"]): return version
-    return None
+    return registry.find_version(env, name, row["train_version"]) if row["train_version"] else None
 
 def with_outcome(env: Env, name: str, row: Mapping, moves: list[dict], earlier: bool = False) -> dict:
     "A row with the present outcome of its training."
@@ -91,7 +92,9 @@ def with_outcome(env: Env, name: str, row: Mapping, moves: list[dict], earlier: 
     if version is None: return dict(row)
     number = int(version.version)
     outcome, reason = outcome_of(number, version.tags, moves)
-    if outcome == RUNNING and row["outcome"] == FAILED_TRAINING: outcome, reason = row["outcome"], row["outcome_reason"]
+    is_same = row["train_version"] in (None, number)
+    if outcome == RUNNING and row["outcome"] == FAILED_TRAINING and is_same:
+        outcome, reason = row["outcome"], row["outcome_reason"]
     return {**row, "train_version": number, "train_run": version.run_id or None, "outcome": outcome,
             "outcome_reason": reason}
 

@@ -89,6 +89,7 @@ def loss_windows(seen: OtherTarget) -> pd.DataFrame:  # window_start, granularit
 def plot_other(seen: OtherTarget) -> Any:  # matplotlib Figure, or Markdown without metrics
     "Draw the loss by window beside that of the baseline."
     from IPython.display import Markdown
+    from matplotlib import pyplot
     frame, target = loss_windows(seen), seen.other.target
     if frame.empty or frame.window_start.isna().all():
         return Markdown(f"{target} has no metrics with labels yet: `mlops run monitor -t {target}` writes them.")
@@ -101,6 +102,7 @@ def plot_other(seen: OtherTarget) -> Any:  # matplotlib Figure, or Markdown with
     axes.set(ylabel=loss)
     date_axis(axes.xaxis)
     legend(axes)
+    pyplot.close(figure)  # the cell shows what it returns; an open figure would be shown once more
     return figure
 
 # %% ../../nbs/workflow/42_other_target.ipynb #c5ac60ca

@@ -7,8 +7,8 @@ __all__ = ['SPLIT_TAGS', 'ORIGIN_TAGS', 'CARD_SECTIONS', 'TABLE_TAGS', 'SHOWN_PI
            'describe_rows', 'read_training_data', 'load', 'version_tags', 'model_requirements', 'training_fingerprint',
            'signature', 'log_data', 'log_settings', 'log_results', 'log_figures', 'log_fitted_model', 'part_text',
            'data_text', 'card_text', 'requirement_problems', 'describe_version', 'log_evidence', 'log_training',
-           'find_or_train', 'train', 'version_table', 'VersionResult', 'check_logged_loss', 'evaluate', 'show_pictures',
-           'hand_over']
+           'is_of_release', 'find_or_train', 'train', 'version_table', 'VersionResult', 'check_logged_loss', 'evaluate',
+           'show_pictures', 'hand_over']
 
 # %% ../../nbs/workflow/08_training.ipynb #6e811ac1
 import json
@@ -276,6 +276,11 @@ def log_training(data: TrainingData, tags: Mapping[str, str],  # of the run, bes
         log_fitted_model(data, trained)
     return run.info.run_id
 
+def is_of_release(env: Env, tags: Mapping[str, str]) -> bool:  # git_sha, git_branch, git_dirty
+    "Whether a target takes versions of this code."
+    branches = env.variables.get("release_branches")
+    return not branches or not evidence.release_problems(tags, branches)
+
 def find_or_train(data: TrainingData):  # -> mlflow ModelVersion
     "Return the version for these rows, settings and code: the existing one, or a new one."
     use_case, env = data.use_case, data.env
@@ -283,7 +288,9 @@ def find_or_train(data: TrainingData):  # -> mlflow ModelVersion
     read_versions = json.dumps(env.versions, separators=(",", ":"))
     tags = {"fingerprint": digest, "read_versions": read_versions, **evidence.code_version(env)}
     with registry.lock(env, name):
-        run = find_run(env, registry.experiment_id(env, use_case.model), digest)
+        # a release does not return the version that the same code has trained on another branch: it is refused
+        def counts(run) -> bool: return is_of_release(env, run.data.tags) or not is_of_release(env, tags)
+        run = find_run(env, registry.experiment_id(env, use_case.model), digest, counts)
         run_id = run.info.run_id if run else log_training(data, tags)
         recorded = registry.client(env).get_run(run_id).data.tags
         version = register_run(env, name, run_id, [tag for tag in version_tags(use_case) if tag in recorded])

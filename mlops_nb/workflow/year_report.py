@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['FIRST_CHAMPION_TABLE', 'COMPARED', 'COMPARED_STYLES', 'LANES', 'LEFT', 'day_spans', 'YearReport', 'read_replay',
            'load_year', 'frozen_days', 'score_frozen', 'load_predictions', 'losses_by', 'YearVerdict', 'year_verdict',
-           'outcomes', 'hold_text', 'loop_text', 'loss_change_text', 'loop_result', 'verdict_text', 'plot_weekly',
-           'plot_monthly_change', 'plot_compared_losses', 'replay_events', 'event_lanes', 'plot_champions',
-           'year_history', 'alert_days', 'alias_moves', 'judge_year', 'year_text', 'month_table', 'plot_year_losses',
-           'plot_year_events', 'year_alerts', 'year_retrainings', 'year_moves', 'seconds_by_month', 'finish_year']
+           'outcomes', 'hold_text', 'loop_text', 'signed_percent', 'loss_change_text', 'loop_result', 'losses_title',
+           'verdict_text', 'spans_with_rows', 'plot_weekly', 'plot_monthly_change', 'plot_compared_losses',
+           'replay_events', 'event_lanes', 'plot_champions', 'year_history', 'alert_days', 'alias_moves', 'judge_year',
+           'year_text', 'month_table', 'plot_year_losses', 'plot_year_events', 'year_alerts', 'year_retrainings',
+           'year_moves', 'seconds_by_month', 'finish_year']
 
 # %% ../../nbs/workflow/51_year_report.ipynb #d4946144
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -57,7 +59,7 @@ from mlops_nb.pictures import (
 )
 from .batch_scoring import PREDICTIONS, predict_rows, prediction_key
 from .monitoring import with_labels
-from .replay import REPLAY_LOG
+from .replay import REPLAY_LOG, check_replayable
 from .rows import pin_tables
 from .use_case import UseCase
 
@@ -103,17 +105,20 @@ def read_replay(spark, env: Env, first: date | None,
     command = f"mlops demo --year -t {env.target}"
     if not tables.exists(spark, env, REPLAY_LOG):
         raise MissingError(f"no day was replayed in target {env.target}", f"replay some: {command}")
-    limits = [f"day >= DATE'{first}'"] * bool(first) + [f"day < DATE'{end}'"] * bool(end)
-    where = " AND ".join(limits) or "true"
-    days = to_pandas(tables.read(spark, env, REPLAY_LOG).where(where)).set_index("day").sort_index()
-    if days.empty: raise MissingError(f"no replayed day satisfies {where}", f"replay these days: {command}")
-    return days
+    replayed = to_pandas(tables.read(spark, env, REPLAY_LOG)).set_index("day").sort_index()
+    if replayed.empty: raise MissingError(f"no day was replayed in target {env.target}", f"replay some: {command}")
+    days = replayed[[(not first or day >= first) and (not end or day < end) for day in replayed.index]]
+    if len(days): return days
+    limits = " ".join([*[f"from {first} on"] * bool(first), *[f"before {end}"] * bool(end)])
+    raise MissingError(f"no day {limits} was replayed in target {env.target}",
+                       f"the replayed days are {replayed.index[0]} to {replayed.index[-1]}; replay others: {command}")
 
 def load_year(use_case: UseCase, target: str,
               first_day: str,  # empty: the first replayed day
               as_of: str,  # latest: the day after the last replayed one
               ) -> YearReport:
     "Read the log of a replay."
+    check_replayable(use_case)
     env = load_env(target)
     day = use_case.calendar.as_of_day(as_of, task.trigger_date()) if as_of != "latest" else None
     first = use_case.calendar.as_of_day(first_day, task.trigger_date()) if first_day else None
@@ -150,6 +155,8 @@ COMPARED = ("loop", "frozen", "heuristic")  # columns with predictions
 def load_predictions(report: YearReport) -> pd.DataFrame:  # as_of, label, version, COMPARED
     "Return the predictions of all three whose label is known, in order of days."
     use_case, spark, env = report.use_case, report.spark, report.env
+    if not all(tables.exists(spark, env, env.table(name)) for name in (PREDICTIONS, FIRST_CHAMPION_TABLE)):
+        return pd.DataFrame(columns=["as_of", "label", "version", *COMPARED])  # no replayed day has rows
     within = f"as_of >= DATE'{report.first}' AND as_of <= DATE'{report.last}'"
     key = prediction_key(use_case)
     frozen = tables.read(spark, env, FIRST_CHAMPION_TABLE)
@@ -228,6 +235,11 @@ def loop_text(history: Sequence[Mapping]) -> str:
     return ", ".join(parts)
 
 # %% ../../nbs/workflow/51_year_report.ipynb #897e5be8
+def signed_percent(change: float, decimals: int = 1) -> str:
+    "A relative change with its sign; `0` where it rounds to zero."
+    text = f"{change:+.{decimals}%}"
+    return "0" if float(text.rstrip("%")) == 0 else text
+
 def loss_change_text(change: float) -> str:
     "A relative change of a loss in words; `equal to` where it rounds to zero."
     if round(change, 4) == 0: return "equal to"
@@ -240,12 +252,19 @@ def loop_result(verdict: YearVerdict, rows: pd.DataFrame, version: int) -> str: 
     if verdict.low > 0: return "The loop is worse than the frozen model"
     return "The loop is not proven better than the frozen model"
 
+def losses_title(verdict: YearVerdict, problem: ProblemType, rows: pd.DataFrame, version: int) -> str:
+    "The result in a line or two, as the title of a picture."
+    result = loop_result(verdict, rows, version)
+    if set(rows.version) == {version}: return result
+    change = f"{problem.loss_text} {loss_change_text(verdict.change)} that of v{version}"
+    return textwrap.fill(f"{result}: {change}", 90)
+
 def verdict_text(verdict: YearVerdict, problem: ProblemType, rows: pd.DataFrame, version: int,
                  history: Sequence[Mapping]) -> str:
     "The result of the replay in a sentence; if the loop is not better, with what it did."
     days = f"{rows.as_of.min()} to {rows.as_of.max()}, {len(rows):,} labelled rows"
     interval = ("" if np.isnan(verdict.low) else
-                f" (95% interval by days: {verdict.low:+.2%} to {verdict.high:+.2%})")
+                f" (95% interval by days: {signed_percent(verdict.low, 2)} to {signed_percent(verdict.high, 2)})")
     change = loss_change_text(verdict.loop / verdict.heuristic - 1)
     heuristic = f"{change} that of the heuristic, {verdict.heuristic:.4f}"
     frozen = f"{loss_change_text(verdict.change)} that of v{version}, {verdict.frozen:.4f}{interval}"
@@ -258,11 +277,20 @@ COMPARED_STYLES = {  # from the lowest line to the highest: equal lines are both
     "frozen": {"color": ORANGE, "label": "first Champion, frozen", "linewidth": 3.4},
     "loop": {"color": BLUE, "label": "loop: the Champion of each day", "linewidth": 1.7}}
 
+def spans_with_rows(rows: pd.DataFrame, period: str) -> pd.DataFrame:  # by period: first, end, middle
+    "Return the times between the first and the last day with rows of each period."
+    days = pd.to_datetime(rows.as_of)
+    spans = days.groupby(pd.PeriodIndex(days, freq=period)).agg(first="min", end="max")
+    spans["end"] += pd.Timedelta(days=1)
+    return spans.assign(middle=spans["first"] + (spans.end - spans["first"]) / 2)
+
 def plot_weekly(axes: Any, problem: ProblemType, rows: pd.DataFrame) -> None:
-    "Draw the losses of the three by week."
+    "Draw the losses of the three by week; a week without rows interrupts the lines."
     table = losses_by(problem, rows, "W")
-    middles = table.index.to_timestamp() + pd.Timedelta(days=3.5)
-    for side, style in COMPARED_STYLES.items(): axes.plot(middles, table[side], **style)
+    weeks = pd.period_range(table.index[0], table.index[-1], freq="W")
+    middles = spans_with_rows(rows, "W").middle.reindex(weeks).fillna(weeks.to_series().dt.start_time)
+    mark = {} if len(weeks) == len(table) > 1 else {"marker": "o"}  # a week beside one without rows is no line
+    for side, style in COMPARED_STYLES.items(): axes.plot(middles, table[side].reindex(weeks), **style, **mark)
     axes.set_ylabel(f"{problem.loss_text} by week")
     axes.margins(y=0.15)
     handles, labels = axes.get_legend_handles_labels()
@@ -270,20 +298,18 @@ def plot_weekly(axes: Any, problem: ProblemType, rows: pd.DataFrame) -> None:
 
 def plot_monthly_change(axes: Any, problem: ProblemType, rows: pd.DataFrame) -> None:
     "Draw the relative change from the frozen model to the loop as a bar for each month."
-    days = pd.to_datetime(rows.as_of)
-    ends = days.groupby(pd.PeriodIndex(days, freq="M")).agg(["min", "max"]) + pd.to_timedelta([0, 1], unit="D")
-    table = losses_by(problem, rows, "M")
+    spans, table = spans_with_rows(rows, "M"), losses_by(problem, rows, "M")
     for month, change in (table.loop / table.frozen - 1).items():
-        first, last = ends.loc[month]
-        middle, is_better = first + (last - first) / 2, change < 0
-        axes.bar(middle, change, width=0.75 * (last - first), color=GREEN if is_better else RED)
-        axes.annotate(f"{change:+.1%}" if abs(change) >= 5e-5 else "0", (middle, change), ha="center",
-                      xytext=(0, -4 if is_better else 4), va="top" if is_better else "bottom", **NOTE_STYLE)
+        first, end, middle = spans.loc[month]
+        is_better = change < 0
+        axes.bar(middle, change, width=0.75 * (end - first), color=GREEN if is_better else RED)
+        axes.annotate(signed_percent(change), (middle, change), ha="center", xytext=(0, -4 if is_better else 4),
+                      va="top" if is_better else "bottom", **NOTE_STYLE)
     reference_line(axes, y=0)
     low, high = axes.get_ylim()
     axes.set_ylim(min(1.5 * low, -0.005), max(1.5 * high, 0.005))
     axes.set_ylabel("loop against\nfrozen, by month")
-    axes.yaxis.set_major_formatter("{x:+.1%}")
+    axes.yaxis.set_major_formatter(lambda change, _: signed_percent(change))
 
 def plot_compared_losses(problem: ProblemType, rows: pd.DataFrame,  # what `load_predictions` returns
                 title: str = "") -> Any:  # matplotlib Figure
@@ -291,7 +317,7 @@ def plot_compared_losses(problem: ProblemType, rows: pd.DataFrame,  # what `load
     figure, (upper, lower) = canvas(title, rows=2, size=(10, 6), sharex=True, height_ratios=(3, 1.4))
     plot_weekly(upper, problem, rows)
     plot_monthly_change(lower, problem, rows)
-    date_axis(lower.xaxis)
+    date_axis(lower.xaxis, months=15)
     return figure
 
 # %% ../../nbs/workflow/51_year_report.ipynb #a8304798
@@ -332,7 +358,7 @@ def plot_champions(days: pd.DataFrame, history: Sequence[Mapping], title: str = 
     lower.set_yticks(range(len(lanes)), lanes)
     lower.set_ylim(len(lanes) - 0.4, -0.6)
     lower.grid(axis="y", linewidth=0.5)
-    date_axis(lower.xaxis)
+    date_axis(lower.xaxis, months=15)
     return figure
 
 # %% ../../nbs/workflow/51_year_report.ipynb #2101ccf2
@@ -374,7 +400,9 @@ def judge_year(report: YearReport) -> Any:  # IPython Markdown
 
 def year_text(report: YearReport) -> str:
     "The verdict in a sentence."
-    if report.rows.empty: return f"no label of the replayed days is known as of {report.as_of}"
+    if report.rows.empty:
+        scored = f"{int(report.days['rows'].sum()):,} rows of {report.first} to {report.last} were scored"
+        return f"Nothing to compare: {scored}, and none of them has a label that was known before {report.as_of}"
     problem = report.use_case.problem
     return verdict_text(year_verdict(problem, report.rows), problem, report.rows, report.first_version,
                         year_history(report))
@@ -382,18 +410,20 @@ def year_text(report: YearReport) -> str:
 def month_table(report: YearReport) -> Any:  # pandas Styler
     "Return the losses by month, and of all days."
     problem, rows = report.use_case.problem, report.rows
+    if rows.empty: return rows.style
     table = losses_by(problem, rows, "M")
     total = losses_by(problem, rows.assign(as_of=report.first), "M")
     table = pd.concat([table.set_axis(table.index.astype(str)), total.set_axis(["all"])])
     table["loop against frozen"] = table.loop / table.frozen - 1
     shown = table.rename_axis("month").rename(columns={"frozen": f"v{report.first_version}, frozen"}).style
     return shown.format(precision=4).format("{:,.0f}", subset=["rows"]).format(
-        "{:+.2%}", subset=["loop against frozen"])
+        lambda change: signed_percent(change, 2), subset=["loop against frozen"])
 
 def plot_year_losses(report: YearReport) -> Any:  # matplotlib Figure
     "Draw the losses of the loop, the frozen model and the heuristic."
     problem, rows = report.use_case.problem, report.rows
-    title = f"The loop, the first Champion and the heuristic on the same {len(rows):,} rows"
+    if rows.empty: return canvas(textwrap.fill(year_text(report), 90), size=(10, 1))[0]
+    title = losses_title(year_verdict(problem, rows), problem, rows, report.first_version)
     return plot_compared_losses(problem, rows, title)
 
 def plot_year_events(report: YearReport) -> Any:  # matplotlib Figure

@@ -7,6 +7,7 @@ import time
 from datetime import date, timedelta
 from pathlib import Path
 
+import generated
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,3 +94,23 @@ def test_a_killed_replay_of_flights_ends_with_the_tables_of_one_that_was_not(tmp
     for kill_at in range(EVERY, DAYS, EVERY): replay_flights(tmp_path / "killed", 1, kill_at)
     replay_flights(tmp_path / "killed", 1, None)
     assert_same(flight_tables(tmp_path / "killed"), flight_tables(tmp_path / "once"))
+
+
+@pytest.mark.full
+def test_a_new_project_replays_days_without_rows_and_reports_on_them(tmp_path, monkeypatch):
+    frame = generated.made_up("regression", True)
+    frame = frame[~frame.ordered_at.between("2021-06-20", "2021-06-30")]
+    project = generated.write(tmp_path / "orders", frame, monkeypatch)
+    generated.commit(project)
+    printed = generated.run_in(project, "mlops", "demo", "--year", "--from", "2021-06-16", "--to", "2021-07-01")
+    assert "v1 as of 2021-06-16 was promoted" in printed and "held back: cooldown" in printed
+    assert "No Challenger has replaced v1, so the loop is the frozen model: 2021-06-16 to 2021-07-01" in printed
+    log = DeltaTable(project / ".mlops/lakehouse/prod/orders/replay_log").to_pyarrow_table().to_pandas()
+    assert list(log.set_index("day").sort_index()["rows"]) == [6] * 4 + [0] * 10 + [6] * 2
+
+    def report(*words, code=0):
+        return generated.run_in(project, "mlops", "run", "year", "-t", "prod", *words, code=code)
+    assert "2021-06-16 to 2021-07-01, 36 labelled rows" in report("-p", "as_of=latest")
+    assert "Nothing to compare: 0 rows of 2021-06-21 to 2021-06-27 were scored" in report(
+        "-p", "first_day=2021-06-21", "-p", "as_of=2021-06-28")
+    assert "the replayed days are 2021-06-16 to 2021-07-01" in report("-p", "as_of=2021-06-16", code=1)

@@ -250,7 +250,9 @@ def test_dev_reads_the_tables_of_prod_and_cannot_write_them(prod, capsys):
     other_target.show_refusal(seen)
     assert "target 'dev' may not write prod.flights.predictions" in capsys.readouterr().out
     assert tables.version(spark, env, "predictions") == before
+    open_before = pyplot.get_fignums()
     figure = other_target.plot_other(seen)
+    assert pyplot.get_fignums() == open_before, "a cell shows what it returns; an open figure is shown again"
     rows = other_target.loss_windows(seen)
     assert list(figure.axes[0].lines[0].get_ydata()) == list(rows[rows.log_type == "INPUT"].sort_values(
         "window_start").loss)

@@ -22,13 +22,14 @@ def test_a_new_project_trains_once_for_a_decision_and_holds_the_next_cause(tmp_p
     day = ["-p", f"as_of={first}"]
     assert "training as of" in run("retrain", *day, "--only", "decide")  # as if the run were killed after it
     assert f"v1 as of {first} was promoted" in run("retrain", *day)
-    assert "held back: cooldown" in run("retrain", *day, "-p", "cause=loss_ratio")
+    assert "held back: cooldown" in run("retrain", *day, "-p", "cause=prediction_drift")
     assert "names no alert" in run("retrain", *day, "-p", "cause=loss ratio", code=2)
+    assert "no alert 'loss_ratio'" in run("retrain", *day, "-p", "cause=loss_ratio", code=2)
     with closing(connect(project / ".mlops/runs.db")) as store:
         assert store.execute("select count(*) from runs where job = 'train'").fetchone()[0] == 1
     log = DeltaTable(project / ".mlops/lakehouse/dev/orders/retraining_log").to_pyarrow_table().to_pandas()
     log = log.set_index("number").sort_index()
-    assert list(log.decision) == ["train", "hold"] and list(log.cause) == ["schedule", "loss_ratio"]
+    assert list(log.decision) == ["train", "hold"] and list(log.cause) == ["schedule", "prediction_drift"]
     assert log.outcome[1] == "promoted" and log.train_version[1] == 1 and pd.isna(log.outcome[2])
     shown = generated.run_in(project, "mlops", "retraining", "log")
     assert "v1 has not learnt" not in shown and "at least 21 are required" in shown

@@ -33,6 +33,7 @@ def refusal(tmp_path, monkeypatch):
     ("demo -p replay_days=0", "a number of days from 1 to 366"),
     ("batch_inference -p replay_days=0", "a number of days from 1 to 366"),
     ("monitor -p granularity=month", "no granularity 'month'"),
+    ("retrain -p cause=nosuch/2013-12", "no alert 'nosuch' in the bundle or in conf/retraining.yml\n  there are: "),
     ("features -p source=nowhere", "source 'nowhere' is neither a folder nor an installed package"),
     ("features -p source=docs", "no file 'flights.csv' in "),
     ("compare -p first=a@b@c -p second=1", "no model 'dev.flights.a"),

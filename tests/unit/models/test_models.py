@@ -143,6 +143,7 @@ def test_an_unfinished_run_is_not_reused_and_is_closed(env):
     finished = logged_run(env, experiment, "f")
     assert find_run(env, experiment, "f").info.run_id == finished
     assert find_run(env, experiment, "another") is None
+    assert find_run(env, experiment, "f", lambda run: run.info.run_id != finished) is None
 
 
 @pytest.mark.parametrize("killed_at", ["register_model", "set_tag", None])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.errors import MlopsError
+from mlops_nb.jobs import run_store
 from mlops_nb.monitoring.infrastructure import (
     InfrastructureSettings,
     age_metrics,
@@ -21,6 +22,9 @@ from mlops_nb.monitoring.infrastructure import (
     window_starts,
     with_limits_of,
 )
+from mlops_nb.monitoring.retraining import STOP_TEXT
+from mlops_nb.workflow import infrastructure_step
+from mlops_nb.workflow.infrastructure_step import InfrastructureStep, plot_infrastructure, stored_runs
 
 UNTIL = datetime(2026, 11, 28, 12, 20, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -117,6 +121,44 @@ def test_the_first_threshold_that_fits_judges_windows_with_enough_rows():
     ({"thresholds": [5]}, "thresholds[0]"), ({"limits": []}, "limits")])
 def test_each_mistake_in_the_file_has_its_key(conf, key):
     assert key in [place for place, *_ in infrastructure_problems(conf)]
+
+
+def test_a_retraining_in_which_a_stop_begins_is_no_failure(tmp_path):
+    store = run_store.RunStore(tmp_path / "runs.db")
+    for message in (f"the retraining of m {STOP_TEXT}: 3 refused", "the disk is full"):
+        number = run_store.record_run(store, "retrain", "prod", {}, ["record"])
+        run_store.save_task(store, number, "record", 0, start_time=1, end_time=2, result_state="FAILED",
+                            state_message=message)
+        run_store.update_run(store, number, life_cycle_state="TERMINATED", result_state="FAILED", start_time=1,
+                             end_time=2, state_message=f"task 'record': {message}")
+    runs, tasks = stored_runs(store, "prod")
+    assert runs.result.tolist() == tasks.result.tolist() == ["SUCCESS", "FAILED"]
+
+
+def drawn(monkeypatch, rows: list[tuple]):  # kind, name, metric, value, limit
+    "The picture of the windows of two hours."
+    values = [(*row, start, start + HOUR, "1 hour") for row in rows for start in (UNTIL - 2 * HOUR, UNTIL - HOUR)]
+    frame = pd.DataFrame(values, columns=["source_kind", "name", "metric", "value", "threshold_high", "window_start",
+                                          "window_end", "granularity"])
+    monkeypatch.setattr(infrastructure_step, "recent_metrics", lambda step, hours: frame)
+    return plot_infrastructure(InfrastructureStep(None, None, InfrastructureSettings(), UNTIL))
+
+
+def test_only_what_was_measured_has_a_panel_and_the_axis_follows_the_windows(monkeypatch):
+    from matplotlib import pyplot
+    from matplotlib.dates import num2date
+    runs = [("job", "train", "duration_max_s", 50.0, 3600.0), ("job", "train", "failure_rate", 0.0, 0.0),
+            ("job", "score", "failure_rate", 0.5, 0.0), ("table", "d.s.t", "commit_age_hours", 20.0, 26.0)]
+    figure = drawn(monkeypatch, runs)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["longest run (s)", "failed runs", "age of a table (hours)"]
+    assert figure.axes[0].get_ylim()[1] < 100 and figure.axes[2].get_ylim()[1] > 26  # a limit far away flattens nothing
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["score"]
+    first, last = map(num2date, figure.axes[0].get_xlim())
+    assert first == UNTIL - 2 * HOUR and last - UNTIL < timedelta(minutes=10)
+    quiet = drawn(monkeypatch, [("endpoint", "e", "latency_p95_ms", 5.0, None), runs[1]])
+    assert len(quiet.axes) == 2 and [text.get_text() for text in quiet.axes[1].texts] == ["no run failed"]
+    assert "has ended yet" in drawn(monkeypatch, []).get_suptitle()
+    pyplot.close("all")
 
 
 def test_a_window_of_a_month_is_refused():

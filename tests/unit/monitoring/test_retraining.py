@@ -22,6 +22,7 @@ from mlops_nb.models import registry
 from mlops_nb.monitoring import retraining as rules
 from mlops_nb.monitoring import retraining_log
 from mlops_nb.monitoring.retraining import Cause, Situation, decide_retraining, read_cause
+from mlops_nb.workflow import retraining, training
 from mlops_nb.workflow.other_target import OtherTarget
 
 ROOT = Path(__file__).parents[3]
@@ -246,6 +247,42 @@ def test_the_outcome_changes_when_the_registry_says_so(world):
     world.registry.stored(NAME, "1").tags["rolled_back"] = "by hand"
     world.job(day + timedelta(1), ALERT)
     assert world.rows[0]["outcome_reason"] == "rolled back: by hand"
+
+
+def test_versions_refused_for_their_branch_alone_never_stop_and_are_trained_again(world):
+    refusal = {"model_validation_status": "FAILED", "check_release": "commit 1234567 is of branch 'main'"}
+    for days in (0, 8, 16):
+        day = FIRST + timedelta(days)
+        retraining_log.decide_once(None, world.env, NAME, day, Cause(), SETTINGS, lambda champion: 100)
+        world.train(day)
+        tags = world.registry.versions[NAME][str(len(world.trained))].tags
+        tags.pop(DECISION)
+        tags |= refusal
+        row, stop = retraining_log.record_outcome(None, world.env, NAME, retraining_log.decision_key(day, Cause()),
+                                                  "success_with_failures", SETTINGS)
+        assert (row["outcome"], stop, rules.is_due(row)) == ("failed", None, True)
+    world.registry.create_model_version(NAME, source="")  # of the same decision, trained by a release
+    world.registry.versions[NAME]["4"].run_id = "run"
+    world.registry.versions[NAME]["4"].tags |= {"as_of": str(FIRST), "model_validation_status": "PASSED"}
+    row = retraining_log.decide_once(None, world.env, NAME, FIRST, Cause(), SETTINGS, lambda champion: 100)
+    assert (row["train_version"], row["outcome"]) == (4, "running")
+
+
+@pytest.mark.parametrize(("branch", "dirty", "reason"), [
+    ("main", "false", "commit abcdef1 is of branch 'main', and a version of this target must be of release/*"),
+    ("release/1", "true", "the code differs from commit abcdef1"), ("release/1", "false", "")])
+def test_code_of_another_branch_is_refused_before_anything_is_decided(monkeypatch, branch, dirty, reason):
+    tags = {"git_sha": "abcdef123", "git_branch": branch, "git_dirty": dirty}
+    monkeypatch.setattr(retraining, "code_version", lambda env: tags)
+    monkeypatch.setattr(retraining, "get_spark", lambda env: "a session")
+    monkeypatch.setattr(retraining_log, "decide_once", lambda *_: {"decision": "hold", "reason": "cooldown"})
+    env = load_env("prod")
+    step = retraining.RetrainingStep(FLIGHTS, env, FIRST, Cause(), SETTINGS)
+    assert training.is_of_release(env, tags) is not bool(reason)
+    if not reason: retraining.decide_step(step)
+    else:
+        with pytest.raises(MlopsError, match="nothing was decided: ") as error: retraining.decide_step(step)
+        assert reason in error.value.message and not step.row
 
 
 def test_without_a_decision_there_is_nothing_to_record(world):

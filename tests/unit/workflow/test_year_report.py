@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, root_mean_squared_error
 
 from mlops_nb.commands import demo
-from mlops_nb.errors import ParameterError
+from mlops_nb.errors import MlopsError, ParameterError
 from mlops_nb.models.problem_types import BINARY, REGRESSION
 from mlops_nb.workflow import replay, year_report
 from mlops_nb.workflow.calendars import Calendar
@@ -141,6 +141,57 @@ def test_a_day_measures_then_trains_for_each_cause_then_scores(monkeypatch):
     monkeypatch.setattr(replay, "scored_before", lambda *_: {DAY: (1, 50)})  # killed after it was scored
     assert replay.replay_step(days, [DAY])[0].retraining == []
     assert [call[0] for call in calls] == ["measure", "score", "record"]
+
+
+def test_a_first_training_without_a_champion_ends_the_replay_with_its_reason(monkeypatch):
+    monkeypatch.setattr(replay, "measure_morning", lambda *_: [])
+    monkeypatch.setattr(replay, "scored_before", lambda *_: {})
+    monkeypatch.setattr(replay, "bring_up", lambda *_: None)
+    monkeypatch.setattr(replay, "champion_version", lambda *_: None)
+    days = SimpleNamespace(env=None, model="m", use_case=SimpleNamespace(calendar=Calendar()),
+                           retrain=lambda day, cause: "v1 was refused: 12 held-out days")
+    with pytest.raises(MlopsError, match="no Champion can score 2021-03-01: v1 was refused: 12 held-out days"):
+        replay.replay_step(days, [DAY])
+
+
+def test_a_use_case_without_days_is_refused_before_anything_is_read(monkeypatch):
+    for use_case, reason in ((SimpleNamespace(model="churn", has_time=False, ingest=print), "have no time"),
+                             (SimpleNamespace(model="churn", has_time=True, ingest=None), "has no `ingest`")):
+        with pytest.raises(MlopsError, match=reason): year_report.load_year(use_case, "no target", "", "latest")
+
+
+def log_of(**rows):  # by day of March: rows that were scored
+    days = pd.Index([date(2021, 3, int(name[1:])) for name in rows], name="day")
+    return pd.DataFrame({"rows": list(rows.values()), "champion_version": 1, "alerts": ""}, index=days)
+
+
+def test_days_without_rows_interrupt_the_lines_and_alone_they_are_a_sentence():
+    from matplotlib import pyplot
+    rows = predictions(BINARY)
+    gap = (rows.as_of >= date(2021, 3, 15)) & (rows.as_of < date(2021, 3, 25))  # the week from 15 March has no row
+    figure = year_report.plot_compared_losses(BINARY, rows[~gap])
+    line = figure.axes[0].lines[0]
+    assert list(np.flatnonzero(np.isnan(line.get_ydata()))) == [2] and line.get_marker() == "o"
+    days = log_of(d22=0, d23=0)
+    report = year_report.YearReport(SimpleNamespace(problem=BINARY), None, None, days.index[0], date(2021, 3, 24), days,
+                                    rows.iloc[:0])
+    text = "Nothing to compare: 0 rows of 2021-03-22 to 2021-03-23 were scored, and none of them has a label"
+    assert year_report.year_text(report).startswith(text)
+    assert year_report.plot_year_losses(report).get_suptitle().replace("\n", " ").startswith(text)
+    assert year_report.month_table(report).data.empty
+    pyplot.close("all")
+
+
+def test_the_report_names_the_replayed_days_if_it_is_asked_for_others(monkeypatch):
+    monkeypatch.setattr(year_report.tables, "exists", lambda *_: True)
+    monkeypatch.setattr(year_report.tables, "read", lambda *_: None)
+    monkeypatch.setattr(year_report, "to_pandas", lambda _: log_of(d2=5, d3=0, d9=4).reset_index())
+    env = SimpleNamespace(target="prod")
+    assert list(year_report.read_replay(None, env, date(2021, 3, 3), None)["rows"]) == [0, 4]
+    assert list(year_report.read_replay(None, env, None, date(2021, 3, 9))["rows"]) == [5, 0]
+    with pytest.raises(MlopsError, match="no day from 2021-04-01 on was replayed in target prod") as error:
+        year_report.read_replay(None, env, date(2021, 4, 1), None)
+    assert error.value.hint.startswith("the replayed days are 2021-03-02 to 2021-03-09; replay others: ")
 
 
 class Replaced(Exception): "In place of a new process."
