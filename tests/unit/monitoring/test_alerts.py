@@ -292,6 +292,22 @@ def test_a_receiver_that_answers_500_gets_the_same_message_later(place):
     assert (message["status"], message["attempts"], message["detail"]) == ("SENT", 3, "200 OK")
 
 
+def test_an_ok_never_comes_before_the_triggered_that_it_ends(place, monkeypatch):
+    "Neither while an attempt is waited for, nor after the clock jumped back."
+    clock, options = 2 * 10**12, {"notification": {"notify_on_ok": True}}
+    with Hook(500, 500) as hook:
+        write_destinations(place.state, hook={"url": hook.address}, other={"url": hook.address})
+        evaluate(place, 0.3, **options)
+        deliver_due(place.state, clock)
+        monkeypatch.setattr("mlops_nb.jobs.run_store.now", lambda: 10**12)
+        evaluate(place, 0.1, **options)
+        evaluate_alert(place, replace(alert(), key="another"), rows(0.3))
+        assert [one.alert for one in deliver_due(place.state, clock + 14_000)] == ["dev/another"]
+        assert [one.status for one in deliver_due(place.state, clock + 15_000)] == ["SENT", "SENT"]
+    states = [body["alert"]["alert"]["evaluations"][0]["state"] for body in hook.bodies]
+    assert states[-3:] == ["TRIGGERED", "TRIGGERED", "OK"]
+
+
 @pytest.mark.slow
 def test_a_receiver_that_is_down_is_given_up_after_a_day_and_keeps_no_one_waiting(place):
     with Hook() as hook:
