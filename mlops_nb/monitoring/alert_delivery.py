@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..jobs import run_store
-from ..jobs.delivery import PAUSE, TIMEOUT_SECONDS, Delivery, deliver, destinations
+from ..jobs.delivery import TIMEOUT_SECONDS, Delivery, deliver, destinations
 from ..jobs.notices import Notice
 from .alert_store import AlertStore, alert_store, record_attempt, take_deliveries
 
@@ -28,9 +28,9 @@ class Sent:
     detail: str
 
 def attempt_of(row: Mapping, known: Mapping[str, Mapping], state: Path, seconds: float) -> Delivery:
-    "Send one message; an error is a result too."
+    "Send one message once: what follows a failure is another attempt, which is recorded. An error is a result too."
     notice = Notice("alert_state_change", row["kind"], row["destination"])
-    return deliver(notice, json.loads(row["body"]), known, state, seconds, row["delivery_id"])
+    return deliver(notice, json.loads(row["body"]), known, state, seconds, row["delivery_id"], again=False)
 
 def send_in_order(rows: list[dict], known: Mapping, state: Path, seconds: float, results: dict) -> None:
     "Send the messages of one receiver until one fails; `results` gets the results by delivery id."
@@ -69,7 +69,7 @@ def send_all(rows: list[dict], known: Mapping, state: Path, seconds: float) -> d
     threads = [threading.Thread(target=send_in_order, args=(group, known, state, seconds, results), daemon=True)
                for group in groups.values()]
     longest = max(map(len, groups.values()))
-    deadline = time.monotonic() + (2 * seconds + PAUSE + 1) * min(longest, 10)
+    deadline = time.monotonic() + (2 * seconds + 1) * min(longest, 10)
     for thread in threads: thread.start()
     for thread in threads: thread.join(max(0.0, deadline - time.monotonic()))
     return dict(results)
