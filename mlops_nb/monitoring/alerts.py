@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'LARGEST_ERROR', 'SAIL_NAME', 'query_result', 'error_text_of', 'evaluated', 'AlertOutcome',
-           'evaluate_alert', 'evaluate_due', 'time_of']
+           'workspace_address', 'evaluate_alert', 'evaluate_due', 'time_of']
 
 # %% ../../nbs/monitoring/47_alerts.ipynb #28f6ee5d
 import re
@@ -22,6 +22,7 @@ from .alert_definitions import Alert, Subscription
 from .alert_messages import webhook_body
 from .alert_queries import query_tables, with_names
 from .alert_store import alert_name, alert_store, one_evaluator, record_evaluation
+from ..serving.places import last_port, read_running, workspace_places
 
 # %% ../../nbs/monitoring/47_alerts.ipynb #5631e6da
 MOST_ROWS = 100_000  # of a result
@@ -64,6 +65,13 @@ class AlertOutcome:
     result: Evaluated
     notified: bool
 
+def workspace_address(env: Env) -> str:  # "" if `mlops up` has never run with this state
+    "Return the address of the local workspace: that of the process that runs, or that of the last start."
+    places = workspace_places(env)
+    running, port = read_running(places), last_port(places)
+    if running: return running.host
+    return f"http://127.0.0.1:{port}" if port else ""
+
 def evaluate_alert(env: Env, alert: Alert, run_query: Callable,
                    time: int | None = None,  # ms since 1970, such as the time at which a schedule fires; now by default
                    subscribers: Iterable[Subscription] = ()) -> AlertOutcome:  # beside those of the alert
@@ -73,7 +81,7 @@ def evaluate_alert(env: Env, alert: Alert, run_query: Callable,
         clock = run_store.now()
         time = clock if time is None else time
         result = evaluated(alert, run_query)
-        body = webhook_body(alert, result, time, str(env.root))
+        body = webhook_body(alert, result, time, workspace_address(env))
         notified = record_evaluation(store, name, alert, result, body, time, run_store.now(), subscribers)
     return AlertOutcome(alert.key, result, notified)
 

@@ -35,6 +35,7 @@ from mlops_nb.monitoring.alert_queries import query_tables, with_names
 from mlops_nb.monitoring.alert_states import AlertMemory, next_memory
 from mlops_nb.monitoring.alert_store import alert_history, alert_state, alert_store
 from mlops_nb.monitoring.alerts import evaluate_alert
+from mlops_nb.serving.places import make_places, write_running
 from mlops_nb.webhook_signatures import verify_signature
 
 
@@ -241,6 +242,23 @@ def test_the_body_of_a_webhook():
                                      "subscriptions": [{"destination_id": "hook"}]},
                     "state": "TRIGGERED", "last_evaluated_at": "2013-07-01T12:00:00.000Z",
                     "first_row": {"psi": 0.3, "window_end": "2013-07-01T00:00:00+00:00"}}]}}}
+
+
+def test_a_message_names_the_address_of_the_workspace_and_no_folder(place):
+    shown = replace(alert(), description="see {{ALERT_URL}}")
+    with Hook() as hook:
+        write_destinations(place.state, hook={"url": hook.address})
+        evaluate_alert(place, shown, rows(0.3))
+        write_running(make_places(place), "http://127.0.0.1:8123")
+        evaluate_alert(place, replace(shown, key="another"), rows(0.3))
+        (place.state / "workspace/workspace.json").unlink()
+        evaluate_alert(place, replace(shown, key="third"), rows(0.3))
+        deliver_due(place.state)
+    unknown, running, ended = hook.bodies
+    assert "url_base" not in unknown and unknown["alert"]["description"] == "see "
+    assert running["url_base"] == ended["url_base"] == "http://127.0.0.1:8123"
+    assert running["alert"]["description"] == "see http://127.0.0.1:8123/api/2.0/alerts/7"
+    assert not any(str(place.root).encode() in content for _, content in hook.received)
 
 
 def test_a_message_is_json_whatever_the_query_returns():
