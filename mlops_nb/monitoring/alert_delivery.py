@@ -46,11 +46,12 @@ def leave_pending(store: AlertStore, delivery_id: str) -> None:
 # %% ../../nbs/monitoring/46_alert_delivery.ipynb #ad0f53e7
 def deliver_due(state: Path,  # the state folder
                 clock: int | None = None,  # ms since 1970; now by default
-                seconds: float = TIMEOUT_SECONDS) -> list[Sent]:
+                seconds: float = TIMEOUT_SECONDS,
+                early: bool = False) -> list[Sent]:  # early: also messages that wait for their next attempt
     "Try to deliver all messages that are due, and record each attempt."
     store, known = alert_store(state), destinations(state)
     clock = run_store.now() if clock is None else clock
-    rows = take_deliveries(store, clock)
+    rows = take_deliveries(store, clock, early=early)
     if not rows: return []
     try: return recorded(store, rows, send_all(rows, known, state, seconds), clock)
     except BaseException:  # such as a full disk: the next call sends what is not recorded

@@ -361,6 +361,29 @@ def test_a_message_is_due_although_the_clock_jumped_back(place):
         assert [one.status for one in deliver_due(place.state, 2 * 10**12)] == ["SENT"]
 
 
+def test_the_command_deliver_sends_now_what_waits(project, monkeypatch, capsys):
+    from mlops_nb.commands.app import run_app
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def deliver_now() -> str:
+        monkeypatch.setattr(sys, "argv", ["mlops", "alerts", "deliver"])
+        assert run_app() == 0
+        return " ".join("".join(capsys.readouterr()).split())
+    assert deliver_now() == "no message waits"
+    place = load_env("dev", root=project.root)
+    with Hook(500, 500) as hook:
+        write_destinations(place.state, hook={"url": hook.address})
+        evaluate(place, 0.3, 0.1, notification={"notify_on_ok": True})
+        deliver_due(place.state, 4 * 10**12)  # 2096-10-02 07:06:40
+        monkeypatch.setattr("mlops_nb.jobs.run_store.now", lambda: 4 * 10**12)
+        printed = deliver_now()
+        assert "not sent dev/drift: hook: answered 500 Internal Server Error; it is tried again" in printed
+        assert "2 messages wait; the next attempt is from 2096-10-02 07:07:10 UTC on" in printed
+        assert "sent dev/drift: hook: 200 OK" in deliver_now() and deliver_now() == "no message waits"
+    assert len(hook.ids) == 4
+
+
 def test_a_mistake_in_the_destinations_keeps_the_messages(place, monkeypatch):
     with Hook() as hook:
         evaluate(place, 0.3)
