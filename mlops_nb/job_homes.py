@@ -17,13 +17,14 @@ from .errors import MlopsError
 
 # %% ../nbs/20_job_homes.ipynb #3a763e13
 def problems_of(loaded: Any) -> list:  # loaded: a Bundle
-    "All errors and warnings about the bundle and the files in conf/."
+    "All errors and warnings about the bundle and the files in conf/, each once."
     from mlops_nb.bundle.checks import check
     from mlops_nb.conf_checks import conf_problems, variable_problems
     from mlops_nb.git import git_details
     from mlops_nb.monitoring.alert_definitions import alert_problems
     git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
-    return check(loaded) + alert_problems(loaded) + variable_problems(loaded) + conf_problems(loaded)
+    problems = check(loaded) + alert_problems(loaded) + variable_problems(loaded) + conf_problems(loaded)
+    return list(dict.fromkeys(problems))
 
 def ignore_warnings(warnings: list) -> None:
     "Show nothing: a server has no reader."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'LARGEST_ERROR', 'SAIL_NAME', 'query_result', 'error_text_of', 'evaluated', 'AlertOutcome',
-           'workspace_address', 'evaluate_alert', 'evaluate_due', 'time_of']
+           'home_address', 'evaluate_alert', 'evaluate_due', 'time_of']
 
 # %% ../../nbs/monitoring/47_alerts.ipynb #28f6ee5d
 import re
@@ -65,7 +65,7 @@ class AlertOutcome:
     result: Evaluated
     notified: bool
 
-def workspace_address(env: Env) -> str:  # "" if `mlops up` has never run with this state
+def home_address(env: Env) -> str:  # "" if `mlops up` has never run with this state
     "Return the address of the local workspace: that of the process that runs, or that of the last start."
     places = workspace_places(env)
     running, port = read_running(places), last_port(places)
@@ -81,7 +81,7 @@ def evaluate_alert(env: Env, alert: Alert, run_query: Callable,
         clock = run_store.now()
         time = clock if time is None else time
         result = evaluated(alert, run_query)
-        body = webhook_body(alert, result, time, workspace_address(env))
+        body = webhook_body(alert, result, time, home_address(env))
         notified = record_evaluation(store, name, alert, result, body, time, run_store.now(), subscribers)
     return AlertOutcome(alert.key, result, notified)
 

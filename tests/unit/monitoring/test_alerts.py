@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
+from mlops_nb.job_homes import problems_of
 from mlops_nb.local_stores import StoreError
 from mlops_nb.monitoring import alert_delivery
 from mlops_nb.monitoring.alert_conditions import Evaluated, aggregate, evaluate_rows, is_met
@@ -48,6 +49,11 @@ def place(tmp_path, monkeypatch):
 
 # Definitions
 
+def evaluation(**changed) -> dict:
+    "The evaluation of an alert with other fields."
+    return RESOURCE["evaluation"] | changed
+
+
 def test_an_alert_of_the_bundle_is_read(project):
     write_alerts(project, drift=resource(receivers=("hook", "hook")), other=RESOURCE | {"evaluation": {
         "source": {"name": "x", "aggregation": "AVG"}, "comparison_operator": "LESS_THAN",
@@ -67,22 +73,48 @@ def test_the_file_of_an_alert_is_read_beside_its_yaml(project):
     assert read_alert(load_bundle(project.root), "drift").query_text == "SELECT 1\nAS psi"
     project.path("resources/drift.dbalert.json").write_text('{"query_lines": ["SELECT ${var.x}"]}')
     with pytest.raises(MlopsError, match="has a reference"): read_alert(load_bundle(project.root), "drift")
+    project.path("resources/drift.dbalert.json").write_text(json.dumps(content | {"schedule": "daily"}))
+    with pytest.raises(MlopsError, match="drift.dbalert.json: schedule: expected a map, got 'daily'"):
+        read_alert(load_bundle(project.root), "drift")
 
 
 @pytest.mark.parametrize(("changed", "expected"), [
-    ({"evaluation": {"source": {"name": "x"}, "comparison_operator": "ABOVE"}}, "no comparison operator 'ABOVE'"),
-    ({"evaluation": {"source": {}, "comparison_operator": "EQUAL"}}, "names no column"),
+    ({"evaluation": {"source": {"name": "x"}, "comparison_operator": "ABOVE"}},
+     "'ABOVE' is not a valid ComparisonOperator"),
+    ({"evaluation": {"source": {}, "comparison_operator": "EQUAL"}}, "missing field 'name'"),
     ({"evaluation": {"source": {"name": "x"}, "comparison_operator": "EQUAL"}}, "needs a threshold"),
     ({"evaluation": {"source": {"name": "x", "aggregation": "MODE"}, "comparison_operator": "IS_NULL"}},
-     "no aggregation"),
+     "'MODE' is not a valid Aggregation"),
+    ({"evaluation": "x"}, "drift.evaluation: expected a map, got 'x'"),
+    ({"schedule": "x"}, "drift.schedule: expected a map, got 'x'"),
+    ({"evaluation": evaluation(notification="x")}, "evaluation.notification: expected a map, got 'x'"),
+    ({"evaluation": evaluation(notification={"retrigger_seconds": "soon"})},
+     "retrigger_seconds: expected a whole number, got 'soon'"),
+    ({"evaluation": evaluation(notification={"retrigger_seconds": -1})}, "write a number of at least 0"),
+    ({"evaluation": evaluation(notification={"subscriptions": "ann"})}, "subscriptions: expected a list, got 'ann'"),
+    ({"evaluation": evaluation(notification={"subscriptions": ["ann"]})},
+     "subscriptions[0]: expected a map, got 'ann'"),
+    ({"evaluation": evaluation(threshold={"value": "x"})}, "threshold.value: expected a map, got 'x'"),
+    ({"evaluation": evaluation(threshold={"value": {"double_value": True}})}, "expected a number, got true"),
+    ({"evaluation": evaluation(threshold={"value": {"double_value": math.nan}})}, "write a number that is finite"),
     ({"query_text": "DELETE FROM dev.s.t"}, "the query is refused: it begins with DELETE"),
     ({"query_text": "SELECT psi FROM t"}, "t is not the full name of a table"),
     ({"custom_summary": "{{ALERT_STATE}}"}, "no variable 'ALERT_STATE'"),
-    ({"schedule": {"timezone_id": "UTC"}}, "no schedule")])
+    ({"schedule": {"timezone_id": "UTC"}}, "missing field 'quartz_cron_schedule'")])
 def test_what_is_wrong_with_an_alert_has_its_file_and_line(project, changed, expected):
     write_alerts(project, drift=RESOURCE | changed)
-    [problem] = alert_problems(load_bundle(project.root))
+    bundle = load_bundle(project.root)
+    [problem] = alert_problems(bundle)
     assert expected in str(problem) and str(problem).startswith("resources/some.alert.yml:")
+    if not {"evaluation", "schedule"} & set(changed): return
+    assert [str(one) for one in problems_of(bundle)].count(str(problem)) == 1
+    with pytest.raises(MlopsError, match=r"some.alert.yml:\d+: alert 'drift': (evaluation|schedule)"):
+        read_alert(bundle, "drift")
+
+
+def test_a_threshold_may_be_negative(project):
+    write_alerts(project, drift=RESOURCE | {"evaluation": evaluation(threshold={"value": {"double_value": -0.5}})})
+    assert problems_of(load_bundle(project.root)) == []
 
 
 def test_the_alerts_of_this_project_are_valid_in_each_target():
