@@ -88,14 +88,14 @@ def waiting_text(state: Path) -> str:  # "" if no message waits
             "by mlops up or the next evaluation; mlops alerts deliver makes it now")
 
 def show_sent(sent: list, state: Path) -> None:  # of alert_delivery.Sent
-    "Say what was delivered, what was not, and how many messages wait."
+    "Say what was delivered, what was not, and how many messages wait then."
     for one in sent:
         line = f"{one.alert}: {one.to}: {one.detail}"
         if one.status == "SENT": err.print(f"[dim]sent[/] {escape(line)}", highlight=False, soft_wrap=True)
         else:
             rest = "it is given up" if one.status == "FAILED" else "it is tried again"
             err.print(f"[yellow]not sent[/] {escape(line)}; {rest}", highlight=False, soft_wrap=True)
-    if text := waiting_text(state): err.print(text, highlight=False, soft_wrap=True)
+    if sent and (text := waiting_text(state)): err.print(text, highlight=False, soft_wrap=True)
 
 def subscribers_of(texts: list[str] | None) -> list:  # of Subscription
     "Return the receivers of an option, as kind:receiver."
@@ -146,7 +146,7 @@ def deliver_messages(target: Target = None) -> None:
     state = env.load_env(target).state
     sent = deliver_due(state, early=True)
     show_sent(sent, state)
-    if not sent and not waiting_text(state): show("no message waits")
+    if not sent: show(waiting_text(state) or "no message waits")
 
 # %% ../../nbs/commands/17_alerts.ipynb #f293b8c1
 @alerts_app.command("history")

@@ -98,6 +98,9 @@ def test_the_file_of_an_alert_is_read_beside_its_yaml(project):
     ({"evaluation": evaluation(threshold={"value": {"double_value": True}})}, "expected a number, got true"),
     ({"evaluation": evaluation(threshold={"value": {"double_value": math.nan}})}, "write a number that is finite"),
     ({"query_text": "DELETE FROM dev.s.t"}, "the query is refused: it begins with DELETE"),
+    ({"query_text": "SELECT avg(psi FROM a.b.c"}, "the query is refused: '(' is never closed\n  complete it"),
+    ({"query_text": "SELECT CASE WHEN psi > 1 THEN 1 FROM a.b.c"}, "the query is refused: CASE has no END"),
+    ({"query_text": "SELECT psi FROM a.b.c WHERE psi ="}, "the query is refused: something is missing after ="),
     ({"query_text": "SELECT psi FROM t"}, "t is not the full name of a table"),
     ({"custom_summary": "{{ALERT_STATE}}"}, "no variable 'ALERT_STATE'"),
     ({"schedule": {"timezone_id": "UTC"}}, "missing field 'quartz_cron_schedule'")])
@@ -146,6 +149,7 @@ def test_a_query_that_writes_or_reads_anything_but_named_tables_is_refused(query
      ["a.b.c", "a.b.d", "a.b.e"]),
     ("WITH recent AS (SELECT * FROM a.b.c) SELECT r.x FROM recent r CROSS JOIN range(3)", ["a.b.c"]),
     ("SELECT max(struct(x, y)) FROM a.b.c, LATERAL (SELECT 1) GROUP BY ROLLUP (x, y)", ["a.b.c"]),
+    ("SELECT psi -- it's (the) newest\nFROM a.b.c WHERE x = \"it's (\" AND y = 'CASE ('", ["a.b.c"]),
     ("SELECT 1 AS `delete`, replace(x, 'a', 'b') FROM (VALUES (1), (2)) v(x)", [])])
 def test_the_tables_of_a_query_are_found(query, expected):
     assert [".".join(token.parts) for token in query_tables(query)] == expected
@@ -445,7 +449,8 @@ def test_an_alert_whose_query_is_wrong_says_so_once(place):
     outcomes = [evaluate_alert(place, alert(), query) for query in (fails, fails, rows(0.1), fails)]
     assert [(one.result.state, one.notified) for one in outcomes] == [
         ("ERROR", True), ("ERROR", False), ("OK", False), ("ERROR", True)]
-    assert alert_state(alert_store(place.state), "dev/drift")["error"] == "syntax error at 'SELCT'"
+    first, hint = alert_state(alert_store(place.state), "dev/drift")["error"].splitlines()
+    assert first == "the query fails: syntax error at 'SELCT'" and "correct query_text" in hint
     assert evaluate_alert(place, alert(), rows(None)).result.state == "UNKNOWN"
 
 
