@@ -27,14 +27,15 @@ def import_lightgbm() -> None:
     finally: del sys.modules["sklearn"]
 
 def problems_of(loaded: Any) -> list:  # loaded: a Bundle
-    "All errors and warnings about the bundle and the files in conf/."
+    "All errors and warnings about the bundle and the files in conf/, each once."
     from mlops_nb.bundle.checks import check
     from mlops_nb.conf_checks import conf_problems, variable_problems
     from mlops_nb.git import git_details
     from mlops_nb.monitoring.alert_definitions import alert_problems
     import_lightgbm()
     git_details(loaded.root)  # raises the error if git refuses to read the repository: a model records its commit
-    return check(loaded) + alert_problems(loaded) + variable_problems(loaded) + conf_problems(loaded)
+    problems = check(loaded) + alert_problems(loaded) + variable_problems(loaded) + conf_problems(loaded)
+    return list(dict.fromkeys(problems))
 
 def ignore_warnings(warnings: list) -> None:
     "Show nothing: a server has no reader."

@@ -38,6 +38,7 @@ from .references import as_inputs, find_references
 from .resources import all_resource_findings, cron_findings, permission_findings
 from .schema import CASE_RULE, WARNING, Finding, case_clashes, nearest, schema_findings, shape
 from .variables import is_referable
+from ..conf import yaml_text
 from ..errors import MlopsError, what_exists
 
 # %% ../../nbs/bundle/12_checks.ipynb #bc4422c0
@@ -244,7 +245,8 @@ def check_resources(bundle: Bundle) -> Iterator[Finding]:
             yield f"resources.{kind}", message, nearest(kind, RESOURCE_KINDS), WARNING
         for name, resource in (resources or {}).items():
             if not isinstance(resource, dict):
-                yield f"resources.{kind}.{name}", f"expected a map, got {resource!r}", "add its fields or remove it"
+                message = f"expected a map, got {yaml_text(resource)}"
+                yield f"resources.{kind}.{name}", message, "add its fields or remove it"
     if bundle.data.get("python"): yield "python", "resources in Python are not supported", "define them in YAML"
 
 def check_references(bundle: Bundle) -> Iterator[Finding]:

@@ -8,13 +8,16 @@ __all__ = ['WARNING', 'Finding', 'LARGEST', 'RANGES', 'KEY_PATTERN', 'KEY_RULE',
 
 # %% ../../nbs/bundle/07_schema.ipynb #1df46ae2
 import ast
+import math
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..conf import yaml_text
 from ..errors import MlopsError, shorten, what_exists
 
 # %% ../../nbs/bundle/07_schema.ipynb #d6c3d02a
@@ -66,6 +69,7 @@ RANGES: dict[tuple[str, str], tuple[int, int]] = {  # class of the SDK, field ->
     ("MaintenanceWindow", "start_hour"): (0, 23), ("JobsHealthRule", "value"): (0, 2**63 - 1),
     ("RunJobTask", "job_id"): (1, 2**63 - 1), ("DbtCloudTask", "dbt_cloud_job_id"): (1, 2**63 - 1),
     ("ComputeConfig", "num_gpus"): (1, LARGEST), ("ComputeSpec", "accelerator_count"): (1, LARGEST),
+    ("AlertV2OperandValue", "double_value"): (-math.inf, sys.float_info.max),
     ("ClusterSpec", "autotermination_minutes"): (0, 10_000), ("AwsAttributes", "ebs_volume_count"): (0, 10),
     ("AwsAttributes", "spot_bid_price_percent"): (0, 10_000), ("AzureAttributes", "spot_bid_max_price"): (-1, LARGEST)}
 RANGES |= {(f"{kind}TriggerConfiguration", field): (60, LARGEST) for kind in ("FileArrival", "TableUpdate", "Model")
@@ -92,8 +96,9 @@ def range_findings(value: float, name: str, field: str,  # of the class `name`
     "Yield a finding for a number outside the range of its field."
     lowest, highest = RANGES.get((name, field), (0, LARGEST))
     if lowest <= value <= highest: return
-    allowed = f"from {lowest} to {highest}" if highest < LARGEST or value > highest else f"of at least {lowest}"
-    yield key, f"{value!r} is not a valid {field}", f"write a number {allowed}"
+    if math.isinf(lowest): allowed = "that is finite"
+    else: allowed = f"from {lowest} to {highest}" if highest < LARGEST or value > highest else f"of at least {lowest}"
+    yield key, f"{yaml_text(value)} is not a valid {field}", f"write a number {allowed}"
 
 def limit_findings(value: Any, name: str, field: str,  # of the class `name`
                    annotation: str,  # of the field
@@ -111,7 +116,7 @@ _SCALARS = {"str": ("a string", (str, int, float)),  # Databricks converts a num
 _UNQUOTED = {"int": r"[-+]?\d+", "float": r"[-+]?[\d.]+", "bool": "true|false"}  # strings that are valid without quotes
 
 def _wrong_type(value: Any, expected: str, key: str, hint: str = "") -> Finding:
-    return key, f"expected {expected}, got {shorten(repr(value))}", hint
+    return key, f"expected {expected}, got {yaml_text(value)}", hint
 
 def _scalar_findings(value: Any, kind: str, key: str) -> Iterator[Finding]:
     expected, types = _SCALARS[kind]
@@ -123,7 +128,7 @@ def _scalar_findings(value: Any, kind: str, key: str) -> Iterator[Finding]:
 def _class_findings(value: Any, name: str, module: str, key: str) -> Iterator[Finding]:
     known = shape(module, name)
     if known.values:
-        message = f"{shorten(repr(value))} is not a valid {name}"
+        message = f"{yaml_text(value)} is not a valid {name}"
         if value not in known.values: yield key, message, nearest(str(value), known.values)
     elif not isinstance(value, dict):
         yield _wrong_type(value, "a map", key, f"its fields are {', '.join(list(known.fields)[:5])}")
@@ -133,6 +138,7 @@ def _class_findings(value: Any, name: str, module: str, key: str) -> Iterator[Fi
                 yield key, f"missing field {field!r}", f"{name} requires {', '.join(known.required)}"
         for field, item in value.items():
             path = f"{key}.{field}"
+            if item is None and field in known.required: continue  # reported as missing
             if field not in known.fields:
                 yield path, f"no field {field!r} in {name}; it is ignored", nearest(field, known.fields), WARNING
                 continue

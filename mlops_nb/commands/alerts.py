@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['alerts_app', 'AlertKey', 'STATE_STYLES', 'moment_text', 'styled', 'alerts_here', 'list_alerts', 'evaluation_text',
-           'outcome_body', 'show_sent', 'subscribers_of', 'evaluate_alerts', 'deliver_messages',
+           'outcome_body', 'waiting_text', 'show_sent', 'subscribers_of', 'evaluate_alerts', 'deliver_messages',
            'alert_history_command']
 
 # %% ../../nbs/commands/17_alerts.ipynb #d08ec8af
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from .console import Target, Var, err, pairs, print_rows, show
-from ..errors import MlopsError, shorten
+from ..errors import MlopsError, counted, shorten
 
 # %% ../../nbs/commands/17_alerts.ipynb #e2726037
 alerts_app = typer.Typer(help="List the alerts of a target; evaluate them; show what they have sent.",
@@ -24,9 +25,9 @@ alerts_app = typer.Typer(help="List the alerts of a target; evaluate them; show 
 AlertKey = Annotated[str | None, typer.Option("--alert", help="The key of an alert. Default: all.")]
 STATE_STYLES = {"OK": "green", "TRIGGERED": "bold red", "ERROR": "red", "UNKNOWN": "yellow"}
 
-def moment_text(milliseconds: int) -> str:
-    "Return a time as UTC, to the minute."
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+def moment_text(milliseconds: int, precision: str = "minutes") -> str:
+    "Return a time as UTC."
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).replace(tzinfo=None).isoformat(" ", precision)
 
 def styled(state: str) -> str:
     "Return a state in its colour."
@@ -77,14 +78,24 @@ def outcome_body(alert: Any, outcome: Any) -> dict:
             "threshold": message_value(result.threshold), "error": result.error, "notified": outcome.notified,
             "text": evaluation_text(alert, outcome)}
 
-def show_sent(sent: list) -> None:  # of alert_delivery.Sent
-    "Say what was delivered, and what was not."
+def waiting_text(state: Path) -> str:  # "" if no message waits
+    "Say how many messages wait, and when the next attempt is."
+    from mlops_nb.monitoring.alert_store import alert_store, waiting_messages
+    number, attempt = waiting_messages(alert_store(state))
+    if not number: return ""
+    verb = "waits" if number == 1 else "wait"
+    return (f"{counted(number, 'message')} {verb}; the next attempt is from {moment_text(attempt, 'seconds')} UTC on, "
+            "by mlops up or the next evaluation; mlops alerts deliver makes it now")
+
+def show_sent(sent: list, state: Path) -> None:  # of alert_delivery.Sent
+    "Say what was delivered, what was not, and how many messages wait then."
     for one in sent:
         line = f"{one.alert}: {one.to}: {one.detail}"
         if one.status == "SENT": err.print(f"[dim]sent[/] {escape(line)}", highlight=False, soft_wrap=True)
         else:
-            rest = "it is given up" if one.status == "FAILED" else "it is tried again by the next evaluation"
+            rest = "it is given up" if one.status == "FAILED" else "it is tried again"
             err.print(f"[yellow]not sent[/] {escape(line)}; {rest}", highlight=False, soft_wrap=True)
+    if sent and (text := waiting_text(state)): err.print(text, highlight=False, soft_wrap=True)
 
 def subscribers_of(texts: list[str] | None) -> list:  # of Subscription
     "Return the receivers of an option, as kind:receiver."
@@ -124,20 +135,21 @@ def evaluate_alerts(alert: AlertKey = None, target: Target = None, var: Var = No
         note = "; notified" if outcome.notified and one.subscriptions else ""
         text = escape(evaluation_text(one, outcome) + note)
         show(f"[bold]{escape(one.key)}[/] {styled(outcome.result.state)} {text}")
-    show_sent(deliver_due(place.state))
+    show_sent(deliver_due(place.state), place.state)
     if any(outcome.result.state == "ERROR" for outcome in outcomes): raise typer.Exit(1)
 
 # %% ../../nbs/commands/17_alerts.ipynb #f8ef0101
 @alerts_app.command("deliver")
 def deliver_messages(target: Target = None) -> None:
-    """Try again to deliver the messages that are due; `mlops up` and each evaluation do so as well.
+    """Send all messages that wait now; `mlops up` and each evaluation send those whose next attempt is due.
 
     Example: [bold]mlops alerts deliver[/]"""
     from mlops_nb import env
     from mlops_nb.monitoring.alert_delivery import deliver_due
-    sent = deliver_due(env.load_env(target).state)
-    show_sent(sent)
-    if not sent: show("no message is due")
+    state = env.load_env(target).state
+    sent = deliver_due(state, early=True)
+    show_sent(sent, state)
+    if not sent: show(waiting_text(state) or "no message waits")
 
 # %% ../../nbs/commands/17_alerts.ipynb #f293b8c1
 @alerts_app.command("history")

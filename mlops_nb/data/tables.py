@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CONFLICT', 'STAGED', 'ROW_GROUPS', 'MANY_CELLS', 'MANY_FILES', 'table_names', 'exists', 'no_table', 'find',
-           'short_error', 'NotWritten', 'is_conflict', 'retry', 'check_statistics', 'create_schema', 'create_or_extend',
-           'create', 'remove_old', 'drop_old', 'staged_table', 'staged_folder', 'staged', 'column_reader',
-           'key_columns', 'check_row_keys', 'compact', 'any_of', 'match_condition', 'pending_rows', 'merge_statement',
-           'count_pending', 'condition_sql', 'is_sql_error', 'condition_errors', 'merge', 'count_differences',
-           'check_inside', 'select_columns', 'replace', 'same_columns', 'overwrite', 'history', 'version',
-           'check_table_version', 'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
+           'short_error', 'query_reason', 'NotWritten', 'is_conflict', 'retry', 'check_statistics', 'create_schema',
+           'create_or_extend', 'create', 'remove_old', 'drop_old', 'staged_table', 'staged_folder', 'staged',
+           'column_reader', 'key_columns', 'check_row_keys', 'compact', 'any_of', 'match_condition', 'pending_rows',
+           'merge_statement', 'count_pending', 'condition_sql', 'is_sql_error', 'condition_errors', 'merge',
+           'count_differences', 'check_inside', 'select_columns', 'replace', 'same_columns', 'overwrite', 'history',
+           'version', 'check_table_version', 'resolved', 'read', 'pin', 'without_statistics', 'snapshot']
 
 # %% ../../nbs/data/04_tables.ipynb #46afbd14
 import os
@@ -89,6 +89,10 @@ CONFLICT = re.compile("Failed to commit transaction|Missing commit file|CommitFa
 def short_error(error: Exception) -> str:
     "Return the text of an error without the stack trace of the JVM or of a Rust library."
     return re.split("JVM stacktrace|\n +0: ", str(error))[0].strip()
+
+def query_reason(message: str) -> str:  # message: as of `short_error`
+    "Return the first line of an error of a query, without the symbols that were expected: Sail lists all of them."
+    return (message.splitlines() or [""])[0].partition(" expected ")[0]
 
 class NotWritten(Exception):
     "The write finished, but the table does not contain it: another writer changed it, or the engine omitted rows."
@@ -350,8 +354,8 @@ def condition_errors(condition: str | None):
     try: yield
     except Exception as error:
         if not condition or is_conflict(error) or not is_sql_error(error): raise
-        first_line = short_error(error).splitlines()[0]
-        raise MlopsError(f"the condition {condition!r} is not valid SQL for this table: {first_line}",
+        reason = query_reason(short_error(error))
+        raise MlopsError(f"the condition {condition!r} is not valid SQL for this table: {reason}",
                          "correct the condition") from error
 
 # %% ../../nbs/data/04_tables.ipynb #0872c61d

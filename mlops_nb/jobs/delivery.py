@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DESTINATION_FIELDS', 'DESTINATION_HINT', 'PAUSE', 'TIMEOUT_SECONDS', 'MAX_CONCURRENT', 'check_destination',
-           'destinations', 'secret_value', 'retry_once', 'root_cause', 'request_error_text', 'webhook_adapter',
+           'destinations', 'secret_value', 'retries', 'root_cause', 'request_error_text', 'webhook_adapter',
            'no_credentials', 'post', 'MailServer', 'mail_server', 'email_message', 'submit_email', 'write_to_outbox',
            'is_temporary', 'try_twice', 'Delivery', 'delivery_error_text', 'redact', 'call_webhook', 'send_email',
            'deliver', 'send']
@@ -61,14 +61,14 @@ def secret_value(value: str  # of a destination or of MLOPS_SMTP
 # %% ../../nbs/jobs/05_delivery.ipynb #8dd328a7
 PAUSE = 0.5  # seconds before the second try
 
-def retry_once() -> Any:  # urllib3 Retry
-    "One more try after a failed connection, a missing answer, or status 429 or 5xx."
+def retries(again: bool) -> Any:  # urllib3 Retry
+    "One more try, if `again`, after a failed connection, a missing answer, or status 429 or 5xx."
     from urllib3.util import Retry
 
     class PausedRetry(Retry):
         def get_backoff_time(self) -> float: return PAUSE  # urllib3 itself does not wait before the first retry
 
-    return PausedRetry(total=1, status_forcelist=[429, *range(500, 600)], allowed_methods=None, redirect=False,
+    return PausedRetry(total=int(again), status_forcelist=[429, *range(500, 600)], allowed_methods=None, redirect=False,
                        raise_on_status=False, respect_retry_after_header=False)
 
 def root_cause(error: Exception  # of requests, which wraps one of urllib3, which wraps one of Python
@@ -87,8 +87,8 @@ def request_error_text(error: Exception  # of requests
     if isinstance(cause, OSError) and not isinstance(cause, RequestException): return f"{type(cause).__name__}: {cause}"
     return f"could not be sent ({type(cause).__name__})"
 
-def webhook_adapter() -> Any:  # requests HTTPAdapter
-    "The connections to receivers: one more try, and the certificate authorities of Python's `ssl`."
+def webhook_adapter(again: bool) -> Any:  # requests HTTPAdapter
+    "The connections to receivers: one more try if `again`, and the certificate authorities of Python's `ssl`."
     from ssl import create_default_context
 
     from requests.adapters import HTTPAdapter
@@ -100,7 +100,7 @@ def webhook_adapter() -> Any:  # requests HTTPAdapter
         def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
             return super().proxy_manager_for(proxy, ssl_context=create_default_context(), **options)
 
-    return Adapter(max_retries=retry_once())
+    return Adapter(max_retries=retries(again))
 
 def no_credentials(request: Any) -> Any:  # requests PreparedRequest
     "Leave the request as it is; without an `auth`, requests would read ~/.netrc."
@@ -109,7 +109,8 @@ def no_credentials(request: Any) -> Any:  # requests PreparedRequest
 def post(url: str, body: Mapping, seconds: float,  # to wait for the connection and for each part of the answer
          username: str = "", password: str = "", token: str = "",
          secret: str = "",  # signs the body
-         delivery_id: str = "") -> str:  # such as "200 OK"; delivery_id: the same in each attempt; a new one if empty
+         delivery_id: str = "",  # the same in each attempt; a new one if empty
+         again: bool = True) -> str:  # such as "200 OK"; again: whether one more try follows a failure
     "Call a webhook."
     import requests
 
@@ -122,7 +123,7 @@ def post(url: str, body: Mapping, seconds: float,  # to wait for the connection 
                **signed_headers(secret, delivery_id or str(uuid.uuid4()), content)}
     if token: headers["Authorization"] = f"Bearer {token}"
     with requests.Session() as session:
-        for scheme in ("http://", "https://"): session.mount(scheme, webhook_adapter())
+        for scheme in ("http://", "https://"): session.mount(scheme, webhook_adapter(again))
         try:
             response = session.post(url, data=content, auth=auth, headers=headers, timeout=seconds,
                                     allow_redirects=False, stream=True)  # the answer's body is not read
@@ -232,7 +233,8 @@ def redact(text: str, secrets: list[str]) -> str:  # one line of at most 300 cha
 
 # %% ../../nbs/jobs/05_delivery.ipynb #6848f64b
 def call_webhook(name: str, body: Mapping, known: Mapping[str, Mapping], seconds: float,
-                 secrets: list[str], delivery_id: str = "") -> str:  # `secrets` is extended
+                 secrets: list[str],  # it is extended
+                 delivery_id: str = "", again: bool = True) -> str:  # as of `post`
     "Notify one notification destination."
     if name not in known: raise MlopsError(f"no notification destination {name!r} here; {what_exists(name, known)}")
     values = {key: secret_value(value) for key, value in known[name].items()}
@@ -240,23 +242,24 @@ def call_webhook(name: str, body: Mapping, known: Mapping[str, Mapping], seconds
     path = urlsplit(values["url"]).path.strip("/")
     token, secret = values.get("token", ""), values.get("secret", "")
     secrets += [values["url"], path, password, b64encode(f"{username}:{password}".encode()).decode(), token, secret]
-    return post(values["url"], body, seconds, username, password, token, secret, delivery_id)
+    return post(values["url"], body, seconds, username, password, token, secret, delivery_id, again)
 
-def send_email(to: str, body: Mapping, state: Path, seconds: float, secrets: list[str]) -> str:
+def send_email(to: str, body: Mapping, state: Path, seconds: float, secrets: list[str], again: bool = True) -> str:
     "Notify one e-mail address."
     smtp = os.environ.get("MLOPS_SMTP")
     if not smtp: return write_to_outbox(to, body, state)
     server = mail_server(smtp)
     secrets += [server.password]
-    return try_twice(lambda: submit_email(to, body, server, seconds))
+    def submit() -> str: return submit_email(to, body, server, seconds)
+    return try_twice(submit) if again else submit()
 
 def deliver(notice: Notice, body: Mapping, known: Mapping[str, Mapping], state: Path, seconds: float,
-            delivery_id: str = "") -> Delivery:  # delivery_id: as of `post`
+            delivery_id: str = "", again: bool = True) -> Delivery:  # as of `post`
     "Notify one receiver and return the result; an error is a result too."
     secrets: list[str] = []
     try:
-        if notice.kind == "webhook": detail = call_webhook(notice.to, body, known, seconds, secrets, delivery_id)
-        else: detail = send_email(notice.to, body, state, seconds, secrets)
+        if notice.kind == "webhook": detail = call_webhook(notice.to, body, known, seconds, secrets, delivery_id, again)
+        else: detail = send_email(notice.to, body, state, seconds, secrets, again)
         return Delivery(notice.event, notice.to, True, redact(detail, secrets))
     except Exception as error:  # of any kind: a notification never fails a job
         return Delivery(notice.event, notice.to, False, redact(delivery_error_text(error), secrets))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OPERATORS', 'NULL_OPERATORS', 'AGGREGATIONS', 'STATES_OF_ALERTS', 'THRESHOLD_TYPES', 'AlertColumn', 'Subscription',
            'Alert', 'shown_threshold', 'alert_column', 'read_threshold', 'subscriptions_of', 'alert_file_content',
-           'schedule_of', 'alert_from', 'read_alert', 'read_alerts', 'alert_findings', 'task_findings',
-           'alert_problems']
+           'check_alert_types', 'schedule_of', 'alert_from', 'declared_alert', 'read_alert', 'read_alerts',
+           'alert_findings', 'task_findings', 'alert_problems']
 
 # %% ../../nbs/monitoring/41_alert_definitions.ipynb #986fec0b
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 
 from ..bundle.checks import Problem, problems
 from ..bundle.inputs import all_tasks
+from ..bundle.kinds import kinds
 from ..bundle.load import Bundle
-from ..bundle.schema import WARNING, Finding
-from ..errors import MlopsError, shorten, unknown, what_exists
+from ..bundle.schema import WARNING, Finding, schema_findings
+from ..conf import yaml_text
+from ..errors import MlopsError, unknown, what_exists
 from ..jobs.tasks import alert_of_task, bundle_alerts
 from .alert_queries import query_tables
 from .alert_templates import TEMPLATE_VARIABLES, unknown_variables
@@ -108,7 +111,7 @@ def read_threshold(entry: Any, operator: str) -> Any:
                          f"{where}.value")
     (name, value), is_bool = values[0], isinstance(values[0][1], bool)
     if not isinstance(value, THRESHOLD_TYPES[name]) or (is_bool and name != "bool_value"):
-        raise MlopsError(f"{name} is {shorten(repr(value))}", "write a value of this type", f"{where}.value.{name}")
+        raise MlopsError(f"{name} is {yaml_text(value)}", "write a value of this type", f"{where}.value.{name}")
     return float(value) if name == "double_value" else value
 
 def subscriptions_of(entries: Any) -> tuple[Subscription, ...]:
@@ -136,6 +139,13 @@ def alert_file_content(file: Path) -> dict:  # of a .dbalert.json
     joined = {texts[name]: "\n".join(map(str, content[name])) for name in texts if isinstance(content.get(name), list)}
     return {name: value for name, value in content.items() if name not in texts} | joined
 
+def check_alert_types(resource: Mapping) -> None:
+    "Raise MlopsError, with the key of the field, for a value that is not of its type, or that lacks a field."
+    known = kinds()["alerts"]
+    for name, value in resource.items():
+        for key, message, hint, *warning in schema_findings(value, known.fields.get(name, "Any"), known.module, name):
+            if not warning: raise MlopsError(message, hint, key)
+
 def schedule_of(resource: Mapping) -> dict[str, str]:  # fields of Alert
     "Return the schedule of an alert."
     schedule = resource.get("schedule") or {}
@@ -146,11 +156,13 @@ def schedule_of(resource: Mapping) -> dict[str, str]:  # fields of Alert
 
 def alert_from(key: str, number: str, target: str, resource: Mapping, owner: str = "") -> Alert:
     "Return an alert from the fields of its resource. MlopsError, with the key of the field, for what is wrong."
+    check_alert_types(resource)
     query_text = str(resource.get("query_text") or "")
     if not query_text.strip(): raise MlopsError("it has no query", "write query_text", "query_text")
     if resource.get("parameters"):
         raise MlopsError("parameters of alerts are not supported", "write them into the query", "parameters")
-    evaluation = resource.get("evaluation") or {}
+    evaluation = resource.get("evaluation")
+    if not evaluation: raise MlopsError("it has no evaluation", "write source, comparison_operator and threshold")
     operator = evaluation.get("comparison_operator")
     if operator not in OPERATORS:
         raise unknown("comparison operator", operator, OPERATORS, key="evaluation.comparison_operator")
@@ -167,20 +179,26 @@ def alert_from(key: str, number: str, target: str, resource: Mapping, owner: str
         owner=owner, parent_path=str(resource.get("parent_path") or ""), resource=dict(resource))
 
 # %% ../../nbs/monitoring/41_alert_definitions.ipynb #d39d8348
+def declared_alert(bundle: Bundle, key: str) -> Alert:
+    "Return an alert of the bundle. MlopsError, with the key of the field, for what is wrong."
+    number, resource = bundle_alerts(bundle)[key]
+    if not resource.get("file_path"): return alert_from(key, number, bundle.target, resource, bundle.user)
+    folder = Path(bundle.root, bundle.place(f"resources.alerts.{key}.file_path").file).parent
+    content = alert_file_content(folder / str(resource["file_path"]))
+    try: return alert_from(key, number, bundle.target, resource | content, bundle.user)
+    except MlopsError as error:
+        if re.split(r"[.\[]", error.key)[0] not in content: raise
+        raise MlopsError(f"{resource['file_path']}: {error.key}: {error.message}", error.hint, "file_path") from None
+
 def read_alert(bundle: Bundle, key: str) -> Alert:
-    "Return the alert with this key. MlopsError with file and line for what is wrong."
+    "Return the alert with this key. MlopsError with file, line and field for what is wrong."
     known = bundle_alerts(bundle)
     if key not in known: raise unknown("alert", key, known, where=f"{bundle.name}, target {bundle.target}")
-    number, resource = known[key]
-    path = f"resources.alerts.{key}"
-    try:
-        if resource.get("file_path"):
-            folder = Path(bundle.root, bundle.place(f"{path}.file_path").file).parent
-            resource = resource | alert_file_content(folder / str(resource["file_path"]))
-        return alert_from(key, number, bundle.target, resource, bundle.user)
+    try: return declared_alert(bundle, key)
     except MlopsError as error:
-        place = bundle.place(f"{path}.{error.key}" if error.key else path)
-        raise MlopsError(f"{place}: alert {key!r}: {error.message}", error.hint, f"{path}.{error.key}") from None
+        path = ".".join(filter(None, ("resources.alerts", key, error.key)))
+        message = ": ".join(filter(None, (f"{bundle.place(path)}: alert {key!r}", error.key, error.message)))
+        raise MlopsError(message, error.hint, path) from None
 
 def read_alerts(bundle: Bundle, chosen: str | None = None) -> list[Alert]:  # chosen: a key; None: all
     "Return the alerts of the bundle's target, sorted by key."
@@ -191,9 +209,9 @@ def read_alerts(bundle: Bundle, chosen: str | None = None) -> list[Alert]:  # ch
 def alert_findings(bundle: Bundle, key: str) -> Iterator[Finding]:
     "Yield what is wrong with an alert."
     path = f"resources.alerts.{key}"
-    try: alert = read_alert(bundle, key)
+    try: alert = declared_alert(bundle, key)
     except MlopsError as error:
-        yield error.key or path, error.message.partition(f"alert {key!r}: ")[2] or error.message, error.hint
+        yield f"{path}.{error.key}" if error.key else path, error.message, error.hint
         return
     try: query_tables(alert.query_text)
     except MlopsError as error: yield f"{path}.query_text", f"the query is refused: {error.message}", error.hint

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..jobs import run_store
-from ..jobs.delivery import PAUSE, TIMEOUT_SECONDS, Delivery, deliver, destinations
+from ..jobs.delivery import TIMEOUT_SECONDS, Delivery, deliver, destinations
 from ..jobs.notices import Notice
 from .alert_store import AlertStore, alert_store, record_attempt, take_deliveries
 
@@ -28,9 +28,9 @@ class Sent:
     detail: str
 
 def attempt_of(row: Mapping, known: Mapping[str, Mapping], state: Path, seconds: float) -> Delivery:
-    "Send one message; an error is a result too."
+    "Send one message once: what follows a failure is another attempt, which is recorded. An error is a result too."
     notice = Notice("alert_state_change", row["kind"], row["destination"])
-    return deliver(notice, json.loads(row["body"]), known, state, seconds, row["delivery_id"])
+    return deliver(notice, json.loads(row["body"]), known, state, seconds, row["delivery_id"], again=False)
 
 def send_in_order(rows: list[dict], known: Mapping, state: Path, seconds: float, results: dict) -> None:
     "Send the messages of one receiver until one fails; `results` gets the results by delivery id."
@@ -46,11 +46,12 @@ def leave_pending(store: AlertStore, delivery_id: str) -> None:
 # %% ../../nbs/monitoring/46_alert_delivery.ipynb #ad0f53e7
 def deliver_due(state: Path,  # the state folder
                 clock: int | None = None,  # ms since 1970; now by default
-                seconds: float = TIMEOUT_SECONDS) -> list[Sent]:
+                seconds: float = TIMEOUT_SECONDS,
+                early: bool = False) -> list[Sent]:  # early: also messages that wait for their next attempt
     "Try to deliver all messages that are due, and record each attempt."
     store, known = alert_store(state), destinations(state)
     clock = run_store.now() if clock is None else clock
-    rows = take_deliveries(store, clock)
+    rows = take_deliveries(store, clock, early=early)
     if not rows: return []
     try: return recorded(store, rows, send_all(rows, known, state, seconds), clock)
     except BaseException:  # such as a full disk: the next call sends what is not recorded
@@ -69,7 +70,7 @@ def send_all(rows: list[dict], known: Mapping, state: Path, seconds: float) -> d
     threads = [threading.Thread(target=send_in_order, args=(group, known, state, seconds, results), daemon=True)
                for group in groups.values()]
     longest = max(map(len, groups.values()))
-    deadline = time.monotonic() + (2 * seconds + PAUSE + 1) * min(longest, 10)
+    deadline = time.monotonic() + (2 * seconds + 1) * min(longest, 10)
     for thread in threads: thread.start()
     for thread in threads: thread.join(max(0.0, deadline - time.monotonic()))
     return dict(results)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SQL_TOKEN', 'NAME_PART', 'WRITING_WORDS', 'QUERY_HINT', 'TABLE_FUNCTIONS', 'FUNCTIONS_WITH_FROM', 'AFTER_TABLES',
-           'FULL_NAME_HINT', 'SqlToken', 'sql_tokens', 'check_reading', 'named_queries', 'check_query_table',
-           'TableReader', 'query_tables', 'with_names']
+           'FULL_NAME_HINT', 'SqlToken', 'sql_tokens', 'check_complete', 'check_reading', 'named_queries',
+           'check_query_table', 'TableReader', 'query_tables', 'with_names']
 
 # %% ../../nbs/monitoring/40_alert_queries.ipynb #b3f30be7
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..data.sql import incomplete
 from ..errors import MlopsError, shorten
 
 # %% ../../nbs/monitoring/40_alert_queries.ipynb #4d30e07c
@@ -52,6 +53,11 @@ WRITING_WORDS = frozenset("""ALTER ANALYZE CACHE CALL CLEAR COMMENT COPY CREATE 
     MERGE MSCK OPTIMIZE REFRESH REVOKE TRUNCATE UNCACHE UPDATE VACUUM""".split())
 QUERY_HINT = "the query of an alert is one SELECT, maybe after WITH"
 
+def check_complete(tokens: list[SqlToken]) -> None:
+    "Raise MlopsError if something is missing: a bracket, an END, an operand."
+    texts = ["x" if token.kind == "text" or "`" in token.text else token.text for token in tokens]
+    if problem := incomplete(" ".join(texts)): raise MlopsError(problem, "complete it")
+
 def check_reading(tokens: list[SqlToken]) -> list[SqlToken]:  # without a semicolon at the end
     "Raise MlopsError unless the parts are one statement that only reads."
     while tokens and tokens[-1].text == ";": tokens = tokens[:-1]
@@ -65,6 +71,7 @@ def check_reading(tokens: list[SqlToken]) -> list[SqlToken]:  # without a semico
         if token.word in WRITING_WORDS:
             raise MlopsError(f"it has the word {token.text}, which can write",
                              f"{QUERY_HINT}; write the name of a column in backticks: `{token.text}`")
+    check_complete(tokens)
     return tokens
 
 # %% ../../nbs/monitoring/40_alert_queries.ipynb #e9c170bb

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ALERT_SCHEMA', 'ALERT_STORE', 'EVALUATOR_SECONDS', 'FIRST_DELAY', 'LONGEST_DELAY', 'MOST_ATTEMPTS', 'AlertStore',
            'alert_store', 'alert_name', 'one_evaluator', 'remembered', 'record_evaluation', 'retry_delay',
-           'is_due_again', 'take_deliveries', 'record_attempt', 'alert_state', 'alert_history']
+           'is_due_again', 'first_in_line', 'take_deliveries', 'waiting_messages', 'record_attempt', 'alert_state',
+           'alert_history']
 
 # %% ../../nbs/monitoring/45_alert_store.ipynb #87f8f368
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,16 +148,36 @@ def is_due_again(next_attempt: int, clock: int) -> bool:  # ms since 1970
     "Whether a message is to be sent; also if its next attempt is later than any delay, because the clock jumped back."
     return next_attempt <= clock or next_attempt - clock > 1000 * LONGEST_DELAY
 
-def take_deliveries(store: AlertStore, clock: int, most: int = 100) -> list[dict]:  # rows, the oldest first
+def first_in_line(rows: Iterable[Mapping], is_ready: Callable[[Mapping], bool]) -> Iterator[dict]:
+    "Yield the rows that can be sent: those that are ready, up to the first one that is not, by alert and receiver."
+    held = set()
+    for row in rows:
+        line = (row["alert"], row["kind"], row["destination"])
+        if line in held: continue
+        if is_ready(row): yield dict(row)
+        else: held.add(line)
+
+def take_deliveries(store: AlertStore, clock: int, most: int = 100,
+                    early: bool = False) -> list[dict]:  # rows, the oldest first; early: also before the next attempt
     "Mark the messages that are due as those of this process, and return them."
     if not store.rows("select 1 from deliveries where status = 'PENDING' limit 1"): return []
+    def is_ready(row: Mapping) -> bool:
+        is_free = not row["owner"] or liveness(row["owner"]) == "dead"
+        return is_free and (early or is_due_again(row["next_attempt"], clock))
     with store.connect() as connection:
-        waiting = connection.execute("select * from deliveries where status = 'PENDING' order by created, rowid")
-        due = [dict(row) for row in waiting.fetchall() if is_due_again(row["next_attempt"], clock)
-               and (not row["owner"] or liveness(row["owner"]) == "dead")][:most]
+        waiting = connection.execute("select * from deliveries where status = 'PENDING' order by evaluation_id, rowid")
+        due = list(first_in_line(waiting.fetchall(), is_ready))[:most]
         for row in due:
             connection.execute("update deliveries set owner = ? where delivery_id = ?", (owner(), row["delivery_id"]))
     return due
+
+def waiting_messages(store: AlertStore) -> tuple[int, int]:  # how many; the next attempt, in ms since 1970
+    "Return how many messages wait for an attempt, and when the next one is."
+    rows = store.rows("select alert, kind, destination, next_attempt from deliveries where status = 'PENDING' "
+                      "order by evaluation_id, rowid")
+    lines: dict[tuple, int] = {}  # of each alert and receiver the first message, for which the others wait
+    for row in rows: lines.setdefault((row["alert"], row["kind"], row["destination"]), row["next_attempt"])
+    return len(rows), min(lines.values(), default=0)
 
 def record_attempt(store: AlertStore, row: Mapping, ok: bool, detail: str, clock: int) -> str:  # the new status
     "Record an attempt: the message is SENT, PENDING until its next attempt, or FAILED."

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..data.sql import names_in, with_double_literals
-from ..data.tables import short_error
+from ..data.tables import query_reason, short_error
 from ..errors import MlopsError, unknown, what_exists
 from .drift import comparisons, drift_key
 from .quality import EVALUATED_METRICS, LABEL_METRICS, REGRESSION_METRICS
@@ -237,8 +237,7 @@ def analysis_error(metric: CustomMetric, known: Iterable[str], message: str) -> 
     "The error for a definition that the engine cannot analyse."
     kind, name, known = "column" if metric.type == AGGREGATE else "metric", missing_name(message), list(known)
     if name is None:
-        reason = message.splitlines()[0].partition(" expected ")[0]  # Sail lists every symbol that it expected
-        return MlopsError(f"{metric}: the engine cannot analyse the definition: {reason}",
+        return MlopsError(f"{metric}: the engine cannot analyse the definition: {query_reason(message)}",
                           f"the definition is {metric.definition!r}")
     if metric.type == DRIFT and name in known:
         return MlopsError(f"{metric}: metric {name!r} is of no window",

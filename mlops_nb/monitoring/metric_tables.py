@@ -249,8 +249,7 @@ def check_slicing(rows, monitor: Monitor, watched: Iterable[str]) -> None:  # ro
             message = tables.short_error(error)
             name, where = custom_metrics.missing_name(message), f"slicing_exprs: {expression!r}"
             if name is not None: raise unknown("column", name, rows.columns, where=where) from error
-            reason = message.splitlines()[0].partition(" expected ")[0]  # Sail lists every symbol that it expected
-            raise MlopsError(f"{where}: the engine cannot analyse the expression: {reason}",
+            raise MlopsError(f"{where}: the engine cannot analyse the expression: {tables.query_reason(message)}",
                              "give a column or a condition in SQL") from error
     for column in monitor.sliced_columns or ():
         if column not in watched: raise unknown("profiled column", column, watched, where="sliced_columns")

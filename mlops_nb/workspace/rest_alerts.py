@@ -16,7 +16,7 @@ from ..env import Env, settings_env
 from ..errors import MlopsError, shorten
 from ..jobs.tasks import bundle_alerts
 from ..monitoring.alert_definitions import Alert, read_alert
-from ..monitoring.alert_messages import iso_time
+from ..monitoring.alert_messages import ALERTS_PATH, iso_time
 from ..monitoring.alert_store import alert_name, alert_state, alert_store
 from ..serving.endpoint_config import RestError
 
@@ -79,7 +79,7 @@ class AlertCalls:
 
 def alerts_router(env: Env) -> APIRouter:
     "The calls for alerts."
-    router, calls = APIRouter(prefix="/api/2.0/alerts", tags=["alerts"]), AlertCalls(env)
+    router, calls = APIRouter(prefix=ALERTS_PATH, tags=["alerts"]), AlertCalls(env)
     router.get("")(calls.list_alerts)
     router.get("/{number}")(calls.get_alert)
     router.post("", include_in_schema=False)(calls.refuse_alert_change)

@@ -43,13 +43,16 @@ def test_an_error_of_the_engine_is_the_state_error(lake, project, tmp_path):
     from mlops_nb.monitoring.alert_definitions import read_alerts
     spark, env = lake
     write_alerts(project, a=resource() | {"query_text": f"SELECT nothing AS psi FROM {PROFILE.format(catalog='dev')}"},
-                 b=resource() | {"query_text": "SELECT sqrt( AS psi"}, c=resource() | {"query_text": "SELECT 1 AS x"},
+                 b=resource() | {"query_text": "SELECT avg(psi AS x) AS psi"},
+                 c=resource() | {"query_text": "SELECT 1 AS x"},
                  d=resource())
     alerts = read_alerts(load_bundle(project.root))
     outcomes = evaluate_due(replace(env, state=tmp_path / "state"), lambda: spark, alerts)
     assert [one.result.state for one in outcomes] == ["ERROR", "ERROR", "ERROR", "TRIGGERED"]
     errors = [one.result.error for one in outcomes]
-    assert errors[0] == "no column nothing" and errors[1] and "no column 'psi' in the result of the query" in errors[2]
+    assert errors[0].startswith("no column nothing\n  correct query_text")
+    assert errors[1].startswith("the query fails: ") and "expected" not in errors[1] and len(errors[1]) < 300
+    assert "no column 'psi' in the result of the query" in errors[2]
 
 
 def test_a_job_evaluates_an_alert_and_decides_by_its_state(lake, project, monkeypatch):

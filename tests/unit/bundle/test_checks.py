@@ -498,7 +498,7 @@ def test_what_a_job_hands_to_a_job(problems_of):
             "use a letter first",
         ),
         ({"variables": {"a.b": {"default": 1}}}, "variables.a.b", "no reference can contain the name 'a.b'", "use a"),
-        ({"resources": {"schemas": {"s": None}}}, "resources.schemas.s", "expected a map, got None", "add its fields"),
+        ({"resources": {"schemas": {"s": None}}}, "resources.schemas.s", "expected a map, got null", "add its fields"),
         (
             {"targets": {"dev": {"mode": "produktion"}}},
             "bundle.mode",

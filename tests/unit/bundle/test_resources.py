@@ -87,7 +87,7 @@ MISTAKES = {
                        "missing field 'assets_dir'"),
     "missing of an alert": (ALERT.replace("  alerts", "resources:\n  alerts", 1).replace("drift:", "drift:  # here", 1)
                             .replace('      warehouse_id: "1"\n', ""), "missing field 'warehouse_id'"),
-    "wrong type": (of("schemas", f"{SHOP}, properties: [a]"), "expected a map, got ['a']"),
+    "wrong type": (of("schemas", f"{SHOP}, properties: [a]"), 'expected a map, got ["a"]'),
     "enum of a volume": (of("volumes", f"{VOLUME}, volume_type: managed"), "'managed' is not a valid VolumeType"),
     "enum of a monitor": (of("quality_monitors", f"{MONITOR}, inference_log: {{{LOG}, granularities: [1 day]}}".replace(
         "PROBLEM_TYPE_REGRESSION", "REGRESSION")), "'REGRESSION' is not a valid MonitorInferenceLogProblemType"),

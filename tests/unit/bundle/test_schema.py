@@ -5,7 +5,7 @@ import enum
 import typing
 
 import pytest
-from databricks.sdk.service import compute, jobs
+from databricks.sdk.service import compute, jobs, sql
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,17 +133,17 @@ CLUSTER = {"job_cluster_key": "c", "new_cluster": {"spark_version": "17.3.x-scal
             {"timeout_seconds": "60"},
             [(".timeout_seconds", "expected a whole number, got '60'", "remove the quotes")],
         ),
-        ({"timeout_seconds": True}, [(".timeout_seconds", "expected a whole number, got True", "")]),
+        ({"timeout_seconds": True}, [(".timeout_seconds", "expected a whole number, got true", "")]),
         ({"timeout_seconds": 1.5}, [(".timeout_seconds", "expected a whole number, got 1.5", "")]),
         (
             {"queue": {"enabled": "true"}},
             [(".queue.enabled", "expected true or false, got 'true'", "remove the quotes")],
         ),
         ({"queue": {"enabled": "yes"}}, [(".queue.enabled", "expected true or false, got 'yes'", "")]),
-        ({"queue": True}, [(".queue", "expected a map, got True", "its fields are enabled")]),
-        ({"tasks": {"a": {}}}, [(".tasks", "expected a list, got {'a': {}}", "")]),
-        ({"tags": ["a"]}, [(".tags", "expected a map, got ['a']", "")]),
-        ({"tags": {"a": ["b"]}}, [(".tags.a", "expected a string, got ['b']", "")]),
+        ({"queue": True}, [(".queue", "expected a map, got true", "its fields are enabled")]),
+        ({"tasks": {"a": {}}}, [(".tasks", 'expected a list, got {"a": {}}', "")]),
+        ({"tags": ["a"]}, [(".tags", 'expected a map, got ["a"]', "")]),
+        ({"tags": {"a": ["b"]}}, [(".tags.a", 'expected a string, got ["b"]', "")]),
         ({"name": 5, "tags": {"a": 1}, "description": None}, []),
         (
             {"parameters": [{"name": "a"}]},
@@ -198,7 +198,8 @@ def test_every_number_has_a_range(module, kind, field):
 def test_the_ranges_and_patterns_name_fields_of_the_sdk():
     """The numbers are those of the SDK's descriptions and of the public reference of the Jobs API."""
     known = {(kind, field) for _, kind, field in number_fields()}
-    assert RANGES.keys() <= known
+    assert "double_value" in typing.get_type_hints(sql.AlertV2OperandValue)
+    assert RANGES.keys() <= known | {("AlertV2OperandValue", "double_value")}
     for kind, field in PATTERNS:
         assert field in typing.get_type_hints(getattr(jobs, kind))
     assert RANGES["ForEachTask", "concurrency"] == (1, 100) and RANGES["Task", "max_retries"][0] == -1

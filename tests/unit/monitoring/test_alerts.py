@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mlops_nb.bundle.load import load_bundle
 from mlops_nb.env import load_env
 from mlops_nb.errors import MlopsError
-from mlops_nb.jobs import delivery
+from mlops_nb.job_homes import problems_of
 from mlops_nb.local_stores import StoreError
 from mlops_nb.monitoring import alert_delivery
 from mlops_nb.monitoring.alert_conditions import Evaluated, aggregate, evaluate_rows, is_met
@@ -36,18 +36,23 @@ from mlops_nb.monitoring.alert_queries import query_tables, with_names
 from mlops_nb.monitoring.alert_states import AlertMemory, next_memory
 from mlops_nb.monitoring.alert_store import alert_history, alert_state, alert_store
 from mlops_nb.monitoring.alerts import evaluate_alert
+from mlops_nb.serving.places import make_places, write_running
 from mlops_nb.webhook_signatures import verify_signature
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    "The target dev with a state of its own; a receiver that fails is tried again at once."
-    monkeypatch.setattr(delivery, "PAUSE", 0)
+    "The target dev with a state of its own."
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return replace(load_env("dev"), state=tmp_path / "state")
 
 
 # Definitions
+
+def evaluation(**changed) -> dict:
+    "The evaluation of an alert with other fields."
+    return RESOURCE["evaluation"] | changed
+
 
 def test_an_alert_of_the_bundle_is_read(project):
     write_alerts(project, drift=resource(receivers=("hook", "hook")), other=RESOURCE | {"evaluation": {
@@ -68,22 +73,51 @@ def test_the_file_of_an_alert_is_read_beside_its_yaml(project):
     assert read_alert(load_bundle(project.root), "drift").query_text == "SELECT 1\nAS psi"
     project.path("resources/drift.dbalert.json").write_text('{"query_lines": ["SELECT ${var.x}"]}')
     with pytest.raises(MlopsError, match="has a reference"): read_alert(load_bundle(project.root), "drift")
+    project.path("resources/drift.dbalert.json").write_text(json.dumps(content | {"schedule": "daily"}))
+    with pytest.raises(MlopsError, match="drift.dbalert.json: schedule: expected a map, got 'daily'"):
+        read_alert(load_bundle(project.root), "drift")
 
 
 @pytest.mark.parametrize(("changed", "expected"), [
-    ({"evaluation": {"source": {"name": "x"}, "comparison_operator": "ABOVE"}}, "no comparison operator 'ABOVE'"),
-    ({"evaluation": {"source": {}, "comparison_operator": "EQUAL"}}, "names no column"),
+    ({"evaluation": {"source": {"name": "x"}, "comparison_operator": "ABOVE"}},
+     "'ABOVE' is not a valid ComparisonOperator"),
+    ({"evaluation": {"source": {}, "comparison_operator": "EQUAL"}}, "missing field 'name'"),
     ({"evaluation": {"source": {"name": "x"}, "comparison_operator": "EQUAL"}}, "needs a threshold"),
     ({"evaluation": {"source": {"name": "x", "aggregation": "MODE"}, "comparison_operator": "IS_NULL"}},
-     "no aggregation"),
+     "'MODE' is not a valid Aggregation"),
+    ({"evaluation": "x"}, "drift.evaluation: expected a map, got 'x'"),
+    ({"schedule": "x"}, "drift.schedule: expected a map, got 'x'"),
+    ({"evaluation": evaluation(notification="x")}, "evaluation.notification: expected a map, got 'x'"),
+    ({"evaluation": evaluation(notification={"retrigger_seconds": "soon"})},
+     "retrigger_seconds: expected a whole number, got 'soon'"),
+    ({"evaluation": evaluation(notification={"retrigger_seconds": -1})}, "write a number of at least 0"),
+    ({"evaluation": evaluation(notification={"subscriptions": "ann"})}, "subscriptions: expected a list, got 'ann'"),
+    ({"evaluation": evaluation(notification={"subscriptions": ["ann"]})},
+     "subscriptions[0]: expected a map, got 'ann'"),
+    ({"evaluation": evaluation(threshold={"value": "x"})}, "threshold.value: expected a map, got 'x'"),
+    ({"evaluation": evaluation(threshold={"value": {"double_value": True}})}, "expected a number, got true"),
+    ({"evaluation": evaluation(threshold={"value": {"double_value": math.nan}})}, "write a number that is finite"),
     ({"query_text": "DELETE FROM dev.s.t"}, "the query is refused: it begins with DELETE"),
+    ({"query_text": "SELECT avg(psi FROM a.b.c"}, "the query is refused: '(' is never closed\n  complete it"),
+    ({"query_text": "SELECT CASE WHEN psi > 1 THEN 1 FROM a.b.c"}, "the query is refused: CASE has no END"),
+    ({"query_text": "SELECT psi FROM a.b.c WHERE psi ="}, "the query is refused: something is missing after ="),
     ({"query_text": "SELECT psi FROM t"}, "t is not the full name of a table"),
     ({"custom_summary": "{{ALERT_STATE}}"}, "no variable 'ALERT_STATE'"),
-    ({"schedule": {"timezone_id": "UTC"}}, "no schedule")])
+    ({"schedule": {"timezone_id": "UTC"}}, "missing field 'quartz_cron_schedule'")])
 def test_what_is_wrong_with_an_alert_has_its_file_and_line(project, changed, expected):
     write_alerts(project, drift=RESOURCE | changed)
-    [problem] = alert_problems(load_bundle(project.root))
+    bundle = load_bundle(project.root)
+    [problem] = alert_problems(bundle)
     assert expected in str(problem) and str(problem).startswith("resources/some.alert.yml:")
+    if not {"evaluation", "schedule"} & set(changed): return
+    assert [str(one) for one in problems_of(bundle)].count(str(problem)) == 1
+    with pytest.raises(MlopsError, match=r"some.alert.yml:\d+: alert 'drift': (evaluation|schedule)"):
+        read_alert(bundle, "drift")
+
+
+def test_a_threshold_may_be_negative(project):
+    write_alerts(project, drift=RESOURCE | {"evaluation": evaluation(threshold={"value": {"double_value": -0.5}})})
+    assert problems_of(load_bundle(project.root)) == []
 
 
 def test_the_alerts_of_this_project_are_valid_in_each_target():
@@ -115,6 +149,7 @@ def test_a_query_that_writes_or_reads_anything_but_named_tables_is_refused(query
      ["a.b.c", "a.b.d", "a.b.e"]),
     ("WITH recent AS (SELECT * FROM a.b.c) SELECT r.x FROM recent r CROSS JOIN range(3)", ["a.b.c"]),
     ("SELECT max(struct(x, y)) FROM a.b.c, LATERAL (SELECT 1) GROUP BY ROLLUP (x, y)", ["a.b.c"]),
+    ("SELECT psi -- it's (the) newest\nFROM a.b.c WHERE x = \"it's (\" AND y = 'CASE ('", ["a.b.c"]),
     ("SELECT 1 AS `delete`, replace(x, 'a', 'b') FROM (VALUES (1), (2)) v(x)", [])])
 def test_the_tables_of_a_query_are_found(query, expected):
     assert [".".join(token.parts) for token in query_tables(query)] == expected
@@ -245,6 +280,23 @@ def test_the_body_of_a_webhook():
                     "first_row": {"psi": 0.3, "window_end": "2013-07-01T00:00:00+00:00"}}]}}}
 
 
+def test_a_message_names_the_address_of_the_workspace_and_no_folder(place):
+    shown = replace(alert(), description="see {{ALERT_URL}}")
+    with Hook() as hook:
+        write_destinations(place.state, hook={"url": hook.address})
+        evaluate_alert(place, shown, rows(0.3))
+        write_running(make_places(place), "http://127.0.0.1:8123")
+        evaluate_alert(place, replace(shown, key="another"), rows(0.3))
+        (place.state / "workspace/workspace.json").unlink()
+        evaluate_alert(place, replace(shown, key="third"), rows(0.3))
+        deliver_due(place.state)
+    unknown, running, ended = hook.bodies
+    assert "url_base" not in unknown and unknown["alert"]["description"] == "see "
+    assert running["url_base"] == ended["url_base"] == "http://127.0.0.1:8123"
+    assert running["alert"]["description"] == "see http://127.0.0.1:8123/api/2.0/alerts/7"
+    assert not any(str(place.root).encode() in content for _, content in hook.received)
+
+
 def test_a_message_is_json_whatever_the_query_returns():
     values = {"nan": math.nan, "inf": -math.inf, "decimal": Decimal("1.5"), "bytes": b"x", "null": None,
               "day": pd.Timestamp("2013-07-01"), "list": [math.nan, {"x": Decimal(1)}], "{{ALERT_NAME}}": "{{X}}"}
@@ -278,18 +330,35 @@ def test_a_change_is_sent_once_and_signed(place, monkeypatch):
 
 
 def test_a_receiver_that_answers_500_gets_the_same_message_later(place):
-    with Hook(500, 500, 503, 503) as hook:  # two attempts, each with one more try
+    with Hook(500, 503) as hook:
         write_destinations(place.state, hook={"url": hook.address})
         evaluate(place, 0.3)
         now = 2 * 10**12
         [sent] = deliver_due(place.state, now)
         assert (sent.status, sent.detail) == ("PENDING", "answered 500 Internal Server Error")
+        assert len(hook.ids) == 1  # an attempt is one request
         assert deliver_due(place.state, now + 14_999) == []
         assert [one.status for one in deliver_due(place.state, now + 15_000)] == ["PENDING"]
         assert [one.status for one in deliver_due(place.state, now + 45_000)] == ["SENT"]
-    assert len(hook.ids) == 5 and len(set(hook.ids)) == 1
+    assert len(hook.ids) == 3 and len(set(hook.ids)) == 1
     [message] = alert_history(alert_store(place.state))[0]["deliveries"]
     assert (message["status"], message["attempts"], message["detail"]) == ("SENT", 3, "200 OK")
+
+
+def test_an_ok_never_comes_before_the_triggered_that_it_ends(place, monkeypatch):
+    "Neither while an attempt is waited for, nor after the clock jumped back."
+    clock, options = 2 * 10**12, {"notification": {"notify_on_ok": True}}
+    with Hook(500) as hook:
+        write_destinations(place.state, hook={"url": hook.address}, other={"url": hook.address})
+        evaluate(place, 0.3, **options)
+        deliver_due(place.state, clock)
+        monkeypatch.setattr("mlops_nb.jobs.run_store.now", lambda: 10**12)
+        evaluate(place, 0.1, **options)
+        evaluate_alert(place, replace(alert(), key="another"), rows(0.3))
+        assert [one.alert for one in deliver_due(place.state, clock + 14_000)] == ["dev/another"]
+        assert [one.status for one in deliver_due(place.state, clock + 15_000)] == ["SENT", "SENT"]
+    states = [body["alert"]["alert"]["evaluations"][0]["state"] for body in hook.bodies]
+    assert states[-3:] == ["TRIGGERED", "TRIGGERED", "OK"]
 
 
 @pytest.mark.slow
@@ -321,11 +390,34 @@ def test_a_slow_receiver_is_not_waited_for(place):
 
 
 def test_a_message_is_due_although_the_clock_jumped_back(place):
-    with Hook(500, 500) as hook:
+    with Hook(500) as hook:
         write_destinations(place.state, hook={"url": hook.address})
         evaluate(place, 0.3)
         assert [one.status for one in deliver_due(place.state, 4 * 10**12)] == ["PENDING"]
         assert [one.status for one in deliver_due(place.state, 2 * 10**12)] == ["SENT"]
+
+
+def test_the_command_deliver_sends_now_what_waits(project, monkeypatch, capsys):
+    from mlops_nb.commands.app import run_app
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def deliver_now() -> str:
+        monkeypatch.setattr(sys, "argv", ["mlops", "alerts", "deliver"])
+        assert run_app() == 0
+        return " ".join("".join(capsys.readouterr()).split())
+    assert deliver_now() == "no message waits"
+    place = load_env("dev", root=project.root)
+    with Hook(500, 500) as hook:
+        write_destinations(place.state, hook={"url": hook.address})
+        evaluate(place, 0.3, 0.1, notification={"notify_on_ok": True})
+        deliver_due(place.state, 4 * 10**12)  # 2096-10-02 07:06:40
+        monkeypatch.setattr("mlops_nb.jobs.run_store.now", lambda: 4 * 10**12)
+        printed = deliver_now()
+        assert "not sent dev/drift: hook: answered 500 Internal Server Error; it is tried again" in printed
+        assert "2 messages wait; the next attempt is from 2096-10-02 07:07:10 UTC on" in printed
+        assert "sent dev/drift: hook: 200 OK" in deliver_now() and deliver_now() == "no message waits"
+    assert len(hook.ids) == 4
 
 
 def test_a_mistake_in_the_destinations_keeps_the_messages(place, monkeypatch):
@@ -357,7 +449,8 @@ def test_an_alert_whose_query_is_wrong_says_so_once(place):
     outcomes = [evaluate_alert(place, alert(), query) for query in (fails, fails, rows(0.1), fails)]
     assert [(one.result.state, one.notified) for one in outcomes] == [
         ("ERROR", True), ("ERROR", False), ("OK", False), ("ERROR", True)]
-    assert alert_state(alert_store(place.state), "dev/drift")["error"] == "syntax error at 'SELCT'"
+    first, hint = alert_state(alert_store(place.state), "dev/drift")["error"].splitlines()
+    assert first == "the query fails: syntax error at 'SELCT'" and "correct query_text" in hint
     assert evaluate_alert(place, alert(), rows(None)).result.state == "UNKNOWN"
 
 
