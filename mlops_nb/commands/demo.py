@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPORT_JOB', 'PROCESS_STEPS', 'run_inside', 'retrain_with', 'evaluate_with', 'failing_window', 'job_default',
            'the_use_case', 'year_variables', 'open_replay', 'report_lines', 'report_year', 'begin_again', 'run_year',
-           'as_date', 'demo']
+           'as_date', 'last_end', 'demo']
 
 # %% ../../nbs/commands/19_demo.ipynb #6ad68a48
 import os
@@ -152,6 +152,12 @@ def as_date(text: str, name: str) -> date:
     except ValueError:
         raise MlopsError(f"{name} is {text!r}, which is not a date", "write one such as 2013-04-01") from None
 
+def last_end(bundle: Any) -> date | None:  # None: the data has no end
+    "Return the day after the last one with data: by the calendar of the use case, or by the job demo."
+    if last_day := the_use_case(bundle).calendar.last_day: return last_day
+    end = job_default(bundle, "demo", "end")
+    return as_date(end, "the parameter end of the job demo") if end else None
+
 def demo(year: Annotated[bool, typer.Option("--year", help="Replay days of production, in target prod.")] = False,
          target: Annotated[str | None, typer.Option("--target", "-t", help="A target of databricks.yml. Default: its "
                                                     "default target; with --year, prod.")] = None,
@@ -171,7 +177,7 @@ def demo(year: Annotated[bool, typer.Option("--year", help="Replay days of produ
     bundle = load_bundle(target=target or "prod", variables=variables)
     check_replayable(the_use_case(bundle))
     begin_day = as_date(first or job_default(bundle, "demo", "first_day"), "--from")
-    end = the_use_case(bundle).calendar.last_day
+    end = last_end(bundle)
     if not last and end is None: raise MlopsError("the days of the data have no end", "name the last day: --to")
     last_day = as_date(last, "--to") if last else end - timedelta(days=1)
     run_year(target or "prod", variables, begin_day, last_day, step)

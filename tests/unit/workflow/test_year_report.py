@@ -194,6 +194,15 @@ def test_the_report_names_the_replayed_days_if_it_is_asked_for_others(monkeypatc
     assert error.value.hint.startswith("the replayed days are 2021-03-02 to 2021-03-09; replay others: ")
 
 
+@pytest.mark.parametrize(("last_day", "end", "expected"), [
+    (date(2014, 1, 1), "2013-09-01", date(2014, 1, 1)), (None, "2013-09-01", date(2013, 9, 1)), (None, "", None)])
+def test_the_data_end_where_the_calendar_or_the_job_demo_says(monkeypatch, last_day, end, expected):
+    calendar = SimpleNamespace(last_day=last_day)
+    monkeypatch.setattr(demo, "the_use_case", lambda _: SimpleNamespace(calendar=calendar))
+    jobs = {"demo": {"parameters": [{"name": "end", "default": end}]}}
+    assert demo.last_end(SimpleNamespace(jobs=jobs)) == expected
+
+
 class Replaced(Exception): "In place of a new process."
 
 
