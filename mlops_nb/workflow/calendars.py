@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..bundle.parameters import MAX_REPLAY_DAYS, as_day
 from ..data.sql import sql_text
-from ..errors import ParameterError
+from ..errors import ParameterError, counted
 
 # %% ../../nbs/workflow/00_calendars.ipynb #42032eb8
 def trigger_day(day: date) -> date:
@@ -43,6 +43,17 @@ class Calendar:
         if self.last_day: days.append(f"to {last}" if days else f"up to {last}")
         raise ParameterError(f"{name} is {day}, a day without data", f"write a day {' '.join(days)}")
 
+    def check_end(self, day: date, days: int) -> date:
+        "Return the end of the days from `day` on; raise ParameterError, with the limit of `day`, if it has no data."
+        length, end = timedelta(days=days), day + timedelta(days=days)
+        message = f"the end of {counted(days, 'day')} from {day} on is {end}, a day without data"
+        if self.last_day and end > self.last_day:
+            fewer = ", or fewer days" if days > 1 else ""
+            raise ParameterError(message, f"write a day up to {self.last_day - length}{fewer}")
+        if self.first_day and end < self.first_day:
+            raise ParameterError(message, f"write a day from {self.first_day - length} on")
+        return end
+
     def as_of_day(self, as_of: str,  # "latest", or a date such as 2013-04-01
                   trigger_date: date,  # the day on which the job was triggered
                   ) -> date:
@@ -62,8 +73,7 @@ class Calendar:
         "Return the cut of a job: it knows the facts that became known before."
         if not 0 <= replay_days <= MAX_REPLAY_DAYS:
             raise ParameterError(f"replay_days is {replay_days}", f"write a number from 0 to {MAX_REPLAY_DAYS}")
-        return self.midnight(self.check_day(day + timedelta(days=replay_days),
-                                            f"the end of {replay_days} days from {day} on"))
+        return self.midnight(self.check_end(day, replay_days) if replay_days else self.check_day(day, "the day"))
 
     def day_of(self, moment: datetime) -> date:
         "Return the day to which a time with a zone belongs."
