@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..conf import A_COUNT, SOME_TEXTS, ConfProblem, a_whole_number, read_conf, setting_problems
+from ..conf import A_ROW_COUNT, SOME_TEXTS, ConfProblem, a_whole_number, read_conf, setting_problems
 from ..deployment.aliases import ROLLED_BACK
 from ..deployment.promotion import DECISION
 from ..deployment.validation import CHECK_TAG_PREFIX, STATUS
@@ -88,8 +88,8 @@ def read_cause(text: str) -> Cause:  # text: the job parameter `cause`
 
 # %% ../../nbs/monitoring/30_retraining.ipynb #5f8f9891
 RETRAINING_FILE = "retraining.yml"
-RETRAINING_SETTINGS = {"cooldown_days": a_whole_number(0), "min_new_labelled_rows": a_whole_number(0),
-                       "max_refused": A_COUNT, "causes": SOME_TEXTS}
+RETRAINING_SETTINGS = {"cooldown_days": a_whole_number(0, 3650), "min_new_labelled_rows": A_ROW_COUNT,
+                       "max_refused": a_whole_number(1, 1000), "causes": SOME_TEXTS}
 
 def retraining_problems(conf: Mapping) -> Iterator[ConfProblem]:
     "All problems of conf/retraining.yml."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRIC_TYPES', 'CUSTOM_METRIC_SETTINGS', 'PROBLEM_TYPES', 'CLASSIFICATION', 'REGRESSION', 'GRANULARITIES',
-           'MONITOR_SETTINGS', 'LOG_SETTINGS', 'MORE_SETTINGS', 'GROUP', 'HAS_WINDOW', 'CustomMetric',
+           'MOST_WEEKS', 'MONITOR_SETTINGS', 'LOG_SETTINGS', 'MORE_SETTINGS', 'GROUP', 'HAS_WINDOW', 'CustomMetric',
            'custom_metric_problems', 'read_custom_metrics', 'Monitor', 'parse_granularity', 'a_list_of',
            'monitor_setting_problems', 'granularity_problems', 'as_monitor', 'window_start', 'window_end', 'slice_name',
            'column_types', 'text_sql', 'moment_sql', 'version_sql', 'slice_sql', 'slice_types', 'with_windows',
@@ -38,6 +38,7 @@ from mlops_nb.conf import (
     raised_problem,
     refuse,
     setting_problems,
+    yaml_text,
 )
 from ..data.sql import quoted, sql_text, with_double_literals
 from ..errors import MlopsError, shorten, unknown
@@ -107,15 +108,17 @@ class Monitor:
                              "give label_col: probabilities are evaluated against labels")
 
 # %% ../../nbs/monitoring/00_windows.ipynb #296e59d1
-GRANULARITIES = ("5 minutes", "30 minutes", "1 hour", "1 day", "<n> weeks", "1 month", "1 year")
+GRANULARITIES = ("5 minutes", "30 minutes", "1 hour", "1 day", "1 month", "1 year")
+MOST_WEEKS = 52
 
 def parse_granularity(granularity: str) -> tuple[int, str]:  # a number and one of minute, hour, day, week, month, year
     "Return the number and the unit of a granularity; MlopsError with the valid ones otherwise."
     number, _, unit = granularity.partition(" ")
     unit = unit.removesuffix("s")
-    if granularity in GRANULARITIES or (unit == "week" and number.isdecimal() and int(number) > 0):
-        return int(number), unit
-    raise MlopsError(f"no granularity {granularity!r}", f"there are: {', '.join(GRANULARITIES)}")
+    is_weeks = unit == "week" and re.fullmatch(r"[1-9]\d?", number, re.ASCII) and int(number) <= MOST_WEEKS
+    if granularity in GRANULARITIES or is_weeks: return int(number), unit
+    raise MlopsError(f"no granularity {shorten(repr(granularity))}",
+                     f"there are: {', '.join(GRANULARITIES)}, and 1 to {MOST_WEEKS} weeks")
 
 # %% ../../nbs/monitoring/00_windows.ipynb #7402c418
 def a_list_of(is_right: Callable[[Any], bool], items: str) -> Setting:  # items: what it lists, in words
@@ -151,6 +154,10 @@ def granularity_problems(granularities: Any, key: str) -> Iterator[ConfProblem]:
     if not isinstance(granularities, list | tuple):
         yield key, f"{granularities!r} is not a list", "write a list, such as [1 day, 1 month]"
         return
+    if not granularities:
+        yield key, "[] is not valid", "write at least one, such as [1 month], or remove the key"
+    if len(set(map(str, granularities))) < len(granularities):
+        yield key, f"{yaml_text(granularities)} names one twice", "remove one of them"
     for i, granularity in enumerate(granularities):
         yield from raised_problem(f"{key}[{i}]", parse_granularity, str(granularity))
 

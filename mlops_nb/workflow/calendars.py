@@ -35,16 +35,24 @@ class Calendar:
         return datetime.combine(day, time(), ZoneInfo(self.time_zone)).astimezone(UTC)
 
     def check_day(self, day: date,
-                  name: str,  # of the parameter, for the message
-                  replay_days: int = 0) -> date:  # which `day` includes
+                  name: str) -> date:  # of the parameter, for the message
         "Return the day if a job can run as of it; raise ParameterError otherwise."
         first, last = self.first_day or date.min, self.last_day or date.max
         if first <= day <= last: return day
         days = [f"from {first}"] if self.first_day else []
-        newest = last - timedelta(days=replay_days)
-        if self.last_day: days.append(f"to {newest}" if days else f"up to {newest}")
-        fewer = ", or fewer days" if replay_days > 1 else ""
-        raise ParameterError(f"{name} is {day}, a day without data", f"write a day {' '.join(days)}{fewer}")
+        if self.last_day: days.append(f"to {last}" if days else f"up to {last}")
+        raise ParameterError(f"{name} is {day}, a day without data", f"write a day {' '.join(days)}")
+
+    def check_end(self, day: date, days: int) -> date:
+        "Return the end of the days from `day` on; raise ParameterError, with the limit of `day`, if it has no data."
+        length, end = timedelta(days=days), day + timedelta(days=days)
+        message = f"the end of {counted(days, 'day')} from {day} on is {end}, a day without data"
+        if self.last_day and end > self.last_day:
+            fewer = ", or fewer days" if days > 1 else ""
+            raise ParameterError(message, f"write a day up to {self.last_day - length}{fewer}")
+        if self.first_day and end < self.first_day:
+            raise ParameterError(message, f"write a day from {self.first_day - length} on")
+        return end
 
     def as_of_day(self, as_of: str,  # "latest", or a date such as 2013-04-01
                   trigger_date: date,  # the day on which the job was triggered
@@ -65,8 +73,7 @@ class Calendar:
         "Return the cut of a job: it knows the facts that became known before."
         if not 0 <= replay_days <= MAX_REPLAY_DAYS:
             raise ParameterError(f"replay_days is {replay_days}", f"write a number from 0 to {MAX_REPLAY_DAYS}")
-        name = f"the end of {counted(replay_days, 'day')} from {day} on"
-        return self.midnight(self.check_day(day + timedelta(days=replay_days), name, replay_days))
+        return self.midnight(self.check_end(day, replay_days) if replay_days else self.check_day(day, "the day"))
 
     def day_of(self, moment: datetime) -> date:
         "Return the day to which a time with a zone belongs."

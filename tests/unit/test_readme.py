@@ -1,10 +1,12 @@
 """What the README and the pages of the site name: files that exist, commands that the command line has, tests."""
 import re
+import textwrap
 from pathlib import Path
 from urllib.parse import urldefrag
 
 import pytest
 import typer
+import yaml
 
 from mlops_nb.commands.app import app
 
@@ -18,6 +20,22 @@ def test_every_file_that_a_page_links_to_exists(page):
     targets = {urldefrag(target)[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target} - {""}
     generated = {"pages/tour", "pages/reference/index"}
     assert not {target for target in targets - generated if not (page.parent / target).exists()}
+
+
+YAML_FILES = [ROOT / "databricks.yml",
+              *(file for name in ("conf", "resources", "template") for file in sorted((ROOT / name).rglob("*.yml")))]
+
+
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, yaml.CSafeLoader], ids=lambda loader: loader.__name__)
+def test_every_reader_of_yaml_reads_the_pages_and_the_files(loader):
+    "The reader in C takes more than the one in Python, such as a ? between { and }; others are as strict."
+    blocks = {f"{page.name}: {text}": textwrap.dedent(text) for page in PAGES
+              for text in re.findall(r"^ *```ya?ml\n(.*?)^ *```", page.read_text(), flags=re.DOTALL | re.MULTILINE)}
+    assert len(blocks) >= 8
+    for name, text in (blocks | {file.name: file.read_text() for file in YAML_FILES}).items():
+        anchors = set(re.findall(r"\*(\w+)$", text, re.MULTILINE)) - set(re.findall(r"&(\w+)", text))  # of elsewhere
+        try: yaml.load("".join(f"{anchor}: &{anchor} {{}}\n" for anchor in anchors) + text, Loader=loader)
+        except yaml.YAMLError as error: pytest.fail(f"{name}\n{error}")
 
 
 def test_each_mark_of_what_runs_where_is_a_file_of_tests():

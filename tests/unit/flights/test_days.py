@@ -71,6 +71,15 @@ def test_the_cut_is_the_midnight_after_the_replayed_days(day, replayed):
         with pytest.raises(MlopsError, match=f"{end}, a day without data"): CALENDAR.cut_of(day, replayed)
 
 
+@pytest.mark.parametrize(("day", "days", "limit"), [
+    (date(2014, 5, 1), 1, "up to 2013-12-31"), (date(2013, 12, 30), 9, "up to 2013-12-23, or fewer days"),
+    (date(2012, 1, 1), 1, "from 2013-01-01 on")])
+def test_the_limit_of_a_replayed_day_is_that_of_the_day(day, days, limit):
+    with pytest.raises(MlopsError) as caught: CALENDAR.cut_of(day, days)
+    assert caught.value.hint == f"write a day {limit}"
+    CALENDAR.cut_of(date.fromisoformat(limit.split()[2 if "up" in limit else 1].strip(",")), days)
+
+
 @pytest.mark.parametrize("replayed", [-1, 367, 10**12])
 def test_an_impossible_number_of_replay_days_is_refused(replayed):
     with pytest.raises(MlopsError, match="replay_days"): CALENDAR.cut_of(date(2013, 4, 1), replayed)

@@ -49,6 +49,9 @@ def place(tmp_path, monkeypatch):
 
 # Definitions
 
+OF_DATABRICKS = "0481e838-0a59-4eff-9541-a4ca6f149574"  # an id as Databricks gives it
+
+
 def evaluation(**changed) -> dict:
     "The evaluation of an alert with other fields."
     return RESOURCE["evaluation"] | changed
@@ -58,6 +61,7 @@ def test_an_alert_of_the_bundle_is_read(project):
     write_alerts(project, drift=resource(receivers=("hook", "hook")), other=RESOURCE | {"evaluation": {
         "source": {"name": "x", "aggregation": "AVG"}, "comparison_operator": "LESS_THAN",
         "threshold": {"column": {"name": "lowest", "aggregation": "MIN"}}}})
+    write_destinations(project.root / ".mlops", hook={"url": "http://127.0.0.1"})
     bundle = load_bundle(project.root)
     drift, other = read_alert(bundle, "drift"), read_alert(bundle, "other")
     assert (drift.condition, drift.subscriptions) == ("psi GREATER_THAN 0.2", (Subscription("webhook", "hook"),))
@@ -113,6 +117,24 @@ def test_what_is_wrong_with_an_alert_has_its_file_and_line(project, changed, exp
     assert [str(one) for one in problems_of(bundle)].count(str(problem)) == 1
     with pytest.raises(MlopsError, match=r"some.alert.yml:\d+: alert 'drift': (evaluation|schedule)"):
         read_alert(bundle, "drift")
+
+
+def test_a_destination_that_this_machine_does_not_have_is_named(project):
+    write_alerts(project, drift=resource(receivers=("team-chat",)),
+                 other=resource(receivers=("team-caht", OF_DATABRICKS)))
+    project.job("watch", [{"task_key": "alert", "alert_task": {
+        "alert_id": "${resources.alerts.drift.id}", "subscribers": [{"destination_id": "team-chta"}]}}],
+                webhook_notifications={"on_failure": [{"id": "team-hcat"}]})
+    bundle = load_bundle(project.root)
+    warnings = alert_problems(bundle)
+    assert len(warnings) == 5 and all(one.is_warning and "there are none" in one.hint for one in warnings)
+    write_destinations(project.root / ".mlops", **{"team-chat": {"url": "http://127.0.0.1"}, "b": {"url": "http://b"}})
+    errors = [str(problem) for problem in alert_problems(bundle) if not problem.is_warning]
+    for name in ("team-caht", "team-chta", "team-hcat"):
+        [error] = [error for error in errors if f"no notification destination {name!r} on this machine" in error]
+        assert "did you mean 'team-chat'? there are: b, team-chat; .mlops/destinations.json declares" in error
+    [warning] = [problem for problem in alert_problems(bundle) if problem.is_warning]
+    assert OF_DATABRICKS in warning.message and len(errors) == 3
 
 
 def test_a_threshold_may_be_negative(project):

@@ -118,6 +118,15 @@ def test_the_first_threshold_that_fits_judges_windows_with_enough_rows():
     ({"thresholds": [{"source": "job", "metric": "latency_p95_ms", "at_most": 1}]}, "thresholds[0].metric"),
     ({"thresholds": [{"source": "job", "metric": "failure_rate"}]}, "thresholds[0]"),
     ({"thresholds": [{"source": "job", "metric": "failure_rate", "at_most": "0"}]}, "thresholds[0].at_most"),
+    ({"late_days": 10**14}, "late_days"), ({"granularities": ["99999999 weeks"]}, "granularities"),
+    ({"granularities": ["1 day", "1 day"]}, "granularities"), ({"granularities": [["1 day"]]}, "granularities"),
+    ({"thresholds": [{"source": ["job"], "metric": "x", "at_most": 1}]}, "thresholds[0].source"),
+    ({"thresholds": [{"source": "job", "metric": "failure_rate", "at_most": -1}]}, "thresholds[0].at_most"),
+    ({"thresholds": [{"source": "job", "metric": "failure_rate", "at_most": 1.5}]}, "thresholds[0].at_most"),
+    ({"thresholds": [{"source": "job", "metric": "queue_max_s", "at_most": 1, "at_least": 2}]},
+     "thresholds[0].at_least"),
+    ({"thresholds": [{"source": "job", "metric": "failure_rate", "at_most": 0, "min_count": 10**14}]},
+     "thresholds[0].min_count"),
     ({"thresholds": [5]}, "thresholds[0]"), ({"limits": []}, "limits")])
 def test_each_mistake_in_the_file_has_its_key(conf, key):
     assert key in [place for place, *_ in infrastructure_problems(conf)]

@@ -206,7 +206,8 @@ def test_short_windows_are_counted_in_utc():
     assert window_end(start, "30 minutes", "America/New_York") == start + timedelta(minutes=30)
 
 
-@pytest.mark.parametrize("wrong", ["monthly", "2 months", "0 weeks", "1 weekly", "", "minutes", "5 minute s"])
+@pytest.mark.parametrize("wrong", ["monthly", "2 months", "0 weeks", "53 weeks", "<n> weeks", "9" * 5000 + " weeks",
+                                   "1 weekly", "", "minutes", "5 minute s"])
 def test_an_unknown_granularity_lists_what_exists(wrong):
     with pytest.raises(MlopsError, match="there are: 5 minutes, 30 minutes, 1 hour"): parse_granularity(wrong)
 

@@ -71,13 +71,3 @@ def test_the_readme_names_pages_that_exist():
     readme = (ROOT / "README.md").read_text()
     for name in ("your-own-table.md", "declarations.md"):
         assert f"(docs/{name})" in readme and (ROOT / "docs" / name).is_file()
-
-
-def test_yaml_in_the_docs_can_be_read_by_any_reader():
-    "The excerpt of a target refers to an anchor, which it does not show."
-    blocks = [(file.name, block) for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-              for block in re.findall(r"^```yaml\n(.*?)^```", file.read_text(), re.DOTALL | re.MULTILINE)]
-    assert len(blocks) > 5
-    for name, block in blocks:
-        try: list(yaml.safe_load_all(block.replace("*deployed", "{}")))
-        except yaml.YAMLError as error: pytest.fail(f"{name}: {error}")
