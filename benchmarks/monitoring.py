@@ -1,5 +1,6 @@
 """Two windows of predictions, with profiles and drift statistics: this project beside Evidently, and larger windows."""
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,11 +38,12 @@ def measured(folder: str):  # -> a function that measures both windows
     "Return the measurement of this project, from Parquet files of a baseline and a window."
     from dataclasses import replace
 
-    from mlops_nb.data.session import get_spark
+    from mlops_nb.data.session import get_spark, return_memory
     from mlops_nb.env import load_env
     from mlops_nb.monitoring.metric_tables import drift_metrics, measure, profile_metrics
     from mlops_nb.monitoring.windows import Monitor
     env = replace(load_env("dev"), lakehouse=f"{folder}/lakehouse")
+    return_memory()  # as the job monitor does
     spark, monitor = get_spark(env), Monitor("at", "version", "text0")
     base, rows = (spark.read.parquet(f"{folder}/{name}.parquet") for name in ("base", "rows"))
     def run():
@@ -85,7 +87,11 @@ def in_process(name: str, folder: str, rounds: int = 6) -> dict:
     "Measure in a process of its own."
     python = str(PEERS) if name == "evidently" else sys.executable
     command = [python, __file__, name, folder, str(rounds)]
-    process = subprocess.run(command, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if name == "ours":  # Evidently's environment does not have this project
+        from mlops_nb.jobs.warm import IMPORT_ENVIRONMENT
+        environment |= IMPORT_ENVIRONMENT
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
     if process.returncode: sys.exit(process.stderr[-3000:])
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -206,7 +206,8 @@ LATER_IMPORTS = ("matplotlib.pyplot", "seaborn", "sklearn.linear_model", "sklear
                  "sqlalchemy", "mlflow", "mlflow.pyfunc", "mlflow.models", "mlflow.store.tracking.sqlalchemy_store")
 IMPORT_ENVIRONMENT = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TZ": "UTC",
                       "OMP_WAIT_POLICY": "PASSIVE", "GIT_PYTHON_REFRESH": "quiet",
-                      "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # read during imports; the last one hides a warning
+                      "ARROW_DEFAULT_MEMORY_POOL": "system",  # it returns memory sooner than Arrow's own
+                      "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # hides a warning. All are read during imports
 
 def warm_for_jobs() -> Warm:
     "The warm process for the notebooks of a job."

@@ -202,6 +202,8 @@ def measure_rows(env: Env, rows, baseline: Baseline | None, base_rows,  # DataFr
                 groups = all_groups(table, monitor, versions, sliced, is_needed)
                 metrics.scores = quality(table, groups.whole + groups.slices, monitor)
             metrics.add(measure_chunk(table, groups, columns))
+            del table  # before the next columns are read
+            pa.default_memory_pool().release_unused()
     return metrics
 
 # %% ../../nbs/monitoring/05_metric_tables.ipynb #0ff9a541

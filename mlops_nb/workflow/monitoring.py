@@ -32,7 +32,7 @@ from .. import task
 from ..conf import A_MAPPING, ConfProblem, Setting, are_texts, raised_problem, read_conf, setting_problems
 from ..data import tables
 from ..data.pandas_frames import to_pandas
-from ..data.session import get_spark
+from ..data.session import get_spark, return_memory
 from ..data.sql import incomplete, quoted, sql_text
 from ..env import Env, load_env
 from ..errors import MissingError, MlopsError, counted, what_exists
@@ -397,6 +397,7 @@ def load_monitoring(use_case: UseCase, target: str, as_of: str,
     env = load_env(target)
     parse_granularity(granularity)
     day = use_case.calendar.as_of_day(as_of, task.trigger_date())
+    return_memory()
     return Monitoring(use_case, get_spark(env), env, day, granularity, *read_monitoring(use_case, env.root),
                       read_granularities(use_case, env.root))
 
