@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Check', 'GENERAL_CHECKS', 'TUNING_SOURCES', 'TUNING_SETTINGS', 'conf_checks_of', 'search_problems', 'optional_checks',
-           'unreadable', 'file_problems', 'use_case_problems', 'conf_problems', 'variable_problems',
-           'store_address_problems', 'tuning_variable_problems']
+           'unreadable', 'file_problems', 'import_lightgbm', 'use_cases_of', 'use_case_problems', 'conf_problems',
+           'variable_problems', 'store_address_problems', 'tuning_variable_problems']
 
 # %% ../nbs/10_conf_checks.ipynb #200a3210
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +79,35 @@ def file_problems(root: Path, name: str, check: Check) -> list[Problem]:
     return [Problem(f"conf/{name}", key, message, hint, place_of(places, key).line)
             for key, message, hint in check(plain(node))]
 
-def use_case_problems(root: Path, name: UseCaseName) -> list[Problem]:
-    "Problems of all files of conf/ for a use case, or of the use case itself."
-    try: use_case = import_use_case(root, name)
-    except MlopsError as error: return [Problem(name.file, name.attribute, error.message, error.hint)]
-    checks = conf_checks_of(use_case)
-    return [problem for file, check in checks.items() for problem in file_problems(root, file, check)]
+def import_lightgbm() -> None:
+    "Import LightGBM without scikit-learn, which only its wrappers use: it would take most of the time of the checks."
+    if "lightgbm" in sys.modules or "sklearn" in sys.modules: return
+    sys.modules["sklearn"] = None  # the import fails, and LightGBM goes on without it
+    try: import_module("lightgbm")
+    except ImportError: return  # the check that needs it says so
+    finally: del sys.modules["sklearn"]
+
+def use_cases_of(root: Path, names: Iterable[UseCaseName]) -> tuple[list, list[Problem]]:
+    "Import the use cases; a problem for each that cannot be imported."
+    use_cases, problems = [], []
+    for name in names:
+        try: use_cases.append(import_use_case(root, name))
+        except MlopsError as error: problems.append(Problem(name.file, name.attribute, error.message, error.hint))
+    return use_cases, problems
+
+def use_case_problems(root: Path, use_cases: list) -> list[Problem]:
+    "Problems of all files of conf/ for some use cases."
+    from mlops_nb.models.learners import LIGHTGBM
+    learners = [use_case.learner for use_case in use_cases]
+    if learners and all(learner is LIGHTGBM for learner in learners): import_lightgbm()  # others may need the wrappers
+    return [problem for use_case in use_cases for file, check in conf_checks_of(use_case).items()
+            for problem in file_problems(root, file, check)]
 
 def conf_problems(bundle: Bundle) -> list[Problem]:  # without duplicates
     "Problems of all files of conf/; every use case that the notebooks of the jobs import is one to check them for."
     names = use_case_names(bundle)
-    problems = [problem for name in names for problem in use_case_problems(bundle.root, name)]
+    use_cases, problems = use_cases_of(bundle.root, names)
+    problems += use_case_problems(bundle.root, use_cases)
     for file, check in (optional_checks() | ({} if names else GENERAL_CHECKS)).items():
         if (bundle.root / "conf" / file).exists(): problems += file_problems(bundle.root, file, check)
     return list(dict.fromkeys(problems))
